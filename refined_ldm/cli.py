@@ -1,0 +1,218 @@
+"""The same from a shell: `refined-ldm generate | train | notebooks …`. Heavy imports wait for the command that needs them."""
+
+import argparse
+import csv
+import json
+import re
+import sys
+import time
+from pathlib import Path
+
+EXAMPLES = {
+    "generate": 'refined-ldm generate "rain falls while a bell rings" --out runs/first --seed 1',
+    "train": "refined-ldm train --preset tiny --stage vae clap ldm hifigan --run runs/tiny",
+    "notebooks": "refined-ldm notebooks --preset tiny -p steps 10",
+}
+NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+
+
+def main(arguments=None):
+    """Run one command -> exit status: 0, or 2 with one line on stderr for bad usage or bad input."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options) or 0
+    except (ValueError, FileNotFoundError, FileExistsError) as fault:
+        print(f"refined-ldm {options.command}: {fault}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\nrefined-ldm {options.command}: stopped", file=sys.stderr)
+        return 130
+
+
+def _parser():
+    parser = argparse.ArgumentParser(prog="refined-ldm", description="Captions become sound, and how that is trained.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name, run, text):
+        sub = commands.add_parser(name, help=text, description=text, epilog=f"example: {EXAMPLES[name]}")
+        sub.set_defaults(run=run)
+        return sub
+
+    sub = command("generate", generate, "Write one WAV file for each caption.")
+    sub.add_argument("captions", nargs="+", metavar="CAPTION")
+    sub.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the WAV files")
+    source = sub.add_mutually_exclusive_group()
+    source.add_argument("--preset", default="tiny", help="tiny (shipped weights) or another preset (random weights)")
+    source.add_argument("--checkpoint", type=Path, metavar="DIR", help="a run folder with all parts trained")
+    sub.add_argument("--steps", type=int, help="sampling steps of DPM-Solver++ (the preset's if not given)")
+    sub.add_argument("--guidance", type=float, metavar="SCALE", help="1 is none; more follows the caption harder")
+    sub.add_argument("--seconds", type=float, help="length of the sound (the preset's if not given)")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--negative", default="", metavar="CAPTION", help="what to move away from")
+    sub.add_argument("--candidates", type=int, default=1, metavar="K", help="draw K, keep the nearest to its caption")
+    sub.add_argument("--picture", action="store_true", help="also write spectrograms.png")
+    sub.add_argument("--device", default="auto")
+    sub.add_argument("--json", action="store_true", help="print what was written as JSON")
+
+    sub = command("train", train, "Train stages of a preset or a YAML configuration; finished stages are kept in --run.")
+    source = sub.add_mutually_exclusive_group()
+    source.add_argument("-c", "--config", type=Path, metavar="YAML")
+    source.add_argument("--preset", default="tiny")
+    sub.add_argument("--stage", nargs="+", default=["vae", "clap", "ldm", "hifigan"], metavar="STAGE",
+                     help="vae clap ldm hifigan; all in this order if not given")  # fmt: skip
+    sub.add_argument("--run", required=True, type=Path, metavar="DIR", dest="run_dir", help="folder of this run")
+    sub.add_argument("--data", metavar="PATH", help="CSV file or folder of captioned recordings, in place of scenes")
+    sub.add_argument("--max-steps", type=int, help="of each stage (the configuration's if not given)")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--resume", action="store_true", help="go on from the last checkpoint of the run")
+    sub.add_argument("--no-adversary", action="store_true", help="hifigan: train on spectral distances alone")
+    sub.add_argument("--device", default="auto")
+
+    sub = command("notebooks", notebooks, "Execute the five notebooks with papermill into runs/notebooks.")
+    sub.add_argument("names", nargs="*", metavar="NAME", help="01 … 05; all if not given")
+    sub.add_argument("--preset", default="tiny")
+    sub.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a parameter")
+    sub.add_argument("--out", type=Path, default=Path("runs/notebooks"), metavar="DIR")
+    return parser
+
+
+def generate(options):
+    from tqdm import tqdm
+
+    from refined_ldm.audio import save_audio
+    from refined_ldm.devices import pick_device
+    from refined_ldm.text_to_audio import RefinedAudioLDM
+
+    device = pick_device(options.device)
+    if options.checkpoint:
+        model = RefinedAudioLDM.load(options.checkpoint, device)
+    else:
+        model = RefinedAudioLDM.from_preset(options.preset, device)
+    options.out.mkdir(parents=True, exist_ok=True)
+    start, written = time.perf_counter(), []
+    with tqdm(total=options.steps or model.config.steps, unit="step", disable=None) as bar:
+        waveforms = model.generate(
+            options.captions, options.seconds, options.steps, options.guidance, options.seed, options.negative,
+            candidates=options.candidates, on_step=lambda *_: bar.update(),
+        ).cpu()  # fmt: skip
+    for caption, waveform in zip(options.captions, waveforms, strict=True):
+        path = _free_name(options.out, caption, options.seed, taken={w["file"] for w in written})
+        save_audio(path, waveform, model.config.mel.sample_rate)
+        written.append({"file": str(path), "caption": caption, "seed": options.seed,
+                        "seconds": waveform.shape[-1] / model.config.mel.sample_rate})  # fmt: skip
+    if options.picture:
+        from refined_ldm.display import plot_mels
+
+        figure = plot_mels(model.mel(waveforms.to(device)).cpu(), options.captions, model.config.mel)
+        figure.savefig(options.out / "spectrograms.png", dpi=110)
+    if options.json:
+        print(json.dumps({"written": written, "took": round(time.perf_counter() - start, 2)}))
+    else:
+        print("\n".join(w["file"] for w in written))
+
+
+def _free_name(folder, caption, seed, taken):
+    """A file name a person can read: the caption's words and the seed; a caption given twice is numbered."""
+    words = "-".join(re.findall(r"\w+", caption.lower()))[:60] or "untitled"
+    path, number = folder / f"{words}-{seed}.wav", 2
+    while str(path) in taken:
+        path, number = folder / f"{words}-{seed}-{number}.wav", number + 1
+    return path
+
+
+def train(options):
+    from dataclasses import replace
+
+    from tqdm import tqdm
+
+    from refined_ldm.config import load_config, preset
+    from refined_ldm.devices import pick_device
+    from refined_ldm.pipeline import STAGES, train_stage
+    from refined_ldm.text_to_audio import RefinedAudioLDM
+
+    config = load_config(options.config) if options.config else preset(options.preset)
+    if options.data:
+        config = replace(config, data=options.data)
+    unknown = set(options.stage) - set(STAGES)
+    if unknown:
+        raise ValueError(f"no stage {', '.join(sorted(unknown))}: choose from {', '.join(STAGES)}")
+    model = RefinedAudioLDM(config, options.seed).to(pick_device(options.device))
+
+    for stage in [s for s in STAGES if s in options.stage]:
+        settings = config.training[stage]
+        bar, clips = tqdm(total=options.max_steps or settings.max_steps, desc=stage, disable=None), tqdm(
+            desc="clips", disable=None)  # fmt: skip
+
+        def on_clips(done, total, clips=clips):
+            clips.total = total
+            clips.update(done - clips.n)
+
+        steps = train_stage(model, stage, options.run_dir, options.seed, options.resume, options.max_steps,
+                            not options.no_adversary, on_clips)  # fmt: skip
+        with bar, _curve(options.run_dir / f"{stage}.csv", options.resume) as write:
+            for step in steps:
+                bar.update(step.index - bar.n)
+                bar.set_postfix(loss=f"{step.loss:.4f}")
+                write(step)
+        clips.close()
+        print(f"{stage}: {step.index} steps, loss {step.loss:.4f}, written to {options.run_dir}")
+
+
+class _curve:
+    """Append every step's figures to a CSV file; a resumed run goes on with the lines it had."""
+
+    def __init__(self, path, resume):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = open(path, "a" if resume else "w", newline="")
+        self.rows = csv.writer(self.file)
+
+    def __enter__(self):
+        return self.write
+
+    def write(self, step):
+        if self.file.tell() == 0:
+            self.rows.writerow(["step", "lr", "seconds", *step.losses])
+        self.rows.writerow([step.index, f"{step.lr:.6g}", f"{step.seconds:.4f}", *(f"{v:.6g}" for v in step.losses.values())])
+        if step.index % 20 == 0:
+            self.file.flush()
+
+    def __exit__(self, *_):
+        self.file.close()
+
+
+def notebooks(options):
+    import papermill
+
+    from refined_ldm.config import preset
+
+    preset(options.preset)  # an unknown one is refused before anything runs
+    found = sorted(NOTEBOOKS.glob("0[1-9]_*.ipynb"))
+    chosen = [p for p in found if not options.names or p.stem[:2] in options.names or p.stem in options.names]
+    missing = [n for n in options.names if not any(p.stem[:2] == n or p.stem == n for p in found)]
+    if missing or not chosen:
+        raise FileNotFoundError(f"no notebook {', '.join(missing) or '0N_*.ipynb'} in {NOTEBOOKS}; there are "
+                                f"{', '.join(p.stem for p in found) or 'none'}")  # fmt: skip
+    parameters = {"preset": options.preset, **{name: _literal(value) for name, value in options.p}}
+    options.out.mkdir(parents=True, exist_ok=True)
+    for path in chosen:
+        start, known = time.perf_counter(), papermill.inspect_notebook(str(path))
+        papermill.execute_notebook(
+            str(path), str(options.out / path.name), {k: v for k, v in parameters.items() if k in known},
+            kernel_name="python3", cwd=str(NOTEBOOKS), progress_bar=sys.stderr.isatty(),
+        )  # fmt: skip
+        print(f"{path.stem}: {time.perf_counter() - start:.0f} s -> {options.out / path.name}", flush=True)
+    unused = [n for n, _ in options.p if all(n not in papermill.inspect_notebook(str(p)) for p in chosen)]
+    if unused:
+        raise ValueError(f"no notebook has a parameter {', '.join(unused)}")
+
+
+def _literal(text):
+    """A parameter as JSON would read it, else as the string it is: 3 -> 3, true -> True, rain -> "rain"."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,236 @@
+"""Named experiments: every number of one model and of its training, in one frozen record that reads and writes YAML."""
+
+import dataclasses
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from types import UnionType
+from typing import get_args, get_origin, get_type_hints
+
+import yaml
+
+from refined_ldm.hifigan import DiscriminatorsConfig, HiFiGANConfig
+from refined_ldm.mel import MelConfig
+from refined_ldm.unet import UNetConfig
+from refined_ldm.vae import VAEConfig
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """How one stage is trained."""
+
+    max_steps: int = 1000
+    batch_size: int = 16  # clips
+    lr: float = 1e-3
+    optimizer: str = "adamw"  # or "muon": orthogonalised updates for the matrices, AdamW for the rest
+    lr_schedule: str = "cosine"  # to zero at max_steps, or "constant"
+    warmup_steps: int = 100
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.99)
+    ema_decay: float = 0.0  # 0: the last weights; .999: an average over about a thousand steps
+    clip_norm: float = 1.0  # gradients longer than this are shortened
+    crop_frames: int = 0  # train on random crops of so many mel frames (VAE and vocoder); 0: on whole clips
+    save_every: int = 500  # steps
+
+
+@dataclass(frozen=True)
+class Config:
+    """One experiment. `preset` gives the named ones, `load_config` reads a file."""
+
+    name: str = "paper"
+    clap: str = "ms-clap-2023"  # a name in CLAP_PRESETS
+    mel: MelConfig = MelConfig()
+    vae: VAEConfig = VAEConfig()
+    unet: UNetConfig = UNetConfig()
+    vocoder: HiFiGANConfig = HiFiGANConfig()
+    discriminators: DiscriminatorsConfig = DiscriminatorsConfig()
+
+    diffusion_steps: int = 1000
+    beta_start: float = 0.0015
+    beta_end: float = 0.0195
+    parameterization: str = "eps"  # what the U-Net predicts: eps, v, x0, or "gaussian": what a linear formula leaves
+    unconditional_probability: float = 0.1  # captions blanked in training, for guidance
+
+    data: str = "scenes"  # the embedded SoundScenes, or the path of a CSV file or of a folder of recordings
+    clips: int = 4000  # scenes of the training split
+    seconds: float = 10.24  # of one clip
+
+    steps: int = 25  # of DPM-Solver++
+    guidance_scale: float = 3.0
+    inversion: str = "hifigan"  # mel -> waveform; or "griffin_lim", which needs no training
+
+    training: dict[str, StageConfig] = field(
+        default_factory=lambda: {stage: StageConfig() for stage in ("vae", "clap", "ldm", "hifigan")}
+    )
+
+    def __post_init__(self):
+        samples = round(self.seconds * self.mel.sample_rate)
+        unit = self.mel.hop_length * self.vae.downsampling * self.unet.downsampling  # samples per coarsest U-Net frame
+        if samples % unit:
+            raise ValueError(
+                f"seconds={self.seconds} is {samples} samples, not a whole number of {unit} = hop {self.mel.hop_length}"
+                f" x VAE {self.vae.downsampling} x U-Net {self.unet.downsampling}: "
+                f"take {max(1, round(samples / unit)) * unit / self.mel.sample_rate}"
+            )
+        if self.vocoder.hop_length != self.mel.hop_length:
+            raise ValueError(f"vocoder rates make {self.vocoder.hop_length} samples a frame, mel hops {self.mel.hop_length}")
+        if self.vae.latent_channels != self.unet.latent_channels:
+            raise ValueError(f"vae has {self.vae.latent_channels} latent channels, unet {self.unet.latent_channels}")
+
+    @property
+    def samples(self):
+        """Length of one clip."""
+        return round(self.seconds * self.mel.sample_rate)
+
+    def save(self, path):
+        """Write every field as YAML, which `load_config` reads back equal."""
+        Path(path).write_text(yaml.safe_dump(_plain(asdict(self)), sort_keys=False))
+
+
+PRESETS = ("tiny", "colab", "paper", "baseline")
+
+
+def preset(name, **changes):
+    """A named experiment, with some fields changed: preset("tiny", steps=50).
+
+    tiny: a laptop's CPU, shipped weights, made-up sounds; colab: one free GPU; paper: AudioLDM-S with MS-CLAP 2023;
+    baseline: AudioLDM-S as published, with LAION-CLAP. Raises ValueError for an unknown name or field.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"no preset {name!r}: choose one of {', '.join(PRESETS)}")
+    unknown = changes.keys() - {f.name for f in fields(Config)}
+    if unknown:
+        raise ValueError(f"no setting {', '.join(sorted(unknown))}: a Config has {', '.join(f.name for f in fields(Config))}")
+    return replace(globals()[f"_{name}"](), **changes)
+
+
+def _tiny():
+    return Config(
+        name="tiny",
+        clap="tiny-gpt2",
+        vae=VAEConfig(channels=16, num_res_blocks=1, norm_groups=8),
+        unet=UNetConfig(
+            model_channels=64, channel_mult=(1, 2, 2), num_res_blocks=1, attention_resolutions=(2, 4),
+            attention_layers=1, embedding_dim=256, embedding_gain=16.0, patch_size=2, film_scale=True, norm_groups=16,
+        ),
+        vocoder=HiFiGANConfig(channels=128),
+        discriminators=DiscriminatorsConfig(width=4),
+        parameterization="gaussian",
+        clips=16_000,
+        seconds=2.56,
+        training={
+            "vae": StageConfig(2500, 8, 2e-3, crop_frames=64),
+            "clap": StageConfig(3000, 64, 1e-3, weight_decay=0.05),
+            "ldm": StageConfig(12_000, 16, 3e-3, optimizer="muon", ema_decay=0.999),
+            "hifigan": StageConfig(20_000, 16, 2e-3, betas=(0.8, 0.99), ema_decay=0.999, crop_frames=52),
+        },
+    )  # fmt: skip
+
+
+def _colab():
+    return Config(
+        name="colab",
+        unet=UNetConfig(embedding_dim=1024, embedding_gain=32.0, model_channels=64, head_channels=32),
+        vae=VAEConfig(channels=64),
+        vocoder=HiFiGANConfig(channels=512),
+        discriminators=DiscriminatorsConfig(width=16),
+        parameterization="v",
+        clips=20_000,
+        seconds=5.12,
+        training={
+            "vae": StageConfig(20_000, 16, 5e-4),
+            "clap": StageConfig(5_000, 64, 1e-4),
+            "ldm": StageConfig(50_000, 32, 3e-4, warmup_steps=1000, ema_decay=0.9999),
+            "hifigan": StageConfig(100_000, 16, 2e-4, betas=(0.8, 0.99), warmup_steps=0, ema_decay=0.999, crop_frames=52),
+        },
+    )
+
+
+def _published(name, clap, embedding_dim):
+    return Config(
+        name=name,
+        clap=clap,
+        unet=UNetConfig(embedding_dim=embedding_dim),
+        steps=200,
+        guidance_scale=2.5,
+        training={
+            "vae": StageConfig(1_500_000, 4, 4.5e-6, lr_schedule="constant", warmup_steps=0),
+            "clap": StageConfig(100_000, 64, 1e-5),
+            "ldm": StageConfig(500_000, 2, 1e-4, lr_schedule="constant", warmup_steps=2000, ema_decay=0.9999,
+                               save_every=5000),
+            "hifigan": StageConfig(1_000_000, 16, 2e-4, betas=(0.8, 0.99), lr_schedule="constant", warmup_steps=0,
+                                   crop_frames=52),
+        },
+    )  # fmt: skip
+
+
+def _paper():
+    return _published("paper", "ms-clap-2023", 1024)
+
+
+def _baseline():
+    return _published("baseline", "laion-clap", 512)
+
+
+def load_config(path):
+    """Read a YAML file: all or some fields of a Config, or `preset: NAME` and the fields to change.
+
+    Raises FileNotFoundError, or ValueError naming the unknown key, the wrong type or the impossible size.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no configuration at {path}")
+    try:
+        written = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as fault:
+        raise ValueError(f"{path} is not plain YAML: {fault}") from fault
+    if not isinstance(written, dict):
+        raise ValueError(f"{path} must hold settings by name, got {type(written).__name__}")
+    base = preset(written.pop("preset")) if "preset" in written else Config()
+    return _merge(base, written, str(path))
+
+
+def _merge(base, written, where):
+    """`base`, a dataclass instance, with the fields in `written` replaced, nested ones too."""
+    if not isinstance(written, dict):
+        raise ValueError(f"{where} must hold settings by name, got {written!r}")
+    kinds, changes = get_type_hints(type(base)), {}
+    for key, value in written.items():
+        if key not in kinds:
+            raise ValueError(f"{where}: unknown key {key!r}; there are {', '.join(kinds)}")
+        now, at = getattr(base, key), f"{where}: {key}"
+        if is_dataclass(now):
+            changes[key] = _merge(now, value, at)
+        elif key == "training":
+            unknown = value.keys() - now.keys()
+            if unknown:
+                raise ValueError(f"{at}: unknown stage {', '.join(map(str, unknown))}; there are {', '.join(now)}")
+            changes[key] = {**now, **{stage: _merge(now[stage], v, f"{at}.{stage}") for stage, v in value.items()}}
+        else:
+            changes[key] = _cast(value, kinds[key], at)
+    return dataclasses.replace(base, **changes)
+
+
+def _cast(value, kind, where):
+    """`value` from YAML as `kind`; whole numbers may stand for floats, lists for tuples, nothing else is bent."""
+    if isinstance(kind, UnionType):
+        if value is None:
+            return None
+        kind = next(k for k in get_args(kind) if k is not type(None))
+    if (kind is tuple or get_origin(kind) is tuple) and isinstance(value, list):
+        return tuple(tuple(v) if isinstance(v, list) else v for v in value)
+    if kind is float and isinstance(value, str):  # YAML reads 1e-4, without a point, as a string
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not kind:
+        raise ValueError(f"{where} must be {getattr(kind, '__name__', kind)}, got {value!r}")
+    return value
+
+
+def _plain(value):
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,38 @@
+"""Where to compute and in which precision, decided in one place."""
+
+import time
+from functools import lru_cache
+
+import torch
+
+
+def pick_device(name="auto"):
+    """"auto" takes the first there is of cuda, mps, cpu; any other name is taken as it is."""
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+@lru_cache(maxsize=4)
+def pick_precision(device_type):
+    """"bf16" where the device multiplies it well, else "no" (float32): Accelerate's names for mixed precision.
+
+    On a CPU that is measured, since some emulate bfloat16: it must take at most half of float32's time.
+    """
+    if device_type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    if device_type != "cpu":
+        return "no"
+
+    def seconds(dtype):
+        a = torch.ones(512, 512, dtype=dtype)
+        times = []
+        for _ in range(4):
+            start = time.perf_counter()
+            a @ a
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    return "bf16" if seconds(torch.bfloat16) < seconds(torch.float32) / 2 else "no"

@@ -1,0 +1,257 @@
+"""HiFi-GAN: a log-mel spectrogram becomes a waveform, and the discriminators it is trained against.
+
+Kong et al., "HiFi-GAN", 2020 (arXiv 2010.05646), in the 16 kHz / 64-bin layout AudioLDM uses. The optional inverse-STFT
+head is Kaneko et al., "iSTFTNet", 2022 (arXiv 2203.02395). Parameter names are those of the published checkpoints.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize
+
+
+@dataclass(frozen=True)
+class HiFiGANConfig:
+    """Size of the generator; the defaults are AudioLDM's published 16 kHz / 64-bin one (55 M parameters)."""
+
+    n_mels: int = 64
+    channels: int = 1024  # after the first convolution; halved by every upsampling
+    rates: tuple[int, ...] = (5, 4, 2, 2, 2)  # upsampling factors, 160 together
+    kernels: tuple[int, ...] = (16, 16, 8, 4, 4)  # of the transposed convolutions
+    res_kernels: tuple[int, ...] = (3, 7, 11)  # three receptive fields are averaged after each upsampling
+    res_dilations: tuple[tuple[int, ...], ...] = ((1, 3, 5), (1, 3, 5), (1, 3, 5))
+    leaky_slope: float = 0.1
+    istft_n_fft: int | None = None  # samples; None: the convolutions go all the way up to the waveform
+    istft_hop: int = 1  # samples a frame of the inverse STFT stands for
+
+    @property
+    def hop_length(self) -> int:
+        """Samples per mel frame."""
+        return math.prod(self.rates) * self.istft_hop
+
+
+class ResBlock(nn.Module):
+    """Residual pairs of convolutions, the first of each pair dilated (paper, fig. 1): (B, C, L) -> (B, C, L)."""
+
+    def __init__(self, channels: int, kernel: int, dilations: tuple[int, ...], leaky_slope: float):
+        super().__init__()
+        self.leaky_slope = leaky_slope
+        self.convs1 = nn.ModuleList(
+            nn.Conv1d(channels, channels, kernel, dilation=d, padding=d * (kernel - 1) // 2) for d in dilations
+        )
+        self.convs2 = nn.ModuleList(
+            nn.Conv1d(channels, channels, kernel, padding=(kernel - 1) // 2) for _ in dilations
+        )
+
+    def forward(self, x):
+        for conv1, conv2 in zip(self.convs1, self.convs2):
+            h = conv1(F.leaky_relu(x, self.leaky_slope))
+            x = x + conv2(F.leaky_relu(h, self.leaky_slope))
+        return x
+
+
+class HiFiGAN(nn.Module):
+    """Generator: mel (B, 1, T, F), natural log -> waveform (B, T * hop) in [-1, 1].
+
+    A transposed convolution gives `rate * L` samples only when `kernel - rate` is even. The published first layer
+    (kernel 16, rate 5) gives 5L + 1, so 50 frames come out as 8,032 samples instead of 8,000: the end is trimmed.
+    """
+
+    def __init__(self, config: HiFiGANConfig = HiFiGANConfig()):
+        super().__init__()
+        if any(kernel < rate for kernel, rate in zip(config.kernels, config.rates, strict=True)):
+            raise ValueError(f"every kernel must be at least its rate, got {config.kernels} for {config.rates}")
+        if (config.istft_n_fft is None) != (config.istft_hop == 1):
+            raise ValueError(
+                f"istft_n_fft and istft_hop go together, got {config.istft_n_fft} and {config.istft_hop}; "
+                "leave both out for the published generator"
+            )
+        self.config = config
+        widths = [config.channels // 2**i for i in range(len(config.rates) + 1)]
+        self.conv_pre = nn.Conv1d(config.n_mels, widths[0], 7, padding=3)
+        self.ups = nn.ModuleList(
+            nn.ConvTranspose1d(c_in, c_out, kernel, rate, padding=(kernel - rate) // 2)
+            for c_in, c_out, kernel, rate in zip(widths, widths[1:], config.kernels, config.rates)
+        )
+        self.resblocks = nn.ModuleList(
+            ResBlock(width, kernel, dilations, config.leaky_slope)
+            for width in widths[1:]
+            for kernel, dilations in zip(config.res_kernels, config.res_dilations, strict=True)
+        )
+        outputs = 1 if config.istft_n_fft is None else config.istft_n_fft + 2  # log magnitude and phase of each bin
+        self.conv_post = nn.Conv1d(widths[-1], outputs, 7, padding=3)
+        if config.istft_n_fft is not None:
+            self.register_buffer("window", torch.hann_window(config.istft_n_fft), persistent=False)
+
+    def forward(self, mel):
+        if mel.ndim != 4 or mel.shape[1] != 1 or mel.shape[3] != self.config.n_mels:
+            raise ValueError(f"mel must be (B, 1, T, {self.config.n_mels}), got {tuple(mel.shape)}")
+        samples = mel.shape[2] * self.config.hop_length
+        x = self.conv_pre(mel.squeeze(1).transpose(1, 2))  # (B, C, T)
+        blocks = len(self.config.res_kernels)
+        for i, up in enumerate(self.ups):
+            x = up(F.leaky_relu(x, self.config.leaky_slope))  # (B, C / 2, rate * T)
+            x = sum(block(x) for block in self.resblocks[i * blocks : (i + 1) * blocks]) / blocks
+        x = F.leaky_relu(x)  # slope .01 here, as published
+        if self.config.istft_n_fft is not None:
+            return self.inverse_stft(x)[:, :samples]
+        return torch.tanh(self.conv_post(x)).squeeze(1)[:, :samples]
+
+    def inverse_stft(self, x):
+        """Features (B, C, L) -> waveform (B, L * istft_hop), by predicted magnitude and phase (iSTFTNet, fig. 1)."""
+        x = F.pad(x, (1, 0), mode="reflect")  # L + 1 centred frames span L hops
+        log_magnitude, phase = self.conv_post(x).float().chunk(2, dim=1)  # (B, n_fft / 2 + 1, L + 1)
+        spectrum = torch.polar(log_magnitude.clamp(max=4.6).exp(), phase)  # magnitude <= 100, as in Vocos (2023)
+        waveform = torch.istft(spectrum, self.config.istft_n_fft, self.config.istft_hop, window=self.window)
+        return waveform.clamp(-1, 1)
+
+    def add_weight_norm(self):
+        """Split every weight into length and direction, the form the generator is trained in (in place)."""
+        for module in list(self.modules()):
+            if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
+                parametrizations.weight_norm(module)
+        return self
+
+    def remove_weight_norm(self):
+        """Multiply length and direction back into plain weights, the published and faster form (in place)."""
+        for module in list(self.modules()):
+            if parametrize.is_parametrized(module, "weight"):
+                parametrize.remove_parametrizations(module, "weight")
+        return self
+
+
+def fold_weight_norm(state_dict: dict) -> dict:
+    """Turn weight-normalised pairs, old torch names or new, into plain weights: w = g v / |v| over each first axis."""
+    folded = {}
+    pairs = {"weight_g": "weight_v", "parametrizations.weight.original0": "parametrizations.weight.original1"}
+    for name, value in state_dict.items():
+        g = next((g for g in pairs if name.endswith(g)), None)
+        if g is not None:
+            prefix = name.removesuffix(g)
+            v = state_dict[prefix + pairs[g]]
+            folded[prefix + "weight"] = v * value / v.flatten(1).norm(dim=1).view_as(value)
+        elif not name.endswith(tuple(pairs.values())):
+            folded[name] = value
+    return folded
+
+
+@dataclass(frozen=True)
+class DiscriminatorsConfig:
+    """Size of the discriminators; the defaults are the published ones (71 M parameters), `width=4` the tiny ones."""
+
+    width: int = 32  # channels of a period discriminator's first layer, a multiple of 4; every other follows from it
+    periods: tuple[int, ...] = (2, 3, 5, 7, 11)  # samples; primes overlap least
+    scales: int = 3  # the waveform, and its averages over 2 and 4 samples
+
+
+class PeriodDiscriminator(nn.Module):
+    """Judge the waveform folded into rows of `period` samples: (B, N) -> logits (B, L), list of feature maps."""
+
+    def __init__(self, period: int, width: int):
+        super().__init__()
+        self.period = period
+        channels = [1, width, 4 * width, 16 * width, 32 * width, 32 * width]
+        self.convs = nn.ModuleList(
+            parametrizations.weight_norm(nn.Conv2d(c_in, c_out, (5, 1), (stride, 1), padding=(2, 0)))
+            for c_in, c_out, stride in zip(channels, channels[1:], (3, 3, 3, 3, 1))
+        )
+        self.conv_post = parametrizations.weight_norm(nn.Conv2d(channels[-1], 1, (3, 1), padding=(1, 0)))
+
+    def forward(self, waveform):
+        x = F.pad(waveform.unsqueeze(1), (0, -waveform.shape[1] % self.period), mode="reflect")
+        x = x.unflatten(2, (-1, self.period))  # (B, 1, N / period, period)
+        features = []
+        for conv in self.convs:
+            x = F.leaky_relu(conv(x), 0.1)
+            features.append(x)
+        logits = self.conv_post(x)
+        return logits.flatten(1), [*features, logits]
+
+
+class ScaleDiscriminator(nn.Module):
+    """Judge the waveform with grouped strided convolutions: (B, N) -> logits (B, L), list of feature maps."""
+
+    def __init__(self, width: int, norm):
+        super().__init__()
+        channels = [1, *(4 * width * m for m in (1, 1, 2, 4, 8, 8, 8))]
+        kernels, strides, groups = (15, 41, 41, 41, 41, 41, 5), (1, 2, 2, 4, 4, 1, 1), (1, 4, 16, 16, 16, 16, 1)
+        self.convs = nn.ModuleList(
+            norm(nn.Conv1d(c_in, c_out, kernel, stride, padding=kernel // 2, groups=group))
+            for c_in, c_out, kernel, stride, group in zip(channels, channels[1:], kernels, strides, groups)
+        )
+        self.conv_post = norm(nn.Conv1d(channels[-1], 1, 3, padding=1))
+
+    def forward(self, waveform):
+        x = waveform.unsqueeze(1)
+        features = []
+        for conv in self.convs:
+            x = F.leaky_relu(conv(x), 0.1)
+            features.append(x)
+        logits = self.conv_post(x)
+        return logits.flatten(1), [*features, logits]
+
+
+class Discriminators(nn.Module):
+    """Multi-period and multi-scale discriminators (paper, sec. 2.3): (B, N) -> [(logits (B, L), feature maps), ...]."""
+
+    def __init__(self, config: DiscriminatorsConfig = DiscriminatorsConfig()):
+        super().__init__()
+        if config.width % 4:
+            raise ValueError(f"width must be a multiple of 4 (16 groups share 4 * width channels), got {config.width}")
+        self.config = config
+        self.mpd = nn.ModuleList(PeriodDiscriminator(period, config.width) for period in config.periods)
+        norms = [parametrizations.spectral_norm] + [parametrizations.weight_norm] * (config.scales - 1)
+        self.msd = nn.ModuleList(ScaleDiscriminator(config.width, norm) for norm in norms[: config.scales])
+
+    def forward(self, waveform):
+        outputs = [discriminator(waveform) for discriminator in self.mpd]
+        for discriminator in self.msd:
+            outputs.append(discriminator(waveform))
+            waveform = F.avg_pool1d(waveform, 4, 2, padding=2)  # half the rate for the next scale
+        return outputs
+
+
+def discriminator_loss(real, fake):
+    """Least-squares loss of the discriminators, real towards 1 and generated towards 0 (eq. 1, summed as in eq. 8).
+
+    real, fake: what `Discriminators` returned for recorded and for (detached) generated waveforms.
+    """
+    return sum((1 - r).square().mean() + f.square().mean() for (r, _), (f, _) in zip(real, fake, strict=True))
+
+
+def generator_loss(real, fake, real_mel, fake_mel):
+    """Adversarial (eq. 2) + 2 feature matching (eq. 4) + 45 mel L1 (eq. 3), summed as in eq. 7.
+
+    real, fake: what `Discriminators` returned, or two empty lists to train on the mel loss alone.
+    Returns the total and a dict of its unweighted terms.
+    """
+    zero = fake_mel.new_zeros(())
+    terms = {
+        "adversarial": sum(((1 - f).square().mean() for f, _ in fake), zero),
+        "features": sum(
+            (F.l1_loss(f, r.detach()) for (_, rs), (_, fs) in zip(real, fake, strict=True) for r, f in zip(rs, fs)),
+            zero,
+        ),
+        "mel": F.l1_loss(fake_mel, real_mel),
+    }
+    return terms["adversarial"] + 2 * terms["features"] + 45 * terms["mel"], terms
+
+
+def stft_loss(waveform, target, n_ffts=(512, 1024, 2048)):
+    """Multi-resolution STFT loss (Yamamoto et al. 2020, eq. 3-6): spectral convergence + log-magnitude L1, averaged.
+
+    waveform, target: (B, N). Used beside the mel loss before there are discriminators: it sees every bin, mels do not.
+    """
+    total = 0
+    for n_fft in n_ffts:
+        window = torch.hann_window(n_fft, device=waveform.device)
+        magnitude, reference = (
+            torch.stft(x, n_fft, n_fft // 4, window=window, return_complex=True).abs().clamp(min=1e-5)
+            for x in (waveform, target)
+        )
+        convergence = (reference - magnitude).norm() / reference.norm()  # of the batch: a silent crop has no scale
+        total = total + convergence + F.l1_loss(magnitude.log(), reference.log())
+    return total / len(n_ffts)

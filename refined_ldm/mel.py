@@ -1,0 +1,145 @@
+"""Waveform <-> log-mel spectrogram, exactly as AudioLDM and HiFi-GAN frame it.
+
+A mel spectrogram keeps what the ear keeps: magnitudes, not phases, on a frequency axis that is fine below 1 kHz
+and logarithmic above. `griffin_lim` is the way back that needs no training, and the floor for every vocoder.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+@dataclass(frozen=True)
+class MelConfig:
+    """How a waveform is cut into frames and its spectrum into mel bands."""
+
+    sample_rate: int = 16_000  # Hz
+    n_fft: int = 1024  # samples, 64 ms: window and Fourier transform have the same length
+    hop_length: int = 160  # samples, 10 ms
+    n_mels: int = 64  # bands
+    fmin: float = 0.0  # Hz
+    fmax: float = 8000.0  # Hz
+    floor: float = 1e-5  # magnitudes below this are silence: log(1e-5) = -11.5
+
+    def __post_init__(self):
+        if self.hop_length < 1 or self.hop_length > self.n_fft or (self.n_fft - self.hop_length) % 2:
+            raise ValueError(f"n_fft - hop_length must be even and >= 0, got {self.n_fft} - {self.hop_length}")
+        if not 0 <= self.fmin < self.fmax <= self.sample_rate / 2:
+            raise ValueError(f"0 <= fmin < fmax <= {self.sample_rate / 2} Hz, got {self.fmin} and {self.fmax}")
+
+
+LDM_MEL = MelConfig()
+
+
+def hz_to_mel(hz):
+    """Slaney's mel scale: linear below 1 kHz (3 mel per 200 Hz), logarithmic above (27 steps per factor 6.4)."""
+    hz = torch.as_tensor(hz, dtype=torch.float64)
+    log_part = 15 + 27 * torch.log(hz.clamp(min=1e-10) / 1000) / torch.log(torch.tensor(6.4, dtype=torch.float64))
+    return torch.where(hz < 1000, hz * 3 / 200, log_part)
+
+
+def mel_to_hz(mel):
+    """The inverse of `hz_to_mel`."""
+    mel = torch.as_tensor(mel, dtype=torch.float64)
+    return torch.where(mel < 15, mel * 200 / 3, 1000 * 6.4 ** ((mel - 15) / 27))
+
+
+@lru_cache(maxsize=16)
+def mel_filterbank(sample_rate, n_fft, n_mels, fmin, fmax):
+    """(n_mels, n_fft // 2 + 1) triangles, evenly spaced in mel, each of area 1 over Hz (Slaney's norm)."""
+    edges = mel_to_hz(torch.linspace(hz_to_mel(fmin).item(), hz_to_mel(fmax).item(), n_mels + 2, dtype=torch.float64))
+    low, centre, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
+    hz = torch.linspace(0, sample_rate / 2, n_fft // 2 + 1, dtype=torch.float64)
+    triangles = torch.minimum((hz - low) / (centre - low), (high - hz) / (high - centre)).clamp(min=0)
+    return (triangles * 2 / (high - low)).float()
+
+
+class MelSpectrogram(nn.Module):
+    """waveform (B, N) -> natural-log magnitude mel (B, 1, T, F), T = N / hop_length."""
+
+    def __init__(self, config=LDM_MEL):
+        super().__init__()
+        self.config = config
+        bank = mel_filterbank(config.sample_rate, config.n_fft, config.n_mels, config.fmin, config.fmax)
+        self.register_buffer("filterbank", bank, persistent=False)
+        self.register_buffer("window", torch.hann_window(config.n_fft), persistent=False)
+
+    def frames(self, samples):
+        """How many frames a waveform of `samples` has; raises ValueError if they do not divide exactly."""
+        if samples % self.config.hop_length:
+            nearest = max(1, round(samples / self.config.hop_length)) * self.config.hop_length
+            raise ValueError(
+                f"{samples} samples are not a whole number of hops of {self.config.hop_length}: "
+                f"pad or trim the waveform to {nearest} (audio.pad_or_trim)"
+            )
+        return samples // self.config.hop_length
+
+    def magnitude(self, waveform):
+        """waveform (B, N) -> STFT magnitude (B, n_fft // 2 + 1, T)."""
+        if waveform.ndim != 2:
+            raise ValueError(f"waveform must be (B, N), got {tuple(waveform.shape)}")
+        self.frames(waveform.shape[1])
+        pad = (self.config.n_fft - self.config.hop_length) // 2  # so that frame k is centred on hop k + 1/2
+        if waveform.shape[1] <= pad:
+            raise ValueError(f"waveform must be longer than {pad} samples to be reflected, got {waveform.shape[1]}")
+        padded = F.pad(waveform[:, None], (pad, pad), mode="reflect")[:, 0]
+        spectrum = torch.stft(padded, self.config.n_fft, self.config.hop_length, window=self.window, center=False,
+                              return_complex=True)  # fmt: skip
+        return spectrum.abs()  # whose gradient at 0 is 0, so silence is harmless
+
+    def forward(self, waveform):
+        with torch.autocast(waveform.device.type, enabled=False):  # a mel in half precision is not a mel
+            mel = self.filterbank @ self.magnitude(waveform.float())  # (B, F, T)
+        return mel.clamp(min=self.config.floor).log().transpose(1, 2)[:, None]  # (B, 1, T, F)
+
+
+def griffin_lim(mel, config=LDM_MEL, iterations=32, momentum=0.99, generator=None):
+    """Log-mel (B, 1, T, F) -> waveform (B, T * hop_length), phases found by alternating projections.
+
+    The magnitudes are the non-negative least-squares fit to the mel; then the fast Griffin-Lim iteration
+    (Perraudin et al. 2013, eq. 9) looks for phases whose STFT is consistent.
+    """
+    if mel.ndim != 4 or mel.shape[1] != 1 or mel.shape[3] != config.n_mels:
+        raise ValueError(f"mel must be (B, 1, T, {config.n_mels}), got {tuple(mel.shape)}")
+    device, (B, _, T, _) = mel.device, mel.shape
+    window = torch.hann_window(config.n_fft, device=device)
+    magnitude = _unmel(mel[:, 0].float().exp().transpose(1, 2), config)  # (B, n_fft // 2 + 1, T)
+    pad, samples = (config.n_fft - config.hop_length) // 2, T * config.hop_length
+
+    # Overlap-add of the windowed frames, divided by the sum of squared windows: the least-squares inverse STFT.
+    def overlap_add(frames):  # (B, n_fft, T) -> (B, samples + 2 * pad)
+        size = (1, samples + 2 * pad)
+        return F.fold(frames, size, (1, config.n_fft), stride=(1, config.hop_length))[:, 0, 0]
+
+    norm = overlap_add((window**2)[None, :, None].expand(1, -1, T)).clamp(min=1e-8)
+
+    def inverse(spectrum):
+        return overlap_add(torch.fft.irfft(spectrum, config.n_fft, dim=1) * window[:, None]) / norm
+
+    def forward(signal):
+        return torch.stft(signal, config.n_fft, config.hop_length, window=window, center=False, return_complex=True)
+
+    generator = generator or torch.Generator().manual_seed(0)
+    angle = 2 * torch.pi * torch.rand(magnitude.shape, generator=generator).to(device)
+    estimate, previous = torch.polar(magnitude, angle), 0
+    for _ in range(iterations):
+        consistent = forward(inverse(estimate))
+        pushed = consistent + momentum * (consistent - previous)
+        estimate, previous = magnitude * pushed / pushed.abs().clamp(min=1e-8), consistent
+    return inverse(estimate)[:, pad : pad + samples]
+
+
+def _unmel(mel, config, iterations=30):
+    """Mel magnitudes (B, F, T) -> STFT magnitudes (B, n_fft // 2 + 1, T): non-negative, by multiplicative updates.
+
+    Lee & Seung 2001, eq. 4 with the filterbank W fixed: m <- m * (W' mel) / (W' W m).
+    """
+    bank = mel_filterbank(config.sample_rate, config.n_fft, config.n_mels, config.fmin, config.fmax).to(mel.device)
+    gram, target = bank.T @ bank, bank.T @ mel
+    magnitude = target / gram.sum(1).clamp(min=1e-12)[:, None]  # a flat first guess within each band
+    for _ in range(iterations):
+        magnitude = magnitude * target / (gram @ magnitude).clamp(min=1e-12)
+    return magnitude

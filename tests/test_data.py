@@ -1,0 +1,172 @@
+"""Folders and CSV files become data sets, faulty rows are named, and a resumed run sees the batches it would have."""
+
+import re
+from itertools import islice
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from torch.utils.data import ConcatDataset
+
+from refined_ldm.data import CaptionedAudio, StepSampler, collate, loader
+
+
+def record(path, seconds: float = 0.5, rate: int = 16_000, seed: int = 0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, np.random.default_rng(seed).uniform(-0.1, 0.1, round(seconds * rate)), rate)
+    return path
+
+
+def write_csv(folder, *rows: str):
+    path = folder / "captions.csv"
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return path
+
+
+def test_items_have_the_fixed_length_and_level(tmp_path):
+    record(tmp_path / "short.wav", seconds=0.1, rate=44_100)
+    record(tmp_path / "long.flac", seconds=0.7, rate=22_050)
+    for item in CaptionedAudio.from_folder(tmp_path, seconds=0.25):
+        assert item["waveform"].shape == (4_000,) and item["waveform"].dtype == torch.float32
+        assert item["waveform"].abs().max() == pytest.approx(0.5)
+        assert item["waveform"][1_600:].any() == (item["id"] == "long.flac")  # the short one ends in zeros
+
+
+def test_a_folder_takes_captions_from_texts_and_names(tmp_path):
+    record(tmp_path / "a" / "rain.wav")
+    (tmp_path / "a" / "rain.txt").write_text("Rain falls.\n\nIt pours.\n")
+    record(tmp_path / "dog_barks-twice.wav")
+    (tmp_path / "notes.md").write_text("no sound")
+    items = list(CaptionedAudio.from_folder(tmp_path))
+    assert [item["id"] for item in items] == ["a/rain.wav", "dog_barks-twice.wav"]
+    assert [item["captions"] for item in items] == [("Rain falls.", "It pours."), ("dog barks twice",)]
+    assert items[0]["caption"] == "Rain falls."
+
+
+def test_a_csv_file_gives_captions_and_labels(tmp_path):
+    record(tmp_path / "rain.wav")
+    record(tmp_path / "sub" / "dog.wav")
+    path = write_csv(
+        tmp_path,
+        "\ufefffile,caption,label",
+        'rain.wav,"Rain, heavy",weather',
+        "sub/dog.wav,A dog,animal",
+        "sub/../rain.wav,It pours,weather",
+    )
+    dataset = CaptionedAudio.from_csv(path)
+    assert [(r.id, r.captions, r.label) for r in dataset.recordings] == [
+        ("rain.wav", ("Rain, heavy", "It pours"), "weather"),
+        ("sub/dog.wav", ("A dog",), "animal"),
+    ]
+    assert [r.captions for r in CaptionedAudio.from_folder(tmp_path).recordings] == [
+        r.captions for r in dataset.recordings
+    ]
+
+
+def test_faulty_rows_are_named_or_left_out(tmp_path):
+    (tmp_path / "set").mkdir()
+    record(tmp_path / "secret.wav")
+    record(tmp_path / "set" / "good.wav")
+    (tmp_path / "set" / "broken.wav").write_text("no sound")
+    rows = [
+        "good.wav,Fine",
+        "../secret.wav,Out",
+        f"{tmp_path}/secret.wav,Out",
+        "gone.wav,Gone",
+        "good.wav,",
+        "good.wav,A,B",
+    ]
+    path = write_csv(tmp_path / "set", "file,caption", *rows)
+    with pytest.raises(ValueError) as caught:
+        CaptionedAudio.from_csv(path)
+    for fault in (
+        "line 3: .*leads out",
+        "line 4: .*leads out",
+        "line 5: .*gone.wav",
+        "line 6: .*'caption' is empty",
+        "line 7: .*comma",
+    ):
+        assert re.search(fault, str(caught.value)), fault
+
+    path = write_csv(tmp_path / "set", "file,caption", *rows, "broken.wav,Broken")
+    with pytest.warns(UserWarning, match="line 8: .*broken.wav"):
+        dataset = CaptionedAudio.from_csv(path, skip_bad=True)
+    assert [recording.id for recording in dataset.recordings] == ["good.wav"]
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("name,text\na,b\n", "expected a column 'file', its header is \\['name', 'text'\\]"),
+        ("", "expected a column"),
+        ("file,caption\n", "no usable row"),
+    ],
+)
+def test_a_csv_file_without_the_columns_or_rows_is_refused(tmp_path, text, message):
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        CaptionedAudio.from_csv(tmp_path / "list.csv")
+
+
+def test_what_is_missing_is_not_found(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        CaptionedAudio.from_folder(tmp_path / "none")
+    with pytest.raises(FileNotFoundError):
+        CaptionedAudio.from_csv(tmp_path / "none.csv")
+    with pytest.raises(ValueError, match="no usable sound file"):
+        CaptionedAudio.from_folder(tmp_path)
+
+
+def test_a_random_crop_depends_on_seed_and_id_alone(tmp_path):
+    record(tmp_path / "a.wav", seconds=2)
+    record(tmp_path / "b.wav", seconds=2)
+
+    def crop(index, seed):
+        return CaptionedAudio.from_folder(tmp_path, seconds=0.1, crop="random", seed=seed)[index]["waveform"]
+
+    assert torch.equal(crop(0, seed=1), crop(0, seed=1))
+    assert not torch.equal(crop(0, seed=1), crop(0, seed=2)) and not torch.equal(crop(0, seed=1), crop(1, seed=1))
+
+
+def test_collate_stacks_waveforms_and_lists_the_rest():
+    items = [{"waveform": torch.full((4,), i), "caption": str(i), "extra": i} for i in (1.0, 2.0)]
+    del items[1]["extra"]
+    batch = collate(items)
+    assert batch.keys() == {"waveform", "caption"}
+    assert batch["waveform"].shape == (2, 4) and batch["caption"] == ["1.0", "2.0"]
+
+
+@pytest.mark.parametrize("size, batch_size", [(10, 3), (3, 8), (1, 4), (8, 8)])
+def test_every_epoch_holds_every_index_once(size, batch_size):
+    stream = [index for batch in islice(StepSampler(size, batch_size, seed=3), 5 * size) for index in batch]
+    epochs = np.array(stream[: 5 * size]).reshape(5, size)
+    assert (np.sort(epochs, axis=1) == np.arange(size)).all()
+    assert size < 3 or len({tuple(epoch) for epoch in epochs}) > 1  # shuffled anew
+
+
+@pytest.mark.parametrize("start_step", [0, 1, 4, 17])
+def test_a_resumed_run_goes_on_with_the_same_batches(start_step):
+    whole = list(islice(StepSampler(10, 4, seed=1), 25))
+    assert list(islice(StepSampler(10, 4, seed=1, start_step=start_step), 25 - start_step)) == whole[start_step:]
+    assert list(islice(StepSampler(10, 4, seed=2), 25)) != whole
+
+
+def test_the_loader_is_endless_and_the_same_with_workers(tmp_path):
+    for name in "abc":
+        record(tmp_path / f"{name}.wav", seconds=0.01, seed=ord(name))
+    dataset = ConcatDataset([CaptionedAudio.from_folder(tmp_path, seconds=0.01)])
+    alone = list(islice(loader(dataset, batch_size=4, seed=5), 6))
+    helped = list(islice(loader(dataset, batch_size=4, seed=5, start_step=2, num_workers=1), 4))
+    assert alone[0]["waveform"].shape == (4, 160)
+    for a, b in zip(alone[2:], helped, strict=True):
+        assert a["id"] == b["id"] and torch.equal(a["waveform"], b["waveform"])
+
+
+def test_accelerate_takes_the_loader():
+    accelerate = pytest.importorskip("accelerate")
+    items = [{"waveform": torch.full((2,), float(i))} for i in range(3)]
+    plain = islice(loader(items, batch_size=2), 4)
+    prepared = islice(accelerate.Accelerator(cpu=True).prepare(loader(items, batch_size=2)), 4)
+    for a, b in zip(plain, prepared, strict=True):
+        assert torch.equal(a["waveform"], b["waveform"])
