@@ -16,7 +16,7 @@ help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' Makefile
 
 demo: $(READY) ## Sounds for four captions and their spectrograms, then the five notebooks, into runs/
-	$(BIN)/refined-ldm generate --out runs/demo --seed 0 \
+	$(BIN)/refined-ldm generate --out runs/demo --seed 0 --picture \
 		"a dog barks twice" "rain falls while a bell rings" "a piano plays a high note" "a siren wails"
 	$(BIN)/refined-ldm notebooks
 
@@ -36,7 +36,7 @@ bench: $(READY) ## Measure speed and memory
 	$(BIN)/refined-ldm bench
 
 weights: $(READY) ## Train the shipped weights again (hours)
-	$(BIN)/refined-ldm train -c tiny
+	$(BIN)/refined-ldm train --preset tiny --run runs/weights
 
 badges: $(READY) ## Point the notebooks at REPO=owner/name
 	$(BIN)/python .ci/badges.py $(REPO)

@@ -212,7 +212,7 @@ class Clap(nn.Module):
         return F.normalize(self.audio_projection(pooled).float(), dim=-1)
 
     def audio_features(self, waveform, sample_rate):
-        """What HTS-AT hears before pooling: waveform (B, N) or (N,) -> (B, C, T, F), 1/32 of the mel each way."""
+        """What HTS-AT hears before pooling: waveform (B, N) or (N,) -> (B, C, T, F), T and F 1/16 of the mel's (published: 1/32)."""
         return self.audio(self.log_mel(waveform, sample_rate)).last_hidden_state.transpose(2, 3)
 
     # --- captions ---
@@ -231,13 +231,13 @@ class Clap(nn.Module):
         """
         states, mask = self.text_states(captions)
         if self.config.text_tower == "gpt2":
-            pooled = states[torch.arange(len(states)), mask.sum(1) - 1]  # (B, W)
+            pooled = states[torch.arange(len(states), device=states.device), mask.sum(1) - 1]  # (B, W)
         else:
             pooled = self.text.pooler(states)
         return F.normalize(self.text_projection(pooled).float(), dim=-1)
 
     def share_unseen_tokens(self, captions):
-        """Give every token that no caption holds the mean embedding of those they hold: a word never heard says nothing.
+        """Give every token that no caption holds the mean embedding of the others: a word never heard says nothing.
 
         Done once, after training from nothing; it also makes the saved table small.
         """

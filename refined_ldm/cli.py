@@ -12,6 +12,7 @@ EXAMPLES = {
     "generate": 'refined-ldm generate "rain falls while a bell rings" --out runs/first --seed 1',
     "train": "refined-ldm train --preset tiny --stage vae clap ldm hifigan --run runs/tiny",
     "notebooks": "refined-ldm notebooks --preset tiny -p steps 10",
+    "bench": "refined-ldm bench --notebooks --json",
 }
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 
@@ -73,6 +74,10 @@ def _parser():
     sub.add_argument("--preset", default="tiny")
     sub.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a parameter")
     sub.add_argument("--out", type=Path, default=Path("runs/notebooks"), metavar="DIR")
+
+    sub = command("bench", bench, "Measure speed and memory on this machine.")
+    sub.add_argument("--notebooks", action="store_true", help="the notebooks too (minutes)")
+    sub.add_argument("--json", action="store_true", help="print the figures as JSON")
     return parser
 
 
@@ -204,6 +209,14 @@ def notebooks(options):
     unused = [n for n, _ in options.p if all(n not in papermill.inspect_notebook(str(p)) for p in chosen)]
     if unused:
         raise ValueError(f"no notebook has a parameter {', '.join(unused)}")
+
+
+def bench(options):
+    from refined_ldm.bench import bench as measure
+
+    rows = measure(options.notebooks, on_row=(lambda line: None) if options.json else print)
+    if options.json:
+        print(json.dumps(rows, indent=1))
 
 
 def _literal(text):

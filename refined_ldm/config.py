@@ -118,8 +118,8 @@ def _tiny():
         clips=16_000,
         seconds=2.56,
         training={
-            "vae": StageConfig(2500, 8, 2e-3, crop_frames=64),
-            "clap": StageConfig(3000, 64, 1e-3, weight_decay=0.05),
+            "vae": StageConfig(6000, 8, 2e-3, crop_frames=64),
+            "clap": StageConfig(2000, 64, 1e-3, weight_decay=0.05),
             "ldm": StageConfig(12_000, 16, 3e-3, optimizer="muon", ema_decay=0.999),
             "hifigan": StageConfig(20_000, 16, 2e-3, betas=(0.8, 0.99), ema_decay=0.999, crop_frames=52),
         },

@@ -96,8 +96,8 @@ class CaptionedAudio(Dataset):
         """Recordings listed in a CSV file with a header: columns `file`, `caption` and, if it has one, `label`.
 
         Files are named relative to the CSV file and lie in its folder or below it. Rows that name the same file add
-        captions to it. Faulty rows are a ValueError that lists them by line number; with
-        `skip_bad` every file is decoded once and faulty rows are left out with a warning.
+        captions to it. Faulty rows are a ValueError that lists them by line number; with `skip_bad` every file is
+        decoded once, and faulty rows are left out with a warning.
         """
         path = Path(path)
         if not path.is_file():
@@ -284,7 +284,11 @@ def _captions_beside(path: Path) -> tuple[str, ...]:
     text = path.with_suffix(".txt")
     if not text.is_file():
         return (" ".join(path.stem.replace("_", " ").replace("-", " ").split()) or path.stem,)
-    captions = tuple(line.strip() for line in text.read_text(encoding="utf-8-sig").splitlines() if line.strip())
+    try:
+        lines = text.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{text}: not a text in UTF-8 ({error})") from error
+    captions = tuple(line.strip() for line in lines if line.strip())
     if not captions:
         raise ValueError(f"{text}: expected a caption on each line, the file has no text")
     return captions

@@ -101,7 +101,7 @@ def held(t: np.ndarray, rise: float) -> np.ndarray:
 
 
 def rhythm(rng, seconds: float, rate: float, length: float, least: int, most: int, jitter: float = 0.0) -> np.ndarray:
-    """Return onsets in s of `least` to `most` hits, `rate` a second, as many as fit; the last has `length` s to ring."""
+    """Return onsets in s of `least` to `most` hits, `rate` a second, if they fit; the last has `length` s to ring."""
     fits = 1 + int(max(0.0, seconds - length) * rate / (1 + jitter))
     count = int(rng.integers(min(least, fits), min(most, fits) + 1))
     steps = (1 + jitter * rng.uniform(-1, 1, count)) / rate
@@ -295,19 +295,20 @@ def typing(rng, seconds):
 
 def footsteps(rng, seconds):
     """Heel, then toe, on stone, wood or gravel."""
-    rate, length = log_uniform(rng, 1.4, 3.6), 0.22
+    rate, length = log_uniform(rng, 1.3, 3.2), 0.24
     onsets = rhythm(rng, seconds, rate, length, 2, 8, 0.08)
     floor, grains = rng.choice(("stone", "wood", "gravel")), []
     thump, click = rng.uniform(60, 110), rng.uniform(1200, 2600)
-    for i in range(len(onsets)):
-        t, step = times(length), np.zeros(len(times(length)))
-        for delay, level in ((0, 1), (rng.uniform(0.06, 0.1), 0.5)):  # heel, toe
+    for _ in onsets:
+        t = times(length)
+        step = np.zeros(len(t))
+        for delay, level in ((0, 1), (rng.uniform(0.08, 0.13), 0.6)):  # heel, toe
             late = np.maximum(0, t - delay)
             low = noise(rng, len(t), thump, 2.5 * thump) * pulse(late, 0.003, 0.03)
             if floor == "stone":
                 hard = noise(rng, len(t), click, 3 * click) * pulse(late, 0.001, 0.008)
             elif floor == "wood":
-                hard = noise(rng, len(t), 180, 700) * pulse(late, 0.002, 0.025)
+                hard = noise(rng, len(t), 100, 380) * pulse(late, 0.004, 0.03)
             else:
                 hard = noise(rng, len(t), 1500, 7000) * pulse(late, 0.02, 0.04) * rng.gamma(0.3, 2, len(t))
             step += level * np.where(t >= delay, low + hard, 0)
@@ -317,7 +318,7 @@ def footsteps(rng, seconds):
 
 def knock(rng, seconds):
     """Knuckles on a wooden door."""
-    rate, length = rng.uniform(3, 6.5), 0.12
+    rate, length = rng.uniform(3.5, 7), 0.12
     onsets = rhythm(rng, seconds, rate, length, 2, 6, 0.06)
     board = log_uniform(rng, 220, 560) * np.array((1, 1.58, 2.24, 2.92, 3.8)) * rng.uniform(0.93, 1.07, 5)
     ring, level = rng.uniform(0.012, 0.035), rng.uniform(0.3, 1, 5)
@@ -362,7 +363,7 @@ def glass(rng, seconds):
 def heartbeat(rng, seconds):
     """Lub-dub: two soft thumps a beat, below 150 Hz."""
     rate, length = log_uniform(rng, 0.9, 2.6), 0.3
-    gap, pitch = min(0.32, 0.35 / rate), rng.uniform(45, 80)
+    gap, pitch = min(0.32, 0.35 / rate), rng.uniform(50, 95)
     beats = np.arange(1 + int(max(0.0, seconds - gap - 0.12) * rate)) / rate
     grains = []
     for _ in beats:
@@ -370,7 +371,7 @@ def heartbeat(rng, seconds):
         beat = np.zeros(len(t))
         for delay, level, scale in ((0, 1, 1), (gap, rng.uniform(0.5, 0.8), rng.uniform(1.1, 1.4))):
             late = np.maximum(0, t - delay)
-            thump = tone(pitch * scale * (1 + np.exp(-late / 0.03)), (1, 0.4, 0.15)) * pulse(late, 0.012, 0.035)
+            thump = tone(pitch * scale * (1 + np.exp(-late / 0.03)), (1, 0.6, 0.3, 0.1)) * pulse(late, 0.012, 0.035)
             beat += level * np.where(t >= delay, thump, 0)
         grains.append(beat * rng.uniform(0.9, 1))
     return Sound(place(grains, beats, seconds), len(beats), rate=rate)

@@ -57,7 +57,7 @@ def laion_clap_state(published):
 
 
 def read_published_clap(name, config, path):
-    """The authors' file -> (`config` with HTS-AT's size as found, for LAION has two; tensors by the names of `Clap`)."""
+    """The authors' file -> `config` with HTS-AT's size as found (LAION has two), tensors by the names of `Clap`."""
     if path is None or not Path(path).is_file():
         raise FileNotFoundError(f"no file {path}: download {WHERE[name]} and give its path as checkpoint=")
     key, to_ours = ("model", ms_clap_state) if name == "ms-clap-2023" else ("state_dict", laion_clap_state)
@@ -66,20 +66,16 @@ def read_published_clap(name, config, path):
         found = ", ".join(map(str, list(contents)[:5])) if isinstance(contents, dict) else type(contents).__name__
         raise ValueError(f"{path} is no {name} checkpoint: expected a dict with {key!r}, got {found}")
     state = to_ours(contents[key])
-    tower, tables = "audio.audio_encoder.", r"layers\.(\d+)\.blocks\.(\d+)\.attention\.self\.relative_position_bias_table"
     heads = {}  # stage -> heads of each of its blocks
     for tensor_name, tensor in state.items():
-        if block := re.fullmatch(re.escape(tower) + tables, tensor_name):
+        if block := re.search(r"layers\.(\d+)\.blocks\.\d+\..*relative_position_bias_table$", tensor_name):
             heads.setdefault(int(block[1]), []).append(tensor.shape[1])
-    if not heads or tower + "patch_embed.proj.weight" not in state:
+    patches = state.get("audio.audio_encoder.patch_embed.proj.weight")
+    if not heads or patches is None:
         raise ValueError(f"{path} is no {name} checkpoint: it holds no HTS-AT, only {', '.join(list(state)[:5])}")
-    stages = sorted(heads)
-    return replace(
-        config,
-        audio_width=len(state[tower + "patch_embed.proj.weight"]),
-        audio_depths=tuple(len(heads[stage]) for stage in stages),
-        audio_heads=tuple(heads[stage][0] for stage in stages),
-    ), state
+    stages = [heads[stage] for stage in sorted(heads)]
+    depths, per_stage = tuple(map(len, stages)), tuple(stage[0] for stage in stages)
+    return replace(config, audio_width=len(patches), audio_depths=depths, audio_heads=per_stage), state
 
 
 def unpickle(path):

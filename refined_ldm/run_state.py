@@ -33,6 +33,13 @@ def save_run(run_dir, stage, learners, index, told):
         shutil.rmtree(left, ignore_errors=True)
 
 
+def refuse_old(run_dir, stage):
+    """Raise FileExistsError if run_dir/stage holds checkpoints, which a run from the start would mix with its own."""
+    old = sorted((Path(run_dir) / stage).glob("step-*"))
+    if old:
+        raise FileExistsError(f"{old[-1]} is there already: resume that run, remove its folder, or take another one")
+
+
 def load_run(run_dir, stage, learners):
     """Put the newest whole checkpoint of run_dir/stage into the learners -> its step, 0 if there is none."""
     for folder in sorted((Path(run_dir) / stage).glob("step-*"), reverse=True):

@@ -57,12 +57,12 @@ def _played(name: str, render, low: float, high: float, noun: str = "note") -> S
 
 
 CLASSES = {
-    "alarm": SoundClass(procedural.alarm, ("a *alarm|beeps|beeping|", "a *electronic alarm|sounds|sounding|"),
+    "alarm": SoundClass(procedural.alarm, ("a *alarm|beeps|beeping|", "a *electronic alarm|beeps|beeping|"),
                         (1100, 2000), ("low-pitched", "high-pitched"), (3, 5), ("slowly", "rapidly")),
     "bell": SoundClass(procedural.bell, ("a *bell|rings|ringing|", "a *bell|chimes|chiming|", "a *bell|tolls|tolling|"),
                        (400, 800), ("deep", "small")),
-    "bird": SoundClass(procedural.bird, ("a *bird|chirps|chirping|", "a *bird|sings|singing|", "a *bird|tweets|tweeting|"),
-                       rates=(3, 6), slow_fast=("slowly", "rapidly")),
+    "bird": SoundClass(procedural.bird, ("a *bird|chirps|chirping|", "a *bird|tweets|tweeting|"),
+                       rates=(3, 5), slow_fast=("slowly", "rapidly")),
     "clock": SoundClass(procedural.clock, ("a *clock|ticks|ticking|", "a *watch|ticks|ticking|"),
                         rates=(2.2, 4), slow_fast=("slowly", "quickly")),
     "crickets": SoundClass(procedural.crickets, ("crickets|chirp|chirping|", "insects|chirp|chirping|"),
@@ -75,7 +75,8 @@ CLASSES = {
                          rates=(32, 65), slow_fast=("slowly", "at high speed")),
     "explosion": SoundClass(procedural.explosion, ("something|explodes|exploding|", "a *bomb|explodes|exploding|")),
     "fire": SoundClass(procedural.fire, ("a *fire|crackles|crackling|", "a *fire|burns|burning|")),
-    "footsteps": SoundClass(procedural.footsteps, ("someone|walks|walking|", "a person|walks|walking|", "someone|takes|taking| #"),
+    "footsteps": SoundClass(procedural.footsteps,
+                            ("someone|walks|walking|", "a person|walks|walking|", "someone|takes|taking| #"),
                             rates=(1.9, 2.7), slow_fast=("slowly", "quickly"), noun="step"),
     "glass": SoundClass(procedural.glass, ("glass|breaks|breaking|", "glass|shatters|shattering|")),
     "heartbeat": SoundClass(procedural.heartbeat, ("a heart|beats|beating|",),
@@ -91,20 +92,20 @@ CLASSES = {
                          rates=(5.5, 9), slow_fast=("slowly", "quickly")),
     "whistle": SoundClass(procedural.whistle, ("a *whistle|blows|blowing|", "a *referee's whistle|blows|blowing|")),
     "wind": SoundClass(procedural.wind, ("wind|blows|blowing|", "the wind|howls|howling|")),
-    "choir": SoundClass(soundfont.choir, ("a *choir|sings|singing|", "voices|sing|singing|")),
+    "choir": SoundClass(soundfont.choir, ("a *choir|sings|singing|", "voices|sing|singing|"), noun="note"),
     "cymbal": SoundClass(soundfont.cymbal, ("a *cymbal|crashes|crashing|",)),
     "drums": SoundClass(soundfont.drums, ("someone|plays|playing| the drums", "drums|play|playing|")),
     "flute": _played("flute", soundfont.flute, 700, 1250),
     "guitar": SoundClass(soundfont.guitar, ("someone|strums|strumming| a guitar", "a *guitar|plays|playing| #",
                                             "someone|plays|playing| # on a guitar"), noun="chord"),
-    "organ": _played("organ", soundfont.organ, 95, 180, "chord"),
-    "piano": _played("piano", soundfont.piano, 160, 500),
+    "organ": _played("organ", soundfont.organ, 105, 165, "chord"),
+    "piano": _played("piano", soundfont.piano, 190, 430),
     "telephone": SoundClass(soundfont.telephone, ("a *telephone|rings|ringing|", "a *phone|rings|ringing|")),
     "trumpet": _played("trumpet", soundfont.trumpet, 270, 460),
     "violin": _played("violin", soundfont.violin, 350, 850),
     "xylophone": _played("xylophone", soundfont.xylophone, 550, 1050),
 }  # fmt: skip
-FROM_FONT = {"choir", "cymbal", "drums", "flute", "guitar", "organ", "piano", "telephone", "trumpet", "violin", "xylophone"}
+FROM_FONT = {name for name, sound in CLASSES.items() if sound.render not in vars(procedural).values()}
 
 TEMPLATES = {  # {a} a dog barks, {a_is} a dog is barking, {a_ing} a dog barking
     "event": ("{a}", "{a_is}", "{a_ing}", "the sound of {a_ing}"),
@@ -144,8 +145,9 @@ class SoundScenes(Dataset):
         if sources == "all":
             soundfont.find_soundfont()  # say at once if it is missing
         self.classes = tuple(sorted(name for name in CLASSES if sources == "all" or name not in FROM_FONT))
-        together = {a: [b for b in self.classes if a != b and is_held_out(a, b) == (split == "test_pairs")] for a in self.classes}
-        self._partners = {a: others for a, others in together.items() if others}
+        held_out = split == "test_pairs"
+        partners = {a: [b for b in self.classes if a != b and is_held_out(a, b) == held_out] for a in self.classes}
+        self._partners = {a: others for a, others in partners.items() if others}
 
     def __len__(self) -> int:
         return self.size
@@ -168,10 +170,12 @@ class SoundScenes(Dataset):
             parts = [self._render(scene, names[0], room * share), self._render(scene, names[1], room * (1 - share))]
         else:
             parts = [self._render(scene, name, self.seconds * rng.uniform(0.85, 1)) for name in names]
-        if self.split == "test_order" and index % 2:
+        swapped = self.split == "test_order" and index % 2 == 1
+        if swapped:
             parts.reverse()
-        waveform, events, heard = _mix(rng, kind, parts, self.seconds)
-        captions = _captions(_generator(identity, "captions"), kind, [e for e, h in zip(events, heard, strict=True) if h])
+        waveform, events, heard = _mix(rng, kind, parts, self.seconds, swapped)
+        told = [event for event, is_heard in zip(events, heard, strict=True) if is_heard]
+        captions = _captions(_generator(identity, "captions"), kind, told)
         return {
             "waveform": torch.from_numpy(waveform),
             "caption": captions[0],
@@ -179,7 +183,7 @@ class SoundScenes(Dataset):
             "id": identity,
             "kind": kind,
             "events": tuple(events),
-            "labels": tuple(event.name for event, h in zip(events, heard, strict=True) if h),
+            "labels": tuple(event.name for event in told),
         }
 
     def _choose(self, scene: str, kind: str) -> tuple[str, ...]:
@@ -264,8 +268,11 @@ def _loudness(waveform: np.ndarray) -> float:
     return float(np.sqrt(power[power > 0.03 * power.max()].mean())) + 1e-9
 
 
-def _mix(rng, kind: str, parts, seconds: float) -> tuple[np.ndarray, list[Event], list[bool]]:
-    """Place the parts, set their levels so that each is heard, and normalise."""
+def _mix(rng, kind: str, parts, seconds: float, swapped=False) -> tuple[np.ndarray, list[Event], list[bool]]:
+    """Place the parts, set their levels so that each is heard, and normalise.
+
+    Swapped parts keep the levels that they have in the other order.
+    """
     n = round(seconds * SAMPLE_RATE)
     lengths = [len(waveform) for waveform, _ in parts]
     if kind == "event":
@@ -285,7 +292,7 @@ def _mix(rng, kind: str, parts, seconds: float) -> tuple[np.ndarray, list[Event]
 
     gains = np.zeros(len(parts))  # dB
     if len(parts) == 2:
-        softer = rng.integers(2)
+        softer = int(rng.integers(2)) ^ swapped
         gains[softer] = -rng.uniform(0, 10)
         for i, (_, event) in enumerate(parts):
             gains[i] -= 4 * event.distant
@@ -309,10 +316,10 @@ def _mix(rng, kind: str, parts, seconds: float) -> tuple[np.ndarray, list[Event]
 
 
 def _band_power(waveform: np.ndarray) -> np.ndarray:
-    """Return the power in 32 ms frames and 16 bands that widen with frequency -> (frames, 16)."""
+    """Return the power in 32 ms frames and bands that widen with frequency, from 31 Hz -> (frames, bands)."""
     frames = waveform[: len(waveform) // 512 * 512].reshape(-1, 512) * np.hanning(512)
     power = np.abs(np.fft.rfft(frames, axis=1)) ** 2
-    edges = np.unique(np.geomspace(2, 256, 17).round().astype(int))
+    edges = np.unique(np.geomspace(1, 256, 19).round().astype(int))
     return np.add.reduceat(power, edges[:-1], axis=1)
 
 
@@ -329,30 +336,31 @@ def _audible(own: np.ndarray, own_gain: float, other: np.ndarray, other_gain: fl
 def _captions(rng, kind: str, events: list[Event]) -> tuple[str, ...]:
     """Write three different captions of the events that are heard."""
     kind = kind if len(events) == 2 else "event"
-    captions = []
+    captions, contrast = [], min(event.gain for event in events)
     for i in rng.permutation(len(TEMPLATES[kind]))[:3]:
         order = events[::-1] if kind == "overlap" and rng.random() < 0.5 else events
         words = {}
         for letter, event in zip("ab", order, strict=False):
-            words |= _clauses(rng, letter, event, kind)
+            words |= _clauses(rng, letter, event, kind, contrast)
         caption = TEMPLATES[kind][i].format(**words)
         caption = re.sub(r"\ba (?=[aeiou])", "an ", caption)
         captions.append(caption[0].upper() + caption[1:] if rng.random() < 0.5 else caption)
     return tuple(captions)
 
 
-def _clauses(rng, letter: str, event: Event, kind: str) -> dict[str, str]:
+def _clauses(rng, letter: str, event: Event, kind: str, contrast: float) -> dict[str, str]:
     """Return the finite clause, its progressive and its -ing form, with as many details as chance adds."""
     sound = CLASSES[event.name]
     subject, verb, ing, rest = rng.choice(sound.phrases).split("|")
     detailed = rng.random() < 0.6
-    adjective, manner = _details(rng, sound, event, kind) if detailed else ("", "")
+    adjective, manner = _details(rng, sound, event, kind, contrast) if detailed else ("", "")
     counted = detailed and rng.random() < 0.6 and event.count is not None and event.count < len(TIMES)
+    noun = sound.noun
+    if adjective in ("low", "high"):  # of the notes, not of the instrument
+        noun, adjective = f"{adjective} {noun}", ""
     if "#" in rest:
-        low_high = adjective if adjective in (sound.low_high or ()) else ""
-        rest = rest.replace("#", _notes(rng, event.count, low_high + " " + sound.noun if low_high else sound.noun, counted))
-        adjective = "" if low_high else adjective
-    elif counted and sound.noun is None:
+        rest = rest.replace("#", _notes(rng, event.count, noun, counted))
+    elif counted and noun is None:
         rest += TIMES[event.count]
     if adjective and "*" not in subject:
         adjective, manner = "", manner or (" in the distance" if adjective == "distant" else "")
@@ -365,7 +373,7 @@ def _clauses(rng, letter: str, event: Event, kind: str) -> dict[str, str]:
     }
 
 
-def _details(rng, sound: SoundClass, event: Event, kind: str) -> tuple[str, str]:
+def _details(rng, sound: SoundClass, event: Event, kind: str, contrast: float) -> tuple[str, str]:
     """Choose one true adjective and one true adverb, either may be empty."""
     adjectives, manners = [""], [""]
     if sound.low_high and not sound.pitches[0] <= event.pitch <= sound.pitches[1]:
@@ -376,9 +384,9 @@ def _details(rng, sound: SoundClass, event: Event, kind: str) -> tuple[str, str]
     if event.distant:
         adjectives += ["distant"]
         manners += [" in the distance"] * 2
-    elif kind != "event" and event.gain < -6:
-        manners += [" softly", " quietly"]
-        manners += [" in the background"] * 2 * (kind == "overlap")
+    elif kind != "event" and contrast < -6:  # dB, a difference that is plainly heard
+        manners += [" softly", " quietly"] if event.gain < -6 else [" loudly"]
+        manners += [" in the background"] * 2 * (kind == "overlap" and event.gain < -6)
     adjective, manner = rng.choice(adjectives), rng.choice(manners)
     return str(adjective), str("" if adjective == "distant" and "distance" in manner else manner)
 

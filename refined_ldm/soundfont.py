@@ -237,11 +237,11 @@ class Instrument:
         return Sound(place(grains, np.array(starts), seconds), len(onsets), pitch, rate)
 
 
-piano = Instrument((0, 1, 2, 3), 38, 86)
+piano = Instrument((0, 1, 2, 3), 45, 82, rates=(1.5, 4.5), least=2)
 guitar = Instrument((24, 25), 40, 58, rates=(1.2, 3.5), chord=(0, 7, 12, 16, 19), strum=0.02, ring=1.2)
 violin = Instrument((40, 110), 58, 88, rates=(1, 3), ring=1.05, vibrato=45)
-flute = Instrument((73,), 72, 94, rates=(1.5, 5), ring=0.9)
-trumpet = Instrument((56, 61), 54, 76, rates=(1.5, 5), ring=0.8)
+flute = Instrument((73,), 72, 94, rates=(1.5, 5), ring=0.9, vibrato=12)
+trumpet = Instrument((56,), 57, 78, rates=(1.5, 5), ring=0.8, vibrato=8)
 organ = Instrument((19, 18), 38, 62, rates=(0.8, 2.2), chord=(0, 7, 12, 24))
 xylophone = Instrument((13,), 65, 94, rates=(3, 9), least=3)
 choir = Instrument((52,), 46, 74, rates=(0.8, 2.5))

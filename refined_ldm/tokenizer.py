@@ -30,7 +30,7 @@ class CaptionTokenizer:
         self.pieces, self.start, self.end, self.pad, self.space, self.shift = pieces, start, end, pad, space, shift
         ids = self.encode(KNOWN_SENTENCE)
         if ids != known:
-            raise ValueError(f"the tokenizer turns {KNOWN_SENTENCE!r} into {ids}, expected {known}: its files are wrong")
+            raise ValueError(f"the tokenizer turns {KNOWN_SENTENCE!r} into {ids}, expected {known}: wrong files")
 
     def encode(self, text):
         """One caption -> list of its own ids, without start, end or cut."""

@@ -22,7 +22,7 @@ from refined_ldm.devices import pick_precision
 from refined_ldm.diffusion import diffusion_loss, loss_weight, random_timesteps
 from refined_ldm.hifigan import discriminator_loss, generator_loss, stft_loss
 from refined_ldm.muon import Muon, split_parameters
-from refined_ldm.run_state import load_run, save_run
+from refined_ldm.run_state import load_run, refuse_old, save_run
 from refined_ldm.vae import vae_loss
 
 
@@ -115,7 +115,9 @@ def _train(stage, networks, loader, settings, seed, run_dir, resume, accelerator
         cpu=torch.device(device).type == "cpu", mixed_precision=pick_precision(torch.device(device).type)
     )
     learners = [Learner(n, module.train(), losses, settings, accelerator) for n, (module, losses) in networks.items()]
-    done = load_run(run_dir, stage, learners) if resume and run_dir else 0
+    if run_dir and not resume:
+        refuse_old(run_dir, stage)
+    done = load_run(run_dir, stage, learners) if run_dir and resume else 0
     loader.batch_sampler.start_step = done
     batches = iter(accelerator.prepare_data_loader(loader))
     try:

@@ -5,6 +5,7 @@ import librosa
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from refined_ldm.clap import CLAP_PRESETS, Clap, contrastive_loss
@@ -111,23 +112,21 @@ def test_contrastive_loss_equals_its_definition():
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_one_batch_can_be_learned(name):
+def test_one_batch_can_be_learned_and_every_weight_takes_part(name):
     torch.manual_seed(0)
-    clap = Clap(CLAP_PRESETS[name])
+    clap = Clap(replace(CLAP_PRESETS[name], audio_depths=(1, 1, 1), text_layers=1))
     t = torch.arange(40_960) / 16_000
-    waveform = 0.4 * torch.stack([torch.sin(2 * math.pi * 200 * 1.7**k * t) for k in range(6)])
-    captions = [f"a {word} tone" for word in ("very low", "low", "middle", "high", "very high", "piercing")]
+    low, high = (0.4 * torch.sin(2 * math.pi * hz * t) for hz in (300, 3000))
+    waveform = torch.stack([low, high, noise(40_960), 4 * noise(40_960) * (t % 0.5 < 0.01)])
+    captions = ["a low tone", "a high tone", "steady noise", "two clicks a second"]
     optimizer = torch.optim.AdamW(clap.parameters(), lr=1e-3)
-    for _ in range(25):
-        loss = contrastive_loss(clap.embed_audio(waveform, 16_000), clap.embed_text(captions), clap.logit_scale)
+    for _ in range(20):
+        loss = contrastive_loss(*clap(waveform, 16_000, captions), clap.logit_scale)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    clap.eval()
-    with torch.no_grad():
-        similarity = clap.embed_audio(waveform, 16_000) @ clap.embed_text(captions).T
-    assert similarity.argmax(1).tolist() == list(range(6))
-    assert clap.text.get_input_embeddings().weight.grad is not None and clap.logit_scale.grad != 0
+    assert loss < 0.7 * math.log(4)
+    assert not [name for name, p in clap.named_parameters() if p.grad is None or not p.grad.any()]
 
 
 @torch.no_grad()
@@ -135,7 +134,7 @@ def test_a_saved_conditioner_comes_back_small_and_equal(tmp_path):
     torch.manual_seed(1)
     for name in TINY:
         clap = Clap(CLAP_PRESETS[name]).eval()
-        clap.share_unseen_tokens(clap.tokenizer(CAPTIONS)[0].unique().tolist())
+        clap.share_unseen_tokens(CAPTIONS)
         clap.save(tmp_path / "exact.safetensors")
         clap.save(tmp_path / "half.safetensors", dtype=torch.float16)
         assert (tmp_path / "half.safetensors").stat().st_size < 5e6
@@ -154,15 +153,13 @@ def test_a_saved_conditioner_comes_back_small_and_equal(tmp_path):
 def test_a_word_never_heard_says_nothing():
     torch.manual_seed(0)
     clap = Clap(CLAP_PRESETS["tiny-gpt2"]).eval()
-    clap.share_unseen_tokens(clap.tokenizer(["a dog barks"])[0].flatten().tolist())
+    clap.share_unseen_tokens(["a dog barks"])
     cat, cow, dog = clap.embed_text(["a cat", "a cow", "a dog"])
     assert torch.equal(cat, cow) and not torch.equal(cat, dog)
 
 
 def test_missing_and_foreign_weights_are_refused_by_name(tmp_path):
     Clap(CLAP_PRESETS["tiny-gpt2"]).save(tmp_path / "whole.safetensors")
-    from safetensors import safe_open
-
     with safe_open(tmp_path / "whole.safetensors", framework="pt") as file:
         header = file.metadata()
     tensors = load_file(tmp_path / "whole.safetensors")

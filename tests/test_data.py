@@ -109,6 +109,16 @@ def test_a_csv_file_without_the_columns_or_rows_is_refused(tmp_path, text, messa
         CaptionedAudio.from_csv(tmp_path / "list.csv")
 
 
+@pytest.mark.parametrize(
+    "content, message", [(b"  \n", "rain.txt: expected a caption"), (b"\xff\xfe", "rain.txt: not a")]
+)
+def test_a_faulty_text_is_named(tmp_path, content, message):
+    record(tmp_path / "rain.wav")
+    (tmp_path / "rain.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        CaptionedAudio.from_folder(tmp_path)
+
+
 def test_what_is_missing_is_not_found(tmp_path):
     with pytest.raises(FileNotFoundError):
         CaptionedAudio.from_folder(tmp_path / "none")

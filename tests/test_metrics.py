@@ -206,11 +206,19 @@ def test_bootstrap_interval_of_a_mean_is_the_normal_one():
     assert (low, high) == pytest.approx((x.mean() - 1.96 * x.std() / 20, x.mean() + 1.96 * x.std() / 20), abs=0.02)
 
 
-def test_bootstrap_interval_draws_the_same_rows_of_every_array_and_holds_a_biased_statistic():
-    a, b = normal(60, 8, 0), normal(60, 8, 1)
+def test_bootstrap_interval_draws_the_same_rows_of_every_array():
+    a = normal(60, 8, 0)
     assert bootstrap_interval(clap_score, a, torch.tensor(a), resamples=20) == pytest.approx((1, 1))
-    low, high = bootstrap_interval(lambda x: frechet_distance(x, b), a, resamples=100)
-    assert low < frechet_distance(a, b) < high
+
+
+def test_bootstrap_interval_of_a_frechet_distance_must_be_centred():
+    a, b = normal(60, 8, 0), normal(60, 8, 1)
+    plain, centred = (
+        bootstrap_interval(lambda x: frechet_distance(x, b), a, resamples=100, centre=centre)
+        for centre in (False, True)
+    )
+    assert centred[0] < frechet_distance(a, b) < centred[1] < plain[1]
+    assert centred[1] - centred[0] == pytest.approx(plain[1] - plain[0])
 
 
 def test_floor_is_what_equal_distributions_score():

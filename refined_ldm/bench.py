@@ -1,0 +1,90 @@
+"""How long the parts take on this machine, and how much memory: `refined-ldm bench`.
+
+Every row is measured here and now, stands beside its goal, and says by which command; nothing is remembered.
+"""
+
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+
+
+def bench(notebooks=False, on_row=print):
+    """Measure each row and give it to on_row -> list of dicts: work, measured, unit, goal, met (True or False)."""
+    rows = []
+
+    def row(work, measured, unit, goal, at_least=False):
+        met = measured >= goal if at_least else measured <= goal
+        rows.append({"work": work, "measured": round(measured, 3), "unit": unit, "goal": goal, "met": bool(met)})
+        on_row(f"{work:<58}{measured:9.2f} {unit:<9} {'>=' if at_least else '<='} {goal:g}{'' if met else '   not met'}")
+
+    row("import refined_ldm, a whole process less an empty one", _import_seconds(), "s", 0.3)
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "refined_ldm", "generate", "a dog barks", "--out", folder]
+        seconds, memory = _process(command)
+    row("refined-ldm generate, one 2.56 s clip, a whole process", seconds, "s", 15)
+    row("its peak memory", memory, "GB", 4)
+
+    import torch
+
+    from refined_ldm.scenes import SoundScenes
+    from refined_ldm.text_to_audio import RefinedAudioLDM
+
+    model = RefinedAudioLDM.from_preset("tiny")
+    model.generate(["a dog barks"], seconds=2.56)
+    row("the same in a warm process", _best(lambda: model.generate(["a dog barks"], seconds=2.56)), "s", 2)
+    row("eight captions in a warm process, seconds each", _best(lambda: model.generate(["rain"] * 8)) / 8, "s", 2)
+
+    scenes = SoundScenes("train", size=10**6)
+    list(map(scenes.__getitem__, range(20)))  # notes of the SoundFont are kept once rendered
+    start = time.perf_counter()
+    list(map(scenes.__getitem__, range(1000, 1200)))
+    row("rendering scenes of 2.56 s", 200 / (time.perf_counter() - start), "a second", 40, at_least=True)
+
+    if notebooks:
+        from refined_ldm.cli import NOTEBOOKS
+
+        total = 0.0
+        for path in sorted(NOTEBOOKS.glob("0[1-9]_*.ipynb")):
+            with tempfile.TemporaryDirectory() as folder:
+                command = [sys.executable, "-m", "refined_ldm", "notebooks", path.stem, "--out", folder]
+                seconds, memory = _process(command)
+            total += seconds
+            row(f"notebook {path.stem}", seconds, "s", 120)
+            row("its peak memory", memory, "GB", 4)
+        row("all notebooks", total, "s", 600)
+    on_row(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, Python "
+           f"{platform.python_version()}, torch {torch.__version__}")  # fmt: skip
+    return rows
+
+
+def _import_seconds():
+    def process(code):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True)
+        return time.perf_counter() - start
+
+    bare = min(process("pass") for _ in range(3))
+    return max(0.0, min(process("import refined_ldm") for _ in range(3)) - bare)
+
+
+def _process(command):
+    """Run a command to its end -> (seconds, peak memory of its largest process in GB)."""
+    measured = (
+        "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL, "
+        "stderr=subprocess.DEVNULL); print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    )
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", measured, *command], check=True, capture_output=True, text=True)
+    per_gb = 2**30 if sys.platform == "darwin" else 2**20  # ru_maxrss counts bytes on macOS, KiB on Linux
+    return time.perf_counter() - start, int(done.stdout) / per_gb
+
+
+def _best(work, runs=3):
+    times = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)

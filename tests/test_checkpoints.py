@@ -1,0 +1,89 @@
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from refined_ldm import checkpoints
+from refined_ldm.checkpoints import load_into, read_weights, save_weights
+from refined_ldm.vae import VAEConfig
+
+
+@pytest.fixture
+def module():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5))  # with integer and float buffers
+
+
+def test_weights_settings_and_notes_come_back_equal(module, tmp_path):
+    path = tmp_path / "deep" / "model.safetensors"
+    save_weights(path, module, VAEConfig(channels=24), step=7, note="né")
+    state, metadata = read_weights(path)
+    assert state.keys() == module.state_dict().keys()
+    for name, value in module.state_dict().items():
+        assert torch.equal(state[name], value) and state[name].dtype == value.dtype
+    assert VAEConfig(**metadata["config"] | {"channel_mult": tuple(metadata["config"]["channel_mult"])}) == VAEConfig(channels=24)
+    assert metadata["step"] == 7 and metadata["note"] == "né"
+
+
+def test_half_precision_on_disk_is_float32_in_memory(module, tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_weights(path, module, dtype=torch.float16)
+    with safe_open(path, framework="pt") as file:
+        assert file.get_tensor("0.weight").dtype == torch.float16
+    state, metadata = read_weights(path)
+    assert state["0.weight"].dtype == torch.float32 and metadata["config"] is None
+    assert state["1.num_batches_tracked"].dtype == torch.int64
+    torch.testing.assert_close(state["0.weight"], module[0].weight.detach(), atol=1e-3, rtol=1e-3)
+    assert not torch.equal(state["0.weight"], module[0].weight)
+
+
+def test_shared_and_transposed_tensors_can_be_saved(tmp_path):
+    weight = torch.randn(4, 6)
+    save_weights(tmp_path / "a.safetensors", {"transposed": weight.T, "parameter": nn.Parameter(weight)})
+    state, _ = read_weights(tmp_path / "a.safetensors")
+    assert torch.equal(state["transposed"], weight.T)
+
+
+def test_a_broken_off_save_leaves_the_earlier_file(module, tmp_path, monkeypatch):
+    path = tmp_path / "model.safetensors"
+    save_weights(path, module)
+    before = path.read_bytes()
+
+    def power_cut(tensors, file, metadata):
+        file.write_bytes(b"half")
+        raise OSError("power cut")
+
+    monkeypatch.setattr(checkpoints, "save_file", power_cut)
+    with pytest.raises(OSError, match="power cut"):
+        save_weights(path, {k: v + 1 for k, v in module.state_dict().items()})
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_missing_truncated_empty_and_foreign_files_get_a_clear_error(module, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere.safetensors"):
+        read_weights(tmp_path / "nowhere.safetensors")
+    path = tmp_path / "model.safetensors"
+    save_weights(path, module)
+    whole = path.read_bytes()
+    for content in (b"", whole[:-5], whole[:40], b"not a checkpoint at all", json.dumps({"a": 1}).encode()):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="model.safetensors is not a whole safetensors file"):
+            read_weights(path)
+
+
+def test_load_into_copies_every_tensor(module):
+    other = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5))
+    assert load_into(other, module.state_dict(), "memory") is other
+    assert all(torch.equal(a, b) for a, b in zip(other.state_dict().values(), module.state_dict().values(), strict=True))
+
+
+def test_load_into_names_what_does_not_fit(module):
+    state = module.state_dict()
+    before = {k: v.clone() for k, v in state.items()}
+    wrong = {k: v for k, v in state.items() if k != "0.bias"} | {"extra": torch.zeros(1), "0.weight": torch.zeros(5, 4)}
+    with pytest.raises(ValueError, match=r"file.x .* 1 missing: 0.bias; 1 unexpected: extra; .* 0.weight \(5, 4\) for \(5, 3\)"):
+        load_into(module, wrong, "file.x")
+    assert all(torch.equal(before[k], v) for k, v in module.state_dict().items())  # nothing was copied

@@ -1,0 +1,120 @@
+from dataclasses import FrozenInstanceError, replace
+
+import pytest
+import yaml
+
+from refined_ldm.config import PRESETS, Config, StageConfig, load_config, preset
+from refined_ldm.mel import MelConfig
+from refined_ldm.vae import VAEConfig
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_whole_and_survive_yaml(name, tmp_path):
+    config = preset(name)
+    assert config.name == name and set(config.training) == {"vae", "clap", "ldm", "hifigan"}
+    config.save(tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+    assert "!!" not in (tmp_path / "config.yaml").read_text()  # plain YAML that any reader reads
+    with pytest.raises(FrozenInstanceError):
+        config.seconds = 1.0
+
+
+def test_published_settings():
+    paper, baseline = preset("paper"), preset("baseline")
+    assert (paper.clap, paper.unet.embedding_dim) == ("ms-clap-2023", 1024)
+    assert (baseline.clap, baseline.unet.embedding_dim) == ("laion-clap", 512)
+    for config in (paper, baseline):
+        assert config.samples == 163_840 and config.samples // config.mel.hop_length == 1024
+        assert (config.beta_start, config.beta_end, config.diffusion_steps) == (0.0015, 0.0195, 1000)
+        assert config.unet.channel_mult == (1, 2, 3, 5) and config.vae.channel_mult == (1, 2, 4)
+
+
+def test_preset_takes_changes_and_refuses_unknown_ones():
+    assert preset("tiny", steps=50, seconds=5.12) == replace(preset("tiny"), steps=50, seconds=5.12)
+    with pytest.raises(ValueError, match="no preset 'huge': choose one of tiny"):
+        preset("huge")
+    with pytest.raises(ValueError, match="no setting stepz"):
+        preset("tiny", stepz=50)
+
+
+def test_sizes_that_do_not_fit_each_other_are_refused():
+    with pytest.raises(ValueError, match=r"16000 samples, not a whole number of 5120 .*: take 0.96"):
+        preset("tiny", seconds=1.0)
+    assert preset("tiny", seconds=0.96).samples == 15_360  # what the message says works
+    with pytest.raises(ValueError, match="vocoder rates make 160 samples a frame, mel hops 320"):
+        preset("tiny", mel=MelConfig(hop_length=320))
+    with pytest.raises(ValueError, match="vae has 4 latent channels, unet 8"):
+        preset("tiny", vae=VAEConfig(latent_channels=4))
+
+
+def written(tmp_path, text):
+    path = tmp_path / "some.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_yaml_changes_a_preset_at_any_depth(tmp_path):
+    config = load_config(written(tmp_path, """
+        preset: tiny
+        seconds: 5.12
+        vae: {channels: 24}
+        unet: {channel_mult: [1, 2, 3]}
+        vocoder: {istft_n_fft: null, res_dilations: [[1, 3], [1, 3], [1, 3]]}
+        training:
+          ldm: {lr: 1e-4, max_steps: 7, betas: [0.5, 0.9]}
+          vae: {weight_decay: 1}
+    """))  # fmt: skip
+    tiny = preset("tiny")
+    assert config == preset(
+        "tiny", seconds=5.12, vae=replace(tiny.vae, channels=24), unet=replace(tiny.unet, channel_mult=(1, 2, 3)),
+        vocoder=replace(tiny.vocoder, res_dilations=((1, 3), (1, 3), (1, 3))),
+        training=tiny.training | {
+            "ldm": replace(tiny.training["ldm"], lr=1e-4, max_steps=7, betas=(0.5, 0.9)),
+            "vae": replace(tiny.training["vae"], weight_decay=1.0),
+        },
+    )  # fmt: skip
+    assert type(config.training["vae"].weight_decay) is float
+
+
+def test_yaml_anchors_work_and_no_preset_means_the_paper(tmp_path):
+    config = load_config(written(tmp_path, "training: {vae: &s {lr: 0.5}, ldm: *s}"))
+    assert config.training["vae"].lr == config.training["ldm"].lr == 0.5
+    assert replace(config, training=Config().training) == Config()
+    assert config.training["clap"] == StageConfig()
+
+
+@pytest.mark.parametrize("text, told", [
+    ("sekonds: 3", "unknown key 'sekonds'"),
+    ("preset: huge", "no preset 'huge'"),
+    ("vae: {chanels: 3}", "some.yaml: vae: unknown key 'chanels'"),
+    ("vae: 3", "vae must hold settings by name, got 3"),
+    ("training: {unet: {lr: 1}}", "unknown stage unet"),
+    ("training: {vae: {lr: fast}}", r"training.vae: lr must be float, got 'fast'"),
+    ("training: 5", "training must hold settings by name, got 5"),
+    ("steps: 2.5", "steps must be int, got 2.5"),
+    ("steps: yes", "steps must be int, got True"),
+    ("seconds: null", "seconds must be float, got None"),
+    ("data: 3", "data must be str, got 3"),
+    ("unet: {film_scale: 1}", "film_scale must be bool, got 1"),
+    ("unet: {channel_mult: 3}", "channel_mult must be tuple, got 3"),
+    ("seconds: 0.333", "not a whole number"),
+    ("- a\n- b", "must hold settings by name, got list"),
+    ("", "must hold settings by name, got NoneType"),
+    ("a: [1", "is not plain YAML"),
+    ("a: !!python/object/apply:os.getcwd []", "is not plain YAML"),
+])  # fmt: skip
+def test_yaml_that_makes_no_sense_is_refused(tmp_path, text, told):
+    with pytest.raises(ValueError, match=told):
+        load_config(written(tmp_path, text))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere.yaml"):
+        load_config(tmp_path / "nowhere.yaml")
+
+
+def test_saved_yaml_shows_every_setting(tmp_path):
+    preset("tiny").save(tmp_path / "c.yaml")
+    tree = yaml.safe_load((tmp_path / "c.yaml").read_text())
+    assert tree["unet"]["channel_mult"] == [1, 2, 2] and tree["training"]["ldm"]["optimizer"] == "muon"
+    assert tree["vocoder"]["res_dilations"] == [[1, 3, 5]] * 3

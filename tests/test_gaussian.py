@@ -1,0 +1,78 @@
+import pytest
+import torch
+
+from refined_ldm.gaussian import GaussianDenoiser
+
+CHANNELS, BINS, BLOCK = 2, 3, 4
+SIZE = CHANNELS * BINS * BLOCK
+
+
+def correlated(clips, frames=8, seed=0):
+    """Latents whose blocks are Gaussian with a known mean and covariance."""
+    generator = torch.Generator().manual_seed(seed)
+    root = torch.randn(SIZE, SIZE, generator=torch.Generator().manual_seed(7)) / SIZE**0.5
+    mean = torch.linspace(-1, 1, SIZE)
+    blocks = mean + torch.randn(clips, frames // BLOCK, SIZE, generator=generator) @ root.T
+    latents = blocks.view(clips, frames // BLOCK, CHANNELS, BLOCK, BINS).transpose(1, 2).reshape(clips, CHANNELS, frames, BINS)
+    return latents, mean, root @ root.T
+
+
+def fitted():
+    return GaussianDenoiser(CHANNELS, BINS, BLOCK).fit(correlated(4000)[0])
+
+
+def level(*alpha_bar):
+    return torch.tensor(alpha_bar)[:, None, None, None]
+
+
+def test_fit_finds_mean_and_covariance():
+    _, mean, covariance = correlated(1)
+    denoiser = fitted()
+    torch.testing.assert_close(denoiser.mean, mean, atol=0.06, rtol=0)
+    found = denoiser.basis @ denoiser.variance.diag() @ denoiser.basis.T
+    torch.testing.assert_close(found, covariance, atol=0.1, rtol=0)
+
+
+def test_noise_equals_the_formula_with_an_explicit_inverse():
+    denoiser, z_t = fitted(), correlated(3, frames=12, seed=1)[0]
+    alpha_bar = level(0.9, 0.5, 0.01)
+    covariance = (denoiser.basis @ denoiser.variance.diag() @ denoiser.basis.T).double()
+    found = denoiser.noise(z_t, alpha_bar)
+    assert found.shape == z_t.shape
+    for clip in range(3):
+        a2 = alpha_bar[clip].item()
+        for start in range(0, 12, BLOCK):
+            block = z_t[clip, :, start : start + BLOCK].flatten().double()
+            inverse = torch.linalg.inv(a2 * covariance + (1 - a2) * torch.eye(SIZE, dtype=torch.float64))
+            expected = (1 - a2) ** 0.5 * inverse @ (block - a2**0.5 * denoiser.mean.double())
+            here = found[clip, :, start : start + BLOCK].flatten().double()
+            torch.testing.assert_close(here, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_nothing_linear_is_better_and_residual_is_what_is_left():
+    denoiser, (z_0, _, _) = fitted(), correlated(8000, seed=2)
+    eps = torch.randn(z_0.shape, generator=torch.Generator().manual_seed(3))
+    for alpha_bar in (0.99, 0.7, 0.2):
+        z_t = alpha_bar**0.5 * z_0 + (1 - alpha_bar) ** 0.5 * eps
+        level_t = torch.full((len(z_t), 1, 1, 1), alpha_bar)
+        error = denoiser.noise(z_t, level_t) - eps
+        left = (error**2).mean()
+        torch.testing.assert_close(left, denoiser.residual(level_t)[0], rtol=0.03, atol=0)
+        assert (error * z_t).mean().abs() < 0.02  # the error of the best guess is orthogonal to what was seen
+        for gain in (0.9, 1.1):
+            assert ((gain * denoiser.noise(z_t, level_t) - eps) ** 2).mean() > left
+
+
+def test_block_layout_survives_the_way_there_and_back():
+    denoiser, z = GaussianDenoiser(CHANNELS, BINS, BLOCK), torch.randn(5, CHANNELS, 20, BINS)
+    assert torch.equal(denoiser._from_blocks(denoiser._to_blocks(z), z.shape), z)
+    # Unit variance, zero mean: the formula is then the same number for every place, eps = sqrt(1 - alpha_bar) z_t.
+    torch.testing.assert_close(denoiser.noise(z, torch.full((5, 1, 1, 1), 0.36)), 0.8 * z)
+
+
+def test_too_little_and_misshapen_data_are_refused():
+    with pytest.raises(ValueError, match="24 blocks .* more clips"):
+        GaussianDenoiser(CHANNELS, BINS, BLOCK).fit(torch.randn(12, CHANNELS, 8, BINS))
+    for shape in ((1, CHANNELS, 7, BINS), (1, CHANNELS, 8, BINS + 1)):
+        with pytest.raises(ValueError, match="multiple of 4"):
+            fitted().noise(torch.zeros(shape), level(0.5))
