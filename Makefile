@@ -30,7 +30,7 @@ lab: $(READY) ## Open the notebooks in JupyterLab, on this machine alone
 	$(BIN)/jupyter lab --ip 127.0.0.1 notebooks
 
 figures: $(READY) ## Run the notebooks and write what they draw to figures/
-	$(BIN)/refined-ldm notebooks -p write_figures True
+	$(BIN)/refined-ldm notebooks -p write_figures true
 
 bench: $(READY) ## Measure speed and memory
 	$(BIN)/refined-ldm bench

@@ -212,7 +212,7 @@ class Clap(nn.Module):
         return F.normalize(self.audio_projection(pooled).float(), dim=-1)
 
     def audio_features(self, waveform, sample_rate):
-        """What HTS-AT hears before pooling: waveform (B, N) or (N,) -> (B, C, T, F), T and F 1/16 of the mel's (published: 1/32)."""
+        """HTS-AT before pooling: waveform (B, N) or (N,) -> (B, C, T, F), 1/16 (published: 1/32) of the mel."""
         return self.audio(self.log_mel(waveform, sample_rate)).last_hidden_state.transpose(2, 3)
 
     # --- captions ---

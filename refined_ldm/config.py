@@ -112,7 +112,10 @@ def _tiny():
             model_channels=64, channel_mult=(1, 2, 2), num_res_blocks=1, attention_resolutions=(2, 4),
             attention_layers=1, embedding_dim=256, embedding_gain=16.0, patch_size=2, film_scale=True, norm_groups=16,
         ),
-        vocoder=HiFiGANConfig(channels=128),
+        vocoder=HiFiGANConfig(
+            channels=384, rates=(2,), kernels=(4,), res_kernels=(3, 7), res_dilations=((1, 3), (1, 3)),
+            istft_n_fft=320, istft_hop=80,  # an inverse STFT does the rest, quickly on a CPU
+        ),
         discriminators=DiscriminatorsConfig(width=4),
         parameterization="gaussian",
         clips=16_000,
@@ -120,8 +123,8 @@ def _tiny():
         training={
             "vae": StageConfig(6000, 8, 2e-3, crop_frames=64),
             "clap": StageConfig(2000, 64, 1e-3, weight_decay=0.05),
-            "ldm": StageConfig(12_000, 16, 3e-3, optimizer="muon", ema_decay=0.999),
-            "hifigan": StageConfig(20_000, 16, 2e-3, betas=(0.8, 0.99), ema_decay=0.999, crop_frames=52),
+            "ldm": StageConfig(8000, 16, 3e-3, optimizer="muon", ema_decay=0.999),
+            "hifigan": StageConfig(8000, 16, 1e-3, betas=(0.8, 0.99), ema_decay=0.999, crop_frames=40),
         },
     )  # fmt: skip
 
@@ -201,6 +204,8 @@ def _merge(base, written, where):
         if is_dataclass(now):
             changes[key] = _merge(now, value, at)
         elif key == "training":
+            if not isinstance(value, dict):
+                raise ValueError(f"{at} must hold settings by name, got {value!r}")
             unknown = value.keys() - now.keys()
             if unknown:
                 raise ValueError(f"{at}: unknown stage {', '.join(map(str, unknown))}; there are {', '.join(now)}")

@@ -60,26 +60,27 @@ def plot_mel(mel, config=LDM_MEL, title="", ax=None):
     if mel.ndim < 2 or math.prod(shape[:-2]) != 1:
         raise ValueError(f"mel must be one spectrogram (1, 1, T, F) or (T, F), got {shape}: plot_mels draws several")
     ax = ax or plt.figure().subplots()
-    image = _draw_mel(ax, _decibels(mel, config).reshape(shape[-2:]), config)
+    levels = _decibels(mel, config).reshape(shape[-2:])
+    image = _draw_mel(ax, levels, config, levels.max())
     ax.set(xlabel="s", ylabel="Hz", title=title)
     ax.figure.colorbar(image, ax=ax, label="dB above the floor", pad=0.01)
     return ax
 
 
-def plot_mels(mels, titles=(), config=LDM_MEL, columns=3):
-    """Draw log-mels (B, 1, T, F) in a grid with one colour scale -> figure."""
+def plot_mels(mels, titles=(), config=LDM_MEL, columns=3, size=(3.2, 2.1)):
+    """Draw log-mels (B, 1, T, F) in a grid with one colour scale, each `size` inches -> figure."""
     if mels.ndim != 4 or mels.shape[1] != 1:
         raise ValueError(f"mels must be (B, 1, T, F), got {tuple(mels.shape)}")
     levels = _decibels(mels, config)[:, 0]  # (B, T, F)
     columns = min(columns, len(levels))
     rows = math.ceil(len(levels) / columns)
-    figure = plt.figure(figsize=(max(5, 3.2 * columns), 0.5 + 2.1 * rows), layout="constrained")
+    figure = plt.figure(figsize=(max(5, size[0] * columns), 0.5 + size[1] * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     for ax in grid.flat[len(levels) :]:
         ax.set_axis_off()
     for k, ax in enumerate(grid.flat[: len(levels)]):
-        image = _draw_mel(ax, levels[k], config, top=levels.max())
-        ax.set_title(textwrap.fill(titles[k], 34) if k < len(titles) else "", fontsize=10, loc="left")
+        image = _draw_mel(ax, levels[k], config, levels.max(), TICKS if size[1] > 1.5 else TICKS[1::2])
+        ax.set_title(textwrap.fill(titles[k], int(11 * size[0])) if k < len(titles) else "", fontsize=10, loc="left")
         lowest = k + columns >= len(levels)
         ax.tick_params(labelbottom=lowest)
         ax.set(xlabel="s" if lowest else "", ylabel="Hz" if k % columns == 0 else "")
@@ -102,14 +103,14 @@ def compare(waveforms, titles, config=LDM_MEL, columns=3):
     return figure
 
 
-def _draw_mel(ax, levels, config, top=None):
-    """levels (T, F) in dB; top: the brightest value, the loudest point if not given -> image."""
-    top = max(levels.max() if top is None else top, 1.0)
+def _draw_mel(ax, levels, config, top, ticks=TICKS):
+    """levels (T, F) and top, the brightest, in dB -> image."""
+    top = max(top, 1.0)  # all silence is black
     frames, bands = levels.shape
     extent = (0, frames * config.hop_length / config.sample_rate, -0.5, bands - 0.5)
     image = ax.imshow(levels.T, origin="lower", aspect="auto", extent=extent, interpolation="nearest", cmap="magma",
                       vmin=max(0, top - RANGE), vmax=top)  # fmt: skip
-    shown = [hz for hz in TICKS if config.fmin <= hz <= config.fmax]
+    shown = [hz for hz in ticks if config.fmin <= hz <= config.fmax]
     low, high = hz_to_mel(config.fmin).item(), hz_to_mel(config.fmax).item()
     # Band k of `bands` lies k + 1 steps of mel above fmin (and is drawn at height k).
     positions = [(hz_to_mel(hz).item() - low) / (high - low) * (bands + 1) - 1 for hz in shown]

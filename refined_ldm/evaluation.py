@@ -50,7 +50,7 @@ def fit_probe(judge, size=1500, seed=0, seconds=2.56, batch_size=32, on_clips=No
         labels += [item["labels"] for item in items]
         if on_clips:
             on_clips(len(labels), size)
-    probe = LinearProbe(scenes.classes, multi_label=True, penalty=3e-3)
+    probe = LinearProbe(scenes.classes, multi_label=True)
     return Listener(judge, probe.fit(np.concatenate(embeddings), labels))
 
 

@@ -6,6 +6,7 @@ head is Kaneko et al., "iSTFTNet", 2022 (arXiv 2203.02395). Parameter names are 
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +48,7 @@ class ResBlock(nn.Module):
         )
 
     def forward(self, x):
-        for conv1, conv2 in zip(self.convs1, self.convs2):
+        for conv1, conv2 in zip(self.convs1, self.convs2, strict=True):
             h = conv1(F.leaky_relu(x, self.leaky_slope))
             x = x + conv2(F.leaky_relu(h, self.leaky_slope))
         return x
@@ -74,7 +75,7 @@ class HiFiGAN(nn.Module):
         self.conv_pre = nn.Conv1d(config.n_mels, widths[0], 7, padding=3)
         self.ups = nn.ModuleList(
             nn.ConvTranspose1d(c_in, c_out, kernel, rate, padding=(kernel - rate) // 2)
-            for c_in, c_out, kernel, rate in zip(widths, widths[1:], config.kernels, config.rates)
+            for (c_in, c_out), kernel, rate in zip(pairwise(widths), config.kernels, config.rates, strict=True)
         )
         self.resblocks = nn.ModuleList(
             ResBlock(width, kernel, dilations, config.leaky_slope)
@@ -104,7 +105,8 @@ class HiFiGAN(nn.Module):
         """Features (B, C, L) -> waveform (B, L * istft_hop), by predicted magnitude and phase (iSTFTNet, fig. 1)."""
         x = F.pad(x, (1, 0), mode="reflect")  # L + 1 centred frames span L hops
         log_magnitude, phase = self.conv_post(x).float().chunk(2, dim=1)  # (B, n_fft / 2 + 1, L + 1)
-        spectrum = torch.polar(log_magnitude.clamp(max=4.6).exp(), phase)  # magnitude <= 100, as in Vocos (2023)
+        loudest = math.log(self.config.istft_n_fft / 2)  # a Hann window's sum: no waveform in [-1, 1] exceeds it
+        spectrum = torch.polar(log_magnitude.clamp(max=loudest).exp(), phase)
         waveform = torch.istft(spectrum, self.config.istft_n_fft, self.config.istft_hop, window=self.window)
         return waveform.clamp(-1, 1)
 
@@ -156,7 +158,7 @@ class PeriodDiscriminator(nn.Module):
         channels = [1, width, 4 * width, 16 * width, 32 * width, 32 * width]
         self.convs = nn.ModuleList(
             parametrizations.weight_norm(nn.Conv2d(c_in, c_out, (5, 1), (stride, 1), padding=(2, 0)))
-            for c_in, c_out, stride in zip(channels, channels[1:], (3, 3, 3, 3, 1))
+            for (c_in, c_out), stride in zip(pairwise(channels), (3, 3, 3, 3, 1), strict=True)
         )
         self.conv_post = parametrizations.weight_norm(nn.Conv2d(channels[-1], 1, (3, 1), padding=(1, 0)))
 
@@ -180,7 +182,7 @@ class ScaleDiscriminator(nn.Module):
         kernels, strides, groups = (15, 41, 41, 41, 41, 41, 5), (1, 2, 2, 4, 4, 1, 1), (1, 4, 16, 16, 16, 16, 1)
         self.convs = nn.ModuleList(
             norm(nn.Conv1d(c_in, c_out, kernel, stride, padding=kernel // 2, groups=group))
-            for c_in, c_out, kernel, stride, group in zip(channels, channels[1:], kernels, strides, groups)
+            for (c_in, c_out), kernel, stride, group in zip(pairwise(channels), kernels, strides, groups, strict=True)
         )
         self.conv_post = norm(nn.Conv1d(channels[-1], 1, 3, padding=1))
 
@@ -229,12 +231,14 @@ def generator_loss(real, fake, real_mel, fake_mel):
     Returns the total and a dict of its unweighted terms.
     """
     zero = fake_mel.new_zeros(())
+    maps = [
+        (r.detach(), f)
+        for (_, real_maps), (_, fake_maps) in zip(real, fake, strict=True)
+        for r, f in zip(real_maps, fake_maps, strict=True)
+    ]
     terms = {
         "adversarial": sum(((1 - f).square().mean() for f, _ in fake), zero),
-        "features": sum(
-            (F.l1_loss(f, r.detach()) for (_, rs), (_, fs) in zip(real, fake, strict=True) for r, f in zip(rs, fs)),
-            zero,
-        ),
+        "features": sum((F.l1_loss(f, r) for r, f in maps), zero),
         "mel": F.l1_loss(fake_mel, real_mel),
     }
     return terms["adversarial"] + 2 * terms["features"] + 45 * terms["mel"], terms

@@ -87,10 +87,8 @@ def unpickle(path):
         with torch.serialization.safe_globals(harmless):
             return torch.load(path, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as fault:
-        reason = str(fault).strip().splitlines()[0] if str(fault).strip() else type(fault).__name__
         blocked = re.search(r"GLOBAL (\S+)", str(fault))
-        if blocked:
-            reason = f"it asks to run {blocked[1]}"
+        reason = f"it asks to run {blocked[1]}" if blocked else "it is cut, damaged or no checkpoint: fetch it again"
         raise ValueError(f"{path} was refused: {reason}") from fault
 
 

@@ -46,11 +46,11 @@ def load_run(run_dir, stage, learners):
         try:
             step = json.loads((folder / "state.json").read_text())["step"]
             found = {path.stem: load_file(path) for path in folder.glob("*.safetensors")}
+            for learner in learners:
+                _restore(learner, found)
         except (OSError, ValueError, KeyError, SafetensorError) as fault:
             print(f"{folder} is damaged ({fault}); trying the checkpoint before it")
             continue
-        for learner in learners:
-            _restore(learner, found)
         return step
     return 0
 

@@ -247,7 +247,7 @@ def train_hifigan(
         loss, terms = generator_loss(real, fake, mel, model.mel(made["fake"]))
         if discriminators is None:
             terms["stft"] = stft_loss(made["fake"], made["real"])
-            loss = loss / 45 + terms["stft"]
+            loss = terms["mel"] + 0.2 * terms["stft"]  # the mels lead: they are what the vocoder is given
         return {"loss": loss, **terms}
 
     def discriminator_losses(judges, batch, generator):

@@ -12,7 +12,6 @@ from refined_ldm.hifigan import (
     generator_loss,
     stft_loss,
 )
-
 from refined_ldm.mel import MelSpectrogram
 
 SMALL = HiFiGANConfig(channels=64)

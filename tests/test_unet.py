@@ -47,10 +47,10 @@ def test_shapes(changes, shape):
 
 
 def test_published_sizes():
-    """AudioLDM-S has 185.3 M parameters with LAION-CLAP's 512 numbers and 512 x 512 more with MS-CLAP's 1024."""
+    """AudioLDM-S has 185.3 M parameters with MS-CLAP's 1024 numbers and 512 x 512 fewer with LAION-CLAP's 512."""
     with torch.device("meta"):
-        sizes = [sum(p.numel() for p in UNet(UNetConfig(embedding_dim=D)).parameters()) for D in (512, 1024)]
-    assert round(sizes[0] / 1e6, 1) == 185.0 and sizes[1] - sizes[0] == 512 * 512
+        sizes = [sum(p.numel() for p in UNet(UNetConfig(embedding_dim=D)).parameters()) for D in (1024, 512)]
+    assert round(sizes[0] / 1e6, 1) == 185.3 and sizes[0] - sizes[1] == 512 * 512
 
 
 def test_bad_inputs_and_settings_are_refused():

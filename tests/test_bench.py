@@ -1,0 +1,40 @@
+import sys
+import time
+
+import pytest
+import small
+
+from refined_ldm import bench
+from refined_ldm.text_to_audio import RefinedAudioLDM
+
+
+def test_a_process_is_measured_by_time_and_by_its_peak():
+    hungry = "import time; held = bytearray(300 * 2**20); time.sleep(0.3)"
+    seconds, memory = bench._process([sys.executable, "-c", hungry])
+    assert seconds > 0.3 and 0.29 < memory < 0.45
+    with pytest.raises(Exception, match="exit status 3"):
+        bench._process([sys.executable, "-c", "raise SystemExit(3)"])
+
+
+def test_the_best_of_some_runs_counts(monkeypatch):
+    clock = iter([0.0, 5.0, 10.0, 12.0, 20.0, 23.0])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    assert bench._best(lambda: None) == 2.0
+
+
+def test_every_row_stands_beside_its_goal(monkeypatch):
+    small.use_small_clap(monkeypatch)
+    model = RefinedAudioLDM(small.config())
+    monkeypatch.setattr(RefinedAudioLDM, "from_preset", lambda name: model)
+    monkeypatch.setattr("refined_ldm.scenes.SoundScenes", lambda split, size: range(size))  # quick to render
+    monkeypatch.setattr(bench, "_import_seconds", lambda: 0.1)
+    monkeypatch.setattr(bench, "_process", lambda command: (99.0, 1.5))
+    lines = []
+    rows = {row["work"]: row for row in bench.bench(on_row=lines.append)}
+    slow = rows["refined-ldm generate, one 2.56 s clip, a whole process"]
+    assert slow == {"work": slow["work"], "measured": 99.0, "unit": "s", "goal": 15, "met": False}
+    assert rows["its peak memory"]["met"] and rows["import refined_ldm, a whole process less an empty one"]["met"]
+    scenes = rows["rendering scenes of 2.56 s"]
+    assert scenes["met"] and scenes["measured"] > scenes["goal"] == 40  # here more is better
+    assert len(lines) == len(rows) + 1 and "torch" in lines[-1]
+    assert [("not met" in line) for line in lines[:-1]] == [not row["met"] for row in rows.values()]

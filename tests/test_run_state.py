@@ -1,0 +1,86 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from refined_ldm import run_state
+from refined_ldm.muon import Muon
+from refined_ldm.run_state import load_run, save_run
+
+
+def learner(seed, steps=0):
+    """A network with two optimisers and an average, moved by some random steps."""
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6))
+    optimizers = [torch.optim.AdamW(network[1].parameters(), 0.1), Muon([network[0].weight], 0.1)]
+    for _ in range(steps):
+        network(torch.randn(8, 4)).square().mean().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    average = {k: v + 1 for k, v in network.state_dict().items()}
+    return SimpleNamespace(name="net", bare=network, optimizers=optimizers, average=average)
+
+
+def everything(learner):
+    states = {f"{n}.{p}.{k}": v for n, o in enumerate(learner.optimizers)
+              for p, s in o.state_dict()["state"].items() for k, v in s.items()}  # fmt: skip
+    return {**learner.bare.state_dict(), **{f"average.{k}": v for k, v in learner.average.items()}, **states}
+
+
+def folders(run_dir):
+    return sorted(p.name for p in (run_dir / "stage").iterdir())
+
+
+def test_all_of_a_learner_comes_back(tmp_path):
+    saved, other = learner(0, steps=3), learner(1)
+    save_run(tmp_path, "stage", [saved], 3, {"seed": 0})
+    assert load_run(tmp_path, "stage", [other]) == 3
+    before, after = everything(saved), everything(other)
+    assert before.keys() == after.keys() and any("momentum" in k for k in after) and any("exp_avg" in k for k in after)
+    assert all(torch.equal(before[k], after[k]) and before[k].dtype == after[k].dtype for k in before)
+
+
+def test_the_last_two_are_kept_and_what_a_killed_run_left_is_removed(tmp_path):
+    (tmp_path / "stage" / "writing-99999").mkdir(parents=True)
+    for index in (5, 10, 1000):
+        save_run(tmp_path, "stage", [learner(index)], index, {})
+    assert folders(tmp_path) == ["step-0000010", "step-0001000"]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "no state", "half a state", "no weights", "no optimiser"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, capsys, damage):
+    good = learner(0, steps=2)
+    save_run(tmp_path, "stage", [good], 2, {})
+    save_run(tmp_path, "stage", [learner(0, steps=4)], 4, {})
+    last = tmp_path / "stage" / "step-0000004"
+    {
+        "truncated": lambda: (last / "net.safetensors").write_bytes((last / "net.safetensors").read_bytes()[:-7]),
+        "empty": lambda: (last / "net-average.safetensors").write_bytes(b""),
+        "no state": lambda: (last / "state.json").unlink(),
+        "half a state": lambda: (last / "state.json").write_text('{"step": 4'),
+        "no weights": lambda: (last / "net.safetensors").unlink(),
+        "no optimiser": lambda: (last / "net-optimizer1.safetensors").unlink(),
+    }[damage]()
+    restored = learner(1)
+    assert load_run(tmp_path, "stage", [restored]) == 2
+    assert "step-0000004 is damaged" in capsys.readouterr().out
+    assert all(torch.equal(v, everything(restored)[k]) for k, v in everything(good).items())
+
+
+def test_nothing_there_is_step_zero(tmp_path):
+    assert load_run(tmp_path, "stage", [learner(0)]) == 0
+
+
+def test_a_save_that_breaks_off_leaves_the_earlier_ones(tmp_path, monkeypatch):
+    save_run(tmp_path, "stage", [learner(0)], 1, {})
+
+    def full(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(run_state, "save_file", full)
+    with pytest.raises(OSError, match="no space"):
+        save_run(tmp_path, "stage", [learner(0)], 2, {})
+    monkeypatch.undo()
+    assert load_run(tmp_path, "stage", [learner(1)]) == 1

@@ -1,0 +1,203 @@
+import pytest
+import small
+import torch
+
+from refined_ldm.text_to_audio import RefinedAudioLDM
+
+CAPTIONS = ["a dog barks", "rain falls", "a bell rings twice"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Random weights with every layer awake, so that captions, steps and guidance all matter."""
+    with pytest.MonkeyPatch.context() as patch:
+        small.use_small_clap(patch)
+        model = RefinedAudioLDM(small.config())
+    small.awake(model.unet)
+    model.scale.fill_(0.7)
+    for p in model.vocoder.parameters():
+        p.data *= 2  # loud enough to hear differences
+    return model.eval()
+
+
+@pytest.mark.parametrize("seconds, samples", [(0.32, 5120), (0.5, 8000), (0.01, 160), (0.33337, 5334), (None, 5120)])
+def test_shape_and_range(model, seconds, samples):
+    waveform = model.generate(CAPTIONS[:2], seconds=seconds)
+    assert waveform.shape == (2, samples) and waveform.dtype == torch.float32
+    assert waveform.isfinite().all() and waveform.abs().max() <= 1 and waveform.std(1).min() > 1e-3
+
+
+def test_the_same_seed_gives_the_same_sound_and_another_one_another(model):
+    one = model.generate(CAPTIONS, seed=1)
+    torch.manual_seed(99)  # the surroundings do not matter
+    assert torch.equal(one, model.generate(CAPTIONS, seed=1))
+    for row, other in zip(one, model.generate(CAPTIONS, seed=2), strict=True):
+        assert (row - other).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("settings", [{}, {"sampler": "ddim"}, {"candidates": 2}])
+def test_a_sound_does_not_depend_on_its_neighbours(model, settings):
+    together = model.generate(CAPTIONS, seed=3, **settings)
+    torch.testing.assert_close(model.generate(CAPTIONS[::-1], seed=3, **settings).flip(0), together, atol=1e-4, rtol=0)
+    torch.testing.assert_close(model.generate(CAPTIONS[1:2], seed=3, **settings), together[1:2], atol=1e-4, rtol=0)
+    assert (together[0] - together[1]).abs().max() > 1e-2
+
+
+def test_griffin_lim_does_not_depend_on_neighbours_either(model, monkeypatch):
+    monkeypatch.setattr(model, "config", small.config(inversion="griffin_lim"))
+    together = model.generate(CAPTIONS[:2], seed=3)
+    assert together.shape == (2, 5120) and together.abs().max() <= 1
+    torch.testing.assert_close(model.generate(CAPTIONS[1:2], seed=3), together[1:2], atol=1e-3, rtol=0)
+
+
+def test_a_caption_given_twice_gives_two_sounds_and_candidates_keeps_the_nearest(model):
+    drawn = model.generate([CAPTIONS[0]] * 4, seed=5)
+    assert all((drawn[0] - other).abs().max() > 1e-3 for other in drawn[1:])
+    nearness = model.clap.embed_audio(drawn, 16_000) @ model.clap.embed_text(CAPTIONS[:1])[0]
+    kept = model.generate(CAPTIONS[:1], seed=5, candidates=4)
+    torch.testing.assert_close(kept[0], drawn[nearness.argmax()], atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_guidance(model):
+    z_T = torch.randn(2, 2, 8, 4, generator=torch.Generator().manual_seed(0))
+    one, other = model.clap.embed_text(CAPTIONS[:2]), model.clap.embed_text(CAPTIONS[1:])
+
+    def sample(embedding, **settings):
+        return model.sample_latent(embedding, z_T, **settings)
+
+    assert torch.equal(sample(one, guidance_scale=0), sample(other, guidance_scale=0))  # it does not hear its caption
+    plain = sample(one, guidance_scale=1)
+    assert (plain - sample(other, guidance_scale=1)).abs().max() > 1e-4
+    assert (plain - sample(one, guidance_scale=4)).abs().max() > 1e-4
+    # Away from itself is nowhere: guidance then changes nothing, whatever its scale.
+    torch.testing.assert_close(sample(one, guidance_scale=4, unconditional=one), plain, atol=1e-5, rtol=1e-4)
+
+
+def test_the_negative_caption_is_heard(model):
+    one = model.generate(CAPTIONS[:1])
+    assert torch.equal(one, model.generate(CAPTIONS[:1], negative_caption=""))
+    assert not torch.equal(one, model.generate(CAPTIONS[:1], negative_caption="rain"))
+
+
+@torch.no_grad()
+def test_both_samplers_follow_the_same_path(model):
+    z_T = torch.randn(1, 2, 8, 4, generator=torch.Generator().manual_seed(0))
+    embedding = model.clap.embed_text(CAPTIONS[:1])
+    exact = model.sample_latent(embedding, z_T, steps=250)
+    coarse = model.sample_latent(embedding, z_T, steps=5)
+    ddim = model.sample_latent(embedding, z_T, steps=250, sampler="ddim", eta=0.0)
+    assert (ddim - exact).norm() < 0.1 * exact.norm() < (coarse - exact).norm() + 0.1 * exact.norm()
+
+
+@torch.no_grad()
+def test_the_latent_scale_is_undone(model):
+    waveform = small.clips(2)[0]["waveform"][None]
+    latent = model.encode(waveform)
+    torch.testing.assert_close(latent / 0.7, model.vae.encode(model.mel(waveform)).mean)
+    torch.testing.assert_close(model.decode(latent), model.vae.decode(latent / 0.7))
+    assert model.decode(latent).shape == (1, 1, 32, 16)
+    drawn = model.encode(waveform, torch.Generator().manual_seed(0))
+    assert drawn.shape == latent.shape and not torch.equal(drawn, latent)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("parameterization", ["eps", "v", "x0", "gaussian"])
+def test_whatever_the_unet_predicts_what_comes_out_is_noise(monkeypatch, parameterization):
+    """A U-Net that predicts its target perfectly makes `denoise` return the noise."""
+    small.use_small_clap(monkeypatch)
+    model = RefinedAudioLDM(small.config(parameterization=parameterization))
+    generator = torch.Generator().manual_seed(0)
+    z_0, eps = torch.randn(4, 2, 8, 4, generator=generator), torch.randn(4, 2, 8, 4, generator=generator)
+    t = torch.tensor([20, 300, 700, 999])
+    alpha_bar = model.schedule.at(t)
+    z_t = alpha_bar.sqrt() * z_0 + (1 - alpha_bar).sqrt() * eps
+
+    def perfect(z, t, c):
+        if parameterization == "gaussian":
+            left = eps - model.gaussian.noise(z, alpha_bar)
+            return left / model.gaussian.residual(alpha_bar).sqrt()[:, None, None, None]
+        return {"eps": eps, "x0": z_0, "v": alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * z_0}[parameterization]
+
+    torch.testing.assert_close(model.denoise(z_t, t, None, perfect), eps, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("parameterization", ["v", "gaussian"])
+def test_a_saved_model_sounds_the_same(monkeypatch, tmp_path, parameterization):
+    small.use_small_clap(monkeypatch)
+    model = RefinedAudioLDM(small.config(parameterization=parameterization), seed=3).eval()
+    small.awake(model.unet)
+    model.scale.fill_(1.9)
+    if model.gaussian is not None:
+        model.gaussian.fit(torch.randn(40, 2, 8, 4, generator=torch.Generator().manual_seed(0)))
+    model.save(tmp_path)
+    loaded = RefinedAudioLDM.load(tmp_path)
+    assert loaded.config == model.config and not loaded.training
+    state = loaded.state_dict()
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert torch.equal(loaded.generate(CAPTIONS), model.generate(CAPTIONS))
+    assert RefinedAudioLDM.load(tmp_path, steps=1).config.steps == 1
+
+
+def test_files_that_do_not_fit_are_refused(model, monkeypatch, tmp_path):
+    small.use_small_clap(monkeypatch)
+    with pytest.raises(FileNotFoundError, match="no config.yaml in"):
+        RefinedAudioLDM.load(tmp_path)
+    model.save(tmp_path)
+    with pytest.raises(ValueError, match="no setting stepz"):
+        RefinedAudioLDM.load(tmp_path, stepz=1)
+    with pytest.raises(ValueError, match="ldm.safetensors does not fit 'gaussian': .*gaussian.basis"):
+        RefinedAudioLDM.load(tmp_path, parameterization="gaussian")
+    (tmp_path / "vae.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match="vae.safetensors is not a whole"):
+        RefinedAudioLDM.load(tmp_path)
+    (tmp_path / "vae.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="no weights at .*vae.safetensors"):
+        RefinedAudioLDM.load(tmp_path)
+
+
+@pytest.mark.parametrize("arguments, told", [
+    ({"captions": "a dog"}, r"list of strings, got one string: write \['a dog'\]"),
+    ({"captions": []}, "captions is empty"),
+    ({"sampler": "euler"}, "sampler must be dpmpp or ddim, got 'euler'"),
+    ({"seconds": 0}, "seconds must be above 0"),
+    ({"seconds": -1}, "seconds must be above 0"),
+    ({"seconds": float("nan")}, "seconds must be above 0"),
+    ({"seconds": 121}, "at most 120, got 121"),
+    ({"steps": 0}, "sampling steps must be between 1 and 1000, got 0"),
+    ({"steps": 1001}, "sampling steps must be between 1 and 1000, got 1001"),
+    ({"candidates": 0}, "candidates must be at least 1"),
+    ({"seconds": 1e-6}, "seconds"),
+])  # fmt: skip
+def test_bad_requests_are_refused(model, arguments, told):
+    with pytest.raises(ValueError, match=told):
+        model.generate(**{"captions": CAPTIONS} | arguments)
+
+
+def test_parts_that_do_not_meet_are_refused(monkeypatch):
+    small.use_small_clap(monkeypatch)
+    narrow = small.config().unet.__class__(**small.config().unet.__dict__ | {"embedding_dim": 13})
+    with pytest.raises(ValueError, match="tiny-gpt2 embeds in 12 numbers, the U-Net expects 13"):
+        RefinedAudioLDM(small.config(unet=narrow))
+    with pytest.raises(ValueError, match="no-such-clap"):
+        RefinedAudioLDM(small.config(clap="no-such-clap"))
+
+
+def test_fresh_weights_come_from_the_seed(monkeypatch):
+    small.use_small_clap(monkeypatch)
+    before = torch.get_rng_state()
+    states = [RefinedAudioLDM(small.config(), seed).state_dict() for seed in (0, 0, 1)]
+    assert torch.equal(torch.get_rng_state(), before)
+    name = "unet.conv_in.weight"
+    assert torch.equal(states[0][name], states[1][name]) and not torch.equal(states[0][name], states[2][name])
+
+
+def test_progress_is_told(model):
+    told = []
+    model.generate(CAPTIONS[:1], steps=4, on_step=lambda k, n: told.append((k, n)))
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_tiny_preset_generates():
+    waveform = RefinedAudioLDM.from_preset("tiny").generate(["a dog barks"], seconds=2.56, steps=1, guidance_scale=1)
+    assert waveform.shape == (1, 40_960) and waveform.isfinite().all() and waveform.abs().max() <= 1

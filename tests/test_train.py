@@ -1,0 +1,163 @@
+"""A run that is broken off and resumed is the run that was never broken off, bit for bit."""
+
+import math
+from dataclasses import replace
+from itertools import islice
+
+import pytest
+import small
+import torch
+from torch import nn
+
+from refined_ldm import train
+from refined_ldm.data import loader
+from refined_ldm.hifigan import Discriminators
+from refined_ldm.text_to_audio import RefinedAudioLDM
+from refined_ldm.train import TRAINERS, learning_rate, step_seed
+
+MUON = replace(small.STAGE, optimizer="muon", ema_decay=0.99, weight_decay=0.1)
+CASES = {  # name: (stage, settings of its training, other settings)
+    "vae": ("vae", replace(small.STAGE, crop_frames=16), {}),
+    "clap": ("clap", small.STAGE, {}),
+    "ldm": ("ldm", MUON, {}),
+    "ldm-latents": ("ldm", small.STAGE, {"parameterization": "gaussian"}),
+    "hifigan": ("hifigan", replace(small.STAGE, ema_decay=0.99), {}),
+    "hifigan-adversarial": ("hifigan", replace(small.STAGE, crop_frames=16), {}),
+}
+
+
+@pytest.fixture(autouse=True)
+def small_clap(monkeypatch):
+    small.use_small_clap(monkeypatch)
+
+
+def begin(case, seed=0, **run):
+    """A fresh model and the generator that trains it -> (modules under training, steps)."""
+    stage, settings, changes = CASES[case]
+    model = RefinedAudioLDM(small.config(training={stage: settings}, **changes), seed)
+    data, modules = small.clips(), [getattr(model, {"ldm": "unet", "hifigan": "vocoder"}.get(stage, stage))]
+    extra = {}
+    if case == "hifigan-adversarial":
+        torch.manual_seed(seed)
+        modules.append(extra.setdefault("discriminators", Discriminators(model.config.discriminators)))
+    if case == "ldm-latents":
+        generator = torch.Generator().manual_seed(5)
+        data = [{"latent": torch.randn(2, 8, 4, generator=generator), "id": str(i),
+                 "embeddings": nn.functional.normalize(torch.randn(3, 12, generator=generator))} for i in range(30)]  # fmt: skip
+        model.gaussian.fit(torch.stack([d["latent"] for d in data]))
+    if stage == "ldm":  # what the U-Net learns from is given: another seed must not change it
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            fixed = RefinedAudioLDM(model.config, 0)
+        model.clap.load_state_dict(fixed.clap.state_dict()), model.vae.load_state_dict(fixed.vae.state_dict())
+        model.clap.eval()
+    steps = TRAINERS[stage](model, loader(data, settings.batch_size), **extra, **run)
+    return nn.ModuleList(modules), steps
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(case, tmp_path):
+    unbroken, steps = begin(case)
+    expected = list(steps)
+    assert [s.index for s in expected] == [1, 2, 3, 4, 5, 6] and not any(module.training for module in unbroken)
+
+    _, steps = begin(case, run_dir=tmp_path)
+    first = list(islice(steps, 3))
+    steps.close()  # what `break` does
+    resumed, steps = begin(case, seed=8, run_dir=tmp_path, resume=True)  # all it needs is in the checkpoint
+    second = list(steps)
+    assert [s.index for s in second] == [4, 5, 6]
+    for found, wanted in zip(first + second, expected, strict=True):
+        assert (found.losses, found.loss, found.lr) == (wanted.losses, wanted.loss, wanted.lr)
+    state = resumed.state_dict()
+    for name, value in unbroken.state_dict().items():
+        assert torch.equal(state[name], value), name
+
+
+def test_runs_do_not_mix(tmp_path):
+    list(begin("vae", run_dir=tmp_path)[1])
+    with pytest.raises(FileExistsError, match="step-0000006 is there already: resume that run"):
+        next(begin("vae", run_dir=tmp_path)[1])
+    assert list(begin("vae", run_dir=tmp_path, resume=True)[1]) == []  # a finished run is finished
+    assert next(begin("vae", run_dir=tmp_path / "other", resume=True)[1]).index == 1
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, capsys):
+    list(begin("vae", run_dir=tmp_path)[1])
+    weights = tmp_path / "vae" / "step-0000006" / "vae.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert [s.index for s in begin("vae", run_dir=tmp_path, resume=True)[1]] == [4, 5, 6]
+    assert "step-0000006 is damaged" in capsys.readouterr().out
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_clips():
+    model = RefinedAudioLDM(small.config())
+    data = small.clips(4)
+    data[2]["waveform"][100] = math.nan
+    with pytest.raises(FloatingPointError, match="vae loss is nan at step 1, clips .*clip-2"):
+        list(train.train_vae(model, loader(data, 4)))
+    assert all(p.isfinite().all() for p in model.parameters())  # the weights are as they were
+    assert not model.vae.training
+
+
+def test_training_does_not_touch_the_randomness_of_its_surroundings():
+    torch.manual_seed(3)
+    expected = [s.loss for s in begin("clap")[1]]
+    torch.manual_seed(4)
+    modules, steps = begin("clap")
+    found = []
+    for step in steps:
+        torch.randn(7)  # the loop's owner draws numbers of their own
+        found.append(step.loss)
+    assert found == expected
+    other = TRAINERS["vae"](RefinedAudioLDM(small.config()), loader(small.clips(), 4), seed=1)
+    assert [s.loss for s in other] != [s.loss for s in begin("vae")[1]]
+
+
+def test_the_average_follows_the_weights(tmp_path):
+    """The weights a run ends with are the running average of those it went through."""
+    modules, steps = begin("ldm")
+    average = {k: v.clone() for k, v in modules.state_dict().items()}
+    for step in steps:
+        decay = min(0.99, step.index / (step.index + 10))
+        for name, value in modules.state_dict().items():
+            average[name] = decay * average[name] + (1 - decay) * value
+    for name, value in modules.state_dict().items():
+        torch.testing.assert_close(value, average[name], atol=1e-6, rtol=1e-5)
+
+
+def test_learning_rate_warms_up_and_falls_to_zero():
+    settings = replace(small.STAGE, max_steps=100, warmup_steps=10, lr=2.0)
+    rates = [learning_rate(i, settings) for i in range(1, 101)]
+    assert rates[0] == pytest.approx(0.2) and max(rates) == pytest.approx(2.0, rel=0.03) == rates[9]
+    assert rates[50] == pytest.approx(1.0) and rates[-1] < 0.01
+    assert [learning_rate(i, replace(settings, lr_schedule="constant")) for i in (5, 10, 100)] == [1.0, 2.0, 2.0]
+
+
+def test_seeds_of_steps_are_all_different():
+    assert len({step_seed(seed, index) for seed in range(50) for index in range(2000)}) == 50 * 2000
+
+
+def test_bad_settings_are_refused():
+    model, data = RefinedAudioLDM(small.config()), loader(small.clips(), 4)
+    for settings in ({"max_steps": 0}, {"lr": 0.0}):
+        with pytest.raises(ValueError, match="max_steps and lr must be positive"):
+            next(train.train_vae(model, data, **settings))
+    model = RefinedAudioLDM(small.config(training={"vae": replace(small.STAGE, optimizer="sgd")}))
+    with pytest.raises(ValueError, match="adamw or muon, got 'sgd'"):
+        next(train.train_vae(model, data))
+
+
+def test_max_steps_and_lr_take_the_place_of_the_configuration():
+    model = RefinedAudioLDM(small.config())
+    steps = list(train.train_vae(model, loader(small.clips(), 4), max_steps=2, lr=1e-5))
+    assert len(steps) == 2 and max(s.lr for s in steps) <= 1e-5
+    assert all(s.seconds > 0 and set(s.losses) == {"loss", "l1", "kl"} for s in steps)
+
+
+@pytest.mark.parametrize("stage", ["vae", "clap", "ldm", "hifigan"])
+def test_every_stage_learns_one_batch(stage):
+    settings = replace(small.STAGE, max_steps=80, lr=1e-2, warmup_steps=0, batch_size=4)
+    model = RefinedAudioLDM(small.config(training={stage: settings}))
+    losses = [s.loss for s in TRAINERS[stage](model, loader(small.clips(4), 4))]
+    assert sum(losses[-20:]) < 0.85 * sum(losses[:20])
