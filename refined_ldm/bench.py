@@ -17,7 +17,8 @@ def bench(notebooks=False, on_row=print):
     def row(work, measured, unit, goal, at_least=False):
         met = measured >= goal if at_least else measured <= goal
         rows.append({"work": work, "measured": round(measured, 3), "unit": unit, "goal": goal, "met": bool(met)})
-        on_row(f"{work:<58}{measured:9.2f} {unit:<9} {'>=' if at_least else '<='} {goal:g}{'' if met else '   not met'}")
+        goal = f"{'>=' if at_least else '<='} {goal:g}"
+        on_row(f"{work:<58}{measured:9.2f} {unit:<9} {goal}{'' if met else '   not met'}")
 
     row("import refined_ldm, a whole process less an empty one", _import_seconds(), "s", 0.3)
     with tempfile.TemporaryDirectory() as folder:

@@ -14,12 +14,12 @@ def save_weights(path, module, config=None, dtype=torch.float32, **metadata):
     """Write a module's (or a dict's) tensors to `path` in `dtype`, with its settings as JSON in the file's header.
 
     The file is written under a temporary name and renamed, so a broken-off save leaves the earlier file as it was.
-    Integer tensors keep their own type.
+    Integers are stored in 16 bits where they fit: a file is for reading back, and `load_into` widens them again.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     state = module if isinstance(module, dict) else module.state_dict()
-    tensors = {k: (v.to(dtype) if v.is_floating_point() else v).detach().cpu().contiguous() for k, v in state.items()}
+    tensors = {k: _packed(v.detach(), dtype).cpu().contiguous() for k, v in state.items()}
     header = {"config": asdict(config) if config is not None else None, **metadata}
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
@@ -27,6 +27,13 @@ def save_weights(path, module, config=None, dtype=torch.float32, **metadata):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _packed(tensor, dtype):
+    if tensor.is_floating_point():
+        return tensor.to(dtype)
+    fits = tensor.dtype in (torch.int32, torch.int64) and tensor.numel() and tensor.abs().max() < 2**15
+    return tensor.short() if fits else tensor
 
 
 def read_weights(path):

@@ -1,4 +1,4 @@
-"""The same from a shell: `refined-ldm generate | train | notebooks …`. Heavy imports wait for the command that needs them."""
+"""The same from a shell: `refined-ldm generate | train | notebooks …`. Heavy imports wait for who needs them."""
 
 import argparse
 import csv
@@ -55,7 +55,7 @@ def _parser():
     sub.add_argument("--device", default="auto")
     sub.add_argument("--json", action="store_true", help="print what was written as JSON")
 
-    sub = command("train", train, "Train stages of a preset or a YAML configuration; finished stages are kept in --run.")
+    sub = command("train", train, "Train the stages of a preset or a YAML file; what is finished is kept in --run.")
     source = sub.add_mutually_exclusive_group()
     source.add_argument("-c", "--config", type=Path, metavar="YAML")
     source.add_argument("--preset", default="tiny")
@@ -63,7 +63,9 @@ def _parser():
                      help="vae clap ldm hifigan; all in this order if not given")  # fmt: skip
     sub.add_argument("--run", required=True, type=Path, metavar="DIR", dest="run_dir", help="folder of this run")
     sub.add_argument("--data", metavar="PATH", help="CSV file or folder of captioned recordings, in place of scenes")
+    sub.add_argument("--conditioner", metavar="NAME", help="another of CLAP_PRESETS than the configuration's")
     sub.add_argument("--max-steps", type=int, help="of each stage (the configuration's if not given)")
+    sub.add_argument("--lr", type=float, help="learning rate of each stage (the configuration's if not given)")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--resume", action="store_true", help="go on from the last checkpoint of the run")
     sub.add_argument("--no-adversary", action="store_true", help="hifigan: train on spectral distances alone")
@@ -138,6 +140,8 @@ def train(options):
     config = load_config(options.config) if options.config else preset(options.preset)
     if options.data:
         config = replace(config, data=options.data)
+    if options.conditioner:
+        config = replace(config, clap=options.conditioner)
     unknown = set(options.stage) - set(STAGES)
     if unknown:
         raise ValueError(f"no stage {', '.join(sorted(unknown))}: choose from {', '.join(STAGES)}")
@@ -153,36 +157,48 @@ def train(options):
             clips.update(done - clips.n)
 
         steps = train_stage(model, stage, options.run_dir, options.seed, options.resume, options.max_steps,
-                            not options.no_adversary, on_clips)  # fmt: skip
+                            options.lr, not options.no_adversary, on_clips)  # fmt: skip
         with bar, _curve(options.run_dir / f"{stage}.csv", options.resume) as write:
+            step = None
             for step in steps:
                 bar.update(step.index - bar.n)
                 bar.set_postfix(loss=f"{step.loss:.4f}")
                 write(step)
         clips.close()
-        print(f"{stage}: {step.index} steps, loss {step.loss:.4f}, written to {options.run_dir}")
+        told = f"{step.index} steps, loss {step.loss:.4f}" if step else "it was finished before"
+        print(f"{stage}: {told}, written to {options.run_dir}")
 
 
 class _curve:
     """Append every step's figures to a CSV file; a resumed run goes on with the lines it had."""
 
     def __init__(self, path, resume):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = open(path, "a" if resume else "w", newline="")
-        self.rows = csv.writer(self.file)
+        self.path, self.resume, self.file = path, resume, None
 
     def __enter__(self):
         return self.write
 
     def write(self, step):
+        if self.file is None:  # not before the first step, lest a refused run empties the file of the one before
+            kept = self._lines_before(step.index) if self.resume else []
+            self.file = open(self.path, "w", newline="")
+            self.file.writelines(kept)
+            self.rows = csv.writer(self.file)
         if self.file.tell() == 0:
             self.rows.writerow(["step", "lr", "seconds", *step.losses])
-        self.rows.writerow([step.index, f"{step.lr:.6g}", f"{step.seconds:.4f}", *(f"{v:.6g}" for v in step.losses.values())])
+        losses = (f"{value:.6g}" for value in step.losses.values())
+        self.rows.writerow([step.index, f"{step.lr:.6g}", f"{step.seconds:.4f}", *losses])
         if step.index % 20 == 0:
             self.file.flush()
 
+    def _lines_before(self, index):
+        """The header and the lines of earlier steps: those after the checkpoint that is resumed are trained again."""
+        lines = self.path.read_text().splitlines(keepends=True) if self.path.is_file() else []
+        return lines[:1] + [line for line in lines[1:] if int(line.split(",")[0]) < index]
+
     def __exit__(self, *_):
-        self.file.close()
+        if self.file:
+            self.file.close()
 
 
 def notebooks(options):

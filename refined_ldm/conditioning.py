@@ -24,7 +24,7 @@ class FiLM(nn.Module):
 
 
 def drop_condition(embedding, unconditional, probability, generator=None):
-    """Replace each clip's embedding (B, D) by the `unconditional` one (D,) with a probability (Ho & Salimans 2022, alg. 1).
+    """Replace each embedding (B, D) by the `unconditional` one (D,) with a probability (Ho & Salimans 2022, alg. 1).
 
     What the network sees for a dropped caption is what it will see at guidance time; it must be the same vector.
     """

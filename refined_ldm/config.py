@@ -72,7 +72,7 @@ class Config:
                 f"take {max(1, round(samples / unit)) * unit / self.mel.sample_rate}"
             )
         if self.vocoder.hop_length != self.mel.hop_length:
-            raise ValueError(f"vocoder rates make {self.vocoder.hop_length} samples a frame, mel hops {self.mel.hop_length}")
+            raise ValueError(f"vocoder makes {self.vocoder.hop_length} samples a frame, mel hops {self.mel.hop_length}")
         if self.vae.latent_channels != self.unet.latent_channels:
             raise ValueError(f"vae has {self.vae.latent_channels} latent channels, unet {self.unet.latent_channels}")
 
@@ -80,6 +80,14 @@ class Config:
     def samples(self):
         """Length of one clip."""
         return round(self.seconds * self.mel.sample_rate)
+
+    def changed(self, **changes):
+        """The same experiment with some fields replaced; ValueError for a field there is not."""
+        names = [f.name for f in fields(self)]
+        unknown = sorted(changes.keys() - set(names))
+        if unknown:
+            raise ValueError(f"no setting {', '.join(unknown)}: a Config has {', '.join(names)}")
+        return replace(self, **changes)
 
     def save(self, path):
         """Write every field as YAML, which `load_config` reads back equal."""
@@ -97,10 +105,7 @@ def preset(name, **changes):
     """
     if name not in PRESETS:
         raise ValueError(f"no preset {name!r}: choose one of {', '.join(PRESETS)}")
-    unknown = changes.keys() - {f.name for f in fields(Config)}
-    if unknown:
-        raise ValueError(f"no setting {', '.join(sorted(unknown))}: a Config has {', '.join(f.name for f in fields(Config))}")
-    return replace(globals()[f"_{name}"](), **changes)
+    return globals()[f"_{name}"]().changed(**changes)
 
 
 def _tiny():
@@ -123,7 +128,7 @@ def _tiny():
         training={
             "vae": StageConfig(6000, 8, 2e-3, crop_frames=64),
             "clap": StageConfig(2000, 64, 1e-3, weight_decay=0.05),
-            "ldm": StageConfig(8000, 16, 3e-3, optimizer="muon", ema_decay=0.999),
+            "ldm": StageConfig(6000, 16, 3e-3, optimizer="muon", ema_decay=0.999),
             "hifigan": StageConfig(8000, 16, 1e-3, betas=(0.8, 0.99), ema_decay=0.999, crop_frames=40),
         },
     )  # fmt: skip
@@ -143,7 +148,7 @@ def _colab():
             "vae": StageConfig(20_000, 16, 5e-4),
             "clap": StageConfig(5_000, 64, 1e-4),
             "ldm": StageConfig(50_000, 32, 3e-4, warmup_steps=1000, ema_decay=0.9999),
-            "hifigan": StageConfig(100_000, 16, 2e-4, betas=(0.8, 0.99), warmup_steps=0, ema_decay=0.999, crop_frames=52),
+            "hifigan": StageConfig(100_000, 16, 2e-4, betas=(0.8, 0.99), ema_decay=0.999, crop_frames=52),
         },
     )
 

@@ -7,9 +7,12 @@ import torch
 
 
 def pick_device(name="auto"):
-    """"auto" takes the first there is of cuda, mps, cpu; any other name is taken as it is."""
+    """"auto" takes the first there is of cuda, mps, cpu; any other name must be a device of this machine."""
     if name != "auto":
-        return torch.device(name)
+        try:
+            return torch.empty(0, device=name).device
+        except (RuntimeError, AssertionError) as fault:  # no such device, or torch was built without it
+            raise ValueError(f"no device {name!r} here: choose auto, cpu, cuda or mps") from fault
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -17,7 +17,7 @@ class NoiseSchedule:
 
     @classmethod
     def ldm(cls, steps=1000, beta_start=0.0015, beta_end=0.0195):
-        """Latent diffusion's "scaled linear" betas: sqrt(beta) grows evenly (Rombach et al. 2022; AudioLDM's values)."""
+        """Latent diffusion's "scaled linear" betas: sqrt(beta) is even (Rombach et al. 2022, AudioLDM's values)."""
         betas = torch.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=torch.float64) ** 2
         return cls((1 - betas).cumprod(0).float())
 

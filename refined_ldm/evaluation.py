@@ -5,13 +5,14 @@ the rendered clips themselves (its ceiling), to their copies through VAE and voc
 generated from their captions, and to clips generated from each other's captions (chance).
 """
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from refined_ldm.metrics import LinearProbe, bootstrap_interval, class_recall, frechet_distance, label_matrix
-from refined_ldm.scenes import KINDS, SoundScenes
+from refined_ldm.scenes import CLASSES, KINDS, SoundScenes
 
 EVENT = ("event",)
 
@@ -137,6 +138,13 @@ def adherence(listener, model, count=200, guidance=None, steps=None, seed=0, on_
         table += [{"sound": sound, "clips of": name, **summary(judgement, told["rendered"])}
                   for sound, judgement in told.items()]  # fmt: skip
     return table, judged
+
+
+def class_prompt(name):
+    """A caption for a class alone, as zero-shot naming needs it: "the sound of a dog barking"."""
+    subject, _, ing, rest = CLASSES[name].phrases[0].split("|")
+    prompt = f"the sound of {subject.replace('*', '')} {ing}{rest.replace('#', 'notes')}"
+    return re.sub(r"\ba (?=[aeiou])", "an ", prompt)
 
 
 def _waveforms(items):

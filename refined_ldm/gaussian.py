@@ -1,8 +1,8 @@
 """The best denoiser without a network: what a Gaussian with the latents' own mean and covariance would do.
 
 If z_0 were Gaussian, the optimal guess of the noise in z_t would be a linear formula (Wiener 1949). It is fitted in
-seconds, it already tells spectral tilt and continuity from noise, and it beats a network trained too short. So we start
-the network from it: eps = formula + sqrt(residual) * network, where the network has a target of unit variance at every t
+seconds, it already tells spectral tilt and continuity from noise, and it beats a network trained too short. So we
+start the network from it: eps = formula + sqrt(residual) * network, whose target then has unit variance at every t
 (the idea of Karras et al. 2022, sec. 5, with the full covariance in place of one number).
 """
 

@@ -104,7 +104,7 @@ def griffin_lim(mel, config=LDM_MEL, iterations=32, momentum=0.99, generator=Non
     """
     if mel.ndim != 4 or mel.shape[1] != 1 or mel.shape[3] != config.n_mels:
         raise ValueError(f"mel must be (B, 1, T, {config.n_mels}), got {tuple(mel.shape)}")
-    device, (B, _, T, _) = mel.device, mel.shape
+    device, T = mel.device, mel.shape[2]
     window = torch.hann_window(config.n_fft, device=device)
     magnitude = _unmel(mel[:, 0].float().exp().transpose(1, 2), config)  # (B, n_fft // 2 + 1, T)
     pad, samples = (config.n_fft - config.hop_length) // 2, T * config.hop_length
@@ -123,8 +123,8 @@ def griffin_lim(mel, config=LDM_MEL, iterations=32, momentum=0.99, generator=Non
         return torch.stft(signal, config.n_fft, config.hop_length, window=window, center=False, return_complex=True)
 
     generator = generator or torch.Generator().manual_seed(0)
-    angle = 2 * torch.pi * torch.rand(magnitude.shape, generator=generator).to(device)
-    estimate, previous = torch.polar(magnitude, angle), 0
+    angle = 2 * torch.pi * torch.rand(magnitude.shape[1:], generator=generator).to(device)  # the same for every clip
+    estimate, previous = torch.polar(magnitude, angle.expand_as(magnitude)), 0
     for _ in range(iterations):
         consistent = forward(inverse(estimate))
         pushed = consistent + momentum * (consistent - previous)

@@ -28,7 +28,7 @@ def open_data(config, split="train", size=None):
     return reader(path, config.seconds)
 
 
-def train_stage(model, stage, run_dir, seed=0, resume=False, max_steps=None, adversarial=True, on_clips=None):
+def train_stage(model, stage, run_dir, seed=0, resume=False, max_steps=None, lr=None, adversarial=True, on_clips=None):
     """Train one stage, write its part of the model into run_dir, and yield every Step on the way.
 
     Stages that feed this one are read from run_dir if they are there. Raises ValueError for an unknown stage,
@@ -39,7 +39,7 @@ def train_stage(model, stage, run_dir, seed=0, resume=False, max_steps=None, adv
     run_dir, config = Path(run_dir), model.config
     settings = config.training[stage]
     clips = cached_clips(model.config, run_dir, on_clips=on_clips)
-    common = {"max_steps": max_steps, "seed": seed, "run_dir": run_dir / "checkpoints", "resume": resume}
+    common = {"max_steps": max_steps, "lr": lr, "seed": seed, "run_dir": run_dir / "checkpoints", "resume": resume}
     if stage == "ldm":
         for part in ("vae", "clap"):
             model.load_part(part, run_dir)

@@ -64,11 +64,11 @@ DIFFUSERS_VAE_NAMES = (
 
 
 def audioldm_parts(published, average=True):
-    """The `state_dict` of an AudioLDM checkpoint -> {"unet", "vae", "hifigan", "clap", "scale"}, each a dict of tensors.
+    """The `state_dict` of an AudioLDM checkpoint -> {"unet", "vae", "hifigan", "clap", "scale"}, each a dict by name.
 
     `average` takes the U-Net's running average where the file has one: its names are the U-Net's without the dots.
-    "clap" keeps LAION-CLAP's names, for `published_clap`; the one tensor of "scale" has the name "". Parts that the file
-    does not hold are left out.
+    "clap" keeps LAION-CLAP's names, for `published_clap`; the one tensor of "scale" has the name "". What the file does
+    not hold is left out.
     """
     unet = _below("model.diffusion_model.", published)
     averages = _below("model_ema.diffusion_model", published)
@@ -139,11 +139,15 @@ def unet_config(state, head_channels=32):
         if f"down.{place}.1.norm.weight" in state and 2 ** (len(levels) - 1) not in attended:
             attended.append(2 ** (len(levels) - 1))
     return UNetConfig(
-        latent_channels=latent_channels, model_channels=first, channel_mult=tuple(level[0] // first for level in levels),
-        num_res_blocks=len(levels[0]), attention_resolutions=tuple(reversed(attended)), head_channels=head_channels,
+        latent_channels=latent_channels,
+        model_channels=first,
+        channel_mult=tuple(level[0] // first for level in levels),
+        num_res_blocks=len(levels[0]),
+        attention_resolutions=tuple(reversed(attended)),
+        head_channels=head_channels,
         attention_layers=sum(1 for name in state if re.match(r"middle\.1\.attention_norm\.\d+\.weight$", name)),
         embedding_dim=state["film_embed.weight"].shape[1],
-    )  # fmt: skip
+    )
 
 
 def vae_config(state):

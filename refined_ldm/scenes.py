@@ -15,7 +15,7 @@ from scipy.signal import fftconvolve, lfilter
 from torch.utils.data import Dataset
 
 from refined_ldm import procedural, soundfont
-from refined_ldm.procedural import SAMPLE_RATE, Sound
+from refined_ldm.synthesis import SAMPLE_RATE, Sound
 
 KINDS = ("event", "sequence", "overlap")
 SPLIT_KINDS = {  # a pair needs two events, an order needs a sequence

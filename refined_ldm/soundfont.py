@@ -13,7 +13,7 @@ import numpy as np
 from scipy.fft import irfft, next_fast_len, rfft, rfftfreq
 from scipy.signal import lfilter
 
-from refined_ldm.procedural import SAMPLE_RATE, Sound, log_uniform, place, rhythm
+from refined_ldm.synthesis import SAMPLE_RATE, Sound, log_uniform, place, rhythm
 
 PAD = 256  # source samples of silence before and of loop after a sample, so that the band limit has no edges
 OVERSAMPLING = 4  # of the source, so that linear interpolation is enough

@@ -26,6 +26,10 @@ class RefinedAudioLDM(nn.Module):
     def __init__(self, config: Config, seed=0):
         """Fresh random weights drawn from `seed`."""
         super().__init__()
+        if config.clap not in CLAP_PRESETS:
+            raise ValueError(f"no conditioner {config.clap!r}: choose one of {', '.join(CLAP_PRESETS)}")
+        if config.clap not in CLAP_PRESETS:
+            raise ValueError(f"no conditioner {config.clap!r}: choose one of {', '.join(CLAP_PRESETS)}")
         self.config = config
         self.schedule = NoiseSchedule.ldm(config.diffusion_steps, config.beta_start, config.beta_end)
         self.mel = MelSpectrogram(config.mel)
@@ -98,8 +102,10 @@ class RefinedAudioLDM(nn.Module):
         if sampler not in ("dpmpp", "ddim"):
             raise ValueError(f"sampler must be dpmpp or ddim, got {sampler!r}")
         seconds = self.config.seconds if seconds is None else seconds
-        if not 0 < seconds <= 120:
-            raise ValueError(f"seconds must be above 0 and at most 120, got {seconds}")
+        if not 0.01 <= seconds <= 120:
+            raise ValueError(f"seconds must be between 0.01 and 120, got {seconds}")
+        if candidates < 1:
+            raise ValueError(f"candidates must be at least 1, got {candidates}")
         repeated = [caption for caption in captions for _ in range(candidates)]
         embedding = self.clap.embed_text(repeated)
         latent = self.sample_latent(
@@ -183,7 +189,8 @@ class RefinedAudioLDM(nn.Module):
             return
         ours = self._ldm_state()
         if ours.keys() != state.keys():
-            raise ValueError(f"{path} does not fit {self.config.parameterization!r}: {sorted(ours.keys() ^ state.keys())[:5]}")
+            odd = ", ".join(sorted(ours.keys() ^ state.keys())[:5])
+            raise ValueError(f"{path} does not fit the parameterization {self.config.parameterization!r}: {odd}")
         load_into(self.unet, {k[5:]: v for k, v in state.items() if k.startswith("unet.")}, path)
         if self.gaussian is not None:
             load_into(self.gaussian, {k[9:]: v for k, v in state.items() if k.startswith("gaussian.")}, path)
@@ -200,12 +207,12 @@ class RefinedAudioLDM(nn.Module):
 
     @classmethod
     def load(cls, folder, device="cpu", **changes):
-        """Read a folder written by `save`; raises FileNotFoundError or ValueError. `changes` to the config, as preset's."""
+        """Read a folder written by `save`; `changes` as in `preset`. Raises FileNotFoundError or ValueError."""
         folder = Path(folder)
         if not (folder / "config.yaml").is_file():
             raise FileNotFoundError(f"no config.yaml in {folder}: give a folder written by RefinedAudioLDM.save")
         config = load_config(folder / "config.yaml")
-        model = cls(preset_changes(config, changes))
+        model = cls(config.changed(**changes))
         for part in ("vae", "ldm", "hifigan", "clap"):
             model.load_part(part, folder)
         return model.to(device).eval()
@@ -216,13 +223,3 @@ class RefinedAudioLDM(nn.Module):
         if (WEIGHTS / name / "config.yaml").is_file():
             return cls.load(WEIGHTS / name, device, **changes)
         return cls(preset(name, **changes)).to(device).eval()
-
-
-def preset_changes(config, changes):
-    """`config` with some fields replaced; an unknown one is a ValueError that lists those there are."""
-    from dataclasses import fields, replace
-
-    unknown = changes.keys() - {f.name for f in fields(Config)}
-    if unknown:
-        raise ValueError(f"no setting {', '.join(sorted(unknown))}: a Config has {', '.join(f.name for f in fields(Config))}")
-    return replace(config, **changes)

@@ -59,8 +59,10 @@ class Learner:
         with accelerator.autocast():
             losses = self.losses(self.network, batch, generator)
         if not losses["loss"].isfinite():
-            raise FloatingPointError(f"the {self.name} loss is {losses['loss'].item()} at step {index}, "
-                                     f"clips {batch.get('id')}: lower the learning rate or resume from a checkpoint")  # fmt: skip
+            raise FloatingPointError(
+                f"the {self.name} loss is {losses['loss'].item()} at step {index}, clips {batch.get('id')}: "
+                "lower the learning rate, or resume from the last checkpoint"
+            )
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups:
@@ -243,7 +245,7 @@ def train_hifigan(
         )
         mel = model.mel(made["real"])
         made["fake"] = vocoder(mel).float()
-        real, fake = ([], []) if discriminators is None else (discriminators(made["real"]), discriminators(made["fake"]))
+        real, fake = (discriminators(made[k]) if discriminators else [] for k in ("real", "fake"))
         loss, terms = generator_loss(real, fake, mel, model.mel(made["fake"]))
         if discriminators is None:
             terms["stft"] = stft_loss(made["fake"], made["real"])

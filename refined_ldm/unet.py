@@ -24,9 +24,9 @@ class UNetConfig:
     num_res_blocks: int = 2  # per level
     attention_resolutions: tuple = (8, 4, 2)  # downsampling factors at which there is attention
     head_channels: int = 32
-    attention_layers: int = 2  # per transformer block; AudioLDM's second one has no text to look at: self-attention too
+    attention_layers: int = 2  # per transformer block; AudioLDM's second has no text to look at: self-attention too
     embedding_dim: int = 512  # D of the conditioner: 512 for LAION-CLAP, 1024 for MS-CLAP
-    embedding_gain: float = 1.0  # a unit vector of D numbers is faint beside the time embedding: sqrt(D) makes them even
+    embedding_gain: float = 1.0  # a unit vector of D numbers is faint beside the time embedding: sqrt(D) mends that
     patch_size: int = 1  # 2: the first level sees 2 x 2 blocks as channels, a quarter of the work
     film_scale: bool = False  # True: scale and shift; False: shift only, as published
     norm_groups: int = 32

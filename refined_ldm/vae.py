@@ -187,7 +187,7 @@ class MelVAE(nn.Module):
         if mel.ndim != 4 or mel.shape[1] != 1:
             raise ValueError(f"mel must be (B, 1, T, F), got {tuple(mel.shape)}")
         if mel.shape[2] % self.config.downsampling or mel.shape[3] % self.config.downsampling:
-            raise ValueError(f"T and F of a mel must be multiples of {self.config.downsampling}, got {tuple(mel.shape)}")
+            raise ValueError(f"T and F must be multiples of {self.config.downsampling}, got mel {tuple(mel.shape)}")
         return Gaussian(*self.quant_conv(self.encoder(mel)).chunk(2, dim=1))
 
     def decode(self, latent):

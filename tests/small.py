@@ -50,3 +50,16 @@ def clips(count=6, samples=5120):
     noise = 0.2 * torch.randn(count, samples, generator=torch.Generator().manual_seed(0))
     return [{"waveform": w.clamp(-0.5, 0.5), "caption": f"sound {i}", "captions": (f"sound {i}", f"{i} times rain"),
              "id": f"clip-{i}"} for i, w in enumerate(noise)]  # fmt: skip
+
+
+def latents(count):
+    """The same for the U-Net: random latents, each with the embeddings of three captions."""
+    generator = torch.Generator().manual_seed(5)
+    return [
+        {
+            "latent": torch.randn(2, 8, 4, generator=generator),
+            "embeddings": nn.functional.normalize(torch.randn(3, 12, generator=generator)),
+            "id": f"clip-{i}",
+        }
+        for i in range(count)
+    ]

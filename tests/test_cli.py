@@ -54,7 +54,8 @@ def test_generate_writes_one_wav_of_the_asked_length_for_each_caption(checkpoint
 
 def test_the_same_command_writes_the_same_file_and_another_seed_another(checkpoint, tmp_path, capsys):
     for folder, seed in (("a", 1), ("b", 1), ("c", 2)):
-        assert run(capsys, "generate", "rain", "--checkpoint", checkpoint, "--out", tmp_path / folder, "--seed", seed)[0] == 0
+        arguments = ["--checkpoint", checkpoint, "--out", tmp_path / folder, "--seed", seed]
+        assert run(capsys, "generate", "rain", *arguments)[0] == 0
     a, b, c = (next((tmp_path / folder).iterdir()).read_bytes() for folder in "abc")
     assert a == b != c
 
@@ -63,40 +64,32 @@ def test_json_tells_what_was_written(checkpoint, tmp_path, capsys):
     status, printed, _ = run(capsys, "generate", "rain", "--checkpoint", checkpoint, "--out", tmp_path / "a", "--json")
     told = json.loads("\n".join(printed))
     assert status == 0 and told["took"] > 0
-    assert told["written"] == [{"file": str(tmp_path / "a" / "rain-0.wav"), "caption": "rain", "seed": 0, "seconds": 0.32}]
+    file = str(tmp_path / "a" / "rain-0.wav")
+    assert told["written"] == [{"file": file, "caption": "rain", "seed": 0, "seconds": 0.32}]
 
 
 @pytest.mark.parametrize("arguments, told", [
     (["generate", "rain", "--checkpoint", "nowhere", "--out", "o"], "no config.yaml in nowhere"),
     (["generate", "rain", "--preset", "huge", "--out", "o"], "no preset 'huge'"),
-    (["generate", "rain", "--checkpoint", "CHECKPOINT", "--out", "o", "--seconds", "-1"], "seconds must be above 0"),
-    (["generate", "rain", "--checkpoint", "CHECKPOINT", "--out", "o", "--steps", "0"], "sampling steps must be between 1"),
+    (["generate", "rain", "--checkpoint", "CHECKPOINT", "--out", "o", "--seconds", "-1"], "seconds must be between"),
+    (["generate", "rain", "--checkpoint", "CHECKPOINT", "--out", "o", "--steps", "0"], "steps must be between 1"),
     (["generate", "rain", "--checkpoint", "CHECKPOINT", "--out", "o", "--device", "abacus"], "abacus"),
     (["generate", "rain", "--checkpoint", "CHECKPOINT", "--out", "CHECKPOINT/config.yaml"], "config.yaml"),
     (["train", "-c", "nowhere.yaml", "--run", "r"], "no configuration at nowhere.yaml"),
     (["train", "--stage", "vae", "unet", "--run", "r"], "no stage unet"),
-    (["train", "--data", "nowhere.csv", "--run", "r", "--stage", "vae"], "nowhere.csv"),
-    (["train", "--stage", "vae", "--run", "r", "--max-steps", "0"], "max_steps"),
+    (["train", "-c", "SMALL", "--data", "nowhere.csv", "--run", "r", "--stage", "vae"], "nowhere.csv"),
+    (["train", "-c", "SMALL", "--stage", "vae", "--run", "r", "--max-steps", "0"], "max_steps"),
+    (["train", "-c", "SMALL", "--stage", "ldm", "--run", "r"], "vae.safetensors"),
     (["notebooks", "99"], "no notebook 99"),
     (["notebooks", "--preset", "huge"], "no preset 'huge'"),
 ])  # fmt: skip
 def test_bad_input_is_one_line_on_stderr_and_status_2(checkpoint, tmp_path, monkeypatch, capsys, arguments, told):
     monkeypatch.chdir(tmp_path)
-    status, printed, errors = run(capsys, *[a.replace("CHECKPOINT", checkpoint) for a in arguments])
+    small.config(seconds=1.28, clips=2).save("small.yaml")
+    given = [a.replace("CHECKPOINT", checkpoint).replace("SMALL", "small.yaml") for a in arguments]
+    status, printed, errors = run(capsys, *given)
     assert status == 2 and printed == []
     assert len(errors) == 1 and errors[0].startswith(f"refined-ldm {arguments[0]}: ") and told in errors[0]
-
-
-@pytest.mark.parametrize("yaml, told", [
-    ("clap: no-such-clap", "no-such-clap"),
-    ("parameterization: score", "score"),
-    ("training: {vae: {optimizer: sgd}}", "sgd"),
-])  # fmt: skip
-def test_settings_no_part_knows_are_one_line_too(tmp_path, monkeypatch, capsys, yaml, told):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "c.yaml").write_text("preset: tiny\nclips: 2\n" + yaml)
-    status, _, errors = run(capsys, "train", "-c", "c.yaml", "--run", "r", "--stage", "vae")
-    assert status == 2 and len(errors) == 1 and told in errors[0]
 
 
 @pytest.mark.parametrize("arguments", [[], ["sing"], ["generate", "rain"], ["generate", "--out", "o"], ["train"],
@@ -109,7 +102,7 @@ def test_bad_usage_is_status_2(capsys, arguments):
 def test_help_shows_an_example_of_every_command(capsys):
     for command in ("generate", "train", "notebooks", "bench"):
         status, printed, _ = run(capsys, command, "--help")
-        assert status == 0 and f"refined-ldm {command}" in printed[-1] and printed[-1].startswith("example: ")
+        assert status == 0 and f"example: refined-ldm {command} " in " ".join(printed)
 
 
 def test_an_interrupted_command_is_status_130(monkeypatch, capsys):
@@ -140,17 +133,18 @@ def test_train_then_generate_from_a_yaml_file(tmp_path, capsys):
     status, printed, _ = run(capsys, "generate", "a dog barks", "--checkpoint", run_dir, "--out", tmp_path / "o")
     assert status == 0 and soundfile.info(printed[0]).frames == 40_960
 
-    # Killed in the middle is the same as told to stop early: a resumed run goes on, and one that is done stays done.
-    arguments = ["train", "-c", tmp_path / "tiny.yaml", "--run", run_dir, "--stage", "vae", "--resume"]
-    assert run(capsys, *arguments, "--max-steps", 3)[0] == 0
+    arguments = ["train", "-c", tmp_path / "tiny.yaml", "--run", run_dir, "--stage", "vae"]
+    status, _, errors = run(capsys, *arguments)
+    assert status == 2 and "is there already: resume that run" in errors[0]
+    assert run(capsys, *arguments, "--resume", "--max-steps", 3)[0] == 0
     with open(run_dir / "vae.csv", newline="") as file:
         assert [r["step"] for r in csv.DictReader(file)] == ["1", "2", "3"]
-    status, printed, errors = run(capsys, *arguments)
-    assert status == 0 and "vae" in printed[0] and not any("Traceback" in line for line in errors)
+    status, printed, _ = run(capsys, *arguments, "--resume")
+    assert (status, printed) == (0, [f"vae: it was finished before, written to {run_dir}"])
 
 
 def test_as_a_process(tmp_path):
     command = [sys.executable, "-m", "refined_ldm", "generate", "rain", "--checkpoint", "nowhere", "--out", "o"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr == "refined-ldm generate: no config.yaml in nowhere: give a folder written by RefinedAudioLDM.save\n"
+    assert done.stderr.startswith("refined-ldm generate: no config.yaml in nowhere") and done.stderr.count("\n") == 1

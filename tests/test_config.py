@@ -55,22 +55,22 @@ def written(tmp_path, text):
 
 def test_yaml_changes_a_preset_at_any_depth(tmp_path):
     config = load_config(written(tmp_path, """
-        preset: tiny
+        preset: paper
         seconds: 5.12
-        vae: {channels: 24}
+        vae: {channels: 96}
         unet: {channel_mult: [1, 2, 3]}
         vocoder: {istft_n_fft: null, res_dilations: [[1, 3], [1, 3], [1, 3]]}
         training:
           ldm: {lr: 1e-4, max_steps: 7, betas: [0.5, 0.9]}
           vae: {weight_decay: 1}
     """))  # fmt: skip
-    tiny = preset("tiny")
+    paper = preset("paper")
     assert config == preset(
-        "tiny", seconds=5.12, vae=replace(tiny.vae, channels=24), unet=replace(tiny.unet, channel_mult=(1, 2, 3)),
-        vocoder=replace(tiny.vocoder, res_dilations=((1, 3), (1, 3), (1, 3))),
-        training=tiny.training | {
-            "ldm": replace(tiny.training["ldm"], lr=1e-4, max_steps=7, betas=(0.5, 0.9)),
-            "vae": replace(tiny.training["vae"], weight_decay=1.0),
+        "paper", seconds=5.12, vae=replace(paper.vae, channels=96), unet=replace(paper.unet, channel_mult=(1, 2, 3)),
+        vocoder=replace(paper.vocoder, res_dilations=((1, 3), (1, 3), (1, 3))),
+        training=paper.training | {
+            "ldm": replace(paper.training["ldm"], lr=1e-4, max_steps=7, betas=(0.5, 0.9)),
+            "vae": replace(paper.training["vae"], weight_decay=1.0),
         },
     )  # fmt: skip
     assert type(config.training["vae"].weight_decay) is float
@@ -114,7 +114,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_saved_yaml_shows_every_setting(tmp_path):
-    preset("tiny").save(tmp_path / "c.yaml")
+    preset("paper").save(tmp_path / "c.yaml")
     tree = yaml.safe_load((tmp_path / "c.yaml").read_text())
-    assert tree["unet"]["channel_mult"] == [1, 2, 2] and tree["training"]["ldm"]["optimizer"] == "muon"
-    assert tree["vocoder"]["res_dilations"] == [[1, 3, 5]] * 3
+    assert tree["unet"]["channel_mult"] == [1, 2, 3, 5] and tree["training"]["ldm"]["optimizer"] == "adamw"
+    assert tree["vocoder"]["res_dilations"] == [[1, 3, 5]] * 3 and tree["mel"]["fmax"] == 8000.0

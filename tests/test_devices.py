@@ -20,8 +20,11 @@ def test_auto_takes_the_first_there_is(monkeypatch, cuda, mps, expected):
     assert pick_device() == torch.device(expected)
 
 
-def test_a_name_is_taken_as_it_is():
-    assert pick_device("cpu") == torch.device("cpu") and pick_device("cuda:1") == torch.device("cuda", 1)
+def test_a_device_that_is_not_here_is_refused():
+    assert pick_device("cpu") == torch.device("cpu")
+    for name in ("abacus", "cuda:99"):
+        with pytest.raises(ValueError, match=f"no device '{name}' here"):
+            pick_device(name)
 
 
 @pytest.mark.parametrize("ratio, expected", [(0.3, "bf16"), (0.7, "no"), (20.0, "no")])

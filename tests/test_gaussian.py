@@ -13,8 +13,8 @@ def correlated(clips, frames=8, seed=0):
     root = torch.randn(SIZE, SIZE, generator=torch.Generator().manual_seed(7)) / SIZE**0.5
     mean = torch.linspace(-1, 1, SIZE)
     blocks = mean + torch.randn(clips, frames // BLOCK, SIZE, generator=generator) @ root.T
-    latents = blocks.view(clips, frames // BLOCK, CHANNELS, BLOCK, BINS).transpose(1, 2).reshape(clips, CHANNELS, frames, BINS)
-    return latents, mean, root @ root.T
+    latents = blocks.view(clips, frames // BLOCK, CHANNELS, BLOCK, BINS).transpose(1, 2)
+    return latents.reshape(clips, CHANNELS, frames, BINS), mean, root @ root.T
 
 
 def fitted():

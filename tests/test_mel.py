@@ -14,7 +14,9 @@ def chirp(samples, rows=1):
     return tone + 0.003 * torch.randn(rows, samples, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("settings", [(16_000, 1024, 64, 0, 8000), (44_100, 2048, 80, 50, 14_000), (8000, 512, 33, 20, 3999)])
+@pytest.mark.parametrize(
+    "settings", [(16_000, 1024, 64, 0, 8000), (44_100, 2048, 80, 50, 14_000), (8000, 512, 33, 20, 3999)]
+)
 def test_filterbank_equals_librosa(settings):
     rate, n_fft, n_mels, fmin, fmax = settings
     expected = librosa.filters.mel(sr=rate, n_fft=n_fft, n_mels=n_mels, fmin=fmin, fmax=fmax)

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from refined_ldm import procedural
-from refined_ldm.procedural import SAMPLE_RATE, Sound, noise, place, resonate, rhythm, strike, swell, tone
 from refined_ldm.scenes import CLASSES, FROM_FONT
+from refined_ldm.synthesis import SAMPLE_RATE, Sound, noise, place, resonate, rhythm, strike, swell, tone
 
 SOUNDS = sorted(set(CLASSES) - FROM_FONT)
 

@@ -1,6 +1,6 @@
 """Our networks and samplers beside diffusers' and AudioLDM's own, carrying the same random weights at a small size.
 
-Both are optional: `pip install diffusers` and `pip install --no-deps audioldm einops`; without them these tests are left out.
+Both are optional (`pip install diffusers`, `pip install --no-deps audioldm einops`); without them nothing is tested here.
 """
 
 import importlib.util
@@ -193,9 +193,9 @@ def test_dpmpp_equals_diffusers_step_by_step(diffusers, steps, spacing):
     assert_same_path(seen_by_the_denoiser(dpmpp_sample, z_T, c, steps=steps, spacing=spacing), expected)
 
 
-AUDIOLDM_UNET = dict(image_size=64, extra_film_condition_dim=24, extra_film_use_concat=True, in_channels=4, out_channels=4,
-                     model_channels=32, attention_resolutions=[4, 2], num_res_blocks=2, channel_mult=[1, 2, 3],
-                     num_head_channels=16, use_spatial_transformer=True)  # fmt: skip
+AUDIOLDM_UNET = dict(image_size=64, extra_film_condition_dim=24, extra_film_use_concat=True, in_channels=4,
+                     out_channels=4, model_channels=32, attention_resolutions=[4, 2], num_res_blocks=2,
+                     channel_mult=[1, 2, 3], num_head_channels=16, use_spatial_transformer=True)  # fmt: skip
 AUDIOLDM_VAE = dict(double_z=True, z_channels=4, resolution=32, downsample_time=False, in_channels=1, out_ch=1, ch=32,
                     ch_mult=[1, 2], num_res_blocks=1, attn_resolutions=[], dropout=0.0)  # fmt: skip
 
@@ -215,7 +215,8 @@ class AudioLDM(nn.Module):
         self.model_ema = LitEma(self.model)
         randomised(self.model, seed=5)  # the weights go on, the average stays
         first_stage = self.first_stage_model
-        first_stage.encoder, first_stage.decoder = randomised(Encoder(**AUDIOLDM_VAE)), randomised(Decoder(**AUDIOLDM_VAE))
+        first_stage.encoder = randomised(Encoder(**AUDIOLDM_VAE))
+        first_stage.decoder = randomised(Decoder(**AUDIOLDM_VAE))
         first_stage.quant_conv, first_stage.post_quant_conv = nn.Conv2d(8, 8, 1), nn.Conv2d(4, 4, 1)
         first_stage.vocoder = HiFiGAN(HiFiGANConfig(channels=32))
         self.cond_stage_model.model = nn.Linear(2, 2)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from refined_ldm import scenes
-from refined_ldm.procedural import SAMPLE_RATE
 from refined_ldm.scenes import CLASSES, FROM_FONT, KINDS, NUMBERS, SPLIT_KINDS, TIMES, SoundScenes, is_held_out
+from refined_ldm.synthesis import SAMPLE_RATE
 
 pytestmark = pytest.mark.filterwarnings("error")
 

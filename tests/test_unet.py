@@ -89,7 +89,7 @@ def test_self_attention_equals_torch():
 def test_geglu_equals_the_formula():
     torch.manual_seed(0)
     layer, x = GEGLU(6), torch.randn(2, 5, 6)
-    value, gate = x @ layer.proj.weight[:24].T + layer.proj.bias[:24], x @ layer.proj.weight[24:].T + layer.proj.bias[24:]
+    value, gate = (x @ layer.proj.weight.T + layer.proj.bias).split(24, dim=-1)
     gelu = gate * 0.5 * (1 + torch.erf(gate / 2**0.5))
     torch.testing.assert_close(layer(x), (value * gelu) @ layer.out.weight.T + layer.out.bias, atol=1e-6, rtol=1e-5)
 

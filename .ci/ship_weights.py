@@ -1,0 +1,133 @@
+"""Turn a finished run of `tiny` into the shipped weights and their card: python .ci/ship_weights.py runs/tiny
+
+Half precision, refined_ldm/weights/tiny/*.safetensors; card.json and README.md beside them hold the commands, the
+training curves' last values and what was measured on the very files that are shipped.
+"""
+
+import csv
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from refined_ldm.clap import Clap
+from refined_ldm.evaluation import adherence, class_prompt, fit_probe, rendered_clips
+from refined_ldm.judges import Aisfx
+from refined_ldm.mel import griffin_lim
+from refined_ldm.metrics import bootstrap_interval, frechet_distance, recall_at_k, zero_shot
+from refined_ldm.text_to_audio import WEIGHTS, RefinedAudioLDM
+
+FOLDER = WEIGHTS / "tiny"
+COMMANDS = {
+    "vae": "refined-ldm train --preset tiny --stage vae --run runs/tiny",
+    "clap": "refined-ldm train --preset tiny --stage clap --run runs/tiny",
+    "ldm": "refined-ldm train --preset tiny --stage ldm --run runs/tiny",
+    "hifigan": "refined-ldm train --preset tiny --stage hifigan --no-adversary --run runs/tiny",
+    "clap-tiny-roberta": "refined-ldm train --conditioner tiny-roberta --stage clap --lr 5e-4 --run runs/tiny-roberta",
+}
+
+
+def ship(run):
+    """Write the model's parts in float16, and the second conditioner if there is one."""
+    model = RefinedAudioLDM.load(run)
+    model.save(FOLDER, torch.float16)
+    other = run.parent / "tiny-roberta" / "clap-tiny-roberta.safetensors"
+    if other.is_file():
+        Clap.load("tiny-roberta", other).save(FOLDER / other.name, torch.float16)
+    total = sum(path.stat().st_size for path in FOLDER.glob("*.safetensors"))
+    if total > 30e6:
+        sys.exit(f"{total / 1e6:.1f} MB of weights, 30 is the limit")
+    print(f"{total / 1e6:.1f} MB")
+
+
+def curves(run):
+    """For every stage: its steps, its seconds, and its losses, averaged over the last 200 steps."""
+    told = {}
+    for stage, command in COMMANDS.items():
+        path = (run.parent / "tiny-roberta" / "clap.csv") if stage == "clap-tiny-roberta" else run / f"{stage}.csv"
+        if path.is_file():
+            rows = list(csv.DictReader(path.open()))
+            kinds = [k for k in rows[0] if k not in ("step", "lr", "seconds")]
+            last = {k: float(np.mean([float(row[k]) for row in rows[-200:]])) for k in kinds}
+            told[stage] = {"command": command, "seed": 0, "steps": int(rows[-1]["step"]),
+                           "seconds": round(sum(float(r["seconds"]) for r in rows)), "losses": last}  # fmt: skip
+    return told
+
+
+@torch.no_grad()
+def conditioners():
+    """Retrieval among 200 mixed test scenes and zero-shot naming of 200 one-event ones, for each shipped conditioner."""
+    told, mixed, single = {}, rendered_clips(200), rendered_clips(200, kinds=("event",))
+    names = sorted({label for item in single for label in item["labels"]})
+    for path in sorted(FOLDER.glob("clap-*.safetensors")):
+        name = path.stem.removeprefix("clap-")
+        clap = Clap.load(name)
+        audio, alone = (clap.embed_audio(waveforms(items), 16_000) for items in (mixed, single))
+        text = clap.embed_text([item["caption"] for item in mixed])
+        truth = [names.index(item["labels"][0]) for item in single]
+        told[name] = {
+            "R@1 text to audio": recall_at_k(text, audio, 1), "R@10 text to audio": recall_at_k(text, audio, 10),
+            "R@10 audio to text": recall_at_k(audio, text, 10),
+            "zero-shot": zero_shot(alone, clap.embed_text([class_prompt(n) for n in names]), truth).accuracy,
+        }  # fmt: skip
+    return told
+
+
+@torch.no_grad()
+def inversion(model, judge, count=250):
+    """Log-mel L1 of vocoder and Griffin-Lim on test clips, and the aisfx distance that vocoder and VAE each cost."""
+    waveform, reference = waveforms(rendered_clips(count)), judge(waveforms(rendered_clips(1000, "val")), 16_000).numpy()
+    names = ("input", "vocoder", "griffin_lim_32", "griffin_lim_200", "vae_vocoder", "vae_griffin_lim_32")
+    made = {name: [] for name in names}
+    for part in waveform.split(25):
+        mel = model.mel(part)
+        copy = model.vae.decode(model.vae.encode(mel).mean)
+        made["input"].append(part)
+        made["vocoder"].append(model.vocoder(mel))
+        made["griffin_lim_32"].append(griffin_lim(mel, iterations=32))
+        made["griffin_lim_200"].append(griffin_lim(mel, iterations=200))
+        made["vae_vocoder"].append(model.vocoder(copy))
+        made["vae_griffin_lim_32"].append(griffin_lim(copy, iterations=32))
+    told, target = {}, model.mel(waveform)
+    for name, parts in made.items():
+        sound = torch.cat(parts)
+        l1 = (model.mel(sound) - target).abs().mean((1, 2, 3)).numpy()
+        distance = frechet_distance(judge(sound, 16_000).numpy(), reference, 64)
+        told[name] = {"clips": count, "log-mel L1": float(l1.mean()), "interval": bootstrap_interval(np.mean, l1),
+                      "aisfx FD (PCA-64, 1000 val clips)": distance}  # fmt: skip
+    return told
+
+
+def waveforms(items):
+    return torch.stack([item["waveform"] for item in items])
+
+
+def main(run):
+    start = time.perf_counter()
+    ship(run)
+    judge, model = Aisfx.load(), RefinedAudioLDM.from_preset("tiny")
+    model.config = replace(model.config, inversion="hifigan")
+    card = {"weights": "tiny", "versions": {n: version(n) for n in ("torch", "transformers", "accelerate", "numpy")},
+            "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
+            "training": curves(run), "conditioners": conditioners(), "inversion": inversion(model, judge)}  # fmt: skip
+    write(card)
+    listener = fit_probe(judge, 3000)
+    card["adherence"], _ = adherence(listener, RefinedAudioLDM.from_preset("tiny"), 200)
+    card["measured in seconds"] = round(time.perf_counter() - start)
+    write(card)
+
+
+def write(card):
+    temporary = FOLDER / "card.json.tmp"
+    temporary.write_text(json.dumps(card, indent=1))
+    temporary.replace(FOLDER / "card.json")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
