@@ -62,7 +62,7 @@ def curves(run):
 
 @torch.no_grad()
 def conditioners():
-    """Retrieval among 200 mixed test scenes and zero-shot naming of 200 one-event ones, for each shipped conditioner."""
+    """Retrieval among 200 mixed test scenes and naming of 200 one-event ones, for each shipped conditioner."""
     told, mixed, single = {}, rendered_clips(200), rendered_clips(200, kinds=("event",))
     names = sorted({label for item in single for label in item["labels"]})
     for path in sorted(FOLDER.glob("clap-*.safetensors")):
@@ -82,7 +82,8 @@ def conditioners():
 @torch.no_grad()
 def inversion(model, judge, count=250):
     """Log-mel L1 of vocoder and Griffin-Lim on test clips, and the aisfx distance that vocoder and VAE each cost."""
-    waveform, reference = waveforms(rendered_clips(count)), judge(waveforms(rendered_clips(1000, "val")), 16_000).numpy()
+    waveform = waveforms(rendered_clips(count))
+    reference = judge(waveforms(rendered_clips(1000, "val")), 16_000).numpy()
     names = ("input", "vocoder", "griffin_lim_32", "griffin_lim_200", "vae_vocoder", "vae_griffin_lim_32")
     made = {name: [] for name in names}
     for part in waveform.split(25):

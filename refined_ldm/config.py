@@ -125,6 +125,7 @@ def _tiny():
         parameterization="gaussian",
         clips=16_000,
         seconds=2.56,
+        inversion="griffin_lim",  # until the small vocoder beats it: notebook 04 hears both
         training={
             "vae": StageConfig(6000, 8, 2e-3, crop_frames=64),
             "clap": StageConfig(2000, 64, 1e-3, weight_decay=0.05),

@@ -149,6 +149,24 @@ def test_samplers_converge_to_the_exact_solution():
     assert abs(gain(dpmpp_sample, variance, 25) / exact - 1) < error[25] / 3  # of second order: fewer steps will do
 
 
+def test_ddim_with_eta_1_is_ddpm():
+    """Every timestep visited, as in Ho et al. 2020: eq. 7 for mean and variance of z_(t-1) given z_t and z_0."""
+    schedule = NoiseSchedule.ldm(steps=10, beta_start=0.05, beta_end=0.5)
+    z_0, z_t = batch(3, 1, 4, 4), batch(3, 1, 4, 4, seed=1)
+
+    def denoise(z_t, t, c):
+        return (z_t - schedule.at(t).sqrt() * z_0) / (1 - schedule.at(t)).sqrt()
+
+    found = ddim_sample(denoise, z_t, None, schedule, 10, 1.0, torch.Generator().manual_seed(2), spacing="trailing")
+    generator = torch.Generator().manual_seed(2)
+    for t in range(9, 0, -1):
+        now, before = schedule.alpha_bar[t], schedule.alpha_bar[t - 1]
+        alpha, beta = now / before, 1 - now / before
+        mean = before.sqrt() * beta / (1 - now) * z_0 + alpha.sqrt() * (1 - before) / (1 - now) * z_t
+        z_t = mean + ((1 - before) / (1 - now) * beta).sqrt() * torch.randn(z_t.shape, generator=generator)
+    torch.testing.assert_close(found, z_t, atol=1e-4, rtol=1e-4)
+
+
 def test_stochastic_ddim_gives_data_of_the_right_variance():
     z_T = batch(4000, 1, 1, 1)
     found = ddim_sample(wide(4.0), z_T, None, SCHEDULE, 100, eta=1.0, generator=torch.Generator().manual_seed(1))

@@ -85,6 +85,14 @@ def test_latents_have_unit_variance_and_follow_the_vae(recordings, tmp_path):
     assert told == [(10, 10)]  # another VAE, other latents
 
 
+def test_the_linear_denoiser_knows_the_scaled_latents(recordings, tmp_path):
+    model = RefinedAudioLDM(settings(recordings, parameterization="gaussian", seconds=1.28))
+    latents = prepare_latents(model, cached_clips(model.config, tmp_path), tmp_path)
+    scaled = model.scale * torch.stack([latents[i]["latent"] for i in range(10)])
+    power = (model.gaussian.variance + model.gaussian.mean**2).mean()  # of one number of a latent
+    torch.testing.assert_close(power, (scaled**2).mean(), rtol=0.01, atol=0)
+
+
 def test_clips_are_decoded_once(recordings, tmp_path):
     told = []
     config = settings(recordings)

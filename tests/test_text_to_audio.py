@@ -205,5 +205,7 @@ def test_progress_is_told(model):
 
 
 def test_tiny_preset_generates():
-    waveform = RefinedAudioLDM.from_preset("tiny").generate(["a dog barks"], seconds=2.56, steps=1, guidance_scale=1)
+    model = RefinedAudioLDM.from_preset("tiny")
+    assert not model.training
+    waveform = model.generate(["a dog barks"], seconds=2.56, steps=1, guidance_scale=1)
     assert waveform.shape == (1, 40_960) and waveform.isfinite().all() and waveform.abs().max() <= 1
