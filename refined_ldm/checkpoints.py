@@ -14,7 +14,7 @@ def save_weights(path, module, config=None, dtype=torch.float32, **metadata):
     """Write a module's (or a dict's) tensors to `path` in `dtype`, with its settings as JSON in the file's header.
 
     The file is written under a temporary name and renamed, so a broken-off save leaves the earlier file as it was.
-    Integers are stored in 16 bits where they fit: a file is for reading back, and `load_into` widens them again.
+    64-bit integers are stored in 16 bits where they fit; `read_weights` widens them again.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,8 +32,12 @@ def save_weights(path, module, config=None, dtype=torch.float32, **metadata):
 def _packed(tensor, dtype):
     if tensor.is_floating_point():
         return tensor.to(dtype)
-    fits = tensor.dtype in (torch.int32, torch.int64) and tensor.numel() and tensor.abs().max() < 2**15
+    fits = tensor.dtype == torch.int64 and tensor.numel() and tensor.abs().max() < 2**15
     return tensor.short() if fits else tensor
+
+
+def _widened(tensor):
+    return tensor.float() if tensor.is_floating_point() else tensor.long() if tensor.dtype == torch.int16 else tensor
 
 
 def read_weights(path):
@@ -50,7 +54,7 @@ def read_weights(path):
             tensors = {k: file.get_tensor(k) for k in file.keys()}
     except (SafetensorError, json.JSONDecodeError) as fault:
         raise ValueError(f"{path} is not a whole safetensors file of ours ({fault}): copy or train it again") from fault
-    return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}, metadata
+    return {k: _widened(v) for k, v in tensors.items()}, metadata
 
 
 def load_into(module, state, source):

@@ -257,7 +257,7 @@ class Clap(nn.Module):
         """Write weights and settings as safetensors; equal rows of the token table are written once."""
         state = self.state_dict()
         rows, index = state.pop(self._table_name()).unique(dim=0, return_inverse=True)
-        save_weights(path, {**state, "token_rows": rows, "token_index": index.int()}, self.config, dtype)
+        save_weights(path, {**state, "token_rows": rows, "token_index": index}, self.config, dtype)
 
     @classmethod
     def load(cls, name, checkpoint=None, tokenizer=None):

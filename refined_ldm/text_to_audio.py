@@ -64,9 +64,13 @@ class RefinedAudioLDM(nn.Module):
         return self.vae.decode(latent / self.scale)
 
     def to_waveform(self, mel):
-        """Log-mel (B, 1, T, F) -> waveform (B, T * hop) in [-1, 1], by HiFi-GAN or by Griffin-Lim."""
+        """Log-mel (B, 1, T, F) -> waveform (B, T * hop) in [-1, 1], by HiFi-GAN or by Griffin-Lim.
+
+        What Griffin-Lim makes louder than full scale is turned down as a whole, not clipped.
+        """
         if self.config.inversion == "griffin_lim":
-            return griffin_lim(mel, self.config.mel).clamp(-1, 1)
+            waveform = griffin_lim(mel, self.config.mel)
+            return waveform / waveform.abs().amax(1, keepdim=True).clamp(min=1)
         return self.vocoder(mel)
 
     def denoise(self, z_t, t, embedding, unet=None):

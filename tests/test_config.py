@@ -41,7 +41,7 @@ def test_sizes_that_do_not_fit_each_other_are_refused():
     with pytest.raises(ValueError, match=r"16000 samples, not a whole number of 5120 .*: take 0.96"):
         preset("tiny", seconds=1.0)
     assert preset("tiny", seconds=0.96).samples == 15_360  # what the message says works
-    with pytest.raises(ValueError, match="vocoder rates make 160 samples a frame, mel hops 320"):
+    with pytest.raises(ValueError, match="vocoder makes 160 samples a frame, mel hops 320"):
         preset("tiny", mel=MelConfig(hop_length=320))
     with pytest.raises(ValueError, match="vae has 4 latent channels, unet 8"):
         preset("tiny", vae=VAEConfig(latent_channels=4))

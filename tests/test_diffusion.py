@@ -149,6 +149,26 @@ def test_samplers_converge_to_the_exact_solution():
     assert abs(gain(dpmpp_sample, variance, 25) / exact - 1) < error[25] / 3  # of second order: fewer steps will do
 
 
+def test_dpmpp_follows_a_clean_latent_that_moves_evenly():
+    """If z_0 moves linearly in half the log signal-to-noise ratio, its mean over a step is its value half way."""
+    alpha_bar = SCHEDULE.alpha_bar.double()
+    moving, seen = 0.5 * (alpha_bar / (1 - alpha_bar)).log(), []
+
+    def denoise(z_t, t, c):
+        seen.append(z_t.item())
+        return (z_t - SCHEDULE.at(t).sqrt() * moving[t].float()) / (1 - SCHEDULE.at(t)).sqrt()
+
+    timesteps = SCHEDULE.timesteps(5)
+    dpmpp_sample(denoise, torch.ones(1, 1, 1, 1), None, SCHEDULE, 5)
+    expected = [1.0]
+    for k, (now, following) in enumerate(pairwise(timesteps)):
+        h = moving[following] - moving[now]
+        mean = moving[now] + (h / 2 if k else 0)  # the first step is of first order
+        kept = ((1 - alpha_bar[following]) / (1 - alpha_bar[now])).sqrt()
+        expected.append((kept * expected[-1] + alpha_bar[following].sqrt() * (1 - torch.exp(-h)) * mean).item())
+    assert seen == pytest.approx(expected, abs=1e-4)
+
+
 def test_ddim_with_eta_1_is_ddpm():
     """Every timestep visited, as in Ho et al. 2020: eq. 7 for mean and variance of z_(t-1) given z_t and z_0."""
     schedule = NoiseSchedule.ldm(steps=10, beta_start=0.05, beta_end=0.5)
