@@ -28,8 +28,6 @@ class RefinedAudioLDM(nn.Module):
         super().__init__()
         if config.clap not in CLAP_PRESETS:
             raise ValueError(f"no conditioner {config.clap!r}: choose one of {', '.join(CLAP_PRESETS)}")
-        if config.clap not in CLAP_PRESETS:
-            raise ValueError(f"no conditioner {config.clap!r}: choose one of {', '.join(CLAP_PRESETS)}")
         self.config = config
         self.schedule = NoiseSchedule.ldm(config.diffusion_steps, config.beta_start, config.beta_end)
         self.mel = MelSpectrogram(config.mel)

@@ -39,7 +39,7 @@ def test_bad_inputs_are_refused(vae):
     for shape in ((1, 4, 4), (1, 2, 4, 4)):
         with pytest.raises(ValueError, match=r"mel must be \(B, 1, T, F\)"):
             vae.encode(torch.zeros(shape))
-    with pytest.raises(ValueError, match=r"multiples of 4, got \(1, 1, 6, 4\)"):
+    with pytest.raises(ValueError, match=r"multiples of 4, got .*\(1, 1, 6, 4\)"):
         vae.encode(torch.zeros(1, 1, 6, 4))
     with pytest.raises(ValueError, match=r"\(B, 3, T, F\)"):
         vae.decode(torch.zeros(1, 8, 4, 4))
