@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import is_initialized
 
 from refined_ldm.clap import contrastive_loss
 from refined_ldm.conditioning import drop_condition
@@ -111,11 +112,16 @@ def step_seed(seed, index):
     return (seed * 1_000_003 + index) * 2_654_435_761 % 2**63
 
 
+def _accelerator(device_type):
+    """The Accelerator of this process; its precision is set once, so an earlier one's is kept."""
+    if is_initialized():
+        return Accelerator()
+    return Accelerator(cpu=device_type == "cpu", mixed_precision=pick_precision(device_type))
+
+
 def _train(stage, networks, loader, settings, seed, run_dir, resume, accelerator, device):
     """The loop all stages share. networks: {name: (module, losses)}, updated in this order in every step."""
-    accelerator = accelerator or Accelerator(
-        cpu=torch.device(device).type == "cpu", mixed_precision=pick_precision(torch.device(device).type)
-    )
+    accelerator = accelerator or _accelerator(torch.device(device).type)
     learners = [Learner(n, module.train(), losses, settings, accelerator) for n, (module, losses) in networks.items()]
     if run_dir and not resume:
         refuse_old(run_dir, stage)
