@@ -1,6 +1,6 @@
 """Our networks and samplers beside diffusers' and AudioLDM's own, carrying the same random weights at a small size.
 
-Both are optional (`pip install diffusers`, `pip install --no-deps audioldm einops`); without them nothing is tested here.
+Both are optional (`pip install diffusers`, `pip install --no-deps audioldm einops`); what is missing is not tested.
 """
 
 import importlib.util
