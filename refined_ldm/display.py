@@ -29,13 +29,9 @@ STYLE = {
     "figure.figsize": (8, 3),
     "figure.constrained_layout.use": True,
     "font.size": 11,
-    "axes.titlesize": 12,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "image.cmap": "magma",
-    "legend.frameon": False,
-}
+    "axes.titlesize": 12, "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False,
+    "image.cmap": "magma", "legend.frameon": False,
+}  # fmt: skip
 RANGE = 80  # dB below the loudest point that a spectrogram shows
 TICKS = (125, 500, 1000, 2000, 4000, 8000, 16_000)  # Hz
 
@@ -226,7 +222,7 @@ def show_source(item):
 def explore(function, **controls):
     """Show sliders and menus that call `function` anew; they start at its defaults.
 
-    controls: by name, (low, high) or (low, high, step) for a slider, a list for a menu, True or False for a box.
+    controls: (low, high) or (low, high, step) for a slider, a list for a menu, text for a field, a bool for a box.
     """
     try:
         import ipywidgets
@@ -234,14 +230,31 @@ def explore(function, **controls):
         print("The sliders need ipywidgets (pip install ipywidgets); the plot above shows their first position.")
         return
     from IPython.display import display
+    from IPython.utils.capture import capture_output
 
-    panel = ipywidgets.interactive(function, **controls)
-    for control in panel.kwargs_widgets:
-        control.style = {"description_width": "120px"}
-        control.layout.width = "420px"
-        if hasattr(control, "continuous_update"):
-            control.continuous_update = False  # once the slider is let go
-    display(panel)
+    knobs, screen = ipywidgets.interactive(function, {"manual": True}, **controls).kwargs_widgets, ipywidgets.Output()
+
+    # What `function` shows is caught here and handed to the screen as a whole. An Output used as a context asks the
+    # client to answer, which now and then stops papermill and nbconvert for good (nbclient issue 312).
+    def call(_=None):
+        with capture_output() as shown:
+            try:
+                function(**{knob.description: knob.value for knob in knobs})
+                plt.show()
+            except ValueError as fault:
+                print(fault)
+        text = [{"output_type": "stream", "name": "stdout", "text": shown.stdout}] if shown.stdout else []
+        rich = [{"output_type": "display_data", "data": i.data, "metadata": i.metadata} for i in shown.outputs]
+        screen.outputs = text + rich
+
+    for knob in knobs:
+        knob.style, knob.layout.width = {"description_width": "120px"}, "420px"
+        if hasattr(knob, "continuous_update"):
+            knob.continuous_update = False  # once the slider is let go
+        knob.observe(call, "value")
+    plt.show()  # what the cell has drawn so far stays outside
+    call()
+    display(ipywidgets.VBox([*knobs, screen]))
 
 
 def save_figure(figure, name, table=None, parameters=None, started=None, folder="figures"):
