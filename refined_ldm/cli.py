@@ -22,7 +22,7 @@ def main(arguments=None):
     options = _parser().parse_args(arguments)
     try:
         return options.run(options) or 0
-    except (ValueError, FileNotFoundError, FileExistsError) as fault:
+    except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError) as fault:
         print(f"refined-ldm {options.command}: {fault}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

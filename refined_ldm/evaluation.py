@@ -127,6 +127,7 @@ def adherence(listener, model, count=200, guidance=None, steps=None, seed=0, on_
     """The whole comparison on `count` one-event and `count` mixed clips of `test` -> (table rows, {name: Judged}).
 
     Names: rendered, copied (through VAE and vocoder), generated, shuffled; each "…, one event" and "…, all kinds".
+    A row's Frechet distance is to the rendered clips of the same captions.
     """
     judged, table = {}, []
     for name, kinds in {"one event": EVENT, "all kinds": KINDS}.items():
