@@ -1,6 +1,7 @@
 """Captioned recordings from a folder or a CSV file, and batches that a resumed run can enter at any step."""
 
 import csv
+import hashlib
 import json
 import os
 import shutil
@@ -124,6 +125,15 @@ class CaptionedAudio(Dataset):
     def __len__(self) -> int:
         return len(self.recordings)
 
+    def fingerprint(self) -> str:
+        """Name what the clips are made of: captions, crops, and every file by its size and time of change."""
+        made_of = hashlib.sha256(repr((self.samples, self.crop, self.seed)).encode())
+        for recording in self.recordings:
+            stat = recording.path.stat()
+            made_of.update(repr((recording.id, recording.captions, recording.label, stat.st_size, stat.st_mtime_ns))
+                           .encode())  # fmt: skip
+        return made_of.hexdigest()[:32]
+
     def __getitem__(self, index: int) -> dict:
         recording = self.recordings[index]
         waveform = load_audio(recording.path, SAMPLE_RATE)
@@ -194,6 +204,7 @@ class Cached(Dataset):
 
     def __init__(self, folder: str | Path):
         folder = Path(folder)
+        self.made_of = json.loads((folder / "made_of.json").read_text())
         self.rest = json.loads((folder / "items.json").read_text())
         self.arrays = {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
 

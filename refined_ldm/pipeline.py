@@ -63,8 +63,7 @@ def train_stage(model, stage, run_dir, seed=0, resume=False, max_steps=None, lr=
 def cached_clips(config, run_dir, split="train", size=None, on_clips=None):
     """The clips of a configuration, rendered or decoded once into run_dir."""
     data = open_data(config, split, size)
-    made_of = {"data": config.data, "split": split, "clips": len(data), "seconds": config.seconds}
-    return cache_clips(Path(run_dir) / f"clips-{split}", data, made_of, on_clips)
+    return cache_clips(Path(run_dir) / f"clips-{split}", data, {"data": data.fingerprint()}, on_clips)
 
 
 @torch.no_grad()
@@ -78,7 +77,7 @@ def prepare_latents(model, clips, run_dir, on_clips=None):
     def embed(captions):
         return model.clap.embed_text(captions)
 
-    made_of = {"clips": len(clips), "vae": _digest(model.vae), "clap": _digest(model.clap)}
+    made_of = {**clips.made_of, "vae": _digest(model.vae), "clap": _digest(model.clap)}
     latents = cache_latents(Path(run_dir) / "latents-train", clips, encode, embed, made_of, on_clips)
     fixed = torch.stack([clips[i]["waveform"] for i in range(min(512, len(clips)))])
     model.scale.fill_(latent_scale(model.vae, (model.mel(w.to(model.device)) for w in fixed.split(32))))

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -151,6 +152,15 @@ class SoundScenes(Dataset):
 
     def __len__(self) -> int:
         return self.size
+
+    def fingerprint(self) -> str:
+        """Name what the scenes are made of: the choices above and the code and SoundFont that render them."""
+        made_of = blake2b(repr((self.split, self.size, self.seconds, self.seed, self.kinds, self.classes)).encode())
+        for name in ("scenes", "synthesis", "procedural", "soundfont"):
+            made_of.update(Path(__file__).with_name(f"{name}.py").read_bytes())
+        if set(self.classes) & set(FROM_FONT):
+            made_of.update(str(soundfont.find_soundfont().stat().st_size).encode())
+        return made_of.hexdigest()[:32]
 
     def __getitem__(self, index: int) -> dict:
         if not 0 <= index < self.size:

@@ -19,7 +19,7 @@ from refined_ldm.evaluation import (
 
 def stub_judge(waveform, sample_rate):
     """Log-power in 24 bands, loudest and mean over time: (B, N) -> (B, 48)."""
-    spectrum = torch.stft(waveform, 512, 256, window=torch.hann_window(512), return_complex=True).abs() ** 2  # (B, F, T)
+    spectrum = torch.stft(waveform, 512, 256, window=torch.hann_window(512), return_complex=True).abs() ** 2  # BFT
     bands = torch.stack([part.mean(1) for part in spectrum.split(11, dim=1)], 1)
     return torch.cat([bands.amax(2), bands.mean(2)], 1).clamp(min=1e-8).log()
 

@@ -103,7 +103,6 @@ def test_clips_are_decoded_once(recordings, tmp_path):
     assert len(cached_clips(settings(recordings, seconds=0.64), tmp_path)[0]["waveform"]) == 10_240
 
 
-@pytest.mark.xfail(reason="the kept clips are known by the path and the number of recordings alone", strict=True)
 def test_another_sound_under_the_same_name_is_decoded_again(recordings, tmp_path):
     config = settings(recordings)
     before = cached_clips(config, tmp_path)[1]["waveform"].clone()
