@@ -7,9 +7,9 @@ PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check -c constrai
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-demo test test-all figures: export HF_HUB_OFFLINE := 1
+demo test test-all figures outputs: export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo test test-all lab figures bench weights badges clean python
+.PHONY: help demo test test-all lab figures outputs bench weights badges clean python
 .DEFAULT_GOAL := help
 
 help: ## Say what there is
@@ -35,8 +35,13 @@ figures: $(READY) ## Run the notebooks and write what they draw to figures/
 bench: $(READY) ## Measure speed and memory
 	$(BIN)/refined-ldm bench
 
-weights: $(READY) ## Train the shipped weights again (hours)
-	$(BIN)/refined-ldm train --preset tiny --run runs/weights
+outputs: $(READY) ## Run the notebooks and keep in them what reads well on the web
+	$(BIN)/python .ci/store_outputs.py
+
+weights: $(READY) ## Train the shipped weights again and measure them (hours; goes on where it was stopped)
+	$(BIN)/refined-ldm train --preset tiny --run runs/tiny --resume
+	$(BIN)/refined-ldm train --conditioner tiny-roberta --stage clap --lr 5e-4 --run runs/tiny-roberta --resume
+	$(BIN)/python .ci/ship_weights.py runs/tiny
 
 badges: $(READY) ## Point the notebooks at REPO=owner/name
 	$(BIN)/python .ci/badges.py $(REPO)

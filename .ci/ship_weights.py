@@ -28,7 +28,7 @@ COMMANDS = {
     "vae": "refined-ldm train --preset tiny --stage vae --run runs/tiny",
     "clap": "refined-ldm train --preset tiny --stage clap --run runs/tiny",
     "ldm": "refined-ldm train --preset tiny --stage ldm --run runs/tiny",
-    "hifigan": "refined-ldm train --preset tiny --stage hifigan --no-adversary --run runs/tiny",
+    "hifigan": "refined-ldm train --preset tiny --stage hifigan --run runs/tiny",
     "clap-tiny-roberta": "refined-ldm train --conditioner tiny-roberta --stage clap --lr 5e-4 --run runs/tiny-roberta",
 }
 

@@ -28,6 +28,8 @@ class StageConfig:
     betas: tuple[float, float] = (0.9, 0.99)
     ema_decay: float = 0.0  # 0: the last weights; .999: an average over about a thousand steps
     clip_norm: float = 1.0  # gradients longer than this are shortened
+    adversary_start: int = 0  # vocoder: steps before its discriminators join
+    stft_weight: float = 0.0  # vocoder: of the STFT distance beside the mel distance; published: 0
     crop_frames: int = 0  # train on random crops of so many mel frames (VAE and vocoder); 0: on whole clips
     save_every: int = 500  # steps
 
@@ -119,7 +121,7 @@ def _tiny():
         ),
         vocoder=HiFiGANConfig(
             channels=384, rates=(2,), kernels=(4,), res_kernels=(3, 7), res_dilations=((1, 3), (1, 3)),
-            istft_n_fft=320, istft_hop=80,  # an inverse STFT does the rest, quickly on a CPU
+            istft_n_fft=320, istft_hop=80, griffin_lim_iterations=8,  # an inverse STFT does the rest, quickly on a CPU
         ),
         discriminators=DiscriminatorsConfig(width=4),
         parameterization="gaussian",
@@ -130,7 +132,8 @@ def _tiny():
             "vae": StageConfig(6000, 8, 2e-3, crop_frames=64),
             "clap": StageConfig(2000, 64, 1e-3, weight_decay=0.05),
             "ldm": StageConfig(6000, 16, 3e-3, optimizer="muon", ema_decay=0.999),
-            "hifigan": StageConfig(8000, 16, 1e-3, betas=(0.8, 0.99), ema_decay=0.999, crop_frames=40),
+            "hifigan": StageConfig(9000, 16, 1e-3, betas=(0.8, 0.99), ema_decay=0.999, clip_norm=45.0, crop_frames=40,
+                                   adversary_start=7000, stft_weight=0.2),
         },
     )  # fmt: skip
 

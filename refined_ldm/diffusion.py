@@ -97,11 +97,19 @@ def diffusion_loss(denoise, z_0, c, t, eps, schedule, weight=None):
     return (per_clip if weight is None else weight * per_clip).mean()
 
 
+def noise_like(z, generator=None):
+    """Standard normal noise of the shape of z (B, C, T, F); a list of B generators gives every row its own."""
+    if isinstance(generator, list):
+        return torch.stack([torch.randn(z.shape[1:], generator=own) for own in generator]).to(z)
+    return torch.randn(z.shape, generator=generator).to(z)
+
+
 @torch.no_grad()
 def ddim_sample(denoise, z_T, c, schedule, steps=200, eta=0.0, generator=None, spacing="leading", on_step=None):
     """Noise z_T (B, C, T, F) -> latent, by DDIM  (Song et al. 2021, eq. 12 and 16).
 
-    eta = 0 is deterministic, eta = 1 is DDPM's noise; AudioLDM samples with 200 steps and eta = 1.
+    eta = 0 is deterministic, eta = 1 is DDPM's noise; AudioLDM samples with 200 steps and eta = 1. `generator`: one, or
+    one for each row.
     on_step(k, steps) is called after each step, for a progress bar.
     """
     z_t, timesteps = z_T, schedule.timesteps(steps, spacing)
@@ -114,7 +122,7 @@ def ddim_sample(denoise, z_T, c, schedule, steps=200, eta=0.0, generator=None, s
         sigma = eta * ((1 - a_next) / (1 - a) * (1 - a / a_next)).clamp(min=0).sqrt()  # eq. 16
         z_t = a_next.sqrt() * z_0 + (1 - a_next - sigma**2).clamp(min=0).sqrt() * eps  # eq. 12
         if eta > 0:
-            z_t = z_t + sigma * torch.randn(z_t.shape, generator=generator).to(z_t)
+            z_t = z_t + sigma * noise_like(z_t, generator)
         if on_step:
             on_step(k + 1, steps)
     return z_t
@@ -128,6 +136,8 @@ def dpmpp_sample(denoise, z_T, c, schedule, steps=25, spacing="trailing", on_ste
     sampling equation as about 100 of DDIM. The first and the last step are of first order; the last ends at z_0.
     """
     z_t, timesteps = z_T, schedule.timesteps(steps, spacing)
+    if len(set(timesteps)) < steps:
+        raise ValueError(f"{steps} {spacing} steps come twice to a timestep, where the solver cannot move: take fewer")
     half_log_snr = 0.5 * (schedule.alpha_bar.double() / (1 - schedule.alpha_bar.double())).log()
     previous, h_previous = None, None
     for k, now in enumerate(timesteps):

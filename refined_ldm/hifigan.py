@@ -1,7 +1,8 @@
 """HiFi-GAN: a log-mel spectrogram becomes a waveform, and the discriminators it is trained against.
 
 Kong et al., "HiFi-GAN", 2020 (arXiv 2010.05646), in the 16 kHz / 64-bin layout AudioLDM uses. The optional inverse-STFT
-head is Kaneko et al., "iSTFTNet", 2022 (arXiv 2203.02395). Parameter names are those of the published checkpoints.
+head is Kaneko et al., "iSTFTNet", 2022 (arXiv 2203.02395); starting it from Griffin-Lim's phases is in the spirit of
+Masuyama et al., "Deep Griffin-Lim iteration", 2019 (arXiv 1903.03971). Parameter names are the published checkpoints'.
 """
 
 import math
@@ -12,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
+
+from refined_ldm.mel import LDM_MEL, MelConfig, griffin_lim
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class HiFiGANConfig:
     leaky_slope: float = 0.1
     istft_n_fft: int | None = None  # samples; None: the convolutions go all the way up to the waveform
     istft_hop: int = 1  # samples a frame of the inverse STFT stands for
+    griffin_lim_iterations: int = 0  # more: the inverse STFT corrects what Griffin-Lim makes of the mel
 
     @property
     def hop_length(self) -> int:
@@ -59,9 +63,13 @@ class HiFiGAN(nn.Module):
 
     A transposed convolution gives `rate * L` samples only when `kernel - rate` is even. The published first layer
     (kernel 16, rate 5) gives 5L + 1, so 50 frames come out as 8,032 samples instead of 8,000: the end is trimmed.
+
+    Convolutions answer equal mel frames with equal samples, so of a steady tone they can only make what repeats with
+    the hop: multiples of 100 Hz. With `griffin_lim_iterations` the phases come from Griffin-Lim, where a tone of any
+    pitch goes on from frame to frame, and the network corrects magnitude and phase of every bin. `mel` is for that.
     """
 
-    def __init__(self, config: HiFiGANConfig = HiFiGANConfig()):
+    def __init__(self, config: HiFiGANConfig = HiFiGANConfig(), mel: MelConfig = LDM_MEL):
         super().__init__()
         if any(kernel < rate for kernel, rate in zip(config.kernels, config.rates, strict=True)):
             raise ValueError(f"every kernel must be at least its rate, got {config.kernels} for {config.rates}")
@@ -70,7 +78,9 @@ class HiFiGAN(nn.Module):
                 f"istft_n_fft and istft_hop go together, got {config.istft_n_fft} and {config.istft_hop}; "
                 "leave both out for the published generator"
             )
-        self.config = config
+        if config.griffin_lim_iterations and config.istft_n_fft is None:
+            raise ValueError("griffin_lim_iterations is for the inverse-STFT head: give istft_n_fft and istft_hop")
+        self.config, self.mel_config = config, mel
         widths = [config.channels // 2**i for i in range(len(config.rates) + 1)]
         self.conv_pre = nn.Conv1d(config.n_mels, widths[0], 7, padding=3)
         self.ups = nn.ModuleList(
@@ -86,25 +96,46 @@ class HiFiGAN(nn.Module):
         self.conv_post = nn.Conv1d(widths[-1], outputs, 7, padding=3)
         if config.istft_n_fft is not None:
             self.register_buffer("window", torch.hann_window(config.istft_n_fft), persistent=False)
+        if config.griffin_lim_iterations:
+            self.conv_estimate = nn.Conv1d(3 * outputs // 2, widths[-1], 1)
+            nn.init.zeros_(self.conv_post.weight)  # at first nothing is corrected: training starts at Griffin-Lim
+            nn.init.zeros_(self.conv_post.bias)
 
     def forward(self, mel):
         if mel.ndim != 4 or mel.shape[1] != 1 or mel.shape[3] != self.config.n_mels:
             raise ValueError(f"mel must be (B, 1, T, {self.config.n_mels}), got {tuple(mel.shape)}")
         samples = mel.shape[2] * self.config.hop_length
         x = self.conv_pre(mel.squeeze(1).transpose(1, 2))  # (B, C, T)
+        spectral = self.config.istft_n_fft is not None
+        estimate = self.griffin_lim_estimate(mel) if self.config.griffin_lim_iterations else None
         blocks = len(self.config.res_kernels)
         for i, up in enumerate(self.ups):
             x = up(F.leaky_relu(x, self.config.leaky_slope))  # (B, C / 2, rate * T)
+            if spectral and i + 1 == len(self.ups):
+                x = F.pad(x, (1, 0), mode="reflect")  # L + 1 centred frames of the inverse STFT span L hops
+            if estimate is not None and i + 1 == len(self.ups):
+                x = x + self.conv_estimate(_features(estimate))
             x = sum(block(x) for block in self.resblocks[i * blocks : (i + 1) * blocks]) / blocks
         x = F.leaky_relu(x)  # slope .01 here, as published
-        if self.config.istft_n_fft is not None:
-            return self.inverse_stft(x)[:, :samples]
+        if spectral:
+            return self.inverse_stft(self.conv_post(x).float(), estimate)[:, :samples]
         return torch.tanh(self.conv_post(x)).squeeze(1)[:, :samples]
 
-    def inverse_stft(self, x):
-        """Features (B, C, L) -> waveform (B, L * istft_hop), by predicted magnitude and phase (iSTFTNet, fig. 1)."""
-        x = F.pad(x, (1, 0), mode="reflect")  # L + 1 centred frames span L hops
-        log_magnitude, phase = self.conv_post(x).float().chunk(2, dim=1)  # (B, n_fft / 2 + 1, L + 1)
+    @torch.no_grad()
+    def griffin_lim_estimate(self, mel):
+        """mel (B, 1, T, F) -> the complex STFT (B, n_fft / 2 + 1, L + 1) of what Griffin-Lim makes of it."""
+        waveform = griffin_lim(mel, self.mel_config, self.config.griffin_lim_iterations)
+        return torch.stft(waveform, self.config.istft_n_fft, self.config.istft_hop, window=self.window,
+                          pad_mode="constant", return_complex=True)  # fmt: skip
+
+    def inverse_stft(self, x, estimate=None):
+        """Log magnitude and phase (B, n_fft + 2, L + 1) -> waveform (B, L * istft_hop) (iSTFTNet, fig. 1).
+
+        With an estimate, its log magnitude and phase are added to those given.
+        """
+        log_magnitude, phase = x.chunk(2, dim=1)  # (B, n_fft / 2 + 1, L + 1)
+        if estimate is not None:
+            log_magnitude, phase = log_magnitude + _log_magnitude(estimate), phase + estimate.angle()
         loudest = math.log(self.config.istft_n_fft / 2)  # a Hann window's sum: no waveform in [-1, 1] exceeds it
         spectrum = torch.polar(log_magnitude.clamp(max=loudest).exp(), phase)
         waveform = torch.istft(spectrum, self.config.istft_n_fft, self.config.istft_hop, window=self.window)
@@ -123,6 +154,16 @@ class HiFiGAN(nn.Module):
             if parametrize.is_parametrized(module, "weight"):
                 parametrize.remove_parametrizations(module, "weight")
         return self
+
+
+def _log_magnitude(spectrum):
+    return spectrum.abs().clamp(min=1e-5).log()
+
+
+def _features(spectrum):
+    """Complex (B, K, L) -> (B, 3 K, L): log magnitude, and cosine and sine of the phase."""
+    direction = spectrum / spectrum.abs().clamp(min=1e-5)
+    return torch.cat([_log_magnitude(spectrum), direction.real, direction.imag], dim=1)
 
 
 def fold_weight_norm(state_dict: dict) -> dict:

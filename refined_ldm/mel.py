@@ -105,8 +105,9 @@ def griffin_lim(mel, config=LDM_MEL, iterations=32, momentum=0.99, generator=Non
     if mel.ndim != 4 or mel.shape[1] != 1 or mel.shape[3] != config.n_mels:
         raise ValueError(f"mel must be (B, 1, T, {config.n_mels}), got {tuple(mel.shape)}")
     device, T = mel.device, mel.shape[2]
+    with torch.autocast(device.type, enabled=False):
+        magnitude = _unmel(mel[:, 0].float().exp().transpose(1, 2), config)  # (B, n_fft // 2 + 1, T)
     window = torch.hann_window(config.n_fft, device=device)
-    magnitude = _unmel(mel[:, 0].float().exp().transpose(1, 2), config)  # (B, n_fft // 2 + 1, T)
     pad, samples = (config.n_fft - config.hop_length) // 2, T * config.hop_length
 
     # Overlap-add of the windowed frames, divided by the sum of squared windows: the least-squares inverse STFT.
@@ -138,8 +139,8 @@ def _unmel(mel, config, iterations=30):
     Lee & Seung 2001, eq. 4 with the filterbank W fixed: m <- m * (W' mel) / (W' W m).
     """
     bank = mel_filterbank(config.sample_rate, config.n_fft, config.n_mels, config.fmin, config.fmax).to(mel.device)
-    gram, target = bank.T @ bank, bank.T @ mel
-    magnitude = target / gram.sum(1).clamp(min=1e-12)[:, None]  # a flat first guess within each band
+    target = bank.T @ mel
+    magnitude = target / (bank.T @ bank.sum(1)).clamp(min=1e-12)[:, None]  # a flat first guess within each band
     for _ in range(iterations):
-        magnitude = magnitude * target / (gram @ magnitude).clamp(min=1e-12)
+        magnitude = magnitude * target / (bank.T @ (bank @ magnitude)).clamp(min=1e-12)
     return magnitude

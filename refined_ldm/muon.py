@@ -5,6 +5,7 @@ torch.optim.Muon takes 2-D parameters only; a U-Net is mostly convolutions, so k
 """
 
 import torch
+from torch import nn
 
 
 def orthogonalise(matrix, iterations=5):
@@ -47,7 +48,8 @@ class Muon(torch.optim.Optimizer):
 def split_parameters(module):
     """(matrices for Muon, the rest for AdamW): kernels and linear weights, but embeddings and the outer layers not."""
     matrices, rest = [], []
+    tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
     for name, p in module.named_parameters():
-        inner = p.ndim >= 2 and not name.startswith(("conv_in", "conv_out"))
+        inner = p.ndim >= 2 and not name.startswith(("conv_in", "conv_out")) and id(p) not in tables
         (matrices if inner else rest).append(p)
     return matrices, rest

@@ -3,10 +3,13 @@
 import json
 import os
 import shutil
+import warnings
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+
+from refined_ldm.checkpoints import load_into
 
 KEPT = 2  # checkpoints of a run: the last, and the one before in case the last is damaged
 
@@ -18,10 +21,10 @@ def save_run(run_dir, stage, learners, index, told):
     final, temporary = folder / f"step-{index:07d}", folder / f"writing-{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    for learner in learners:
-        for name, tensors in _tensors(learner).items():
-            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary / f"{name}.safetensors")
-    (temporary / "state.json").write_text(json.dumps({"step": index, **told}, indent=1))
+    files = {name: tensors for learner in learners for name, tensors in _tensors(learner).items()}
+    for name, tensors in files.items():
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary / f"{name}.safetensors")
+    (temporary / "state.json").write_text(json.dumps({"step": index, "files": list(files), **told}, indent=1))
     for path in temporary.iterdir():
         with open(path, "rb") as file:
             os.fsync(file.fileno())
@@ -41,33 +44,46 @@ def refuse_old(run_dir, stage):
 
 
 def load_run(run_dir, stage, learners):
-    """Put the newest whole checkpoint of run_dir/stage into the learners -> its step, 0 if there is none."""
+    """Put the newest whole checkpoint of run_dir/stage into the learners -> its step, 0 if there is none.
+
+    A damaged one is passed over with a warning. Raises ValueError if it is whole but of other sizes or settings.
+    """
     for folder in sorted((Path(run_dir) / stage).glob("step-*"), reverse=True):
         try:
-            step = json.loads((folder / "state.json").read_text())["step"]
-            found = {path.stem: load_file(path) for path in folder.glob("*.safetensors")}
-            for learner in learners:
-                _restore(learner, found)
+            state = json.loads((folder / "state.json").read_text())
+            found = {name: load_file(folder / f"{name}.safetensors") for name in state["files"]}
         except (OSError, ValueError, KeyError, SafetensorError) as fault:
-            print(f"{folder} is damaged ({fault}); trying the checkpoint before it")
+            warnings.warn(f"{folder} is damaged ({fault}); trying the checkpoint before it", stacklevel=2)
             continue
-        return step
+        wanted = [name for learner in learners for name in _names(learner)]
+        if wanted != state["files"]:
+            raise ValueError(
+                f"{folder} holds {', '.join(state['files'])}, these settings need {', '.join(wanted)}: "
+                "resume with the settings the run was started with, or start another run"
+            )
+        for learner in learners:
+            _restore(learner, found, folder)
+        return state["step"]
     return 0
 
 
+def _names(learner):
+    """The files of a learner: the network, its average, and each optimiser."""
+    average = [] if learner.average is None else [f"{learner.name}-average"]
+    return [learner.name, *average, *(f"{learner.name}-optimizer{n}" for n in range(len(learner.optimizers)))]
+
+
 def _tensors(learner):
-    """{file name: {key: tensor}}: the network, its average, and each optimiser's state as "parameter.key"."""
-    files = {learner.name: learner.bare.state_dict()}
-    if learner.average is not None:
-        files[f"{learner.name}-average"] = learner.average
-    for number, optimizer in enumerate(learner.optimizers):
+    """{file name: {key: tensor}}; an optimiser's state has the keys "parameter.key"."""
+    states = [] if learner.average is None else [learner.average]
+    for optimizer in learner.optimizers:
         state = optimizer.state_dict()["state"]
-        files[f"{learner.name}-optimizer{number}"] = {f"{p}.{k}": v for p, s in state.items() for k, v in s.items()}
-    return files
+        states.append({f"{p}.{k}": v for p, s in state.items() for k, v in s.items()})
+    return dict(zip(_names(learner), [learner.bare.state_dict(), *states], strict=True))
 
 
-def _restore(learner, found):
-    learner.bare.load_state_dict(found[learner.name])
+def _restore(learner, found, folder):
+    load_into(learner.bare, found[learner.name], folder / f"{learner.name}.safetensors")
     if learner.average is not None:
         learner.average = {k: v.to(learner.average[k].device) for k, v in found[f"{learner.name}-average"].items()}
     for number, optimizer in enumerate(learner.optimizers):

@@ -10,7 +10,7 @@ from refined_ldm.checkpoints import load_into, read_weights, save_weights
 from refined_ldm.clap import CLAP_PRESETS, Clap
 from refined_ldm.conditioning import guided_noise
 from refined_ldm.config import Config, load_config, preset
-from refined_ldm.diffusion import NoiseSchedule, ddim_sample, dpmpp_sample, to_noise
+from refined_ldm.diffusion import NoiseSchedule, ddim_sample, dpmpp_sample, noise_like, to_noise
 from refined_ldm.gaussian import GaussianDenoiser
 from refined_ldm.hifigan import HiFiGAN
 from refined_ldm.mel import MelSpectrogram, griffin_lim
@@ -36,7 +36,7 @@ class RefinedAudioLDM(nn.Module):
             self.clap = Clap(CLAP_PRESETS[config.clap])
             self.vae = MelVAE(config.vae)
             self.unet = UNet(config.unet)
-            self.vocoder = HiFiGAN(config.vocoder)
+            self.vocoder = HiFiGAN(config.vocoder, config.mel)
         if self.clap.embedding_dim != config.unet.embedding_dim:
             raise ValueError(f"{config.clap} embeds in {self.clap.embedding_dim} numbers, the U-Net expects "
                              f"{config.unet.embedding_dim}: change unet.embedding_dim")  # fmt: skip
@@ -110,10 +110,10 @@ class RefinedAudioLDM(nn.Module):
             raise ValueError(f"candidates must be at least 1, got {candidates}")
         repeated = [caption for caption in captions for _ in range(candidates)]
         embedding = self.clap.embed_text(repeated)
+        generators = self._generators(repeated, seed)
         latent = self.sample_latent(
-            embedding, self._noise(repeated, seconds, seed), steps=steps, guidance_scale=guidance_scale,
-            unconditional=self.clap.embed_text([negative_caption])[0], sampler=sampler, eta=eta, seed=seed,
-            on_step=on_step,
+            embedding, noise_like(embedding.new_empty(len(repeated), *self._latent_shape(seconds)), generators),
+            steps, guidance_scale, self.clap.embed_text([negative_caption])[0], sampler, eta, generators, on_step,
         )  # fmt: skip
         waveform = self.to_waveform(self.decode(latent))[:, : round(seconds * self.config.mel.sample_rate)]
         if not waveform.isfinite().all():
@@ -126,10 +126,13 @@ class RefinedAudioLDM(nn.Module):
 
     @torch.no_grad()
     def sample_latent(
-        self, embedding, z_T, steps=None, guidance_scale=None, unconditional=None, sampler="dpmpp", eta=1.0, seed=0,
-        on_step=None,
+        self, embedding, z_T, steps=None, guidance_scale=None, unconditional=None, sampler="dpmpp", eta=1.0,
+        generator=None, on_step=None,
     ):  # fmt: skip
-        """Embeddings (B, D) and noise z_T (B, C, T, F) -> scaled latents, by guided diffusion."""
+        """Embeddings (B, D) and noise z_T (B, C, T, F) -> scaled latents, by guided diffusion.
+
+        unconditional: the embedding (D,) that guidance moves away from, that of "" if None; generator: of DDIM's noise.
+        """
         steps = self.config.steps if steps is None else steps
         guidance = self.config.guidance_scale if guidance_scale is None else guidance_scale
         if unconditional is None:
@@ -139,24 +142,26 @@ class RefinedAudioLDM(nn.Module):
             return guided_noise(self.denoise, z_t, t, c, unconditional, guidance)
 
         if sampler == "ddim":
-            generator = torch.Generator().manual_seed(seed)
             return ddim_sample(guided, z_T, embedding, self.schedule, steps, eta, generator, on_step=on_step)
         return dpmpp_sample(guided, z_T, embedding, self.schedule, steps, on_step=on_step)
 
-    def _noise(self, captions, seconds, seed):
-        """Starting noise (B, C, T, F), each row from (seed, caption, how often that caption came before)."""
+    def _latent_shape(self, seconds):
+        """(C, T, F) of a latent that holds `seconds`."""
         config = self.config
         hops = config.vae.downsampling * config.unet.downsampling  # frames per coarsest frame of the U-Net
         frames = -(-round(seconds * config.mel.sample_rate) // (config.mel.hop_length * hops)) * hops
-        shape = (config.vae.latent_channels, frames // config.vae.downsampling,
-                 config.mel.n_mels // config.vae.downsampling)  # fmt: skip
-        rows, seen = [], {}
+        return (config.vae.latent_channels, frames // config.vae.downsampling,
+                config.mel.n_mels // config.vae.downsampling)  # fmt: skip
+
+    @staticmethod
+    def _generators(captions, seed):
+        """One source of noise for each caption, from (seed, caption, how often that caption came before)."""
+        generators, seen = [], {}
         for caption in captions:
             copy = seen[caption] = seen.get(caption, -1) + 1
             digest = hashlib.sha256(f"{seed}/{copy}/{caption}".encode()).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-            rows.append(torch.randn(shape, generator=generator))
-        return torch.stack(rows).to(self.device)
+            generators.append(torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1))
+        return generators
 
     # --- files ---
 

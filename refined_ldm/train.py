@@ -41,7 +41,7 @@ class Step:
 class Learner:
     """One network under training: its optimisers, its running average, and the loss it lowers.
 
-    losses(network, batch, generator) -> dict of scalars with the key "loss".
+    losses(network, batch, generator, index of the step) -> dict of scalars with the key "loss".
     """
 
     def __init__(self, name, network, losses, settings, accelerator):
@@ -58,12 +58,15 @@ class Learner:
 
     def update(self, batch, generator, lr, index, accelerator):
         with accelerator.autocast():
-            losses = self.losses(self.network, batch, generator)
+            losses = self.losses(self.network, batch, generator, index)
         if not losses["loss"].isfinite():
             raise FloatingPointError(
                 f"the {self.name} loss is {losses['loss'].item()} at step {index}, clips {batch.get('id')}: "
                 "lower the learning rate, or resume from the last checkpoint"
             )
+        told = {k: v.item() for k, v in losses.items()}
+        if not losses["loss"].requires_grad:  # a network that waits for its turn
+            return told
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups:
@@ -78,7 +81,7 @@ class Learner:
             for name, value in self.bare.state_dict().items():
                 if value.is_floating_point():
                     self.average[name].lerp_(value, 1 - decay)
-        return {k: v.item() for k, v in losses.items()}
+        return told
 
     @contextmanager
     def averaged(self):
@@ -151,8 +154,8 @@ def _train(stage, networks, loader, settings, seed, run_dir, resume, accelerator
             learner.bare.eval()
 
 
-def _settings(model, stage, max_steps, lr):
-    """The preset's settings of a stage, with what the caller gave."""
+def stage_settings(model, stage, max_steps, lr):
+    """The preset's settings of a stage, with what the caller gave; ValueError if no run can have them."""
     changes = {k: v for k, v in {"max_steps": max_steps, "lr": lr}.items() if v is not None}
     settings = replace(model.config.training[stage], **changes)
     if settings.max_steps < 1 or settings.lr <= 0:
@@ -172,13 +175,13 @@ def _crops(waveform, frames, hop, generator):
 def train_vae(model, loader, max_steps=None, lr=None, seed=0, run_dir=None, resume=False, accelerator=None):
     """Train `model.vae` on batches with "waveform" (B, N)."""
 
-    def losses(vae, batch, generator):
+    def losses(vae, batch, generator, index):
         crops = _crops(batch["waveform"], settings.crop_frames, model.config.mel.hop_length, generator)
         mel = model.mel(crops.to(model.device))
         reconstruction, posterior = vae(mel, generator)
         return vae_loss(mel, reconstruction.float(), posterior)
 
-    settings = _settings(model, "vae", max_steps, lr)
+    settings = stage_settings(model, "vae", max_steps, lr)
     yield from _train("vae", {"vae": (model.vae, losses)}, loader, settings, seed, run_dir, resume, accelerator,
                       model.device)  # fmt: skip
 
@@ -187,12 +190,12 @@ def train_clap(model, loader, max_steps=None, lr=None, seed=0, run_dir=None, res
     """Train `model.clap` contrastively on batches with "waveform" (B, N) and "captions" (one drawn per clip)."""
     rate = model.config.mel.sample_rate
 
-    def losses(clap, batch, generator):
+    def losses(clap, batch, generator, index):
         captions = [of[torch.randint(len(of), (), generator=generator)] for of in batch["captions"]]
         audio, text = clap(batch["waveform"].to(model.device), rate, captions)
         return {"loss": contrastive_loss(audio, text, model.clap.logit_scale)}
 
-    settings = _settings(model, "clap", max_steps, lr)
+    settings = stage_settings(model, "clap", max_steps, lr)
     yield from _train("clap", {"clap": (model.clap, losses)}, loader, settings, seed, run_dir, resume, accelerator,
                       model.device)  # fmt: skip
 
@@ -207,7 +210,7 @@ def train_ldm(model, loader, max_steps=None, lr=None, seed=0, run_dir=None, resu
     with torch.no_grad():
         unconditional = model.clap.embed_text([""])[0]
 
-    def losses(unet, batch, generator):
+    def losses(unet, batch, generator, index):
         with torch.no_grad():
             if "latent" in batch:
                 z_0 = model.scale * batch["latent"].to(model.device)
@@ -229,7 +232,7 @@ def train_ldm(model, loader, max_steps=None, lr=None, seed=0, run_dir=None, resu
         denoise = lambda z_t, t, c: model.denoise(z_t, t, c, unet)  # noqa: E731
         return {"loss": diffusion_loss(denoise, z_0, c, t, eps, schedule, weight)}
 
-    settings = _settings(model, "ldm", max_steps, lr)
+    settings = stage_settings(model, "ldm", max_steps, lr)
     yield from _train("ldm", {"unet": (model.unet, losses)}, loader, settings, seed, run_dir, resume, accelerator,
                       model.device)  # fmt: skip
 
@@ -239,26 +242,28 @@ def train_hifigan(
 ):
     """Train `model.vocoder` on batches with "waveform" (B, N), cut to `config.crop_frames` frames each.
 
-    Without `discriminators` it learns from the mel and multi-resolution STFT distances alone; with a `Discriminators`
-    the published objective is used and they are trained beside it.
+    The published objective, with `stft_weight` times the multi-resolution STFT distance beside that of the mels. A
+    `Discriminators` is trained beside the vocoder and judges it once `adversary_start` steps are done; without one, the
+    distances are all there is.
     """
-    settings = _settings(model, "hifigan", max_steps, lr)
+    settings = stage_settings(model, "hifigan", max_steps, lr)
     made = {}  # the generator's output of this step, which the discriminators then judge
 
-    def generator_losses(vocoder, batch, generator):
+    def generator_losses(vocoder, batch, generator, index):
         made["real"] = _crops(batch["waveform"], settings.crop_frames, model.config.mel.hop_length, generator).to(
             model.device
         )
         mel = model.mel(made["real"])
         made["fake"] = vocoder(mel).float()
-        real, fake = (discriminators(made[k]) if discriminators else [] for k in ("real", "fake"))
+        judged = discriminators is not None and index > settings.adversary_start
+        real, fake = (discriminators(made[k]) if judged else [] for k in ("real", "fake"))
         loss, terms = generator_loss(real, fake, mel, model.mel(made["fake"]))
-        if discriminators is None:
-            terms["stft"] = stft_loss(made["fake"], made["real"])
-            loss = terms["mel"] + 0.2 * terms["stft"]  # the mels lead: they are what the vocoder is given
-        return {"loss": loss, **terms}
+        terms["stft"] = stft_loss(made["fake"], made["real"])
+        return {"loss": loss + 45 * settings.stft_weight * terms["stft"], **terms}
 
-    def discriminator_losses(judges, batch, generator):
+    def discriminator_losses(judges, batch, generator, index):
+        if index <= settings.adversary_start:
+            return {"loss": torch.zeros(())}
         return {"loss": discriminator_loss(judges(made["real"]), judges(made["fake"].detach()))}
 
     networks = {"vocoder": (model.vocoder, generator_losses)}

@@ -44,6 +44,11 @@ def test_unit_variance_stays_unit_variance_at_every_step():
     assert (z_t.view(20, -1).std(1) - 1).abs().max() < 0.06
 
 
+def test_dpmpp_refuses_steps_that_do_not_move():
+    with pytest.raises(ValueError, match="1000 linspace steps come twice"):
+        dpmpp_sample(lambda z, t, c: z, batch(1, 1, 2, 2), None, SCHEDULE, 1000, spacing="linspace")
+
+
 @pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])
 @pytest.mark.parametrize("steps", [1, 7, 25, 200, 500])
 def test_timesteps_fall_from_noise_to_sound(spacing, steps):

@@ -1,3 +1,6 @@
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
@@ -12,17 +15,18 @@ from refined_ldm.hifigan import (
     generator_loss,
     stft_loss,
 )
-from refined_ldm.mel import MelSpectrogram
+from refined_ldm.mel import MelSpectrogram, griffin_lim
 
 SMALL = HiFiGANConfig(channels=64)
 ISTFT = HiFiGANConfig(channels=32, rates=(5, 4), kernels=(16, 8), istft_n_fft=32, istft_hop=8)
+ON_GRIFFIN_LIM = replace(ISTFT, rates=(2,), kernels=(4,), istft_n_fft=320, istft_hop=80, griffin_lim_iterations=4)
 
 
 def log_mel_like(batch, frames):
     return torch.randn(batch, 1, frames, 64, generator=torch.Generator().manual_seed(0)) * 2 - 5
 
 
-@pytest.mark.parametrize("config", [SMALL, ISTFT])
+@pytest.mark.parametrize("config", [SMALL, ISTFT, ON_GRIFFIN_LIM])
 @pytest.mark.parametrize("frames", [1, 7, 50])
 def test_waveform_has_exactly_one_hop_per_frame(config, frames):
     waveform = HiFiGAN(config)(log_mel_like(2, frames))
@@ -97,10 +101,23 @@ def test_inverse_stft_head_can_make_any_waveform():
     spectrum = torch.stft(sound, 32, 8, window=torch.hann_window(32), return_complex=True)  # (1, 17, 51)
     model = HiFiGAN(ISTFT)
     model.conv_post = torch.nn.Identity()
-    features = torch.cat([spectrum.abs().log(), spectrum.angle()], dim=1)
-    features[:, :, 0] = features[:, :, 2]  # the head reflects frame 2 of the padded features into frame 0
-    made = model.inverse_stft(features[:, :, 1:])
-    torch.testing.assert_close(made[:, 32:], sound[:, 32:], atol=1e-4, rtol=0)
+    made = model.inverse_stft(torch.cat([spectrum.abs().log(), spectrum.angle()], dim=1))
+    torch.testing.assert_close(made, sound, atol=1e-4, rtol=0)
+    doubled = torch.cat([torch.full((1, 17, 51), math.log(2)), torch.zeros(1, 17, 51)], dim=1)
+    torch.testing.assert_close(model.inverse_stft(doubled, spectrum / 2), sound, atol=1e-4, rtol=0)
+
+
+def test_a_vocoder_on_griffin_lim_starts_there_and_learns_from_it():
+    torch.manual_seed(0)
+    model, mel = HiFiGAN(ON_GRIFFIN_LIM), log_mel_like(2, 20)
+    start = griffin_lim(mel, iterations=4)
+    with torch.no_grad():
+        torch.testing.assert_close(model(mel), start.clamp(-1, 1), atol=1e-5, rtol=0)
+        assert torch.equal(model(mel)[1:], model(mel[1:]))  # no clip hears the others
+    model(mel).square().mean().backward()
+    assert model.conv_post.weight.grad.abs().max() > 0
+    with pytest.raises(ValueError, match="griffin_lim_iterations is for the inverse-STFT head"):
+        HiFiGAN(replace(SMALL, griffin_lim_iterations=4))
 
 
 def test_discriminators_judge_any_length_and_pass_gradients():

@@ -50,7 +50,7 @@ def test_the_last_two_are_kept_and_what_a_killed_run_left_is_removed(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "no state", "half a state", "no weights", "no optimiser"])
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, capsys, damage):
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, damage):
     good = learner(0, steps=2)
     save_run(tmp_path, "stage", [good], 2, {})
     save_run(tmp_path, "stage", [learner(0, steps=4)], 4, {})
@@ -64,9 +64,21 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, capsys, dam
         "no optimiser": lambda: (last / "net-optimizer1.safetensors").unlink(),
     }[damage]()
     restored = learner(1)
-    assert load_run(tmp_path, "stage", [restored]) == 2
-    assert "step-0000004 is damaged" in capsys.readouterr().out
+    with pytest.warns(UserWarning, match="step-0000004 is damaged"):
+        assert load_run(tmp_path, "stage", [restored]) == 2
     assert all(torch.equal(v, everything(restored)[k]) for k, v in everything(good).items())
+
+
+@pytest.mark.parametrize("change", ["width", "optimizer"])
+def test_a_whole_checkpoint_of_other_settings_is_refused(tmp_path, change):
+    save_run(tmp_path, "stage", [learner(0)], 1, {})
+    other = learner(1)
+    if change == "width":
+        other.bare[0] = nn.Linear(3, 9)
+    else:
+        other.optimizers = other.optimizers[:1]
+    with pytest.raises(ValueError, match="does not fit" if change == "width" else "resume with the settings"):
+        load_run(tmp_path, "stage", [other])
 
 
 def test_nothing_there_is_step_zero(tmp_path):
