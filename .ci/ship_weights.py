@@ -4,20 +4,23 @@ Half precision, refined_ldm/weights/tiny/*.safetensors; card.json and README.md 
 training curves' last values and what was measured on the very files that are shipped.
 """
 
-import csv
 import json
+import shutil
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import torch
 
+from refined_ldm import display
 from refined_ldm.clap import Clap
 from refined_ldm.evaluation import adherence, class_prompt, fit_probe, rendered_clips
+from refined_ldm.hifigan import stft_loss
 from refined_ldm.judges import Aisfx
 from refined_ldm.mel import griffin_lim
 from refined_ldm.metrics import bootstrap_interval, frechet_distance, recall_at_k, zero_shot
@@ -30,6 +33,10 @@ COMMANDS = {
     "ldm": "refined-ldm train --preset tiny --stage ldm --run runs/tiny",
     "hifigan": "refined-ldm train --preset tiny --stage hifigan --run runs/tiny",
     "clap-tiny-roberta": "refined-ldm train --conditioner tiny-roberta --stage clap --lr 5e-4 --run runs/tiny-roberta",
+}
+SHOWN = {  # losses drawn, and what to call them
+    "vae": {"l1": "mel L1"},
+    "hifigan": {"mel": "mel L1", "stft": "STFT distance"},
 }
 
 
@@ -47,16 +54,21 @@ def ship(run):
 
 
 def curves(run):
-    """For every stage: its steps, its seconds, and its losses, averaged over the last 200 steps."""
-    told = {}
-    for stage, command in COMMANDS.items():
+    """For every stage: its steps, its seconds, and its losses, averaged over the last 200 steps; and a figure of all."""
+    told, figure = {}, plt.figure(figsize=(10, 4.4), layout="constrained")
+    for ax, (stage, command) in zip(figure.subplots(2, 3).flat, COMMANDS.items(), strict=False):
         path = (run.parent / "tiny-roberta" / "clap.csv") if stage == "clap-tiny-roberta" else run / f"{stage}.csv"
-        if path.is_file():
-            rows = list(csv.DictReader(path.open()))
-            kinds = [k for k in rows[0] if k not in ("step", "lr", "seconds")]
-            last = {k: float(np.mean([float(row[k]) for row in rows[-200:]])) for k in kinds}
-            told[stage] = {"command": command, "seed": 0, "steps": int(rows[-1]["step"]),
-                           "seconds": round(sum(float(r["seconds"]) for r in rows)), "losses": last}  # fmt: skip
+        table = pd.read_csv(path)
+        told[stage] = {"command": command, "seed": 0, "steps": int(table["step"].iloc[-1]),
+                       "seconds": round(table["seconds"].sum()),
+                       "losses": table.drop(columns=["step", "lr", "seconds"])[-200:].mean().to_dict()}  # fmt: skip
+        shown = SHOWN.get(stage, {"loss": "loss"})
+        display.loss_curve({label: table[column].to_numpy() for column, label in shown.items()}, ax, 200, title=stage)
+        low, high = np.nanpercentile(table[list(shown)], (0, 98))
+        ax.set(ylim=(min(0, low), 1.2 * high), ylabel="")
+        shutil.copy(path, "figures/data/training_tiny_" + stage + ".csv")
+    figure.delaxes(figure.axes[-1])
+    display.save_figure(figure, "training_tiny")
     return told
 
 
@@ -81,7 +93,7 @@ def conditioners():
 
 @torch.no_grad()
 def inversion(model, judge, count=250):
-    """Log-mel L1 of vocoder and Griffin-Lim on test clips, and the aisfx distance that vocoder and VAE each cost."""
+    """Ways back to sound on test clips: log-mel L1, multi-resolution STFT distance, and the aisfx distance."""
     waveform = waveforms(rendered_clips(count))
     reference = judge(waveforms(rendered_clips(1000, "val")), 16_000).numpy()
     names = ("input", "vocoder", "griffin_lim_32", "griffin_lim_200", "vae_vocoder", "vae_griffin_lim_32")
@@ -99,8 +111,10 @@ def inversion(model, judge, count=250):
     for name, parts in made.items():
         sound = torch.cat(parts)
         l1 = (model.mel(sound) - target).abs().mean((1, 2, 3)).numpy()
+        stft = np.array([stft_loss(y[None], x[None]).item() for y, x in zip(sound, waveform, strict=True)])
         distance = frechet_distance(judge(sound, 16_000).numpy(), reference, 64)
         told[name] = {"clips": count, "log-mel L1": float(l1.mean()), "interval": bootstrap_interval(np.mean, l1),
+                      "multi-resolution STFT": float(stft.mean()), "its interval": bootstrap_interval(np.mean, stft),
                       "aisfx FD (PCA-64, 1000 val clips)": distance}  # fmt: skip
     return told
 
@@ -113,7 +127,6 @@ def main(run):
     start = time.perf_counter()
     ship(run)
     judge, model = Aisfx.load(), RefinedAudioLDM.from_preset("tiny")
-    model.config = replace(model.config, inversion="hifigan")
     card = {"weights": "tiny", "versions": {n: version(n) for n in ("torch", "transformers", "accelerate", "numpy")},
             "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
             "training": curves(run), "conditioners": conditioners(), "inversion": inversion(model, judge)}  # fmt: skip

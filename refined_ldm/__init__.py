@@ -22,6 +22,7 @@ _HOME = {  # public name -> the module that is its one home
     "GaussianDenoiser": "gaussian",
     "HiFiGAN": "hifigan", "Discriminators": "hifigan", "generator_loss": "hifigan", "discriminator_loss": "hifigan",
     "RefinedAudioLDM": "text_to_audio",
+    "inspect_checkpoint": "checkpoints", "convert_checkpoint": "checkpoints", "fetch": "hub",
     "train_vae": "train", "train_clap": "train", "train_ldm": "train", "train_hifigan": "train",
 }  # fmt: skip
 __all__ = sorted(_HOME)

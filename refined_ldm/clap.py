@@ -6,7 +6,7 @@ what surrounds them, and makes published weights give their published numbers, i
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import soxr
@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import ClapAudioConfig, ClapAudioModel, GPT2Config, GPT2Model, RobertaConfig, RobertaModel
 
-from refined_ldm.checkpoints import load_into, read_weights, save_weights
+from refined_ldm.checkpoints import is_ours, load_into, read_tensors, read_weights, save_weights
+from refined_ldm.hub import CONDITIONERS, fetch, how_to_get
 from refined_ldm.mel import mel_filterbank
-from refined_ldm.published_clap import read_published_clap
+from refined_ldm.published_clap import clap_from_published, clap_kind
 from refined_ldm.tokenizer import TOKENIZERS
 
 
@@ -37,7 +38,7 @@ class ClapConfig:
     int16: bool = False  # round samples as a 16-bit file would
     image_size: int = 128  # the mel is folded into a square of this side, image_size / n_mels rows of time
     audio_width: int = 32  # channels of HTS-AT's first stage; they double at each further one
-    audio_depths: tuple[int, ...] = (1, 2, 4)  # blocks of each stage
+    audio_depths: tuple[int, ...] = (1, 2, 4)  # blocks of each stage; none: a conditioner that only reads
     audio_heads: tuple[int, ...] = (1, 2, 4)
     text_tower: str = "gpt2"  # "gpt2" with MS-CLAP's projection and pooling, "roberta" with LAION-CLAP's
     tokenizer: str = "gpt2"  # a name in tokenizer.TOKENIZERS
@@ -54,6 +55,11 @@ class ClapConfig:
     def samples(self):
         """Length of what is heard at once."""
         return round(self.seconds * self.sample_rate)
+
+    @property
+    def image_frames(self):
+        """Mel frames that the image holds."""
+        return self.image_size**2 // self.n_mels
 
     @property
     def audio_channels(self):
@@ -160,11 +166,17 @@ class Clap(nn.Module):
         bank = mel_filterbank(config.mel_rate, config.n_fft, config.n_mels, config.fmin, config.fmax)
         self.register_buffer("mel_bank", bank.clone())  # saved: a published file's own bank is the truth
         self.register_buffer("window", torch.hann_window(config.n_fft), persistent=False)
-        self.audio = _audio_tower(config)
-        self.audio_projection = _projection(config, config.audio_channels)
+        if config.audio_depths:
+            self.audio = _audio_tower(config)
+            self.audio_projection = _projection(config, config.audio_channels)
         self.text = _text_tower(config)
         self.text_projection = _projection(config, config.text_width)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # log of 1 / temperature
+
+    @property
+    def vocabulary(self):
+        """The directory that was given as tokenizer, or None."""
+        return self._tokenizer_directory
 
     @property
     def tokenizer(self):
@@ -175,41 +187,65 @@ class Clap(nn.Module):
 
     # --- sound ---
 
-    def log_mel(self, waveform, sample_rate):
-        """waveform (B, N) or (N,) at any rate -> decibels (B, 1, T, F) of one window.
+    def log_mel(self, waveform, sample_rate, crop="start", generator=None):
+        """waveform (B, N) or (N,) at any rate -> decibels (B, 1, T, F), of one window or, with crop="average", of all.
 
-        Longer clips keep their start, so the same file always gives the same embedding (the published wrappers
-        take a random window); shorter ones are repeated.
+        Shorter clips are repeated; `crop` says which part of longer ones is heard, see `embed_audio`.
         """
+        if not self.config.audio_depths:
+            raise ValueError("this checkpoint holds no audio tower, as no pipeline of diffusers does: its conditioner "
+                             "reads but does not hear; load one that does from 630k-audioset-best.pt")  # fmt: skip
         waveform = torch.atleast_2d(torch.as_tensor(waveform)).to(self.mel_bank)
         if waveform.ndim != 2 or waveform.shape[1] == 0:
             raise ValueError(f"waveform must be (B, N) or (N,) with N > 0, got {tuple(waveform.shape)}")
         if not waveform.isfinite().all():
             raise ValueError("waveform holds NaN or infinite samples: repair or drop the clip")
-        waveform = self._fit(_resample(waveform, sample_rate, self.config.sample_rate))
+        waveform = self._fit(resample(waveform, sample_rate, self.config.sample_rate), crop, generator)
         spectrum = torch.stft(waveform, self.config.n_fft, self.config.hop_length, window=self.window,
                               return_complex=True)  # (B, n_fft // 2 + 1, T)  # fmt: skip
         with torch.autocast(waveform.device.type, enabled=False):
             mel = self.mel_bank @ (spectrum.real**2 + spectrum.imag**2)  # power in each band
         mel = 10 * mel.clamp(min=1e-10).log10()
-        frames = self.config.image_size**2 // self.config.n_mels  # as many as the image holds: fewer are stretched
-        return mel[..., :frames].transpose(1, 2)[:, None]
+        if waveform.shape[1] == self.config.samples:  # one window: no more frames than the image holds
+            mel = mel[..., : self.config.image_frames]
+        return mel.transpose(1, 2)[:, None]
 
-    def _fit(self, waveform):
-        """waveform (B, N) at the conditioner's rate -> (B, samples)."""
+    def _fit(self, waveform, crop="start", generator=None):
+        """waveform (B, N) at the conditioner's rate -> (B, samples), or whole if it is longer and crop="average"."""
+        if crop not in ("start", "random", "average"):
+            raise ValueError(f'crop must be "start", "random" or "average", got {crop!r}')
         if self.config.int16:
             waveform = (waveform.clamp(-1, 1) * 32767).trunc() / 32767
-        samples = self.config.samples
+        samples, spare = self.config.samples, waveform.shape[1] - self.config.samples
+        if crop == "average" and spare > 0:
+            return waveform
+        if crop == "random" and spare > 0:
+            starts = torch.randint(spare + 1, (len(waveform),), generator=generator)
+            return torch.stack([row[start : start + samples] for row, start in zip(waveform, starts, strict=True)])
         repeats = samples / waveform.shape[1]
         if repeats <= 1 or self.config.fill == "repeat":
             return waveform.repeat(1, math.ceil(repeats))[:, :samples]
         waveform = waveform.repeat(1, math.floor(repeats))
         return F.pad(waveform, (0, samples - waveform.shape[1]))
 
-    def embed_audio(self, waveform, sample_rate):
-        """waveform (B, N) or (N,) in [-1, 1] -> (B, D) unit norm."""
-        pooled = self.audio(self.log_mel(waveform, sample_rate)).pooler_output
+    def embed_audio(self, waveform, sample_rate, crop="start", generator=None):
+        """waveform (B, N) or (N,) in [-1, 1] -> (B, D) unit norm.
+
+        Of a clip longer than the window the `crop` is heard: its "start", so that the same file always gives the same
+        embedding; a "random" part, as the published wrappers hear it; or all of it, as the "average" of HTS-AT over
+        windows that overlap by half, as msclap's model does with a mel longer than its image.
+        """
+        windows = self._windows(self.log_mel(waveform, sample_rate, crop, generator))  # (B, W, 1, T, F)
+        pooled = self.audio(windows.flatten(0, 1)).pooler_output.unflatten(0, windows.shape[:2]).mean(1)  # (B, C)
         return F.normalize(self.audio_projection(pooled).float(), dim=-1)
+
+    def _windows(self, decibels):
+        """decibels (B, 1, T, F) -> (B, W, 1, T, F): one window, or those of 689 of 1024 frames that HTS-AT averages."""
+        if decibels.shape[2] <= self.config.image_frames:
+            return decibels[:, None]
+        length = 689 * self.config.image_frames // 1024
+        decibels = decibels[:, :, :-2]  # as published, which leaves out a window that would end with the clip
+        return decibels.unfold(2, length, length // 2).permute(0, 2, 1, 4, 3)
 
     def audio_features(self, waveform, sample_rate):
         """HTS-AT before pooling: waveform (B, N) or (N,) -> (B, C, T, F), 1/16 (published: 1/32) of the mel."""
@@ -263,15 +299,17 @@ class Clap(nn.Module):
     def load(cls, name, checkpoint=None, tokenizer=None):
         """A trained conditioner in evaluation mode: a name in CLAP_PRESETS, and for the published ones their file.
 
-        `checkpoint` is a file written by `save` or, for ms-clap-2023 and laion-clap, the authors' own.
+        `checkpoint` is a file written by `save` or, for ms-clap-2023 and laion-clap, the authors' own; None takes the
+        one shipped, or fetches the published one from its hub (`hub.fetch`).
         """
         if name not in CLAP_PRESETS:
             raise ValueError(f"no conditioner {name!r}: choose one of {', '.join(CLAP_PRESETS)}")
         if checkpoint is None:
-            checkpoint = _SHIPPED.get(name)
-        if name not in _SHIPPED and not str(checkpoint).endswith(".safetensors"):
-            config, state = read_published_clap(name, CLAP_PRESETS[name], checkpoint)
-            return load_into(cls(config, tokenizer), state, checkpoint).eval()
+            checkpoint = _SHIPPED[name] if name in _SHIPPED else fetch(CONDITIONERS[name])
+        if name in CONDITIONERS and not is_ours(checkpoint):
+            if not Path(checkpoint).exists():
+                raise FileNotFoundError(f"no file {checkpoint}: {how_to_get(CONDITIONERS[name])}")
+            return cls.from_published(name, read_tensors(checkpoint), checkpoint, tokenizer)
         state, metadata = read_weights(checkpoint)
         if "token_rows" not in state:
             raise ValueError(f"{checkpoint} was not written by Clap.save: it holds {', '.join(list(state)[:5])}")
@@ -280,11 +318,26 @@ class Clap(nn.Module):
         state[clap._table_name()] = state.pop("token_rows")[state.pop("token_index").long()]
         return load_into(clap, state, checkpoint).eval()
 
+    @classmethod
+    def from_published(cls, name, tensors, source, tokenizer=None, max_tokens=77):
+        """The conditioner `name` with the authors' tensors, by their names; `source` is told where they do not fit."""
+        kind = clap_kind(tensors)
+        if kind and not kind.startswith(name):
+            raise ValueError(f"{source} is no {name} checkpoint but {kind}")
+        try:
+            config, state = clap_from_published(replace(CLAP_PRESETS[name], max_tokens=max_tokens), tensors)
+        except ValueError as fault:
+            raise ValueError(f"{source} is no {name} checkpoint: {fault}") from fault
+        clap = cls(config, tokenizer)
+        if not config.audio_depths:  # what only listening needs is not in such a file
+            state = {"mel_bank": clap.mel_bank, "logit_scale": clap.logit_scale.data, **state}
+        return load_into(clap, state, source).eval()
+
     def _table_name(self):
         return "text.wte.weight" if self.config.text_tower == "gpt2" else "text.embeddings.word_embeddings.weight"
 
 
-def _resample(waveform, sample_rate, wanted):
+def resample(waveform, sample_rate, wanted):
     """waveform (B, N) from `sample_rate` to `wanted` Hz by SoX's band-limited interpolation."""
     if sample_rate == wanted:
         return waveform

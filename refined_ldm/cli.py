@@ -1,4 +1,4 @@
-"""The same from a shell: `refined-ldm generate | train | notebooks …`. Heavy imports wait for who needs them."""
+"""The same from a shell: `refined-ldm generate | train | infer | …`. Heavy imports wait for who needs them."""
 
 import argparse
 import csv
@@ -11,6 +11,11 @@ from pathlib import Path
 EXAMPLES = {
     "generate": 'refined-ldm generate "rain falls while a bell rings" --out runs/first --seed 1',
     "train": "refined-ldm train --preset tiny --stage vae clap ldm hifigan --run runs/tiny",
+    "inspect": "refined-ldm inspect audioldm-s-full-v2.ckpt",
+    "convert": "refined-ldm convert audioldm-s-full-v2.ckpt runs/audioldm-s --tokenizer roberta-base",
+    "infer": "refined-ldm infer --config_yaml audioldm_custom.yaml --list_inference captions.lst "
+             "--reload_from_ckpt runs/audioldm_custom",
+    "evaluate": "refined-ldm evaluate runs/infer recordings --captions captions.csv --embedding tiny-gpt2",
     "notebooks": "refined-ldm notebooks --preset tiny -p steps 10",
     "bench": "refined-ldm bench --notebooks --json",
 }
@@ -22,7 +27,7 @@ def main(arguments=None):
     options = _parser().parse_args(arguments)
     try:
         return options.run(options) or 0
-    except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError) as fault:
+    except (ValueError, OSError, FloatingPointError) as fault:
         print(f"refined-ldm {options.command}: {fault}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -50,19 +55,26 @@ def _parser():
     sub.add_argument("--seconds", type=float, help="length of the sound (the preset's if not given)")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--negative", default="", metavar="CAPTION", help="what to move away from")
-    sub.add_argument("--candidates", type=int, default=1, metavar="K", help="draw K, keep the nearest to its caption")
+    sub.add_argument("--candidates", type=int, metavar="K", help="draw K, keep the nearest to its caption")
     sub.add_argument("--picture", action="store_true", help="also write spectrograms.png")
     sub.add_argument("--device", default="auto")
     sub.add_argument("--json", action="store_true", help="print what was written as JSON")
 
     sub = command("train", train, "Train the stages of a preset or a YAML file; what is finished is kept in --run.")
     source = sub.add_mutually_exclusive_group()
-    source.add_argument("-c", "--config", type=Path, metavar="YAML")
+    source.add_argument("-c", "--config", "--config_yaml", type=Path, metavar="YAML",
+                        help="ours, or a training configuration of AudioLDM as published")  # fmt: skip
     source.add_argument("--preset", default="tiny")
-    sub.add_argument("--stage", nargs="+", default=["vae", "clap", "ldm", "hifigan"], metavar="STAGE",
-                     help="vae clap ldm hifigan; all in this order if not given")  # fmt: skip
-    sub.add_argument("--run", required=True, type=Path, metavar="DIR", dest="run_dir", help="folder of this run")
-    sub.add_argument("--data", metavar="PATH", help="CSV file or folder of captioned recordings, in place of scenes")
+    sub.add_argument("--stage", nargs="+", metavar="STAGE",
+                     help="vae clap ldm hifigan; if not given all in this order or, when the configuration names files "
+                          "of trained parts, ldm (after vae, if no file holds one)")  # fmt: skip
+    sub.add_argument("--run", type=Path, metavar="DIR", dest="run_dir",
+                     help="folder of this run (runs/NAME, as the YAML file or the preset is called)")  # fmt: skip
+    sub.add_argument("--data", metavar="PATH",
+                     help="CSV file or folder of captioned recordings, or AudioLDM's dataset_root.json")  # fmt: skip
+    sub.add_argument("--clap-checkpoint", metavar="PATH", help="the published conditioner's file")
+    sub.add_argument("--tokenizer", metavar="DIR", help="roberta-base's vocabulary, for LAION-CLAP's captions")
+    sub.add_argument("--reload_from_ckpt", metavar="PATH", help="an AudioLDM checkpoint to start the U-Net from")
     sub.add_argument("--conditioner", metavar="NAME", help="another of CLAP_PRESETS than the configuration's")
     sub.add_argument("--max-steps", type=int, help="of each stage (the configuration's if not given)")
     sub.add_argument("--lr", type=float, help="learning rate of each stage (the configuration's if not given)")
@@ -70,6 +82,47 @@ def _parser():
     sub.add_argument("--resume", action="store_true", help="go on from the last checkpoint of the run")
     sub.add_argument("--no-adversary", action="store_true", help="hifigan: train on spectral distances alone")
     sub.add_argument("--device", default="auto")
+
+    sub = command("inspect", inspect, "Show what a published file, a pipeline or a run holds, without running it.")
+    sub.add_argument("checkpoint", type=Path, metavar="CKPT")
+    sub.add_argument("--json", action="store_true", help="print what was found as JSON")
+
+    sub = command("convert", convert, "Write a published file as safetensors that the other commands read.")
+    sub.add_argument("checkpoint", type=Path, metavar="CKPT")
+    sub.add_argument("out", type=Path, metavar="OUT", help="a folder for a whole AudioLDM, else a .safetensors file")
+    sub.add_argument("--tokenizer", type=Path, metavar="DIR", help="roberta-base's vocabulary, to go beside LAION-CLAP")
+    sub.add_argument("--force", action="store_true", help="replace what is there")
+
+    sub = command("infer", infer, "Write one WAV file for each line of a list: `caption` or `filename|caption`.")
+    sub.add_argument("-c", "--config_yaml", required=True, type=Path, metavar="YAML",
+                     help="the configuration of the training, AudioLDM's or ours")  # fmt: skip
+    sub.add_argument("-l", "--list_inference", required=True, type=Path, metavar="LIST", help="text in UTF-8")
+    sub.add_argument("--reload_from_ckpt", required=True, type=Path, metavar="CKPT",
+                     help="a published checkpoint, a run folder, or a step-… below its checkpoints/ldm")  # fmt: skip
+    sub.add_argument("--out", type=Path, default=Path("runs/infer"), metavar="DIR", help="folder for the WAV files")
+    sub.add_argument("--clap-checkpoint", metavar="PATH", help="the published conditioner's file")
+    sub.add_argument("--tokenizer", metavar="DIR", help="roberta-base's vocabulary, for LAION-CLAP's captions")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--steps", type=int, help="sampling steps of DPM-Solver++ (the configuration's if not given)")
+    sub.add_argument("--guidance", type=float, metavar="SCALE", help="(the configuration's if not given)")
+    sub.add_argument("--candidates", type=int, metavar="K", help="draw K, keep the nearest to its caption")
+    sub.add_argument("--device", default="auto")
+    sub.add_argument("--json", action="store_true", help="print what was written as JSON")
+
+    sub = command("evaluate", evaluate, "Compare a folder of generated sounds with a folder of real ones.")
+    sub.add_argument("generated", type=Path, metavar="GENERATED", help="sound files, here or in folders below")
+    sub.add_argument("reference", type=Path, metavar="REFERENCE", help="what they should be like, best twice as many")
+    sub.add_argument("--embedding", default="aisfx", help="aisfx, tiny-gpt2, ms-clap-2023, laion-clap, panns, vggish")
+    sub.add_argument("--checkpoint", type=Path, metavar="PATH", help="the embedding's published file")
+    sub.add_argument("--captions", type=Path, metavar="CSV", help="columns file and caption, named like GENERATED's")
+    sub.add_argument("--tokenizer", type=Path, metavar="DIR", help="laion-clap: roberta-base's vocabulary")
+    sub.add_argument("--pca", type=int, default=64, metavar="K", help="of Frechet distances: dimensions (64); 0: all")
+    sub.add_argument("--sample-rate", type=int, metavar="HZ", help="read both at this rate (the embedding's)")
+    sub.add_argument("--skip-bad", action="store_true", help="leave out files that cannot be used")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--device", default="auto")
+    sub.add_argument("--out", type=Path, metavar="FILE", help="also write the figures as JSON")
+    sub.add_argument("--json", action="store_true", help="print the figures as JSON")
 
     sub = command("notebooks", notebooks, "Execute the five notebooks with papermill into runs/notebooks.")
     sub.add_argument("names", nargs="*", metavar="NAME", help="01 … 05; all if not given")
@@ -134,20 +187,26 @@ def train(options):
 
     from refined_ldm.config import load_config, preset
     from refined_ldm.devices import pick_device
-    from refined_ldm.pipeline import STAGES, train_stage
+    from refined_ldm.pipeline import STAGES, check_files, default_stages, train_stage
     from refined_ldm.text_to_audio import RefinedAudioLDM
 
     config = load_config(options.config) if options.config else preset(options.preset)
     if options.data:
-        config = replace(config, data=options.data)
+        config = replace(config, data=options.data, data_sets=())
     if options.conditioner:
         config = replace(config, clap=options.conditioner)
-    unknown = set(options.stage) - set(STAGES)
+    config = _with_conditioner(config, options)
+    if options.reload_from_ckpt:
+        config = replace(config, start_from=options.reload_from_ckpt)
+    wanted = options.stage or default_stages(config)
+    run_dir = options.run_dir or Path("runs") / config.name
+    unknown = set(wanted) - set(STAGES)
     if unknown:
         raise ValueError(f"no stage {', '.join(sorted(unknown))}: choose from {', '.join(STAGES)}")
+    check_files(config, wanted, run_dir, options.resume)
     model = RefinedAudioLDM(config, options.seed).to(pick_device(options.device))
 
-    for stage in [s for s in STAGES if s in options.stage]:
+    for stage in [s for s in STAGES if s in wanted]:
         settings = config.training[stage]
         bar, clips = tqdm(total=options.max_steps or settings.max_steps, desc=stage, disable=None), tqdm(
             desc="clips", disable=None)  # fmt: skip
@@ -156,9 +215,9 @@ def train(options):
             clips.total = total
             clips.update(done - clips.n)
 
-        steps = train_stage(model, stage, options.run_dir, options.seed, options.resume, options.max_steps,
+        steps = train_stage(model, stage, run_dir, options.seed, options.resume, options.max_steps,
                             options.lr, not options.no_adversary, on_clips)  # fmt: skip
-        with bar, _curve(options.run_dir / f"{stage}.csv", options.resume) as write:
+        with bar, _curve(run_dir / f"{stage}.csv", options.resume) as write:
             step = None
             for step in steps:
                 bar.update(step.index - bar.n)
@@ -166,7 +225,7 @@ def train(options):
                 write(step)
         clips.close()
         told = f"{step.index} steps, loss {step.loss:.4f}" if step else "it was finished before"
-        print(f"{stage}: {told}, written to {options.run_dir}")
+        print(f"{stage}: {told}, written to {run_dir}")
 
 
 class _curve:
@@ -199,6 +258,100 @@ class _curve:
     def __exit__(self, *_):
         if self.file:
             self.file.close()
+
+
+def inspect(options):
+    from dataclasses import asdict
+
+    from refined_ldm.checkpoints import inspect_checkpoint
+
+    found = inspect_checkpoint(options.checkpoint)
+    if options.json:
+        print(json.dumps(asdict(found), indent=1))
+    else:
+        for file in (found, *found.files):
+            print("\n".join(_lines(file)), end="\n\n" if found.files else "\n")
+    refused = [file for file in (found, *found.files) if file.forbidden]
+    if refused:
+        raise ValueError("; ".join(f"{f.path} was refused: it asks to run {', '.join(f.forbidden)}" for f in refused))
+
+
+def _lines(file):
+    """What was found in a file, as lines of a table."""
+    yield f"{file.path}: {file.kind}, {file.bytes / 1e6:,.1f} MB"
+    if file.sha256:
+        yield f"sha256 {file.sha256}" + (f", tensors under {file.wrapper!r}" if file.wrapper else "")
+    width = max((len(group.prefix) for group in file.groups), default=0)
+    for g in file.groups:
+        yield (f"  {g.prefix:{width}} {g.tensors:6,} tensors {g.parameters:14,} numbers {g.bytes / 1e6:10,.1f} MB  "
+               f"{', '.join(g.dtypes)}")  # fmt: skip
+    yield from (f"{what}: {call}" for what, call in (("Python", file.python), ("shell", file.command)) if call)
+
+
+def convert(options):
+    from refined_ldm.checkpoints import convert_checkpoint
+
+    print(convert_checkpoint(options.checkpoint, options.out, options.force, options.tokenizer))
+
+
+def _with_conditioner(config, options):
+    """The configuration with the conditioner's file and vocabulary that were given, if any were."""
+    from dataclasses import replace
+
+    given = {"clap_checkpoint": options.clap_checkpoint, "tokenizer": options.tokenizer}
+    return replace(config, **{setting: path for setting, path in given.items() if path})
+
+
+def infer(options):
+    from tqdm import tqdm
+
+    from refined_ldm.audio import save_audio
+    from refined_ldm.config import load_config
+    from refined_ldm.devices import pick_device
+    from refined_ldm.infer import open_model, read_list, sounds
+
+    config, lines = load_config(options.config_yaml), read_list(options.list_inference)
+    model = open_model(_with_conditioner(config, options), options.reload_from_ckpt, pick_device(options.device))
+    options.out.mkdir(parents=True, exist_ok=True)
+    start, written, rate = time.perf_counter(), [], model.config.mel.sample_rate
+    made = sounds(model, lines, options.seed, options.steps, options.guidance, options.candidates)
+    for line, waveform in tqdm(made, total=len(lines), unit="sound", disable=None):
+        save_audio(options.out / line.file, waveform, rate)
+        written.append({"file": str(options.out / line.file), "caption": line.caption, "seed": options.seed,
+                        "seconds": len(waveform) / rate})  # fmt: skip
+    if options.json:
+        print(json.dumps({"written": written, "took": round(time.perf_counter() - start, 2)}))
+    else:
+        print("\n".join(w["file"] for w in written))
+
+
+def evaluate(options):
+    from tqdm import tqdm
+
+    from refined_ldm.devices import pick_device
+    from refined_ldm.folders import compare_folders
+
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)  # now, not after an hour
+    bars = {}
+
+    def on_clips(stage, done, total):
+        if stage not in bars:
+            bars[stage] = tqdm(total=total, desc=stage, disable=None)
+        bars[stage].update(done - bars[stage].n)
+
+    try:
+        found = compare_folders(
+            options.generated, options.reference, options.embedding, options.checkpoint, options.captions, options.pca,
+            options.skip_bad, options.seed, options.sample_rate, options.tokenizer, pick_device(options.device),
+            on_clips,
+        )  # fmt: skip
+    finally:
+        for bar in bars.values():
+            bar.close()
+    if options.out:
+        found.save(options.out)
+    print(json.dumps(found.to_dict(), indent=1) if options.json else found.table())
 
 
 def notebooks(options):

@@ -1,6 +1,7 @@
 """Named experiments: every number of one model and of its training, in one frozen record that reads and writes YAML."""
 
 import dataclasses
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
@@ -10,8 +11,14 @@ import yaml
 
 from refined_ldm.hifigan import DiscriminatorsConfig, HiFiGANConfig
 from refined_ldm.mel import MelConfig
+from refined_ldm.published_config import is_published, settings_of
 from refined_ldm.unet import UNetConfig
 from refined_ldm.vae import VAEConfig
+
+PARAMETERIZATIONS = ("eps", "v", "x0", "gaussian")
+INVERSIONS = ("hifigan", "griffin_lim")
+OPTIMIZERS = ("adamw", "muon")
+LR_SCHEDULES = ("cosine", "constant")
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,14 @@ class StageConfig:
     crop_frames: int = 0  # train on random crops of so many mel frames (VAE and vocoder); 0: on whole clips
     save_every: int = 500  # steps
 
+    def __post_init__(self):
+        _one_of("optimizer", self.optimizer, OPTIMIZERS)
+        _one_of("lr_schedule", self.lr_schedule, LR_SCHEDULES)
+        if self.max_steps < 1 or self.lr <= 0:
+            raise ValueError(f"max_steps and lr must be positive, got {self.max_steps} and {self.lr}")
+        if self.batch_size < 1 or self.save_every < 1:
+            raise ValueError(f"batch_size and save_every must be positive, got {self.batch_size} and {self.save_every}")
+
 
 @dataclass(frozen=True)
 class Config:
@@ -52,19 +67,30 @@ class Config:
     parameterization: str = "eps"  # what the U-Net predicts: eps, v, x0, or "gaussian": what a linear formula leaves
     unconditional_probability: float = 0.1  # captions blanked in training, for guidance
 
-    data: str = "scenes"  # the embedded SoundScenes, or the path of a CSV file or of a folder of recordings
+    data: str = "scenes"  # the embedded SoundScenes, or a CSV file, a folder of recordings, a dataset_root.json
+    data_sets: tuple[str, ...] = ()  # names in AudioLDM's dataset_root.json; none: all it has
     clips: int = 4000  # scenes of the training split
     seconds: float = 10.24  # of one clip
 
     steps: int = 25  # of DPM-Solver++
     guidance_scale: float = 3.0
+    candidates: int = 1  # sounds drawn for each caption, of which the conditioner keeps the nearest to it
     inversion: str = "hifigan"  # mel -> waveform; or "griffin_lim", which needs no training
+
+    # Published files that parts are read from (`pipeline.load_named_parts`); "" where there is none.
+    start_from: str = ""  # an AudioLDM checkpoint: U-Net, and what else of a model it holds
+    vae_checkpoint: str = ""  # the first stage, and its vocoder if the file has one
+    vocoder_checkpoint: str = ""
+    clap_checkpoint: str = ""  # the conditioner
+    tokenizer: str = ""  # directory of its vocabulary: roberta-base's for LAION-CLAP; GPT-2's is installed
 
     training: dict[str, StageConfig] = field(
         default_factory=lambda: {stage: StageConfig() for stage in ("vae", "clap", "ldm", "hifigan")}
     )
 
     def __post_init__(self):
+        _one_of("parameterization", self.parameterization, PARAMETERIZATIONS)
+        _one_of("inversion", self.inversion, INVERSIONS)
         samples = round(self.seconds * self.mel.sample_rate)
         unit = self.mel.hop_length * self.vae.downsampling * self.unet.downsampling  # samples per coarsest U-Net frame
         if samples % unit:
@@ -94,6 +120,11 @@ class Config:
     def save(self, path):
         """Write every field as YAML, which `load_config` reads back equal."""
         Path(path).write_text(yaml.safe_dump(_plain(asdict(self)), sort_keys=False))
+
+
+def _one_of(name, value, choices):
+    if value not in choices:
+        raise ValueError(f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}, got {value!r}")
 
 
 PRESETS = ("tiny", "colab", "paper", "baseline")
@@ -127,13 +158,12 @@ def _tiny():
         parameterization="gaussian",
         clips=16_000,
         seconds=2.56,
-        inversion="griffin_lim",  # until the small vocoder beats it: notebook 04 hears both
         training={
             "vae": StageConfig(6000, 8, 2e-3, crop_frames=64),
             "clap": StageConfig(2000, 64, 1e-3, weight_decay=0.05),
-            "ldm": StageConfig(6000, 16, 3e-3, optimizer="muon", ema_decay=0.999),
-            "hifigan": StageConfig(9000, 16, 1e-3, betas=(0.8, 0.99), ema_decay=0.999, clip_norm=45.0, crop_frames=40,
-                                   adversary_start=7000, stft_weight=0.2),
+            "ldm": StageConfig(10_000, 16, 3e-3, optimizer="muon", ema_decay=0.999),
+            "hifigan": StageConfig(6000, 16, 7e-4, betas=(0.8, 0.99), ema_decay=0.999, clip_norm=5.0, crop_frames=40,
+                                   adversary_start=6000, stft_weight=0.2),  # never: too short a run to judge
         },
     )  # fmt: skip
 
@@ -186,19 +216,33 @@ def _baseline():
 def load_config(path):
     """Read a YAML file: all or some fields of a Config, or `preset: NAME` and the fields to change.
 
+    A training configuration of AudioLDM (`audioldm_original.yaml`, `audioldm_custom.yaml`) is read as it was published.
     Raises FileNotFoundError, or ValueError naming the unknown key, the wrong type or the impossible size.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no configuration at {path}")
     try:
-        written = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as fault:
+        written = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as fault:
         raise ValueError(f"{path} is not plain YAML: {fault}") from fault
     if not isinstance(written, dict):
         raise ValueError(f"{path} must hold settings by name, got {type(written).__name__}")
+    if is_published(written):
+        with _at(path):
+            written = settings_of(written)
+        return _merge(Config(name=path.stem), written, str(path))
     base = preset(written.pop("preset")) if "preset" in written else Config()
     return _merge(base, written, str(path))
+
+
+@contextmanager
+def _at(where):
+    """Tell with a ValueError where in the file it comes from."""
+    try:
+        yield
+    except ValueError as fault:
+        raise ValueError(f"{where}: {fault}") from fault
 
 
 def _merge(base, written, where):
@@ -221,7 +265,8 @@ def _merge(base, written, where):
             changes[key] = {**now, **{stage: _merge(now[stage], v, f"{at}.{stage}") for stage, v in value.items()}}
         else:
             changes[key] = _cast(value, kinds[key], at)
-    return dataclasses.replace(base, **changes)
+    with _at(where):
+        return dataclasses.replace(base, **changes)
 
 
 def _cast(value, kind, where):

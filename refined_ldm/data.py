@@ -1,4 +1,4 @@
-"""Captioned recordings from a folder or a CSV file, and batches that a resumed run can enter at any step."""
+"""Captioned recordings from a folder, CSV or JSON, and batches that a resumed run can enter at any step."""
 
 import csv
 import hashlib
@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from refined_ldm.audio import load_audio, normalize, pad_or_trim
+from refined_ldm.published_data import audioldm_entries, wav_and_captions
 
 SAMPLE_RATE = 16_000  # Hz
 AUDIO_SUFFIXES = frozenset(".aac .aif .aiff .au .caf .flac .m4a .mp3 .oga .ogg .opus .w64 .wav .wma".split())
@@ -120,6 +121,42 @@ class CaptionedAudio(Dataset):
         _report(faults, path, skip_bad)
         if not found:
             raise ValueError(f"{path}: no usable row")
+        return cls(list(found.values()), seconds, crop, seed)
+
+    @classmethod
+    def from_audioldm(
+        cls,
+        path: str | Path,
+        split: str = "train",
+        seconds: float = 2.56,
+        names: tuple[str, ...] = (),
+        crop: str = "start",
+        seed: int = 0,
+        skip_bad: bool = False,
+    ) -> "CaptionedAudio":
+        """One split of the data sets that AudioLDM's `dataset_root.json` lists: those in `names`, or all of them.
+
+        Its paths start where AudioLDM is run: at the folder of the file, one of the three above it, or the working
+        directory, whichever has them. An entry is a "wav" below its set's folder, with a caption under every key that
+        speaks of one; entries of one file add up. Faulty entries are reported, or left out, as in `from_csv`.
+        """
+        found: dict[str, Recording] = {}  # by id
+        faults = []
+        for where, name, folder, entry in audioldm_entries(path, split, names):
+            try:
+                wav, texts = wav_and_captions(entry)
+                sound = _inside(folder, wav)
+                id = f"{name}/{sound.relative_to(folder).as_posix()}"
+                if skip_bad and id not in found:
+                    load_audio(sound)
+                known = found[id].captions if id in found else ()
+                captions = tuple(dict.fromkeys((*known, *texts)))
+                found[id] = Recording(sound, id, captions, str(entry.get("labels") or ""))
+            except (ValueError, FileNotFoundError) as error:
+                faults.append(f"{where}: {error}")
+        _report(faults, Path(path), skip_bad)
+        if not found:
+            raise ValueError(f"{path}: no usable entry")
         return cls(list(found.values()), seconds, crop, seed)
 
     def __len__(self) -> int:
@@ -269,6 +306,11 @@ def cache_clips(folder: str | Path, dataset: Dataset, fingerprint: dict, on_clip
     return _cache(Path(folder), fingerprint, len(dataset), rows())
 
 
+def encoded_at_once(samples: int) -> int:
+    """How many clips go through a VAE together: 32 of 2.56 s, 8 of 10.24 s, which takes 2 GB at the published size."""
+    return max(1, 32 * 40_960 // samples)
+
+
 @torch.no_grad()
 def cache_latents(folder: str | Path, dataset: Dataset, encode, embed, fingerprint: dict, on_clips=None) -> Cached:
     """Encode every clip and its captions once: "latent" (C, T / 4, F / 4), unscaled, and "embeddings" (K, D), float16.
@@ -279,7 +321,7 @@ def cache_latents(folder: str | Path, dataset: Dataset, encode, embed, fingerpri
     most = max(len(dataset[i]["captions"]) for i in range(min(len(dataset), 256)))
 
     def rows():
-        for items in _batches(dataset, 32, on_clips):
+        for items in _batches(dataset, encoded_at_once(len(dataset[0]["waveform"])), on_clips):
             latents = encode(torch.stack([item["waveform"] for item in items]))
             captions = [item["captions"][k % len(item["captions"])] for item in items for k in range(most)]
             embeddings = embed(captions).unflatten(0, (len(items), most))
@@ -332,7 +374,7 @@ def _inside(folder: Path, name: str) -> Path:
     """The file `name` of `folder`; names that lead out of it are refused."""
     relative = os.path.normpath(name)
     if os.path.isabs(relative) or relative.split(os.sep)[0] == os.pardir:
-        raise ValueError(f"{name!r} leads out of the folder of the CSV file")
+        raise ValueError(f"{name!r} leads out of {folder}")
     if not (folder / relative).is_file():
         raise FileNotFoundError(f"{folder / relative}: no such sound file")
     return folder / relative

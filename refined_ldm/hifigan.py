@@ -137,9 +137,12 @@ class HiFiGAN(nn.Module):
         if estimate is not None:
             log_magnitude, phase = log_magnitude + _log_magnitude(estimate), phase + estimate.angle()
         loudest = math.log(self.config.istft_n_fft / 2)  # a Hann window's sum: no waveform in [-1, 1] exceeds it
-        spectrum = torch.polar(log_magnitude.clamp(max=loudest).exp(), phase)
+        too_much = (log_magnitude - loudest).clamp(min=0).detach()  # cut, but with its gradient: who shouts must learn
+        spectrum = torch.polar((log_magnitude - too_much).exp(), phase)
         waveform = torch.istft(spectrum, self.config.istft_n_fft, self.config.istft_hop, window=self.window)
-        return waveform.clamp(-1, 1)
+        if self.training:
+            return waveform
+        return waveform / waveform.abs().amax(1, keepdim=True).clamp(min=1)  # too loud: turned down, not clipped
 
     def add_weight_norm(self):
         """Split every weight into length and direction, the form the generator is trained in (in place)."""

@@ -2,48 +2,90 @@
 
 Clips are rendered or decoded once, then the VAE, the conditioner and the vocoder learn from them; the U-Net learns from
 latents and caption embeddings that the first two compute once. Everything is written below one run folder, and a
-finished stage is a safetensors file there which later stages read.
+finished stage is a safetensors file there which later stages read. Parts that a configuration names published files
+for come from these; what the run itself has trained goes before them.
 """
 
 import hashlib
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from refined_ldm.data import CaptionedAudio, cache_clips, cache_latents, loader
+from refined_ldm.checkpoints import load_into, read_weights, save_weights
+from refined_ldm.data import CaptionedAudio, cache_clips, cache_latents, encoded_at_once, loader
 from refined_ldm.hifigan import Discriminators
+from refined_ldm.run_state import refuse_old
 from refined_ldm.scenes import SoundScenes
-from refined_ldm.train import train_clap, train_hifigan, train_ldm, train_vae
+from refined_ldm.text_to_audio import part_path
+from refined_ldm.train import stage_settings, train_clap, train_hifigan, train_ldm, train_vae
 from refined_ldm.vae import latent_scale
+from refined_ldm.warm_start import find_named_files, load_named_parts, names_files
 
 STAGES = ("vae", "clap", "ldm", "hifigan")
+NEEDED = {"vae": {"vae"}, "clap": {"clap"}, "ldm": set(STAGES), "hifigan": {"hifigan"}}  # parts, by stage
+SCALE_FILE = "checkpoints/ldm/scale.safetensors"  # of a run: what its U-Net's latents are multiplied by
 
 
 def open_data(config, split="train", size=None):
-    """The data set a configuration names: SoundScenes, or recordings from a CSV file or a folder."""
+    """The data set a configuration names: SoundScenes, or recordings from a folder, a CSV file or AudioLDM's JSON."""
     if config.data == "scenes":
         return SoundScenes(split, size or config.clips, config.seconds)
     path = Path(config.data)
+    if path.suffix == ".json":
+        return CaptionedAudio.from_audioldm(path, split, config.seconds, config.data_sets)
     reader = CaptionedAudio.from_folder if path.is_dir() else CaptionedAudio.from_csv
     return reader(path, config.seconds)
+
+
+def default_stages(config):
+    """What is trained if nobody says: every stage or, if files of trained parts are named, the U-Net.
+
+    Then the VAE is trained before it only if no file holds one; conditioner and vocoder only when asked for.
+    """
+    if not names_files(config):
+        return STAGES
+    return ("ldm",) if config.vae_checkpoint or config.start_from else ("vae", "ldm")
+
+
+def check_files(config, stages, run_dir, resume=False):
+    """Raise FileNotFoundError if data or a named file are missing, before a large model is built in vain."""
+    if config.data != "scenes" and not Path(config.data).exists():
+        raise FileNotFoundError(f"no recordings at {config.data} (in AudioLDM's YAML metadata_root): give --data PATH")
+    for stage in stages:
+        find_named_files(config, _lacking(config, stage, run_dir, resume))
 
 
 def train_stage(model, stage, run_dir, seed=0, resume=False, max_steps=None, lr=None, adversarial=True, on_clips=None):
     """Train one stage, write its part of the model into run_dir, and yield every Step on the way.
 
-    Stages that feed this one are read from run_dir if they are there. Raises ValueError for an unknown stage,
-    FileNotFoundError if the U-Net is to be trained before VAE and conditioner.
+    What feeds this stage, and what it starts from, is read from run_dir if it is there, else from the files that the
+    configuration names. Raises ValueError for an unknown stage, FileNotFoundError if the U-Net is to be trained before
+    VAE and conditioner, or for a named file that is not there.
     """
     if stage not in STAGES:
         raise ValueError(f"no stage {stage!r}: choose from {', '.join(STAGES)}")
     run_dir, config = Path(run_dir), model.config
-    settings = config.training[stage]
+    settings = stage_settings(model, stage, max_steps, lr)  # refused before the clips are rendered
+    if not resume:
+        refuse_old(run_dir / "checkpoints", stage)
+    lacking = _lacking(config, stage, run_dir, resume)
+    named = load_named_parts(model, lacking)
+    if config.start_from and "ldm" in lacking - named:
+        warnings.warn(f"the U-Net of {config.start_from} listened to another conditioner than {config.clap}: the layer "
+                      "that captions enter by is new", stacklevel=2)  # fmt: skip
+    if stage == "ldm":
+        _load_feeders(model, {"vae", "clap"} - named, run_dir)
     clips = cached_clips(model.config, run_dir, on_clips=on_clips)
     common = {"max_steps": max_steps, "lr": lr, "seed": seed, "run_dir": run_dir / "checkpoints", "resume": resume}
     if stage == "ldm":
-        for part in ("vae", "clap"):
-            model.load_part(part, run_dir)
-        latents = prepare_latents(model, clips, run_dir, on_clips)
+        latents = encode_clips(model, clips, run_dir, on_clips)
+        if not (resume and load_scale(model, run_dir)):
+            if "scale" not in named:
+                measure_latents(model, clips, latents)
+            save_weights(run_dir / SCALE_FILE, _scale_state(model))
+        _keep(model, named, run_dir)
         yield from train_ldm(model, loader(latents, settings.batch_size, seed), **common)
     else:
         batches = loader(clips, settings.batch_size, seed)
@@ -54,9 +96,50 @@ def train_stage(model, stage, run_dir, seed=0, resume=False, max_steps=None, lr=
             if config.clap.startswith("tiny"):  # trained from nothing, so most of its vocabulary was never seen
                 model.clap.share_unseen_tokens(c for item in clips.rest for c in item["captions"])
         else:
-            judges = Discriminators(config.discriminators).to(model.device) if adversarial else None
+            join = adversarial and settings.adversary_start < settings.max_steps
+            judges = Discriminators(config.discriminators).to(model.device) if join else None
             yield from train_hifigan(model, batches, discriminators=judges, **common)
     model.save_part(stage, run_dir)
+    _save_config(model, run_dir)
+
+
+def _load_feeders(model, parts, run_dir):
+    """What the U-Net learns from, as far as no file is named for it."""
+    if "vae" in parts:
+        model.load_part("vae", run_dir)
+    if "clap" in parts:
+        try:
+            model.load_part("clap", run_dir)
+        except FileNotFoundError as fault:
+            raise FileNotFoundError(f"the U-Net needs a conditioner: name its file with --clap-checkpoint, or train "
+                                    f"one before (--stage clap ldm); {fault}") from fault  # fmt: skip
+
+
+def _lacking(config, stage, run_dir, resume):
+    """The parts that a stage starts from and the run does not hold: finished or, its own, in a checkpoint."""
+    lacking = {part for part in NEEDED[stage] if part == stage or not part_path(run_dir, part, config).is_file()}
+    goes_on = resume and any((Path(run_dir) / "checkpoints" / stage).glob("step-*"))
+    return lacking - {stage} if goes_on else lacking
+
+
+def _keep(model, named, run_dir):
+    """Write what `RefinedAudioLDM.load` will need beside the U-Net, once: parts from files, and the settings.
+
+    A conditioner with a file of its own (`clap_checkpoint`) stays there: it is large, and the same for many runs.
+    """
+    for part in sorted(named & {"vae", "hifigan"} | (named & {"clap"} if not model.config.clap_checkpoint else set())):
+        model.save_part(part, run_dir)
+    _save_config(model, run_dir)
+
+
+def _save_config(model, run_dir):
+    """Write the settings of a run; sounds come from Griffin-Lim as long as it has no vocoder."""
+    config = model.config
+    if not part_path(run_dir, "hifigan", config).is_file():
+        config = replace(config, inversion="griffin_lim")
+    for setting in ("clap_checkpoint", "tokenizer"):
+        if getattr(config, setting):
+            config = replace(config, **{setting: str(Path(getattr(config, setting)).absolute())})
     config.save(run_dir / "config.yaml")
 
 
@@ -69,6 +152,14 @@ def cached_clips(config, run_dir, split="train", size=None, on_clips=None):
 @torch.no_grad()
 def prepare_latents(model, clips, run_dir, on_clips=None):
     """Encode clips and captions once, measure the latent scale on the first 512 and fit the linear denoiser."""
+    latents = encode_clips(model, clips, run_dir, on_clips)
+    measure_latents(model, clips, latents)
+    return latents
+
+
+@torch.no_grad()
+def encode_clips(model, clips, run_dir, on_clips=None):
+    """Encode clips and captions once, into run_dir, by the model's VAE and conditioner."""
     model.eval()
 
     def encode(waveform):
@@ -78,13 +169,37 @@ def prepare_latents(model, clips, run_dir, on_clips=None):
         return model.clap.embed_text(captions)
 
     made_of = {**clips.made_of, "vae": _digest(model.vae), "clap": _digest(model.clap)}
-    latents = cache_latents(Path(run_dir) / "latents-train", clips, encode, embed, made_of, on_clips)
+    return cache_latents(Path(run_dir) / "latents-train", clips, encode, embed, made_of, on_clips)
+
+
+@torch.no_grad()
+def measure_latents(model, clips, latents):
+    """Measure the latent scale on the first 512 clips and fit the linear denoiser to the first 4000 latents."""
+    model.eval()
     fixed = torch.stack([clips[i]["waveform"] for i in range(min(512, len(clips)))])
-    model.scale.fill_(latent_scale(model.vae, (model.mel(w.to(model.device)) for w in fixed.split(32))))
+    sets = fixed.split(encoded_at_once(fixed.shape[1]))
+    model.scale.fill_(latent_scale(model.vae, (model.mel(w.to(model.device)) for w in sets)))
     if model.gaussian is not None:
         known = torch.stack([latents[i]["latent"] for i in range(min(4000, len(latents)))])
         model.gaussian.cpu().fit(known * model.scale.cpu()).to(model.device)
-    return latents
+
+
+def _scale_state(model):
+    """What is measured before the U-Net is trained: the latent scale, and the linear denoiser if there is one."""
+    gaussian = {} if model.gaussian is None else model.gaussian.state_dict()
+    return {"scale": model.scale} | {f"gaussian.{name}": tensor for name, tensor in gaussian.items()}
+
+
+def load_scale(model, run_dir):
+    """Read what was measured for the run's U-Net into the model -> whether it was there."""
+    path = Path(run_dir) / SCALE_FILE
+    if not path.is_file():
+        return False
+    state, _ = read_weights(path)
+    model.scale.copy_(state.pop("scale"))
+    if model.gaussian is not None:
+        load_into(model.gaussian, {name.removeprefix("gaussian."): tensor for name, tensor in state.items()}, path)
+    return True
 
 
 def _digest(module):

@@ -1,4 +1,4 @@
-"""The authors' files of MS-CLAP 2023 and LAION-CLAP -> the tensors of `Clap`, every name accounted for.
+"""The authors' tensors of MS-CLAP 2023 and LAION-CLAP -> those of `Clap`, every name accounted for.
 
 Both carry the same HTS-AT, whose tensors have other names in `transformers`; nothing is computed but the split of
 query, key and value. A name that is neither mapped here nor listed as unused stays as it is, and `Clap` refuses it.
@@ -6,16 +6,6 @@ query, key and value. A name that is neither mapped here nor listed as unused st
 
 import re
 from dataclasses import replace
-from pathlib import Path
-from pickle import UnpicklingError
-
-import numpy as np
-import torch
-
-WHERE = {  # name -> what to fetch, should it not be here
-    "ms-clap-2023": "CLAP_weights_2023.pth (about 0.7 GB, MS-PL) from https://huggingface.co/microsoft/msclap",
-    "laion-clap": "630k-audioset-best.pt (1.9 GB, CC0) from https://huggingface.co/lukewys/laion_clap",
-}
 
 HTSAT_NAMES = (  # HTS-AT's own name -> the name in transformers.ClapAudioModel
     (r"^bn0\.", "batch_norm."),
@@ -44,6 +34,14 @@ LAION_NAMES = {
 }
 LAION_UNUSED = r"(text|audio)_transform\.|logit_scale_t$|text_branch\.embeddings\.(position|token_type)_ids$"
 
+PIPELINE_NAMES = {  # transformers' ClapTextModelWithProjection: the half of LAION-CLAP that diffusers keeps
+    "text_model.": "text.",
+    "text_projection.linear1.": "text_projection.0.",
+    "text_projection.linear2.": "text_projection.2.",
+}
+PIPELINE_UNUSED = r"text_model\.embeddings\.(position|token_type)_ids$"
+NO_FUSION = "feature fusion is not supported; take 630k-audioset-best.pt"
+
 
 def ms_clap_state(published):
     """The `model` dict of CLAP_weights_2023.pth -> tensors by the names of `Clap`."""
@@ -56,40 +54,61 @@ def laion_clap_state(published):
     return _rename(published, "audio_branch.", LAION_NAMES, LAION_UNUSED)
 
 
-def read_published_clap(name, config, path):
-    """The authors' file -> `config` with HTS-AT's size as found (LAION has two), tensors by the names of `Clap`."""
-    if path is None or not Path(path).is_file():
-        raise FileNotFoundError(f"no file {path}: download {WHERE[name]} and give its path as checkpoint=")
-    key, to_ours = ("model", ms_clap_state) if name == "ms-clap-2023" else ("state_dict", laion_clap_state)
-    contents = unpickle(path)
-    if not isinstance(contents, dict) or key not in contents:
-        found = ", ".join(map(str, list(contents)[:5])) if isinstance(contents, dict) else type(contents).__name__
-        raise ValueError(f"{path} is no {name} checkpoint: expected a dict with {key!r}, got {found}")
-    state = to_ours(contents[key])
+def pipeline_clap_state(published):
+    """The text encoder of a diffusers pipeline -> tensors by the names of `Clap`, without an audio tower."""
+    return _rename(published, "audio_model.", PIPELINE_NAMES, PIPELINE_UNUSED)
+
+
+def clap_kind(published):
+    """Whose conditioner has tensors of these names: ms-clap-2023, laion-clap, laion-clap fusion, or None."""
+    if any(name.startswith("caption_encoder.base.wte.") for name in published):
+        return "ms-clap-2023"
+    if any(re.search(r"audio_branch\..*(fusion_model|mel_conv[12]d)", name) for name in published):
+        return "laion-clap fusion"
+    return "laion-clap" if any(re.search(r"text_(branch|model)\.embeddings\.", name) for name in published) else None
+
+
+def clap_from_published(config, published):
+    """The authors' tensors, of either conditioner -> `config` with the sizes they have, tensors by the names of `Clap`.
+
+    The text encoder of a pipeline has no audio tower: `audio_depths` is then empty. Raises ValueError for feature
+    fusion, and for what else is no conditioner.
+    """
+    kind = clap_kind(published)
+    if kind not in ("ms-clap-2023", "laion-clap"):
+        found = ", ".join(sorted(published)[:3]) or "nothing"
+        raise ValueError(NO_FUSION if kind else f"no conditioner is among the tensors, which begin with {found}")
+    if kind == "ms-clap-2023":
+        state = ms_clap_state(published)
+    elif any(name.startswith("text_model.") for name in published):
+        state = pipeline_clap_state(published)
+        return replace(config, audio_depths=(), audio_heads=(), **_text_sizes(state)), state
+    else:
+        state = laion_clap_state(published)
+    return replace(config, **_audio_sizes(state), **_text_sizes(state)), state
+
+
+def _audio_sizes(state):
     heads = {}  # stage -> heads of each of its blocks
-    for tensor_name, tensor in state.items():
-        if block := re.search(r"layers\.(\d+)\.blocks\.\d+\..*relative_position_bias_table$", tensor_name):
+    for name, tensor in state.items():
+        if block := re.search(r"layers\.(\d+)\.blocks\.\d+\..*relative_position_bias_table$", name):
             heads.setdefault(int(block[1]), []).append(tensor.shape[1])
     patches = state.get("audio.audio_encoder.patch_embed.proj.weight")
     if not heads or patches is None:
-        raise ValueError(f"{path} is no {name} checkpoint: it holds no HTS-AT, only {', '.join(list(state)[:5])}")
+        raise ValueError(f"it holds no HTS-AT, only {', '.join(list(state)[:5])}")
     stages = [heads[stage] for stage in sorted(heads)]
-    depths, per_stage = tuple(map(len, stages)), tuple(stage[0] for stage in stages)
-    return replace(config, audio_width=len(patches), audio_depths=depths, audio_heads=per_stage), state
+    return {"audio_width": len(patches), "audio_depths": tuple(map(len, stages)),
+            "audio_heads": tuple(stage[0] for stage in stages)}  # fmt: skip
 
 
-def unpickle(path):
-    """Read a .pth, .pt or .ckpt file without executing it: tensors, plain containers and numpy numbers only."""
-    scalar = np.core.multiarray.scalar if np.__version__ < "2" else np._core.multiarray.scalar
-    numbers = [type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")]
-    harmless = [(scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar"), np.dtype, *numbers]
-    try:
-        with torch.serialization.safe_globals(harmless):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as fault:
-        blocked = re.search(r"GLOBAL (\S+)", str(fault))
-        reason = f"it asks to run {blocked[1]}" if blocked else "it is cut, damaged or no checkpoint: fetch it again"
-        raise ValueError(f"{path} was refused: {reason}") from fault
+def _text_sizes(state):
+    roberta = "text.embeddings.word_embeddings.weight" in state
+    tokens, positions = ("embeddings.word_embeddings", "embeddings.position_embeddings") if roberta else ("wte", "wpe")
+    (vocabulary, width), places = state[f"text.{tokens}.weight"].shape, len(state[f"text.{positions}.weight"])
+    layers = {found[1] for name in state if (found := re.match(r"text\.(?:encoder\.layer|h)\.(\d+)\.", name))}
+    heads = max(1, width // 64)  # 64 wide in GPT-2 and in RoBERTa
+    return {"vocab_size": vocabulary, "text_width": width, "text_layers": len(layers), "text_heads": heads,
+            "text_positions": places}  # fmt: skip
 
 
 def _rename(published, htsat, names, unused):

@@ -5,8 +5,14 @@ and the network refuses it. The sizes of a network are read off its tensors, all
 """
 
 import re
+import warnings
+from dataclasses import replace
 
-from refined_ldm.hifigan import fold_weight_norm
+import torch
+
+from refined_ldm.config import preset
+from refined_ldm.hifigan import HiFiGANConfig, fold_weight_norm
+from refined_ldm.mel import MelConfig
 from refined_ldm.unet import UNetConfig
 from refined_ldm.vae import VAEConfig
 
@@ -62,17 +68,28 @@ DIFFUSERS_VAE_NAMES = (
     (r"\.conv_shortcut\.", ".nin_shortcut."),
 )
 
+CONDITIONER = r"cond_stage_models?\.(0\.)?(model\.)?"  # where a checkpoint keeps it, AudioLDM's or its training code's
+PIPELINE_PARTS = ("unet", "vae", "vocoder", "text_encoder", "scheduler")
+PIPELINE_SETTINGS = {  # part of diffusers' AudioLDMPipeline -> settings without which it is another network
+    "unet": {"class_embed_type": "simple_projection", "class_embeddings_concat": True},
+    "vocoder": {"sampling_rate": 16_000},
+    "scheduler": {"beta_schedule": "scaled_linear"},
+}
+PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+
 
 def audioldm_parts(published, average=True):
     """The `state_dict` of an AudioLDM checkpoint -> {"unet", "vae", "hifigan", "clap", "scale"}, each a dict by name.
 
     `average` takes the U-Net's running average where the file has one: its names are the U-Net's without the dots.
-    "clap" keeps LAION-CLAP's names, for `published_clap`; the one tensor of "scale" has the name "". What the file does
-    not hold is left out.
+    "clap" keeps the conditioner's names, for `published_clap`; the one tensor of "scale" has the name "". What the file
+    does not hold is left out.
     """
     unet = _below("model.diffusion_model.", published)
     averages = _below("model_ema.diffusion_model", published)
     if average and averages:
+        if lacking := [name for name in unet if name.replace(".", "") not in averages]:
+            raise ValueError(f"the running average of the U-Net lacks {', '.join(lacking[:5])}: take average=False")
         unet = {name: averages[name.replace(".", "")] for name in unet}
     first_stage = _below("first_stage_model.", published)
     vae = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
@@ -80,10 +97,100 @@ def audioldm_parts(published, average=True):
         "unet": unet_from_audioldm(unet),
         "vae": {name: tensor for name, tensor in first_stage.items() if name.startswith(vae)},
         "hifigan": fold_weight_norm(_below("vocoder.", first_stage)),
-        "clap": _below("cond_stage_model.model.", published),
+        "clap": {name[at.end():]: tensor for name, tensor in published.items() if (at := re.match(CONDITIONER, name))},
         "scale": _below("scale_factor", published),
     }
     return {part: tensors for part, tensors in parts.items() if tensors}
+
+
+def lone_part(kind, published):
+    """A U-Net, first stage ("vae") or vocoder ("hifigan") on its own, whoever named it -> parts as `audioldm_parts`."""
+    if kind == "unet":
+        named = unet_from_diffusers if "class_embedding.weight" in published else unet_from_audioldm
+        return {"unet": named(published)}
+    if kind == "hifigan":
+        return {"hifigan": hifigan_from_transformers(published)}
+    if any(name.startswith("encoder.down_blocks.") for name in published):
+        return {"vae": vae_from_diffusers(published)}
+    return audioldm_parts({f"first_stage_model.{name}": tensor for name, tensor in published.items()})
+
+
+def audioldm_config(parts, betas=None):
+    """The experiment that an AudioLDM checkpoint is, its sizes read off its parts, its noise off `betas` (steps,)."""
+    noise = {}
+    if betas is not None:
+        noise = {"diffusion_steps": len(betas), "beta_start": _seven_digits(betas[0]),
+                 "beta_end": _seven_digits(betas[-1])}  # fmt: skip
+        even = torch.linspace(noise["beta_start"] ** 0.5, noise["beta_end"] ** 0.5, len(betas)) ** 2
+        if not torch.allclose(betas, even, rtol=1e-3, atol=0):
+            raise ValueError(f"the noise schedule from {noise['beta_start']} to {noise['beta_end']} is not AudioLDM's, "
+                             "in which the square roots of betas are even")  # fmt: skip
+    vocoder = hifigan_config(parts["hifigan"])
+    return preset("baseline", unet=unet_config(parts["unet"]), vae=vae_config(parts["vae"]), vocoder=vocoder,
+                  mel=MelConfig(n_mels=vocoder.n_mels), **noise)  # fmt: skip
+
+
+def _seven_digits(beta):
+    return float(f"{float(beta):.7g}")  # float32 in the file; decimal, and short, when it was chosen
+
+
+def pipeline_parts(settings, tensors):
+    """The files of diffusers' `AudioLDMPipeline`, by part, -> parts as `audioldm_parts` gives them."""
+    mean, scale = (tensors["vocoder"].get(name, torch.tensor(rest)) for name, rest in (("mean", 0), ("scale", 1)))
+    if settings["vocoder"].get("normalize_before") and (mean.any() or (scale != 1).any()):
+        raise ValueError("vocoder/config.json: normalize_before changes the mel, which AudioLDM's vocoder does not")
+    return {
+        "unet": unet_from_diffusers(tensors["unet"]),
+        "vae": vae_from_diffusers(tensors["vae"]),
+        "hifigan": hifigan_from_transformers(tensors["vocoder"]),
+        "clap": tensors["text_encoder"],
+        "scale": {"": torch.tensor(float(settings["vae"]["scaling_factor"]))},
+    }
+
+
+def pipeline_config(settings, tensors):
+    """The experiment that an `AudioLDMPipeline` is, from its config.json files and the shapes of its tensors."""
+    for part, expected in PIPELINE_SETTINGS.items():
+        for key, value in expected.items():
+            if settings[part].get(key) != value:
+                raise ValueError(f"{part}/config.json: {key} is {settings[part].get(key)!r}, AudioLDM has {value!r}")
+    unet, vae = unet_from_diffusers(tensors["unet"]), vae_from_diffusers(tensors["vae"])
+    vocoder, scheduler = settings["vocoder"], settings["scheduler"]
+    return preset(
+        "baseline",
+        unet=unet_config(unet, _head_channels(settings["unet"], published_head_channels(unet))),
+        vae=replace(vae_config(vae), norm_groups=settings["vae"].get("norm_num_groups", 32)),
+        vocoder=HiFiGANConfig(
+            n_mels=vocoder["model_in_dim"], channels=vocoder["upsample_initial_channel"],
+            rates=tuple(vocoder["upsample_rates"]), kernels=tuple(vocoder["upsample_kernel_sizes"]),
+            res_kernels=tuple(vocoder["resblock_kernel_sizes"]),
+            res_dilations=tuple(map(tuple, vocoder["resblock_dilation_sizes"])),
+            leaky_slope=vocoder.get("leaky_relu_slope", 0.1),
+        ),
+        mel=MelConfig(n_mels=vocoder["model_in_dim"]),
+        diffusion_steps=scheduler["num_train_timesteps"], beta_start=scheduler["beta_start"],
+        beta_end=scheduler["beta_end"],
+        parameterization=PREDICTIONS[scheduler.get("prediction_type", "epsilon")],
+    )  # fmt: skip
+
+
+def _head_channels(settings, published):
+    """The width of the heads of diffusers' U-Net, whose `attention_head_dim` is the number of them."""
+    widths = settings["block_out_channels"]
+    heads = settings.get("num_attention_heads") or settings["attention_head_dim"]
+    per_level = heads if isinstance(heads, list) else [heads] * len(widths)
+    attended = ["CrossAttn" in kind for kind in settings["down_block_types"][:-1]] + [True]  # the middle always is
+    found = [width / count for width, count, there in zip(widths, per_level, attended, strict=True) if there]
+    if len(set(found)) == 1:
+        return int(found[0])
+    if isinstance(heads, list):
+        raise ValueError(f"unet/config.json: heads of {found} channels; all levels of AudioLDM's have the same width")
+    warnings.warn(
+        f"unet/config.json gives every level {heads} heads, diffusers' default, so {found} channels wide; AudioLDM was "
+        f"trained with heads of {published}, which are taken here",
+        stacklevel=2,
+    )
+    return published
 
 
 def unet_from_audioldm(published):
@@ -127,8 +234,21 @@ def vae_from_diffusers(published):
     return ours
 
 
-def unet_config(state, head_channels=32):
-    """The sizes of the U-Net with these tensors (by our names). Its heads are 32 wide in S and M, 64 in L."""
+def hifigan_from_transformers(published):
+    """Tensors of transformers' `SpeechT5HifiGan`, or of HiFi-GAN's own generator -> those of `HiFiGAN`."""
+    named = {re.sub(r"^upsampler\.", "ups.", name): tensor for name, tensor in published.items()}
+    return fold_weight_norm({name: tensor for name, tensor in named.items() if name not in ("mean", "scale")})
+
+
+def published_head_channels(state):
+    """The width of the attention heads: 64 in AudioLDM-L, which begins with 256 channels, 32 in S and M."""
+    return 64 if len(state["conv_in.weight"]) >= 256 else 32
+
+
+def unet_config(state, head_channels=None):
+    """The sizes of the U-Net with these tensors (by our names); heads as wide as published if not given."""
+    if "film_embed.weight" not in state:
+        raise ValueError("the U-Net hears no caption vector (film_emb): only AudioLDM's first version does")
     first, latent_channels = state["conv_in.weight"].shape[:2]
     levels, attended = [[]], []  # width of every block, level by level
     for place in sorted({int(name.split(".")[1]) for name in state if name.startswith("down.")}):
@@ -144,7 +264,7 @@ def unet_config(state, head_channels=32):
         channel_mult=tuple(level[0] // first for level in levels),
         num_res_blocks=len(levels[0]),
         attention_resolutions=tuple(reversed(attended)),
-        head_channels=head_channels,
+        head_channels=head_channels or published_head_channels(state),
         attention_layers=sum(1 for name in state if re.match(r"middle\.1\.attention_norm\.\d+\.weight$", name)),
         embedding_dim=state["film_embed.weight"].shape[1],
     )
@@ -157,6 +277,18 @@ def vae_config(state):
     widths = [len(state[f"encoder.down.{level}.block.0.conv1.weight"]) for level in levels]
     blocks = {name.split(".")[4] for name in state if name.startswith("encoder.down.0.block.")}
     return VAEConfig(latent_channels, first, tuple(width // first for width in widths), len(blocks))
+
+
+def hifigan_config(state):
+    """The sizes of the vocoder with these tensors; what they do not tell is as in AudioLDM's 16 kHz / 64-bin one."""
+    published = HiFiGANConfig()
+    kernels = tuple(state[name].shape[2] for name in sorted(state) if re.match(r"ups\.\d\.weight$", name))
+    if kernels != published.kernels:
+        raise ValueError(f"the vocoder's kernels are {kernels}, those of 16 kHz and 64 bins are {published.kernels}")
+    blocks = len([name for name in state if name.endswith(".convs1.0.weight")])
+    res_kernels = tuple(state[f"resblocks.{i}.convs1.0.weight"].shape[2] for i in range(blocks // len(kernels)))
+    return replace(published, n_mels=state["conv_pre.weight"].shape[1], channels=len(state["conv_pre.weight"]),
+                   res_kernels=res_kernels)  # fmt: skip
 
 
 def _below(prefix, tensors):

@@ -1,30 +1,52 @@
 """The whole model: caption -> CLAP embedding -> latent diffusion -> VAE decoder -> HiFi-GAN -> waveform."""
 
 import hashlib
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from refined_ldm.checkpoints import load_into, read_weights, save_weights
+from refined_ldm.checkpoints import load_into, read_audioldm, read_weights, save_weights
 from refined_ldm.clap import CLAP_PRESETS, Clap
 from refined_ldm.conditioning import guided_noise
 from refined_ldm.config import Config, load_config, preset
 from refined_ldm.diffusion import NoiseSchedule, ddim_sample, dpmpp_sample, noise_like, to_noise
 from refined_ldm.gaussian import GaussianDenoiser
 from refined_ldm.hifigan import HiFiGAN
+from refined_ldm.hub import CONDITIONERS
 from refined_ldm.mel import MelSpectrogram, griffin_lim
+from refined_ldm.published_clap import clap_kind
+from refined_ldm.swap import fit_film
 from refined_ldm.unet import UNet
 from refined_ldm.vae import MelVAE
 
 WEIGHTS = Path(__file__).parent / "weights"  # what is shipped: weights/tiny
+AUDIOLDM_TOKENS = 512  # captions are read to this length, where LAION-CLAP was trained to 77
+VOCABULARY = ("vocab.json", "merges.txt", "tokenizer.json")  # what a folder keeps of a tokenizer's directory
+
+
+def part_path(folder, part, config):
+    """Where in a folder a part of a model is written and read."""
+    return Path(folder) / (f"clap-{config.clap}.safetensors" if part == "clap" else f"{part}.safetensors")
+
+
+def _load_clap(config, folder):
+    """The conditioner in a folder, with the vocabulary beside it; else from the file that is named, or from its hub."""
+    path, tokenizer = part_path(folder, "clap", config), Path(folder) / "tokenizer"
+    if not path.is_file():
+        path = config.clap_checkpoint or (None if config.clap in CONDITIONERS else path)
+    return Clap.load(config.clap, path, tokenizer if tokenizer.is_dir() else config.tokenizer or None)
 
 
 class RefinedAudioLDM(nn.Module):
     """Captions -> waveforms. Parts: `clap`, `unet`, `vae`, `vocoder`, `mel`, `schedule` and the latent `scale`."""
 
-    def __init__(self, config: Config, seed=0):
-        """Fresh random weights drawn from `seed`."""
+    film_fit = None  # FilmFit of a conditioner that was swapped in and fitted
+
+    def __init__(self, config: Config, seed=0, clap=None):
+        """Fresh random weights drawn from `seed`; `clap`: a conditioner that is there already."""
         super().__init__()
         if config.clap not in CLAP_PRESETS:
             raise ValueError(f"no conditioner {config.clap!r}: choose one of {', '.join(CLAP_PRESETS)}")
@@ -33,7 +55,7 @@ class RefinedAudioLDM(nn.Module):
         self.mel = MelSpectrogram(config.mel)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.clap = Clap(CLAP_PRESETS[config.clap])
+            self.clap = Clap(CLAP_PRESETS[config.clap]) if clap is None else clap
             self.vae = MelVAE(config.vae)
             self.unet = UNet(config.unet)
             self.vocoder = HiFiGAN(config.vocoder, config.mel)
@@ -89,7 +111,7 @@ class RefinedAudioLDM(nn.Module):
     @torch.no_grad()
     def generate(
         self, captions, seconds=None, steps=None, guidance_scale=None, seed=0, negative_caption="", sampler="dpmpp",
-        eta=1.0, candidates=1, on_step=None,
+        eta=1.0, candidates=None, on_step=None,
     ):  # fmt: skip
         """Captions (a list of B strings) -> waveforms (B, N) in [-1, 1], N = seconds * 16000.
 
@@ -104,6 +126,7 @@ class RefinedAudioLDM(nn.Module):
         if sampler not in ("dpmpp", "ddim"):
             raise ValueError(f"sampler must be dpmpp or ddim, got {sampler!r}")
         seconds = self.config.seconds if seconds is None else seconds
+        candidates = self.config.candidates if candidates is None else candidates
         if not 0.01 <= seconds <= 120:
             raise ValueError(f"seconds must be between 0.01 and 120, got {seconds}")
         if candidates < 1:
@@ -175,21 +198,24 @@ class RefinedAudioLDM(nn.Module):
 
     def save_part(self, part, folder, dtype=torch.float32):
         """Write one part: vae, ldm (U-Net, latent scale and linear denoiser), hifigan or clap."""
-        folder = Path(folder)
+        path = part_path(folder, part, self.config)
         if part == "clap":
-            self.clap.save(folder / f"clap-{self.config.clap}.safetensors", dtype)
+            self.clap.save(path, dtype)
+            self._save_vocabulary(path.parent / "tokenizer")
         elif part == "ldm":
-            save_weights(folder / "ldm.safetensors", self._ldm_state(), self.config.unet, dtype)
+            save_weights(path, self._ldm_state(), self.config.unet, dtype)
         else:
-            save_weights(folder / f"{part}.safetensors", self._part(part), self._part(part).config, dtype)
+            save_weights(path, self._part(part), self._part(part).config, dtype)
 
     def load_part(self, part, folder):
-        """Read one part written by `save_part`; raises FileNotFoundError or ValueError (what does not fit)."""
-        folder = Path(folder)
+        """Read one part written by `save_part`; raises FileNotFoundError or ValueError (what does not fit).
+
+        A conditioner that is not in `folder` comes from the file that the configuration names, or from its hub.
+        """
+        path = part_path(folder, part, self.config)
         if part == "clap":
-            self.clap = Clap.load(self.config.clap, folder / f"clap-{self.config.clap}.safetensors").to(self.device)
+            self.clap = _load_clap(self.config, folder).to(self.device)
             return
-        path = folder / f"{part}.safetensors"
         state, _ = read_weights(path)
         if part != "ldm":
             load_into(self._part(part), state, path)
@@ -202,6 +228,15 @@ class RefinedAudioLDM(nn.Module):
         if self.gaussian is not None:
             load_into(self.gaussian, {k[9:]: v for k, v in state.items() if k.startswith("gaussian.")}, path)
         self.scale.copy_(state["scale"])
+
+    def _save_vocabulary(self, folder):
+        """Copy the vocabulary that the conditioner was given; those of the installed packages stay where they are."""
+        if self.clap.vocabulary is None or Path(self.clap.vocabulary).resolve() == folder.resolve():
+            return
+        for given in (Path(self.clap.vocabulary) / name for name in VOCABULARY):
+            if given.is_file():
+                folder.mkdir(exist_ok=True)
+                shutil.copyfile(given, folder / given.name)
 
     def _part(self, part):
         return {"vae": self.vae, "hifigan": self.vocoder, "clap": self.clap}[part]
@@ -218,11 +253,66 @@ class RefinedAudioLDM(nn.Module):
         folder = Path(folder)
         if not (folder / "config.yaml").is_file():
             raise FileNotFoundError(f"no config.yaml in {folder}: give a folder written by RefinedAudioLDM.save")
-        config = load_config(folder / "config.yaml")
-        model = cls(config.changed(**changes))
-        for part in ("vae", "ldm", "hifigan", "clap"):
+        config = load_config(folder / "config.yaml").changed(**changes)
+        model = cls(config, clap=_load_clap(config, folder))
+        for part in ("vae", "ldm"):
             model.load_part(part, folder)
+        if model.config.inversion == "hifigan" or part_path(folder, "hifigan", model.config).is_file():
+            model.load_part("hifigan", folder)  # a run has none until it is trained
         return model.to(device).eval()
+
+    @classmethod
+    def from_audioldm(
+        cls, path, conditioner=None, clap_checkpoint=None, tokenizer=None, fit_on=None, average=True, device="cpu",
+        **changes,
+    ):  # fmt: skip
+        """An AudioLDM as published: its .ckpt or .safetensors (S, M, L), or a diffusers `AudioLDMPipeline` directory.
+
+        conditioner: None takes the one in the file; another name in CLAP_PRESETS, with `clap_checkpoint` as its file,
+        swaps it, and of the U-Net only the layer fed by the caption is new: random, or fitted so that the captions
+        `fit_on` keep the film vectors they had (`film_fit` tells how well). tokenizer: the directory of roberta-base's
+        vocabulary; a pipeline brings its own. average: the U-Net's running average. changes: as in `preset`.
+        Raises FileNotFoundError, or ValueError saying what does not fit.
+        """
+        config, parts = read_audioldm(path, average)
+        if tokenizer is None and (Path(path) / "tokenizer").is_dir():
+            tokenizer = Path(path) / "tokenizer"
+        trained_with = (clap_kind(parts.get("clap", ())) or config.clap).removesuffix(" fusion")
+        name = conditioner or trained_with
+        swapped, held = name != trained_with, "clap" in parts
+        if fit_on is not None and not (swapped and held):
+            raise ValueError(f"fit_on asks for another conditioner than {trained_with}, and for a file that holds that "
+                             f"one too: got {name}, and {path}{'' if held else ', which holds none'}")  # fmt: skip
+        if not swapped and clap_checkpoint is None and not held:
+            raise ValueError(f"{path} holds no conditioner: give the file of {trained_with} as clap_checkpoint=")
+
+        old = clap = None
+        if held and (fit_on is not None or not swapped and clap_checkpoint is None):
+            old = clap = Clap.from_published(trained_with, parts["clap"], path, tokenizer, AUDIOLDM_TOKENS)
+        if swapped or clap_checkpoint is not None:
+            clap = Clap.load(name, clap_checkpoint, None if swapped else tokenizer)
+        settings = {"name": "paper" if swapped else "baseline", "clap": name,
+                    "unet": replace(config.unet, embedding_dim=clap.embedding_dim)}  # fmt: skip
+        model = cls(config.changed(**settings | changes), clap=clap)
+
+        film = nn.Linear(config.unet.embedding_dim, len(parts["unet"]["film_embed.bias"]))
+        load_into(film, {key: parts["unet"].pop(f"film_embed.{key}") for key in ("weight", "bias")}, path)
+        if swapped:
+            film = model._fit_film(old, film, fit_on) if fit_on is not None else model.unet.film_embed
+        load_into(model.unet, parts["unet"] | {f"film_embed.{k}": v for k, v in film.state_dict().items()}, path)
+        load_into(model.vae, parts["vae"], path)
+        load_into(model.vocoder, parts["hifigan"], path)
+        model.scale.copy_(parts["scale"][""] if "scale" in parts else torch.tensor(1.0))
+        return model.to(device).eval()
+
+    @torch.no_grad()
+    def _fit_film(self, old, film, captions):
+        """The layer through which `captions` and "" keep, from this conditioner, what `film` makes of the old one's."""
+        captions = ["", *captions]  # guidance moves away from ""
+        gain = self.config.unet.embedding_gain
+        self.film_fit = fit_film(self.clap.embed_text(captions) * gain, film(old.embed_text(captions)))
+        fitted = nn.Linear(self.clap.embedding_dim, film.out_features)
+        return load_into(fitted, {"weight": self.film_fit.weight, "bias": self.film_fit.bias}, "the fitted layer")
 
     @classmethod
     def from_preset(cls, name="tiny", device="cpu", **changes):

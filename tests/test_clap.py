@@ -65,6 +65,35 @@ def test_longer_clips_keep_their_start_and_shorter_ones_repeat(clap):
     torch.testing.assert_close(clap.embed_audio(short, 16_000), clap.embed_audio(repeated, 16_000))
 
 
+@torch.no_grad()
+def test_a_random_part_of_a_longer_clip_is_heard_on_request(clap):
+    waveform = noise(2, 60_000)
+    first, again, other = (
+        clap.embed_audio(waveform, 16_000, "random", torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, again) and (first - other).abs().max() > 1e-3
+    starts = torch.randint(60_000 - 40_960 + 1, (2,), generator=torch.Generator().manual_seed(1))
+    parts = torch.stack([row[start : start + 40_960] for row, start in zip(waveform, starts, strict=True)])
+    torch.testing.assert_close(first, clap.embed_audio(parts, 16_000), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_the_average_hears_all_of_a_longer_clip_and_a_shorter_one_as_it_is(clap):
+    waveform = noise(2, 90_000)
+    windows = clap._windows(clap.log_mel(waveform, 16_000, "average"))
+    assert windows.shape == (2, 5, 1, 172, 64)  # 563 frames: windows start 86 frames after one another
+    torch.testing.assert_close(windows[:, 2], clap.log_mel(waveform, 16_000, "average")[:, :, 172:344])
+    pooled = torch.stack([clap.audio(window).pooler_output for window in windows.unbind(1)]).mean(0)
+    expected = torch.nn.functional.normalize(clap.audio_projection(pooled), dim=-1)
+    torch.testing.assert_close(clap.embed_audio(waveform, 16_000, "average"), expected, atol=1e-5, rtol=0)
+    for samples in (30_000, 40_960):
+        heard = (clap.embed_audio(waveform[:, :samples], 16_000, crop) for crop in ("start", "random", "average"))
+        start, *others = heard
+        assert all(torch.equal(start, other) for other in others)
+    with pytest.raises(ValueError, match='crop must be "start", "random" or "average", got .middle.'):
+        clap.embed_audio(waveform, 16_000, "middle")
+
+
 def test_laion_fills_with_whole_repeats_then_silence_in_16_bits():
     config = replace(CLAP_PRESETS["tiny-roberta"], fill="repeat-pad", int16=True)
     filled = Clap(config)._fit(torch.full((1, 15_000), 0.3))[0]

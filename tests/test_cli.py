@@ -92,7 +92,7 @@ def test_bad_input_is_one_line_on_stderr_and_status_2(checkpoint, tmp_path, monk
     assert len(errors) == 1 and errors[0].startswith(f"refined-ldm {arguments[0]}: ") and told in errors[0]
 
 
-@pytest.mark.parametrize("arguments", [[], ["sing"], ["generate", "rain"], ["generate", "--out", "o"], ["train"],
+@pytest.mark.parametrize("arguments", [[], ["sing"], ["generate", "rain"], ["generate", "--out", "o"], ["infer"],
                                        ["generate", "rain", "--out", "o", "--steps", "many"]])  # fmt: skip
 def test_bad_usage_is_status_2(capsys, arguments):
     status, printed, errors = run(capsys, *arguments)
@@ -100,7 +100,7 @@ def test_bad_usage_is_status_2(capsys, arguments):
 
 
 def test_help_shows_an_example_of_every_command(capsys):
-    for command in ("generate", "train", "notebooks", "bench"):
+    for command in ("generate", "train", "infer", "notebooks", "bench"):
         status, printed, _ = run(capsys, command, "--help")
         assert status == 0 and f"example: refined-ldm {command} " in " ".join(printed)
 

@@ -47,6 +47,28 @@ def test_sizes_that_do_not_fit_each_other_are_refused():
         preset("tiny", vae=VAEConfig(latent_channels=4))
 
 
+@pytest.mark.parametrize("changes, told", [
+    ({"parameterization": "epsilon"}, "parameterization must be eps, v, x0 or gaussian, got 'epsilon'"),
+    ({"inversion": "hifi-gan"}, "inversion must be hifigan or griffin_lim, got 'hifi-gan'"),
+])  # fmt: skip
+def test_a_choice_that_there_is_not_is_refused(changes, told):
+    with pytest.raises(ValueError, match=told):
+        preset("tiny", **changes)
+
+
+@pytest.mark.parametrize("changes, told", [
+    ({"optimizer": "sgd"}, "optimizer must be adamw or muon, got 'sgd'"),
+    ({"lr_schedule": "linear"}, "lr_schedule must be cosine or constant, got 'linear'"),
+    ({"max_steps": 0}, "max_steps and lr must be positive, got 0 and 0.001"),
+    ({"lr": 0.0}, "max_steps and lr must be positive, got 1000 and 0.0"),
+    ({"batch_size": 0}, "batch_size and save_every must be positive, got 0 and 500"),
+    ({"save_every": -1}, "batch_size and save_every must be positive, got 16 and -1"),
+])  # fmt: skip
+def test_training_that_cannot_be_is_refused(changes, told):
+    with pytest.raises(ValueError, match=told):
+        StageConfig(**changes)
+
+
 def written(tmp_path, text):
     path = tmp_path / "some.yaml"
     path.write_text(text)
@@ -97,7 +119,11 @@ def test_yaml_anchors_work_and_no_preset_means_the_paper(tmp_path):
     ("data: 3", "data must be str, got 3"),
     ("unet: {film_scale: 1}", "film_scale must be bool, got 1"),
     ("unet: {channel_mult: 3}", "channel_mult must be tuple, got 3"),
-    ("seconds: 0.333", "not a whole number"),
+    ("seconds: 0.333", "some.yaml: seconds=0.333 .* not a whole number"),
+    ("inversion: wavenet", "some.yaml: inversion must be hifigan or griffin_lim, got 'wavenet'"),
+    ("training: {ldm: {max_steps: 0}}", "training.ldm: max_steps and lr must be positive"),
+    ("unet: {model_channels: 60}", "some.yaml: unet: level width 60"),
+    ("data_sets: audiocaps", "data_sets must be tuple, got 'audiocaps'"),
     ("- a\n- b", "must hold settings by name, got list"),
     ("", "must hold settings by name, got NoneType"),
     ("a: [1", "is not plain YAML"),

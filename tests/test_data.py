@@ -1,5 +1,6 @@
-"""Folders and CSV files become data sets, faulty rows are named, and a resumed run sees the batches it would have."""
+"""Folders, CSV files and JSON become data sets, faulty rows are named, a resumed run sees the batches it would have."""
 
+import json
 import re
 from itertools import islice
 
@@ -180,3 +181,84 @@ def test_accelerate_takes_the_loader():
     prepared = islice(accelerate.Accelerator(cpu=True).prepare(loader(items, batch_size=2)), 4)
     for a, b in zip(plain, prepared, strict=True):
         assert torch.equal(a["waveform"], b["waveform"])
+
+
+def audioldm_tree(folder, entries, split="train", name="set"):
+    """A folder as AudioLDM has it: data/dataset/metadata/dataset_root.json, paths from its top -> that file."""
+    root = folder / "data" / "dataset" / "metadata" / "dataset_root.json"
+    root.parent.mkdir(parents=True, exist_ok=True)
+    known = json.loads(root.read_text()) if root.is_file() else {"comments": {}, "metadata": {"path": {}}}
+    known[name] = "./data/dataset/audio"
+    known["metadata"]["path"].setdefault(name, {})[split] = f"./data/dataset/metadata/{name}_{split}.json"
+    root.write_text(json.dumps(known))
+    (root.parent / f"{name}_{split}.json").write_text(json.dumps({"data": entries}))
+    return root
+
+
+def test_audioldms_tree_gives_captions_and_labels(tmp_path, monkeypatch):
+    record(tmp_path / "data" / "dataset" / "audio" / "part" / "rain.wav", seconds=0.2)
+    record(tmp_path / "data" / "dataset" / "audio" / "dog.wav")
+    rain = {"wav": "part/rain.wav", "seg_label": "rain.npy", "labels": "/m/06mb1,/m/0jbk", "caption": " It rains "}
+    audioldm_tree(tmp_path, [rain, {"wav": "dog.wav", "caption_1": "A dog", "caption_2": "A bark", "caption_3": ""},
+                             {**rain, "caption": "It pours"}, rain])  # fmt: skip
+    audioldm_tree(tmp_path, [{"wav": "dog.wav", "caption": "A test"}], "test")
+    root = audioldm_tree(tmp_path, [{"wav": "dog.wav", "caption": "A horn"}], name="other")
+    for folder in (tmp_path, root.parent):  # wherever it is called from
+        monkeypatch.chdir(folder)
+        dataset = CaptionedAudio.from_audioldm(root.relative_to(folder), seconds=0.25)
+        assert [(r.id, r.captions, r.label) for r in dataset.recordings] == [
+            ("set/part/rain.wav", ("It rains", "It pours"), "/m/06mb1,/m/0jbk"),
+            ("set/dog.wav", ("A dog", "A bark"), ""),
+            ("other/dog.wav", ("A horn",), ""),
+        ]
+    item = dataset[0]
+    assert item["waveform"].shape == (4000,) and item["waveform"].abs().max() == pytest.approx(0.5)
+    assert not item["waveform"][3200:].any()
+    assert [r.id for r in CaptionedAudio.from_audioldm(root, names=("other",)).recordings] == ["other/dog.wav"]
+    assert CaptionedAudio.from_audioldm(root, "test", names=("set",))[0]["caption"] == "A test"
+
+
+def test_faulty_entries_of_audioldms_tree_are_named_or_left_out(tmp_path):
+    record(tmp_path / "data" / "dataset" / "audio" / "good.wav")
+    record(tmp_path / "secret.wav")
+    (tmp_path / "data" / "dataset" / "audio" / "broken.wav").write_text("no sound")
+    entries = [{"wav": "good.wav", "caption": "Fine"}, {"wav": "../../../secret.wav", "caption": "Out"},
+               {"wav": str(tmp_path / "secret.wav"), "caption": "Out"}, {"wav": "gone.wav", "caption": "Gone"},
+               {"wav": "good.wav", "labels": "/m/06mb1"}, {"caption": "Nothing"}, "rain", {"wav": 3}]  # fmt: skip
+    with pytest.raises(ValueError) as caught:
+        CaptionedAudio.from_audioldm(audioldm_tree(tmp_path, entries))
+    for fault in ("7 faulty", "set_train.json, entry 2: .*leads out of", "entry 3: .*leads out", "entry 4: .*gone.wav",
+                  "entry 5: good.wav has no caption", 'entry 6: expected "wav"', "entry 7: .*got rain",
+                  "entry 8: .*got {'wav': 3}"):  # fmt: skip
+        assert re.search(fault, str(caught.value)), fault
+    root = audioldm_tree(tmp_path, [*entries, {"wav": "broken.wav", "caption": "Broken"}])
+    with pytest.warns(UserWarning, match="entry 9: .*broken.wav"):
+        dataset = CaptionedAudio.from_audioldm(root, skip_bad=True)
+    assert [recording.id for recording in dataset.recordings] == ["set/good.wav"]
+
+
+@pytest.mark.parametrize("tree, error, message", [
+    ("nothing", ValueError, "dataset_root.json: not a JSON file in UTF-8"),
+    ("[]", ValueError, "expected an object, got a list"),
+    ("{}", ValueError, "expected {\"metadata\""),
+    ('{"metadata": 3}', ValueError, "expected {\"metadata\""),
+    ('{"metadata": {"path": {"b": {}}}}', ValueError, "no data set 'a' with a folder; it lists b"),
+    ('{"metadata": {"path": {"a": {}}}}', ValueError, "no data set 'a' with a folder"),
+    ('{"a": ".", "metadata": {"path": {"a": {"test": "t"}}}}', ValueError, "a has no split 'train', only test"),
+    ('{"a": "nowhere", "metadata": {"path": {"a": {"train": "x.json"}}}}', FileNotFoundError, "names nowhere, which"),
+    ('{"a": ".", "metadata": {"path": {"a": {"train": "gone.json"}}}}', FileNotFoundError, "names gone.json, which"),
+    ('{"a": ".", "metadata": {"path": {"a": {"train": "x.json"}}}}', ValueError, "x.json: expected {\"data\""),
+])  # fmt: skip
+def test_a_tree_of_another_form_is_refused(tmp_path, tree, error, message):
+    (tmp_path / "dataset_root.json").write_text(tree)
+    (tmp_path / "x.json").write_text('{"data": 3}')
+    with pytest.raises(error, match=message):
+        CaptionedAudio.from_audioldm(tmp_path / "dataset_root.json", names=("a",))
+
+
+def test_an_empty_split_and_a_missing_root_are_told(tmp_path):
+    with pytest.raises(FileNotFoundError, match="dataset_root.json: no such JSON file"):
+        CaptionedAudio.from_audioldm(tmp_path / "dataset_root.json")
+    (tmp_path / "data" / "dataset" / "audio").mkdir(parents=True)
+    with pytest.raises(ValueError, match="no usable entry"):
+        CaptionedAudio.from_audioldm(audioldm_tree(tmp_path, []))

@@ -1,19 +1,26 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from peers import write_esc50
 from torch import nn
 
 from refined_ldm.config import preset
 from refined_ldm.evaluation import (
+    ESC50_PROMPTS,
     Judged,
+    accept_conditioner,
     adherence,
     fit_probe,
     judge_embeddings,
     judge_generated,
     judge_rendered,
     judge_shuffled,
+    read_esc50,
     rendered_clips,
     summary,
+    zero_shot_esc50,
 )
 
 
@@ -98,3 +105,56 @@ def test_adherence_compares_four_kinds_of_sound_on_two_kinds_of_clips(listener):
     assert {len(j.rows) for j in judged.values()} == {6}
     assert table[1]["recall"] == table[0]["recall"] and table[0]["frechet"] == pytest.approx(0, abs=1e-6)
     assert table[2]["frechet"] > 1
+
+
+# --- ESC-50 ---
+
+
+class Tones:
+    """Stands for a conditioner: hears which multiple of 440 Hz a tone is, and knows which class has which."""
+
+    config = SimpleNamespace(sample_rate=48_000)
+
+    def __init__(self, known):
+        self.known, self.read = known, []
+
+    def embed_audio(self, waveform, sample_rate):
+        assert sample_rate == 48_000 and waveform.shape == (240_000,)
+        assert waveform.abs().max() < 0.4  # as recorded: not AudioLDM's level
+        hertz = waveform.stft(4096, window=torch.ones(4096), return_complex=True).abs().mean(1).argmax() * 48_000 / 4096
+        return torch.eye(3)[round(hertz.item() / 440) - 1][None]
+
+    def embed_text(self, captions):
+        self.read += captions
+        return torch.stack([torch.eye(3)[self.known.index(caption)] for caption in captions])
+
+
+def test_esc50_is_named_with_the_published_prompts_at_the_rate_of_the_conditioner(tmp_path):
+    folder = write_esc50(tmp_path / "ESC-50-master")
+    names = ["dog", "sea waves", "hand saw"]  # 440, 880 and 1320 Hz
+    for prompt in ESC50_PROMPTS.values():
+        clap = Tones([prompt.format(name) for name in names])
+        assert zero_shot_esc50(clap, prompt, folder).accuracy == 1
+        assert clap.read == [prompt.format(name) for name in sorted(names)]
+    confused, seen = Tones(["a dog", "a hand saw", "a sea waves"]), []
+    result = zero_shot_esc50(confused, "a {}", folder, lambda done, every: seen.append((done, every)))
+    assert result.accuracy == pytest.approx(1 / 3) and seen == [(k, 6) for k in range(1, 7)]
+
+
+def test_what_is_no_esc50_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="meta/esc50.csv: give the folder that holds ESC-50's meta/ and audio/"):
+        read_esc50(tmp_path)
+    (tmp_path / "meta").mkdir()
+    for content, found in (("", r"\[\]"), ("file,label\na.wav,dog\n", r"\['file', 'label'\]")):
+        (tmp_path / "meta" / "esc50.csv").write_text(content)
+        with pytest.raises(ValueError, match=f"expected the columns filename and category, got {found}"):
+            read_esc50(tmp_path)
+
+
+@pytest.mark.parametrize("name, published", [("ms-clap-2023", 0.939), ("laion-clap", 0.910)])
+def test_a_conditioner_is_accepted_within_one_point_of_the_published_figure(name, published):
+    for accuracy in (published, published - 0.009, published + 0.009):
+        accept_conditioner(name, accuracy)
+    for accuracy in (published - 0.011, published + 0.011, 0.60, float("nan")):
+        with pytest.raises(ValueError, match="Nothing is trained on embeddings that fail this"):
+            accept_conditioner(name, accuracy)

@@ -1,3 +1,5 @@
+import importlib.util
+
 import numpy as np
 import pytest
 import torch
@@ -34,6 +36,23 @@ def blobs(n, k, d=16, seed=0, noise=0.5):
     return 4 * np.eye(d)[labels] + normal(n, d, seed, std=noise), labels
 
 
+def audioldm_eval(name):
+    """A module of audioldm_eval's metrics, without what the package asks for at its top."""
+    found = importlib.util.find_spec("audioldm_eval")
+    if found is None:
+        pytest.skip("audioldm_eval is not here: pip install --no-deps audioldm_eval==0.0.3")
+    path = f"{found.submodule_search_locations[0]}/metrics/{name}.py"
+    spec = importlib.util.spec_from_file_location(f"audioldm_eval_{name}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def features(n, d, seed):
+    """Like the 2048 numbers of PANNs: correlated, none below zero, half of them zero -> float32 tensor."""
+    return torch.from_numpy(np.maximum(normal(n, d, seed) @ normal(d, d, 99), 0)).float()
+
+
 # Frechet distance
 
 
@@ -42,6 +61,29 @@ def test_frechet_distance_equals_its_formula_with_a_matrix_square_root():
     c_a, c_b = np.cov(a.T), np.cov(b.T)
     expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(c_a + c_b - 2 * sqrtm(c_a @ c_b).real)
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("n, d", [(300, 24), (20, 24)])  # the second with fewer clips than dimensions
+def test_frechet_distance_equals_its_formula_with_eigenvalues(n, d):
+    """As torchmetrics writes it: the trace of the root is the sum of the roots of the product's eigenvalues."""
+    a, b = features(n, d, 0), features(n + 10, d, 1) + 0.5
+    expected = (a.double().mean(0) - b.double().mean(0)).square().sum()
+    c_a, c_b = a.double().T.cov(), b.double().T.cov()
+    expected += c_a.trace() + c_b.trace() - 2 * torch.linalg.eigvals(c_a @ c_b).sqrt().real.sum()
+    assert frechet_distance(a, b) == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_frechet_distance_equals_torchmetrics():
+    fid = pytest.importorskip("torchmetrics.image.fid", reason="pip install torchmetrics")
+    a, b = features(300, 24, 0).double(), features(200, 24, 1).double() + 0.5
+    expected = fid._compute_fid(a.mean(0), a.T.cov(), b.mean(0), b.T.cov())
+    assert frechet_distance(a, b) == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_frechet_distance_equals_audioldm_eval():
+    a, b = features(300, 24, 0), features(200, 24, 1) + 0.5
+    expected = audioldm_eval("fid").calculate_fid({"2048": a}, {"2048": b}, "2048")["frechet_distance"]
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-4)
 
 
 def test_frechet_distance_of_known_gaussians():
@@ -87,6 +129,30 @@ def test_kernel_distance_equals_its_sums_written_out(kernel):
     assert kernel_distance(a, b, kernel) == pytest.approx(within_a + within_b - 2 * between, rel=1e-9)
 
 
+def test_kernel_distance_equals_scikit_learns_kernels():
+    pairwise = pytest.importorskip("sklearn.metrics.pairwise", reason="pip install scikit-learn")
+    a, b = features(30, 24, 0), features(40, 24, 1) + 0.5
+    width = np.median(pairwise.euclidean_distances(b.double())[np.triu_indices(40, k=1)])
+    kernels = {"polynomial": lambda x, y: pairwise.polynomial_kernel(x, y, degree=3, coef0=1),
+               "gaussian": lambda x, y: 100 * pairwise.rbf_kernel(x, y, gamma=1 / (2 * width**2))}  # fmt: skip
+    for name, kernel in kernels.items():
+        aa, bb, ab = (kernel(x.double(), y.double()) for x, y in ((a, a), (b, b), (a, b)))
+        expected = aa[~np.eye(30, dtype=bool)].mean() + bb[~np.eye(40, dtype=bool)].mean() - 2 * ab.mean()
+        assert kernel_distance(a, b, name) == pytest.approx(expected, rel=1e-4)
+
+
+def test_kernel_distance_equals_torchmetrics():
+    kid = pytest.importorskip("torchmetrics.image.kid", reason="pip install torchmetrics")
+    a, b = features(30, 24, 0).double(), features(30, 24, 1).double() + 0.5
+    assert kernel_distance(a, b) == pytest.approx(kid.poly_mmd(b, a).item(), rel=1e-4)
+
+
+def test_kernel_distance_equals_audioldm_eval():
+    a, b = features(30, 24, 0), features(30, 24, 1) + 0.5
+    expected = audioldm_eval("kid").polynomial_mmd(a.numpy(), b.numpy(), degree=3, gamma=None, coef0=1)
+    assert kernel_distance(a, b) == pytest.approx(expected, rel=1e-4)
+
+
 @pytest.mark.parametrize("kernel", ["polynomial", "gaussian"])
 def test_kernel_distance_is_unbiased(kernel):
     same = [kernel_distance(normal(25, 6, s), normal(40, 6, 1000 + s), kernel) for s in range(200)]
@@ -103,6 +169,37 @@ def test_kl_divergence_equals_torch_and_is_zero_for_equal_rows():
     assert kl_divergence(p, q) == pytest.approx(expected.item(), rel=1e-9)
     assert kl_divergence(p, p) == pytest.approx(0, abs=1e-4)
     assert kl_divergence(np.eye(3), np.eye(3)) == pytest.approx(0, abs=1e-4)
+
+
+def test_kl_divergence_is_audioldm_evals_softmax_variant():
+    """KL(real || generated) over all classes as AudioGen counts it; not the sum over each class's own yes or no."""
+    real, generated = (torch.from_numpy(3 * normal(50, 20, seed)) for seed in (0, 1))
+    files = [f"{i}.wav" for i in range(50)]
+    shuffled = torch.randperm(50, generator=torch.Generator().manual_seed(0))
+    told, *_ = audioldm_eval("kl").calculate_kl(
+        {"logits": generated[shuffled], "file_path_": [files[i] for i in shuffled]},
+        {"logits": real, "file_path_": files}, "logits",
+    )  # fmt: skip
+    value = kl_divergence(real.softmax(1), generated.softmax(1))
+    assert value == pytest.approx(told["kullback_leibler_divergence_softmax"], rel=1e-4)
+    assert abs(value - told["kullback_leibler_divergence_sigmoid"]) > 0.1
+
+
+def test_inception_score_equals_its_formula():
+    p = torch.from_numpy(3 * normal(80, 20, 0)).softmax(1)
+    expected = torch.nn.functional.kl_div(p.mean(0).log().expand(80, 20), p, reduction="batchmean").exp().item()
+    assert inception_score(p) == pytest.approx(expected, rel=1e-4)
+
+
+def test_inception_score_equals_audioldm_eval_whole_and_in_its_ten_parts():
+    logits = torch.from_numpy(3 * normal(80, 20, 0))
+    p = logits.softmax(1)
+    calculate = audioldm_eval("isc").calculate_isc
+    one = calculate({"logits": logits}, "logits", rng_seed=2020, samples_shuffle=False, splits=1)
+    ten = calculate({"logits": logits}, "logits", rng_seed=2020, samples_shuffle=True, splits=10)
+    assert inception_score(p) == pytest.approx(one["inception_score_mean"], rel=1e-4)
+    order = np.random.RandomState(2020).permutation(80)  # theirs
+    assert inception_score(p[order], splits=10) == pytest.approx(ten["inception_score_mean"], rel=1e-4)
 
 
 def test_inception_score_runs_from_one_to_the_number_of_classes():

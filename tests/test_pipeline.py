@@ -1,14 +1,26 @@
+import json
 from dataclasses import replace
 
+import published_yaml
 import pytest
 import small
 import torch
 
 from refined_ldm.audio import save_audio
 from refined_ldm.data import CaptionedAudio
-from refined_ldm.pipeline import STAGES, cached_clips, open_data, prepare_latents, train_stage
+from refined_ldm.pipeline import (
+    STAGES,
+    cached_clips,
+    check_files,
+    default_stages,
+    load_named_parts,
+    open_data,
+    prepare_latents,
+    train_stage,
+)
 from refined_ldm.scenes import SoundScenes
 from refined_ldm.text_to_audio import RefinedAudioLDM
+from refined_ldm.unet import UNet
 
 
 @pytest.fixture
@@ -37,6 +49,11 @@ def test_data_is_opened_by_what_it_is(recordings, tmp_path):
     table = recordings / "table.csv"
     table.write_text('file,caption\nbell_1.wav,"a bell, rung once"\n')
     assert open_data(settings(table))[0]["caption"] == "a bell, rung once"
+    root = tmp_path / "dataset_root.json"
+    root.write_text(json.dumps({"bells": "recordings", "horns": "recordings", "metadata": {"path": {
+        "bells": {"train": "train.json"}, "horns": {"train": "nowhere.json"}}}}))  # fmt: skip
+    (tmp_path / "train.json").write_text(json.dumps({"data": [{"wav": "bell_2.wav", "caption": "a bell, far away"}]}))
+    assert open_data(settings(root, data_sets=("bells",)))[0]["caption"] == "a bell, far away"
     with pytest.raises(FileNotFoundError, match="nowhere.csv"):
         open_data(settings(tmp_path / "nowhere.csv"))
 
@@ -137,3 +154,153 @@ def test_a_stage_goes_on_where_it_stopped(recordings, tmp_path):
     assert not (tmp_path / "vae.safetensors").exists()  # it is not finished
     assert [s.index for s in train_stage(RefinedAudioLDM(config), "vae", tmp_path, resume=True)] == [3, 4]
     assert (tmp_path / "vae.safetensors").is_file()
+
+
+# --- parts from files that the configuration names ---
+
+
+@pytest.fixture
+def donor(recordings, tmp_path):
+    """A model whose parts lie in files as AudioLDM writes them: audioldm.ckpt, vae.ckpt, vae_vocoder.ckpt; and clap."""
+    model = small.awake(RefinedAudioLDM(settings(recordings), seed=9))
+    published_yaml.checkpoint(tmp_path / "audioldm.ckpt", model)
+    published_yaml.first_stage(tmp_path / "vae.ckpt", model)
+    published_yaml.first_stage(tmp_path / "vae_vocoder.ckpt", model, vocoder=True)
+    model.clap.save(tmp_path / "clap.safetensors")
+    return model
+
+
+def same(module, other):
+    pairs = zip(module.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("named, parts", [
+    ({}, set()),
+    ({"vae_checkpoint": "vae.ckpt"}, {"vae"}),
+    ({"vae_checkpoint": "vae_vocoder.ckpt"}, {"vae", "hifigan"}),
+    ({"vae_checkpoint": "audioldm.ckpt"}, {"vae", "hifigan"}),
+    ({"vae_checkpoint": "vae.ckpt", "vocoder_checkpoint": "vae_vocoder.ckpt"}, {"vae", "hifigan"}),
+    ({"clap_checkpoint": "clap.safetensors"}, {"clap"}),
+    ({"start_from": "audioldm.ckpt", "vae_checkpoint": "nowhere.ckpt"}, {"ldm", "vae", "hifigan", "scale"}),
+    ({"start_from": "audioldm.ckpt", "clap_checkpoint": "clap.safetensors"},
+     {"ldm", "vae", "hifigan", "clap", "scale"}),
+])  # fmt: skip
+def test_what_named_files_hold_is_read(donor, tmp_path, named, parts):
+    model = RefinedAudioLDM(donor.config.changed(**{name: str(tmp_path / file) for name, file in named.items()}))
+    assert load_named_parts(model) == parts
+    modules = {"vae": "vae", "hifigan": "vocoder", "clap": "clap", "ldm": "unet"}
+    assert {part for part, name in modules.items() if same(getattr(model, name), getattr(donor, name))} == (
+        parts - {"scale"})  # fmt: skip
+    assert model.scale == (torch.tensor(0.7) if "scale" in parts else 1)
+    assert load_named_parts(RefinedAudioLDM(model.config), {"clap"}) == parts & {"clap"}
+
+
+def test_the_vocoder_is_looked_for_beside_the_first_stage(donor, tmp_path):
+    model = RefinedAudioLDM(donor.config.changed(vae_checkpoint=str(tmp_path / "vae.ckpt")))
+    torch.save({"generator": donor.vocoder.state_dict()}, tmp_path / "hifigan_16k_64bins.ckpt")
+    assert load_named_parts(model) == {"vae", "hifigan"} and same(model.vocoder, donor.vocoder)
+
+
+def test_a_unet_of_another_conditioner_keeps_all_but_the_layer_captions_enter_by(donor, tmp_path):
+    fresh = RefinedAudioLDM(donor.config.changed(start_from=str(tmp_path / "other.ckpt")))
+    before = {name: tensor.clone() for name, tensor in fresh.unet.state_dict().items()}
+    donor.unet = small.awake(UNet(replace(donor.config.unet, embedding_dim=20)))
+    published_yaml.checkpoint(tmp_path / "other.ckpt", donor)
+    assert load_named_parts(fresh) == {"vae", "hifigan", "scale"}
+    for name, tensor in fresh.unet.state_dict().items():
+        assert torch.equal(tensor, before[name] if "film_embed" in name else donor.unet.state_dict()[name]), name
+    fresh.config = fresh.config.changed(clap_checkpoint=str(tmp_path / "clap.safetensors"))
+    with pytest.warns(UserWarning, match="listened to another conditioner than tiny-gpt2"):
+        next(train_stage(fresh, "ldm", tmp_path / "run"))
+
+
+@pytest.mark.parametrize("named, error, told", [
+    ({"start_from": "no.ckpt"}, FileNotFoundError, r"start_from \(reload_from_ckpt in AudioLDM's YAML\) is no.ckpt"),
+    ({"vae_checkpoint": "no.ckpt"}, FileNotFoundError, "first_stage_config.params.reload_from_ckpt.*--stage vae ldm"),
+    ({"vae_checkpoint": "a/vae_mel_16k_64bins.ckpt"}, FileNotFoundError, "it is published at https://zenodo"),
+    ({"clap_checkpoint": "no.pth"}, FileNotFoundError, "name it where it is, with --clap-checkpoint"),
+    ({"vocoder_checkpoint": "no.ckpt"}, FileNotFoundError, "vocoder_checkpoint .* is no.ckpt, which is not there"),
+    ({"start_from": "VAE"}, ValueError, "vae.ckpt holds no unet, only vae"),
+    ({"vocoder_checkpoint": "VAE"}, ValueError, "vae.ckpt holds no hifigan, only vae"),
+])  # fmt: skip
+def test_a_file_that_is_missing_or_another_is_named(donor, tmp_path, named, error, told):
+    named = {setting: path.replace("VAE", str(tmp_path / "vae.ckpt")) for setting, path in named.items()}
+    with pytest.raises(error, match=told):
+        load_named_parts(RefinedAudioLDM(donor.config.changed(**named)))
+
+
+def test_a_file_of_other_sizes_is_refused(donor, tmp_path):
+    wider = donor.config.changed(vae=replace(donor.config.vae, channels=16), vae_checkpoint=str(tmp_path / "vae.ckpt"))
+    with pytest.raises(ValueError, match="vae.ckpt does not fit MelVAE: .* of another shape"):
+        load_named_parts(RefinedAudioLDM(wider))
+
+
+def test_files_are_missed_before_a_model_is_built(donor, tmp_path):
+    config = donor.config.changed(vae_checkpoint="no.ckpt")
+    for stages in (["ldm"], ["vae", "ldm"]):
+        with pytest.raises(FileNotFoundError, match="vae_checkpoint"):
+            check_files(config, stages, tmp_path / "run")
+    check_files(config, ["clap", "hifigan"], tmp_path / "run")
+    donor.save_part("vae", tmp_path / "run")
+    check_files(config, ["ldm"], tmp_path / "run")  # the run has one of its own
+    with pytest.raises(FileNotFoundError, match="no recordings at gone.csv"):
+        check_files(config.changed(data="gone.csv"), ["ldm"], tmp_path / "run")
+
+
+def test_what_has_no_file_is_trained(donor):
+    config = donor.config
+    assert default_stages(config) == STAGES
+    assert default_stages(config.changed(clap_checkpoint="a")) == ("vae", "ldm")
+    assert default_stages(config.changed(vae_checkpoint="a")) == ("ldm",)
+    assert default_stages(config.changed(start_from="a")) == ("ldm",)
+
+
+def test_the_unet_learns_from_published_parts_alone_and_the_run_is_a_model(donor, tmp_path):
+    config = donor.config.changed(vae_checkpoint=str(tmp_path / "vae.ckpt"),
+                                  clap_checkpoint=str(tmp_path / "clap.safetensors"))  # fmt: skip
+    run = tmp_path / "run"
+    assert [step.index for step in train_stage(RefinedAudioLDM(config), "ldm", run)] == [1, 2]
+    assert {path.name for path in run.iterdir()} == {"checkpoints", "clips-train", "latents-train", "config.yaml",
+                                                     "vae.safetensors", "ldm.safetensors"}  # fmt: skip
+    loaded = RefinedAudioLDM.load(run)  # the conditioner stays where it is, and no file has a vocoder
+    assert loaded.config == config.changed(inversion="griffin_lim")
+    assert same(loaded.vae, donor.vae) and same(loaded.clap, donor.clap) and loaded.scale not in (0.7, 1)
+    assert loaded.generate(["bell"]).shape == (1, 5120)
+    list(train_stage(RefinedAudioLDM(config), "hifigan", run))
+    assert RefinedAudioLDM.load(run).config.inversion == "hifigan"
+
+
+def test_a_checkpoint_starts_the_unet_with_its_own_scale_and_first_stage(donor, tmp_path):
+    config = donor.config.changed(start_from=str(tmp_path / "audioldm.ckpt"), vae_checkpoint="not needed",
+                                  clap_checkpoint=str(tmp_path / "clap.safetensors"))  # fmt: skip
+    run = tmp_path / "run"
+    steps = train_stage(model := RefinedAudioLDM(config), "ldm", run, lr=1e-12)
+    next(steps), steps.close()
+    assert torch.allclose(model.unet.conv_out.weight, donor.unet.conv_out.weight, atol=1e-6)
+    resumed = list(train_stage(RefinedAudioLDM(config), "ldm", run, lr=1e-12, resume=True))
+    assert resumed[-1].index == 2
+    loaded = RefinedAudioLDM.load(run)
+    assert loaded.scale == torch.tensor(0.7)  # kept when the run went on, too
+    assert same(loaded.vae, donor.vae) and same(loaded.vocoder, donor.vocoder)
+    (tmp_path / "audioldm.ckpt").unlink()  # what goes on needs it no more
+    check_files(config, ["ldm"], run, resume=True)
+    assert [s.index for s in train_stage(RefinedAudioLDM(config), "ldm", run, resume=True, max_steps=3)] == [3]
+    with pytest.raises(FileNotFoundError, match="start_from"):
+        check_files(config, ["ldm"], run)
+
+
+def test_what_the_run_has_trained_goes_before_the_files(donor, tmp_path):
+    config = donor.config.changed(vae_checkpoint=str(tmp_path / "vae.ckpt"),
+                                  clap_checkpoint=str(tmp_path / "clap.safetensors"))  # fmt: skip
+    run = tmp_path / "run"
+    list(train_stage(RefinedAudioLDM(config), "vae", run, lr=1e-12))
+    trained = RefinedAudioLDM(config)
+    trained.load_part("vae", run)
+    weights = [module.encoder.conv_in.weight for module in (trained.vae, donor.vae)]
+    torch.testing.assert_close(*weights, atol=1e-6, rtol=0)  # it started from the file
+    small_change = trained.vae.encoder.conv_in.weight.data.add_(0.25).clone()
+    trained.save_part("vae", run)
+    (tmp_path / "vae.ckpt").unlink()
+    list(train_stage(RefinedAudioLDM(config), "ldm", run))
+    assert torch.equal(RefinedAudioLDM.load(run).vae.encoder.conv_in.weight, small_change)

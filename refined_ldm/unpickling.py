@@ -1,0 +1,137 @@
+"""Files of weights that others wrote, read without executing them.
+
+A pickle is a small program that may call anything. torch's `weights_only` reader lets it call a short list of names;
+what else a file asks for is named, and the file refused.
+"""
+
+import argparse
+import pathlib
+import pickletools
+import re
+import warnings
+import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from pathlib import Path
+from pickle import UnpicklingError
+
+import numpy as np
+import torch
+
+NOT_WEIGHTS = (  # how files begin that people take for a checkpoint
+    (b"\x89PNG", "a PNG picture"),
+    (b"\xff\xd8\xff", "a JPEG picture"),
+    (b"RIFF", "a WAV recording"),
+    (b"fLaC", "a FLAC recording"),
+    (b"ID3", "an MP3 recording"),
+    (b"\x1f\x8b", "a gzip archive: unpack it"),
+    (b"version https://git-lfs", "a pointer that git LFS left in place of the file: run `git lfs pull`"),
+    (b"<!DOCTYPE", "a web page, not what was to be downloaded"),
+    (b"<html", "a web page, not what was to be downloaded"),
+    (b"{", "JSON"),
+)
+
+
+def _emptied(factory=None):
+    """A defaultdict is read as the dict it is: torch fills no other."""
+    return {}
+
+
+_SCALAR = np.core.multiarray.scalar if np.__version__ < "2" else np._core.multiarray.scalar
+HARMLESS = [  # what a pickle may ask for beside what torch allows: numbers of numpy, and containers that do nothing
+    *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *((type(np.dtype(kind)), f"numpy.dtypes.{type(np.dtype(kind)).__name__}")
+      for kind in ("float64", "float32", "int64", "int32", "bool")),
+    (np.dtype, "numpy.dtype"),
+    (_emptied, "collections.defaultdict"),
+    (argparse.Namespace, "argparse.Namespace"),
+    (pathlib.PurePosixPath, "pathlib.PosixPath"),
+    *((kind, f"builtins.{kind.__name__}") for kind in (dict, list, tuple, int, float, str, bool)),
+]  # fmt: skip
+ALLOWED = {name for _, name in HARMLESS} | {"collections.OrderedDict", "collections.Counter", "_codecs.encode",
+                                            "builtins.set", "builtins.bytearray", "builtins.complex"}  # fmt: skip
+
+
+def file_format(path):
+    """"safetensors" or "pickle", by how the file begins, whatever its name.
+
+    Raises FileNotFoundError, or ValueError saying what it is instead of a checkpoint.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a directory: give a file of weights")
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    with open(path, "rb") as file:
+        head = file.read(64)
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**27:
+        return "safetensors"
+    if head.startswith((b"PK\x03\x04", b"\x80")):  # torch's zip archive; a bare pickle of protocol 2 or later
+        if path.suffix == ".safetensors":
+            raise ValueError(f"{path} was refused: it is a pickle under the name of safetensors; such is named .ckpt")
+        return "pickle"
+    if not head:
+        raise ValueError(f"{path} was refused: it is empty (0 bytes): fetch it again")
+    found = next((what for start, what in NOT_WEIGHTS if head.lstrip().startswith(start)), None)
+    text = all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head)
+    raise ValueError(f"{path} was refused: it is {found or ('text' if text else 'of no known format')}, no checkpoint")
+
+
+def unpickle(path):
+    """Read a .pth, .pt or .ckpt file without executing it: tensors, plain containers and numbers of numpy only.
+
+    Tensors of torch's usual format stay on disk until they are used. Raises FileNotFoundError, or ValueError naming
+    what the file asks to run, or saying that it is cut or no checkpoint.
+    """
+    if file_format(path) != "pickle":
+        raise ValueError(f"{path} was refused: it is safetensors, not a pickle")
+    try:
+        with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # it is read, or refused and named
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (UnpicklingError, RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError,
+            AttributeError) as fault:  # fmt: skip  # what torch raises on damaged files
+        names, blocked = forbidden(path), re.search(r"GLOBAL (\S+) ", str(fault))
+        if blocked and not names:
+            names = [blocked[1]]
+        reason = f"asks to run {', '.join(names)}" if names else "is cut, damaged or no checkpoint: fetch it again"
+        raise ValueError(f"{path} was refused: it {reason}") from fault
+
+
+def forbidden(path):
+    """The names a pickle would import and is not allowed to, in their order; the file is read, not run."""
+    try:
+        if not zipfile.is_zipfile(path):
+            with open(path, "rb") as file:
+                return _imports(file)
+        with zipfile.ZipFile(path) as archive:
+            pickled = next((name for name in archive.namelist() if name.endswith("data.pkl")), None)
+            return _imports(archive.open(pickled)) if pickled else []
+    except (OSError, zipfile.BadZipFile):
+        return []
+
+
+def _imports(file):
+    found, strings, memo = {}, [], {}  # memo: what the pickle noted down under a number, where it is a string
+    try:
+        for _ in range(5):  # torch's older format is five pickles, one after the other, and then bare numbers
+            for opcode, argument, _ in pickletools.genops(file):
+                if opcode.name in ("GLOBAL", "INST"):
+                    found[argument] = None
+                elif opcode.name == "STACK_GLOBAL":
+                    found[" ".join(strings[-2:])] = None
+                elif "UNICODE" in opcode.name or "STRING" in opcode.name:
+                    strings.append(argument)
+                elif opcode.name == "MEMOIZE":
+                    memo[len(memo)] = strings[-1] if strings else ""
+                elif opcode.name in ("BINGET", "LONG_BINGET"):
+                    strings.append(memo.get(argument, ""))
+    except (ValueError, IndexError, KeyError, EOFError):
+        pass  # the numbers, or the end
+    names = (_todays_name(*name.split(" ", 1)) for name in found)
+    return [name for name in names if name not in ALLOWED and not name.startswith("torch.")]
+
+
+def _todays_name(module, name):
+    """Python 3's public name of what a pickle, often in Python 2's words, asks for: posix.system is os.system."""
+    module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+    return f"{'os' if module in ('posix', 'nt') else module}.{name}"
