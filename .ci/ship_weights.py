@@ -54,7 +54,7 @@ def ship(run):
 
 
 def curves(run):
-    """For every stage: its steps, its seconds, and its losses, averaged over the last 200 steps; and a figure of all."""
+    """For every stage: steps, seconds, and losses averaged over the last 200 steps; and a figure of all."""
     told, figure = {}, plt.figure(figsize=(10, 4.4), layout="constrained")
     for ax, (stage, command) in zip(figure.subplots(2, 3).flat, COMMANDS.items(), strict=False):
         path = (run.parent / "tiny-roberta" / "clap.csv") if stage == "clap-tiny-roberta" else run / f"{stage}.csv"

@@ -296,10 +296,14 @@ def _write_csv(path, rows):
 
 
 def _commit():
-    """The commit this code is at, with "+dirty" if files have changed since; None without git."""
-    describe = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+dirty"]
+    """The commit this code is at, with "+dirty" if package or notebooks have changed since; None without git."""
+
+    def git(*arguments):
+        return subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+
     try:
-        return subprocess.run(describe, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.strip()
+        changed = git("status", "--porcelain", "--", "refined_ldm", "notebooks")
+        return git("rev-parse", "HEAD").strip() + ("+dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 
