@@ -71,11 +71,12 @@ class Comparison:
             f"{e['sample_rate']} Hz; files read at {e['read_at']} Hz by {e['resampler']}",
             f"PCA        Frechet distances in {self.pca or 'all'} dimensions",
             "",
-            f"{'metric':28}{'value':>10}   {'95 % interval':^21}{'floor':>12}   which is",
+            f"{'metric':28}{'value':>10}   {'95 % interval':^21}{'same n':>12}{'floor':>10}   what scores the floor",
         ]
         for s in self.scores:
-            interval, lowest = f"{s.low:9.4g} … {s.high:<9.4g}", "" if s.floor is None else f"{s.floor:.4g}"
-            lines.append(f"{METRICS[s.metric]:28}{s.value:10.4g}   {interval}{lowest:>12}   {s.floor_of}")
+            same, lowest = ("" if x is None else f"{x:.4g}" for x in (s.same_size, s.floor))
+            interval = f"{s.low:9.4g} … {s.high:<9.4g}"
+            lines.append(f"{METRICS[s.metric]:28}{s.value:10.4g}   {interval}{same:>12}{lowest:>10}   {s.floor_of}")
         lines += ["", *(f"left out: {', '.join(metrics)}: {reason}" for reason, metrics in reasons.items())]
         return "\n".join([*lines, *self.notes]).rstrip()
 
@@ -174,7 +175,7 @@ def compare_folders(generated, reference, embedding="aisfx", checkpoint=None, ca
     """Compare a folder of generated sounds with a folder of real ones -> Comparison.
 
     captions: a CSV file with the columns `file` and `caption`, named like the generated files. pca: Frechet distances
-    are between projections onto so many main directions of the reference, fewer if it has fewer clips; 0 takes all.
+    are between projections onto so many main directions of the reference, or as many as half of it has; 0 takes all.
     sample_rate: read both at this rate first (Hz), so that highs that one side cannot have do not count. Files that
     cannot be used are a ValueError that names all of them, or with skip_bad left out. on_clips(stage, done, all)
     reports progress.
@@ -205,7 +206,7 @@ def compare_folders(generated, reference, embedding="aisfx", checkpoint=None, ca
     tell = _progress(on_clips, "listening", len(made) + len(real))
     g, r = _listen(made, folders[0], ear, sample_rate, tell), _listen(real, folders[1], ear, sample_rate, tell)
     rows, dimensions = r.together().shape
-    kept = min(pca, rows - 1, dimensions) if pca else None
+    kept = min(pca, max(1, rows // 2 - 1), dimensions) if pca else None  # as many as halves have, for the floor
     scores, left_out = count_scores(g, r, captioned, text, kept, seed, _progress(on_clips, "counting", len(METRICS)))
     told = {"name": embedding, "version": ear.version, "sha256": ear.sha256, "dimensions": dimensions,
             "sample_rate": ear.sample_rate, "read_at": sample_rate or ear.sample_rate, "resampler": RESAMPLER,
@@ -218,10 +219,10 @@ def _notes(generated, reference, embedding, pca, kept, rows, uncaptioned):
     """What a reader of the table has to know."""
     half, window = reference.clips // 2, embedding["heard_seconds"]
     if kept and kept < pca:
-        yield f"{kept} dimensions are all that the reference has of the {pca} that were asked for"
-    if generated.clips != half:
-        yield (f"floors are of {half} clips against {half}, values of {generated.clips} against {reference.clips}: "
-               "Frechet distances fall with more clips (that for infinite n should not), kernel distances do not")
+        yield f"of the {pca} PCA dimensions that were asked for, a half of the reference has {kept}"
+    if half > 1:
+        yield (f"same n: the distance of {min(half, generated.clips)} generated clips to {half} real ones, to be held "
+               "against the floor; a Frechet distance falls with more clips, a kernel distance does not")
     highest = [max(side.sample_rates, default=0) for side in (generated, reference)]
     if highest[0] != highest[1] and min(highest) < embedding["read_at"]:
         yield (f"the generated files have {highest[0]} Hz and the references {highest[1]} Hz: highs that only one side "

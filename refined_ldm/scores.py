@@ -1,7 +1,8 @@
 """Scores of two sets of clips: every number of `metrics` with its interval and with what it is to be held against.
 
-The interval is of other generated clips of the same sort (`bootstrap_interval`); the floor is what two halves of the
-real clips score, or chance, or the real clips' own score: `floor_of` says which.
+The interval is of other generated clips of the same sort (`bootstrap_interval`). The floor of a distance is what real
+clips score against other real ones. Halves of the reference are all there is for that, and distances depend on how many
+clips they see: `same_size` is the value at the floor's size, and those two may be compared.
 """
 
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ class Score:
     value: float
     low: float  # 95 % of what other clips of the same sort would give
     high: float
+    same_size: float | None  # distances: the value for as few clips as the floor is of
     floor: float | None  # what it is to be held against
     floor_of: str  # what that is
     clips: int  # generated ones that were counted
@@ -74,25 +76,36 @@ def main_directions(rows, k):
     return np.linalg.svd(rows - rows.mean(axis=0), full_matrices=False)[2][:k].T
 
 
-# Each of these returns value, low, high, floor, what the floor is, how many clips were counted.
+def projection(rows, k):
+    """A function from (n, D) to (n, k), onto the main directions of `rows`; with k = None it changes nothing."""
+    axes = main_directions(rows, k) if k else None
+    return lambda x: x @ axes if k else x
 
 
-def _distance(distance, generated, reference, seed):
-    whole, clips = reference.together(), np.arange(len(generated.rows))
+# Each of these returns what Score holds after the metric's name.
 
-    def to_reference(some):
-        return distance(generated.together(some), whole)
 
-    def between(some, others):
-        return distance(reference.together(some), reference.together(others))
+def _distance(distance, generated, reference, pca, seed):
+    def between(a, b):
+        onto = projection(b, pca)
+        return distance(onto(a), onto(b))
 
-    interval = bootstrap_interval(to_reference, clips, resamples=DRAWS, seed=seed, centre=True)
+    n, half = len(generated.rows), len(reference.rows) // 2
+    whole = reference.together()
+    onto = projection(whole, pca)
+    near, aim = generated.map(onto), onto(whole)  # projected once: the reference stays the same in all draws
+    interval = bootstrap_interval(lambda some: distance(near.together(some), aim), np.arange(n), resamples=DRAWS,
+                                  seed=seed, centre=True)  # fmt: skip
+    few, rng, numbers = min(n, half), np.random.default_rng(seed), np.arange(len(reference.rows))[:, None]
     try:
-        half = floor(np.arange(len(reference.rows))[:, None], between, seed=seed)
-        told = half, f"two halves of the reference, {len(reference.rows) // 2} clips each"
+        real = floor(numbers, lambda some, others: between(reference.together(some[:few]), reference.together(others)),
+                     seed=seed)  # fmt: skip
+        made = floor(numbers, lambda _, others: between(generated.together(rng.permutation(n)[:few]),
+                                                        reference.together(others)), seed=seed)  # fmt: skip
+        held_against = made, real, f"{few} real clips against {half} others"
     except ValueError as fault:
-        told = None, f"none: {fault}"
-    return to_reference(clips), *interval, *told, len(clips)
+        held_against = None, None, f"none: {fault}"
+    return distance(near.together(), aim), *interval, *held_against, n
 
 
 def _classes(heard):
@@ -113,7 +126,7 @@ def _kl_divergence(generated, reference, seed):
     each = [kl_divergence(p[i : i + 1], q[i : i + 1]) for i in range(len(pairs))]
     chance = kl_divergence(np.roll(p, len(p) // 2, axis=0), q)
     interval = bootstrap_interval(np.mean, each, seed=seed)
-    return kl_divergence(p, q), *interval, chance, "chance: the references of others", len(pairs)
+    return kl_divergence(p, q), *interval, None, chance, "chance: the references of others", len(pairs)
 
 
 def _inception_score(generated, reference, splits, seed):
@@ -123,7 +136,7 @@ def _inception_score(generated, reference, splits, seed):
         raise ValueError(f"needs {2 * splits} clips or more in both folders")
     score = partial(inception_score, splits=splits)
     interval = bootstrap_interval(score, p, resamples=DRAWS, seed=seed, centre=True)
-    return score(p), *interval, score(own), f"the reference's own, {len(own)} clips", len(p)
+    return score(p), *interval, None, score(own), f"the reference's own, {len(own)} clips", len(p)
 
 
 def _cosines(audio, text):
@@ -139,7 +152,7 @@ def _clap_score(audio, text, seed):
     own, n = np.diag(cosine), len(cosine)
     chance = (cosine.sum() - own.sum()) / (n * (n - 1))
     interval = bootstrap_interval(np.mean, own, seed=seed)
-    return clap_score(audio, text), *interval, float(chance), "chance: the captions of others", n
+    return clap_score(audio, text), *interval, None, float(chance), "chance: the captions of others", n
 
 
 def _recall(audio, text, k, seed):
@@ -147,7 +160,7 @@ def _recall(audio, text, k, seed):
     if k >= len(cosine):
         raise ValueError(f"needs captions of {k + 1} clips or more")
     interval = bootstrap_interval(np.mean, found_at_k(cosine, k), seed=seed)
-    return recall_at_k(text, audio, k), *interval, k / len(cosine), "chance", len(cosine)
+    return recall_at_k(text, audio, k), *interval, None, k / len(cosine), "chance", len(cosine)
 
 
 def found_at_k(cosine, k):
@@ -165,15 +178,12 @@ def count_scores(generated, reference, captioned, text, pca, seed, tell):
     """
     g, r = generated, reference
     means = [heard.map(lambda rows: rows.mean(axis=0, keepdims=True)) for heard in (g, r)]
-    if pca:
-        directions = main_directions(r.together(), pca)
-        g, r = (heard.map(lambda rows: rows @ directions) for heard in (g, r))
     audio = means[0].together(captioned) if text is not None else None
     ways = {
-        "frechet_distance": partial(_distance, frechet_distance, g, r, seed),
-        "frechet_infinity": partial(_distance, partial(frechet_infinity, seed=seed), g, r, seed),
-        "kernel_polynomial": partial(_distance, kernel_distance, *means, seed),
-        "kernel_gaussian": partial(_distance, partial(kernel_distance, kernel="gaussian"), *means, seed),
+        "frechet_distance": partial(_distance, frechet_distance, g, r, pca, seed),
+        "frechet_infinity": partial(_distance, partial(frechet_infinity, seed=seed), g, r, pca, seed),
+        "kernel_polynomial": partial(_distance, kernel_distance, *means, None, seed),
+        "kernel_gaussian": partial(_distance, partial(kernel_distance, kernel="gaussian"), *means, None, seed),
         "kl_divergence": partial(_kl_divergence, g, r, seed),
         "inception_score": partial(_inception_score, g, r, 1, seed),
         "inception_score_parts": partial(_inception_score, g, r, SPLITS, seed),

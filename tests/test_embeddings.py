@@ -62,9 +62,9 @@ def test_vggish_gives_a_row_for_each_window(tmp_path):
 
 
 def test_what_is_missing_is_told():
-    with pytest.raises(FileNotFoundError, match=r"panns needs .* Cnn14_16k_mAP=0.438.pth .* zenodo.org"):
+    with pytest.raises(FileNotFoundError, match=r"panns needs .*Cnn14_16k_mAP=0\.438\.pth.*zenodo"):
         open_embedding("panns")
-    with pytest.raises(FileNotFoundError, match=r"vggish needs .* vggish-10086976.pth .* github.com"):
+    with pytest.raises(FileNotFoundError, match=r"vggish needs .*vggish-10086976\.pth.*github"):
         open_embedding("vggish")
     with pytest.raises(ValueError, match=f"no embedding 'ear': choose one of {', '.join(EMBEDDINGS)}"):
         open_embedding("ear")

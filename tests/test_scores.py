@@ -41,9 +41,17 @@ def test_intervals_hold_the_distance_of_other_clips_and_floors_that_of_other_rea
         scores, _ = count(heard(normal(60, 6, 100 + seed, mean=0.5)), reference)
         other = frechet_distance(normal(60, 6, 200 + seed, mean=0.5), reference.together())
         inside += scores["frechet_distance"].low <= other <= scores["frechet_distance"].high
-        assert scores["frechet_distance"].floor < 0.5 < scores["frechet_distance"].low
+        assert scores["frechet_distance"].floor < scores["frechet_distance"].same_size
         assert abs(scores["kernel_polynomial"].floor) < scores["kernel_polynomial"].low
     assert inside >= 5
+
+
+def test_a_perfect_model_scores_the_floor_at_its_size_and_elsewhere_does_not():
+    """100 clips of the same sort as 400 real ones: nearer to all of these than real clips are to 200 others."""
+    scores, _ = count(heard(normal(100, 30, 0)), heard(normal(400, 30, 1)), pca=10)
+    score = scores["frechet_distance"]
+    assert score.same_size == pytest.approx(score.floor, rel=0.2) and score.value < 0.9 * score.floor
+    assert score.floor_of == "100 real clips against 200 others"
 
 
 def test_windows_are_drawn_clip_by_clip_and_averaged_for_kernel_distances():
