@@ -71,19 +71,19 @@ class Comparison:
             f"{e['sample_rate']} Hz; files read at {e['read_at']} Hz by {e['resampler']}",
             f"PCA        Frechet distances in {self.pca or 'all'} dimensions",
             "",
-            f"{'metric':28}{'value':>10}   {'95 % interval':^21}{'same n':>12}{'floor':>10}   what scores the floor",
+            f"{'metric':28}{'value':>10}   {'95 % interval':^21}{'same n':>12}{'floor':>12}   what scores the floor",
         ]
         for s in self.scores:
             same, lowest = ("" if x is None else f"{x:.4g}" for x in (s.same_size, s.floor))
             interval = f"{s.low:9.4g} … {s.high:<9.4g}"
-            lines.append(f"{METRICS[s.metric]:28}{s.value:10.4g}   {interval}{same:>12}{lowest:>10}   {s.floor_of}")
+            lines.append(f"{METRICS[s.metric]:28}{s.value:10.4g}   {interval}{same:>12}{lowest:>12}   {s.floor_of}")
         lines += ["", *(f"left out: {', '.join(metrics)}: {reason}" for reason, metrics in reasons.items())]
         return "\n".join([*lines, *self.notes]).rstrip()
 
 
 def _told(which, side):
     more = [f"{side.silent} of them silent"] if side.silent else []
-    more += [f"{len(side.skipped)} unusable files left out"] if side.skipped else []
+    more += [f"{len(side.skipped)} unusable left out"] if side.skipped else []
     return f"{which:11}{side.folder}: {', '.join([f'{side.clips} clips', *more])}"
 
 

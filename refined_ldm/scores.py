@@ -97,15 +97,19 @@ def _distance(distance, generated, reference, pca, seed):
     interval = bootstrap_interval(lambda some: distance(near.together(some), aim), np.arange(n), resamples=DRAWS,
                                   seed=seed, centre=True)  # fmt: skip
     few, rng, numbers = min(n, half), np.random.default_rng(seed), np.arange(len(reference.rows))[:, None]
+
+    def made(_, others):
+        return between(generated.together(rng.permutation(n)[:few]), reference.together(others))
+
+    def real(some, others):
+        return between(reference.together(some[:few]), reference.together(others))
+
     try:
-        real = floor(numbers, lambda some, others: between(reference.together(some[:few]), reference.together(others)),
-                     seed=seed)  # fmt: skip
-        made = floor(numbers, lambda _, others: between(generated.together(rng.permutation(n)[:few]),
-                                                        reference.together(others)), seed=seed)  # fmt: skip
-        held_against = made, real, f"{few} real clips against {half} others"
+        values = (floor(numbers, which, seed=seed) for which in (made, real))
+        floors = (*values, f"{few} real clips against {half} others")
     except ValueError as fault:
-        held_against = None, None, f"none: {fault}"
-    return distance(near.together(), aim), *interval, *held_against, n
+        floors = None, None, f"none: {fault}"
+    return distance(near.together(), aim), *interval, *floors, n
 
 
 def _classes(heard):
