@@ -221,12 +221,16 @@ def _notes(generated, reference, embedding, pca, kept, rows, uncaptioned):
     if kept and kept < pca:
         yield f"of the {pca} PCA dimensions that were asked for, a half of the reference has {kept}"
     if half > 1:
-        yield (f"same n: the distance of {min(half, generated.clips)} generated clips to {half} real ones, to be held "
-               "against the floor; a Frechet distance falls with more clips, a kernel distance does not")
+        yield (
+            f"same n: the distance of {min(half, generated.clips)} generated clips to {half} real ones, to be held "
+            "against the floor; a Frechet distance falls with more clips, a kernel distance does not"
+        )
     highest = [max(side.sample_rates, default=0) for side in (generated, reference)]
     if highest[0] != highest[1] and min(highest) < embedding["read_at"]:
-        yield (f"the generated files have {highest[0]} Hz and the references {highest[1]} Hz: highs that only one side "
-               f"can have count as a difference; a sample rate of {min(highest)} would read both alike")
+        yield (
+            f"the generated files have {highest[0]} Hz and the references {highest[1]} Hz: highs that only one side "
+            f"can have count as a difference; a sample rate of {min(highest)} would read both alike"
+        )
     if window and max(generated.longest, reference.longest) > window:
         yield f"of clips longer than {window} s only the start is heard"
     if rows > reference.clips:

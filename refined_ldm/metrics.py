@@ -5,6 +5,7 @@ alone: `floor` says what two halves of the real data score against each other, `
 number would move with other clips.
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -139,7 +140,8 @@ def inception_score(p, splits=1):
         log_ratio = np.log(np.maximum(part, 1e-300)) - np.log(np.maximum(part.mean(axis=0), 1e-300))
         return np.exp((part * log_ratio).sum(axis=1).mean())
 
-    return float(np.mean([score(part) for part in np.array_split(p, splits)]))
+    edges = [i * len(p) // splits for i in range(splits + 1)]  # as audioldm_eval cuts them
+    return float(np.mean([score(p[start:end]) for start, end in pairwise(edges)]))
 
 
 def _probabilities(p, name):

@@ -74,7 +74,7 @@ def test_frechet_distance_equals_its_formula_with_eigenvalues(n, d):
 
 
 def test_frechet_distance_equals_torchmetrics():
-    fid = pytest.importorskip("torchmetrics.image.fid", reason="pip install torchmetrics")
+    fid = pytest.importorskip("torchmetrics.image.fid", reason="torchmetrics is not here: pip install torchmetrics")
     a, b = features(300, 24, 0).double(), features(200, 24, 1).double() + 0.5
     expected = fid._compute_fid(a.mean(0), a.T.cov(), b.mean(0), b.T.cov())
     assert frechet_distance(a, b) == pytest.approx(expected.item(), rel=1e-4)
@@ -130,7 +130,7 @@ def test_kernel_distance_equals_its_sums_written_out(kernel):
 
 
 def test_kernel_distance_equals_scikit_learns_kernels():
-    pairwise = pytest.importorskip("sklearn.metrics.pairwise", reason="pip install scikit-learn")
+    pairwise = pytest.importorskip("sklearn.metrics.pairwise", reason="scikit-learn is not here")
     a, b = features(30, 24, 0), features(40, 24, 1) + 0.5
     width = np.median(pairwise.euclidean_distances(b.double())[np.triu_indices(40, k=1)])
     kernels = {"polynomial": lambda x, y: pairwise.polynomial_kernel(x, y, degree=3, coef0=1),
@@ -142,7 +142,7 @@ def test_kernel_distance_equals_scikit_learns_kernels():
 
 
 def test_kernel_distance_equals_torchmetrics():
-    kid = pytest.importorskip("torchmetrics.image.kid", reason="pip install torchmetrics")
+    kid = pytest.importorskip("torchmetrics.image.kid", reason="torchmetrics is not here: pip install torchmetrics")
     a, b = features(30, 24, 0).double(), features(30, 24, 1).double() + 0.5
     assert kernel_distance(a, b) == pytest.approx(kid.poly_mmd(b, a).item(), rel=1e-4)
 
