@@ -165,7 +165,12 @@ def generate(options):
 
         figure = plot_mels(model.mel(waveforms.to(device)).cpu(), options.captions, model.config.mel)
         figure.savefig(options.out / "spectrograms.png", dpi=110)
-    if options.json:
+    _say_written(written, start, options.json)
+
+
+def _say_written(written, start, as_json):
+    """Print the files that were written since `start`, or all there is to say of them as JSON."""
+    if as_json:
         print(json.dumps({"written": written, "took": round(time.perf_counter() - start, 2)}))
     else:
         print("\n".join(w["file"] for w in written))
@@ -319,10 +324,7 @@ def infer(options):
         save_audio(options.out / line.file, waveform, rate)
         written.append({"file": str(options.out / line.file), "caption": line.caption, "seed": options.seed,
                         "seconds": len(waveform) / rate})  # fmt: skip
-    if options.json:
-        print(json.dumps({"written": written, "took": round(time.perf_counter() - start, 2)}))
-    else:
-        print("\n".join(w["file"] for w in written))
+    _say_written(written, start, options.json)
 
 
 def evaluate(options):

@@ -177,11 +177,15 @@ def recall_at_k(queries, candidates, k):
     queries, candidates = _paired(queries, candidates)
     if not 1 <= k <= len(candidates):
         raise ValueError(f"k must be 1 to {len(candidates)}, got {k}")
-    cosine = unit(queries, "queries") @ unit(candidates, "candidates").T  # (n, n)
+    return float(found_at_k(unit(queries, "queries") @ unit(candidates, "candidates").T, k).mean())
+
+
+def found_at_k(cosine, k):
+    """cosine (n, n), queries x candidates -> (n,) whether each row's own column is among its k nearest, 0 to 1."""
     own = np.diag(cosine)[:, None]
     nearer = (cosine > own + 1e-6).sum(axis=1)  # 1e-6: what float32 embeddings of the same caption may differ by
     as_near = (np.abs(cosine - own) <= 1e-6).sum(axis=1)  # itself included
-    return float(((k - nearer) / as_near).clip(0, 1).mean())
+    return ((k - nearer) / as_near).clip(0, 1)
 
 
 class ZeroShot(NamedTuple):

@@ -14,6 +14,7 @@ from refined_ldm.metrics import (
     bootstrap_interval,
     clap_score,
     floor,
+    found_at_k,
     frechet_distance,
     frechet_infinity,
     inception_score,
@@ -165,13 +166,6 @@ def _recall(audio, text, k, seed):
         raise ValueError(f"needs captions of {k + 1} clips or more")
     interval = bootstrap_interval(np.mean, found_at_k(cosine, k), seed=seed)
     return recall_at_k(text, audio, k), *interval, None, k / len(cosine), "chance", len(cosine)
-
-
-def found_at_k(cosine, k):
-    """cosine (n, n) -> (n,) whether each row's own column is among its k nearest, as `recall_at_k` counts ties."""
-    own = np.diag(cosine)[:, None]
-    nearer, as_near = (cosine > own + 1e-6).sum(axis=1), (np.abs(cosine - own) <= 1e-6).sum(axis=1)
-    return ((k - nearer) / as_near).clip(0, 1)
 
 
 def count_scores(generated, reference, captioned, text, pca, seed, tell):

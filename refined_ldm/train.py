@@ -52,8 +52,6 @@ class Learner:
         self.optimizers = [torch.optim.AdamW(rest, settings.lr, settings.betas, weight_decay=settings.weight_decay)]
         if matrices:
             self.optimizers.append(Muon(matrices, settings.lr, weight_decay=settings.weight_decay))
-        elif settings.optimizer not in ("adamw", "muon"):
-            raise ValueError(f"optimizer must be adamw or muon, got {settings.optimizer!r}")
         self.average = {k: v.detach().clone() for k, v in network.state_dict().items()} if settings.ema_decay else None
 
     def update(self, batch, generator, lr, index, accelerator):
@@ -157,10 +155,7 @@ def _train(stage, networks, loader, settings, seed, run_dir, resume, accelerator
 def stage_settings(model, stage, max_steps, lr):
     """The preset's settings of a stage, with what the caller gave; ValueError if no run can have them."""
     changes = {k: v for k, v in {"max_steps": max_steps, "lr": lr}.items() if v is not None}
-    settings = replace(model.config.training[stage], **changes)
-    if settings.max_steps < 1 or settings.lr <= 0:
-        raise ValueError(f"max_steps and lr must be positive, got {settings.max_steps} and {settings.lr}")
-    return settings
+    return replace(model.config.training[stage], **changes)
 
 
 def _crops(waveform, frames, hop, generator):
@@ -258,8 +253,10 @@ def train_hifigan(
         judged = discriminators is not None and index > settings.adversary_start
         real, fake = (discriminators(made[k]) if judged else [] for k in ("real", "fake"))
         loss, terms = generator_loss(real, fake, mel, model.mel(made["fake"]))
-        terms["stft"] = stft_loss(made["fake"], made["real"])
-        return {"loss": loss + 45 * settings.stft_weight * terms["stft"], **terms}
+        if settings.stft_weight:
+            terms["stft"] = stft_loss(made["fake"], made["real"])
+            loss = loss + 45 * settings.stft_weight * terms["stft"]
+        return {"loss": loss, **terms}
 
     def discriminator_losses(judges, batch, generator, index):
         if index <= settings.adversary_start:
