@@ -1,7 +1,9 @@
 """Where to compute and in which precision, decided in one place."""
 
 import math
+import os
 import time
+from datetime import timedelta
 from functools import lru_cache
 
 import torch
@@ -38,3 +40,25 @@ def pick_precision(device_type):
             a @ a
             best[dtype] = min(best[dtype], time.perf_counter() - start)
     return "bf16" if best[torch.bfloat16] < best[torch.float32] / 2 else "no"
+
+
+def pick_accelerator(device_type):
+    """The Accelerator of this process; an earlier one's settings are kept, and the precision of `accelerate launch`.
+
+    Raises ValueError for fp16, which would need its losses scaled.
+    """
+    from accelerate import Accelerator
+    from accelerate.state import is_initialized
+    from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+    settings = {}
+    if not is_initialized():
+        launched = os.environ.get("ACCELERATE_MIXED_PRECISION")  # set by accelerate launch
+        waits = InitProcessGroupKwargs(timeout=timedelta(days=1))  # while the main process renders the clips
+        alike = DistributedDataParallelKwargs(broadcast_buffers=False)  # every process computes the same ones
+        settings = {"cpu": device_type == "cpu", "mixed_precision": launched or pick_precision(device_type),
+                    "kwargs_handlers": [waits, alike]}  # fmt: skip
+    accelerator = Accelerator(dataloader_config=DataLoaderConfiguration(split_batches=True), **settings)
+    if accelerator.mixed_precision == "fp16":
+        raise ValueError("fp16 is not trained in: launch with --mixed_precision bf16 or no")
+    return accelerator

@@ -15,6 +15,7 @@ import torch
 
 from refined_ldm.checkpoints import load_into, read_weights, save_weights
 from refined_ldm.data import CaptionedAudio, cache_clips, cache_latents, encoded_at_once, loader
+from refined_ldm.devices import pick_accelerator
 from refined_ldm.hifigan import Discriminators
 from refined_ldm.run_state import refuse_old
 from refined_ldm.scenes import SoundScenes
@@ -77,15 +78,21 @@ def train_stage(model, stage, run_dir, seed=0, resume=False, max_steps=None, lr=
                       "that captions enter by is new", stacklevel=2)  # fmt: skip
     if stage == "ldm":
         _load_feeders(model, {"vae", "clap"} - named, run_dir)
-    clips = cached_clips(model.config, run_dir, on_clips=on_clips)
-    common = {"max_steps": max_steps, "lr": lr, "seed": seed, "run_dir": run_dir / "checkpoints", "resume": resume}
+    accelerator = pick_accelerator(model.device.type)
+    common = {"max_steps": max_steps, "lr": lr, "seed": seed, "run_dir": run_dir / "checkpoints", "resume": resume,
+              "accelerator": accelerator}  # fmt: skip
+    with accelerator.main_process_first():  # the others find the caches made
+        clips = cached_clips(model.config, run_dir, on_clips=on_clips)
     if stage == "ldm":
-        latents = encode_clips(model, clips, run_dir, on_clips)
-        if not (resume and load_scale(model, run_dir)):
-            if "scale" not in named:
-                measure_latents(model, clips, latents)
-            save_weights(run_dir / SCALE_FILE, _scale_state(model))
-        _keep(model, named, run_dir)
+        with accelerator.main_process_first():
+            latents = encode_clips(model, clips, run_dir, on_clips)
+            if not (resume and load_scale(model, run_dir)):
+                if "scale" not in named:
+                    measure_latents(model, clips, latents)
+                if accelerator.is_main_process:
+                    save_weights(run_dir / SCALE_FILE, _scale_state(model))
+        if accelerator.is_main_process:
+            _keep(model, named, run_dir)
         yield from train_ldm(model, loader(latents, settings.batch_size, seed), **common)
     else:
         batches = loader(clips, settings.batch_size, seed)
@@ -99,8 +106,10 @@ def train_stage(model, stage, run_dir, seed=0, resume=False, max_steps=None, lr=
             join = adversarial and settings.adversary_start < settings.max_steps
             judges = Discriminators(config.discriminators).to(model.device) if join else None
             yield from train_hifigan(model, batches, discriminators=judges, **common)
-    model.save_part(stage, run_dir)
-    _save_config(model, run_dir)
+    if accelerator.is_main_process:
+        model.save_part(stage, run_dir)
+        _save_config(model, run_dir)
+    accelerator.wait_for_everyone()  # before the next stage reads what was written
 
 
 def _load_feeders(model, parts, run_dir):

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -7,6 +9,11 @@ from torch import nn
 from refined_ldm import run_state
 from refined_ldm.muon import Muon
 from refined_ldm.run_state import load_run, save_run
+
+
+def dead_process():
+    """The number of a process that has ended."""
+    return subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True).stdout.strip()
 
 
 def learner(seed, steps=0):
@@ -43,7 +50,7 @@ def test_all_of_a_learner_comes_back(tmp_path):
 
 
 def test_the_last_two_are_kept_and_what_a_killed_run_left_is_removed(tmp_path):
-    (tmp_path / "stage" / "writing-99999").mkdir(parents=True)
+    (tmp_path / "stage" / f".step-0000002.{dead_process()}.new.tmp").mkdir(parents=True)
     for index in (5, 10, 1000):
         save_run(tmp_path, "stage", [learner(index)], index, {})
     assert folders(tmp_path) == ["step-0000010", "step-0001000"]
