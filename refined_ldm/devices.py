@@ -49,15 +49,14 @@ def pick_accelerator(device_type):
     """
     from accelerate import Accelerator
     from accelerate.state import is_initialized
-    from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, InitProcessGroupKwargs
+    from accelerate.utils import DataLoaderConfiguration, InitProcessGroupKwargs
 
     settings = {}
     if not is_initialized():
         launched = os.environ.get("ACCELERATE_MIXED_PRECISION")  # set by accelerate launch
         waits = InitProcessGroupKwargs(timeout=timedelta(days=1))  # while the main process renders the clips
-        alike = DistributedDataParallelKwargs(broadcast_buffers=False)  # every process computes the same ones
         settings = {"cpu": device_type == "cpu", "mixed_precision": launched or pick_precision(device_type),
-                    "kwargs_handlers": [waits, alike]}  # fmt: skip
+                    "kwargs_handlers": [waits]}  # fmt: skip
     accelerator = Accelerator(dataloader_config=DataLoaderConfiguration(split_batches=True), **settings)
     if accelerator.mixed_precision == "fp16":
         raise ValueError("fp16 is not trained in: launch with --mixed_precision bf16 or no")

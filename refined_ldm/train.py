@@ -17,8 +17,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from accelerate.utils import gather_object
-from torch.distributed.nn.functional import all_gather
+from accelerate.utils import gather, gather_object
 
 from refined_ldm.clap import contrastive_loss
 from refined_ldm.conditioning import drop_condition
@@ -127,9 +126,14 @@ def _mean_of_all(told, accelerator):
     return dict(zip(told, mean.tolist(), strict=True))
 
 
-def _rows_of_all(tensor):
-    """The rows (B, D) of all processes one below the other, gradients included: a contrastive loss compares them."""
-    return torch.cat(all_gather(tensor)) if torch.distributed.is_initialized() else tensor
+def _rows_of_all(own, generator):
+    """The rows (B, D) of all processes one below the other, the own ones with their gradient."""
+    if generator.shares == 1:
+        return own
+    rows = list(gather(own.detach()).chunk(generator.shares))
+    rows[generator.share] = own.clone()
+    rows[generator.share].register_hook(lambda gradient: generator.shares * gradient)  # of which the mean will be taken
+    return torch.cat(rows)
 
 
 def _signal_of_any(waiting, accelerator):
@@ -236,7 +240,8 @@ def train_clap(model, loader, max_steps=None, lr=None, seed=0, run_dir=None, res
     def losses(clap, batch, generator, index):
         captions = _one_caption_each(batch["captions"], generator)
         audio, text = clap(batch["waveform"].to(model.device), rate, captions)
-        return {"loss": contrastive_loss(_rows_of_all(audio), _rows_of_all(text), model.clap.logit_scale)}
+        audio, text = (_rows_of_all(rows, generator) for rows in (audio, text))  # each is compared with all others
+        return {"loss": contrastive_loss(audio, text, model.clap.logit_scale)}
 
     settings = stage_settings(model, "clap", max_steps, lr)
     yield from _train("clap", {"clap": (model.clap, losses)}, loader, settings, seed, run_dir, resume, accelerator,
