@@ -202,6 +202,13 @@ def _free_name(folder, caption, seed, taken):
 
 
 def train(options):
+    from refined_ldm.interruption import held_back
+
+    with held_back() as signals:  # until there is something to save, or until it is saved
+        _train(options, signals)
+
+
+def _train(options, signals):
     from dataclasses import replace
 
     from tqdm import tqdm
@@ -209,7 +216,7 @@ def train(options):
     from refined_ldm.config import load_config, preset
     from refined_ldm.curve import Curve
     from refined_ldm.devices import pick_accelerator, pick_device
-    from refined_ldm.interruption import Stopped, held_back
+    from refined_ldm.interruption import Stopped
     from refined_ldm.pipeline import STAGES, check_files, default_stages, train_stage
     from refined_ldm.text_to_audio import RefinedAudioLDM
 
@@ -232,20 +239,24 @@ def train(options):
     if accelerator.num_processes > 1:
         device = accelerator.device  # this process's own
     model = RefinedAudioLDM(config, options.seed).to(device)
+
+    def stop_if_asked(told):
+        if signals:
+            raise Stopped(signals[0], told)
+
     hidden = None if accelerator.is_main_process else True  # progress bars: None shows them on a terminal
 
     for stage in [s for s in STAGES if s in wanted]:
         settings = config.training[stage]
         bar, clips = tqdm(total=options.max_steps or settings.max_steps, desc=stage, disable=hidden), tqdm(
             desc="clips", disable=hidden)  # fmt: skip
-        with held_back() as signals, bar, clips, Curve(run_dir / f"{stage}.csv", options.resume) as write:
 
-            def on_clips(done, total, clips=clips, signals=signals):
-                if signals:
-                    raise Stopped(signals[0], "stopped before the first step")
-                clips.total = total
-                clips.update(done - clips.n)
+        def on_clips(done, total, stage=stage, clips=clips):
+            stop_if_asked(f"stopped before the first step of {stage}")
+            clips.total = total
+            clips.update(done - clips.n)
 
+        with bar, clips, Curve(run_dir / f"{stage}.csv", options.resume) as write:
             steps = train_stage(model, stage, run_dir, options.seed, options.resume, options.max_steps,
                                 options.lr, not options.no_adversary, on_clips)  # fmt: skip
             step = None
@@ -255,8 +266,7 @@ def train(options):
                     bar.set_postfix(loss=f"{step.loss:.4f}")
                     if accelerator.is_main_process:
                         write(step)
-            if signals:
-                raise Stopped(signals[0], f"stopped after {stage}, which is finished")
+        stop_if_asked(f"stopped after {stage}, which is finished")
         if accelerator.is_main_process:
             told = f"{step.index} steps, loss {step.loss:.4f}" if step else "it was finished before"
             print(f"{stage}: {told}, written to {run_dir}")

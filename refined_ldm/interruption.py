@@ -20,8 +20,8 @@ def held_back():
     """Yield the list of signals (SIGINT, SIGTERM) that have come: whoever holds them back empties it, and raises
     `Stopped` when it suits.
 
-    A second Ctrl-C does not wait. Blocks within each other share the list; outside the main thread, where Python
-    delivers no signals, nothing happens.
+    A second Ctrl-C does not wait. Blocks within each other share the list, and what nobody took takes effect at the end
+    of the outermost one. Outside the main thread, where Python delivers no signals, nothing happens.
     """
     if threading.current_thread() is not threading.main_thread():
         yield []
@@ -35,6 +35,10 @@ def held_back():
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if _waiting and before[signal.SIGINT] is not _hold_back:
+        number = _waiting[0]
+        _waiting.clear()
+        signal.raise_signal(number)
 
 
 def _hold_back(number, frame):

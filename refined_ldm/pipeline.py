@@ -104,7 +104,9 @@ def train_stage(model, stage, run_dir, seed=0, resume=False, max_steps=None, lr=
                 model.clap.share_unseen_tokens(c for item in clips.rest for c in item["captions"])
         else:
             join = adversarial and settings.adversary_start < settings.max_steps
-            judges = Discriminators(config.discriminators).to(model.device) if join else None
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                judges = Discriminators(config.discriminators).to(model.device) if join else None
             yield from train_hifigan(model, batches, discriminators=judges, **common)
     if accelerator.is_main_process:
         model.save_part(stage, run_dir)

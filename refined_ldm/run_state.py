@@ -50,10 +50,10 @@ def refuse_old(run_dir, stage):
         raise FileExistsError(f"{old} is there already: resume that run, remove its folder, or take another one")
 
 
-def load_run(run_dir, stage, learners):
+def load_run(run_dir, stage, learners, seed=None):
     """Put the newest whole checkpoint of run_dir/stage into the learners -> its step, 0 if there is none.
 
-    A damaged one is passed over with a warning. Raises ValueError if it is whole but of other sizes or settings.
+    A damaged one is passed over with a warning. Raises ValueError if it is whole but of other sizes, settings or seed.
     """
     for folder in sorted((Path(run_dir) / stage).glob("step-*"), reverse=True):
         try:
@@ -68,6 +68,8 @@ def load_run(run_dir, stage, learners):
                 f"{folder} holds {', '.join(state['files'])}, these settings need {', '.join(wanted)}: "
                 "resume with the settings the run was started with, or start another run"
             )
+        if seed is not None and state.get("seed", seed) != seed:
+            raise ValueError(f"{folder} is of seed {state['seed']}, not {seed}: a run goes on with its own")
         for learner in learners:
             _restore(learner, found, folder)
         return state["step"]

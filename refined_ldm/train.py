@@ -155,7 +155,7 @@ def _train(stage, networks, loader, settings, seed, run_dir, resume, accelerator
     learners = [Learner(n, module.train(), losses, settings, accelerator) for n, (module, losses) in networks.items()]
     if run_dir and not resume:
         refuse_old(run_dir, stage)
-    done = load_run(run_dir, stage, learners) if run_dir and resume else 0
+    done = load_run(run_dir, stage, learners, seed) if run_dir and resume else 0
     loader.batch_sampler.start_step = done
     batches = iter(accelerator.prepare_data_loader(loader))
     told, spike = {"seed": seed, "settings": settings.__dict__}, SpikeWatch()
