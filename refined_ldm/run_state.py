@@ -34,9 +34,14 @@ def save_run(run_dir, stage, learners, index, told):
             digests[name] = sha256(path)
         state = {"step": index, "files": list(files), "sha256": digests, **told}
         (temporary / "state.json").write_text(json.dumps(state, indent=1))
-    for old in sorted(folder.glob("step-*"))[:-KEPT]:
-        shutil.rmtree(old)
+    drop_old(run_dir, stage)
     return folder / f"step-{index:07d}"
+
+
+def drop_old(run_dir, stage):
+    """Remove all checkpoints but the last two."""
+    for old in sorted((Path(run_dir) / stage).glob("step-*"))[:-KEPT]:
+        shutil.rmtree(old)
 
 
 def last_checkpoint(run_dir, stage):

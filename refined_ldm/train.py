@@ -27,7 +27,7 @@ from refined_ldm.hifigan import discriminator_loss, generator_loss, stft_loss
 from refined_ldm.interruption import Stopped, held_back
 from refined_ldm.muon import Muon, split_parameters
 from refined_ldm.randomness import ShareGenerator, draw, step_seed
-from refined_ldm.run_state import last_checkpoint, load_run, refuse_old, save_run
+from refined_ldm.run_state import drop_old, last_checkpoint, load_run, refuse_old, save_run
 from refined_ldm.sanity import SpikeWatch
 from refined_ldm.vae import vae_loss
 
@@ -156,6 +156,8 @@ def _train(stage, networks, loader, settings, seed, run_dir, resume, accelerator
     if run_dir and not resume:
         refuse_old(run_dir, stage)
     done = load_run(run_dir, stage, learners, seed) if run_dir and resume else 0
+    if done and main:
+        drop_old(run_dir, stage)  # a run killed after it had saved did not come to it
     loader.batch_sampler.start_step = done
     batches = iter(accelerator.prepare_data_loader(loader))
     told, spike = {"seed": seed, "settings": settings.__dict__}, SpikeWatch()

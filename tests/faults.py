@@ -233,8 +233,8 @@ class Campaign:
             saved = run_state.last_checkpoint(run / "checkpoints", stage).name
             if saved != f"step-{steps[-1]:07d}":
                 told.append(f"step {steps[-1]} was told, {saved} is saved")
-            if shlex.split(lines[-1].split("go on with: ")[1])[1:] != [str(a) for a in
-                                                                      self.command(stage, run, "--resume")]:  # fmt: skip
+            going_on = [str(word) for word in self.command(stage, run, "--resume")]
+            if shlex.split(lines[-1].split("go on with: ")[1])[1:] != going_on:
                 told.append(f"not the command that goes on: {lines[-1]}")
         self.settle(signal.Signals(number).name, stage, run, told)
         return True
@@ -338,8 +338,8 @@ class Campaign:
         rows = [(kind, self.counts[kind, False] + self.counts[kind, True], self.counts[kind, False],
                  self.counts[kind, True]) for kind in kinds]  # fmt: skip
         rows.append(("all", *(sum(row[i] for row in rows) for i in (1, 2, 3))))
-        return "\n".join(f"{kind:45}{tried:>8}{survived:>10}{lost:>6}"
-                         for kind, tried, survived, lost in [("fault", "tried", "survived", "lost"), *rows])  # fmt: skip
+        rows.insert(0, ("fault", "tried", "survived", "lost"))
+        return "\n".join(f"{kind:45}{tried:>8}{survived:>10}{lost:>6}" for kind, tried, survived, lost in rows)
 
 
 def same(a, b):

@@ -1,5 +1,4 @@
 import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +12,9 @@ from refined_ldm.run_state import load_run, save_run
 
 def dead_process():
     """The number of a process that has ended."""
-    return subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True).stdout.strip()
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
 
 
 def learner(seed, steps=0):
