@@ -59,11 +59,14 @@ def _error_number(fault):
 
 
 def _remove_left(folder):
-    """Remove what processes that were killed while writing left in a folder."""
+    """Remove what processes left that were killed while writing in a folder; what lost its name gets it back."""
     for left in folder.glob(".*.tmp"):
-        told = re.fullmatch(r"\..+\.(\d+)\.(new|old)\.tmp", left.name)
-        if told and left not in _under_way and (int(told[1]) == os.getpid() or not _runs(int(told[1]))):
-            _remove(left)
+        told = re.fullmatch(r"\.(.+)\.(\d+)\.(new|old)\.tmp", left.name)
+        if told and left not in _under_way and (int(told[2]) == os.getpid() or not _runs(int(told[2]))):
+            if told[3] == "old" and not (folder / told[1]).exists():
+                os.replace(left, folder / told[1])
+            else:
+                _remove(left)
 
 
 def _runs(process):

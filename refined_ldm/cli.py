@@ -215,9 +215,9 @@ def _train(options, signals):
 
     from refined_ldm.config import load_config, preset
     from refined_ldm.curve import Curve
-    from refined_ldm.devices import pick_accelerator, pick_device
+    from refined_ldm.devices import pick_device
     from refined_ldm.interruption import Stopped
-    from refined_ldm.pipeline import STAGES, check_files, default_stages, train_stage
+    from refined_ldm.pipeline import STAGES, accelerator_of, check_files, default_stages, train_stage
     from refined_ldm.text_to_audio import RefinedAudioLDM
 
     config = load_config(options.config) if options.config else preset(options.preset)
@@ -235,7 +235,7 @@ def _train(options, signals):
         raise ValueError(f"no stage {', '.join(sorted(unknown))}: choose from {', '.join(STAGES)}")
     check_files(config, wanted, run_dir, options.resume)
     device = pick_device(options.device)
-    accelerator = pick_accelerator(device.type)
+    accelerator = accelerator_of(run_dir, device.type, options.resume)
     if accelerator.num_processes > 1:
         device = accelerator.device  # this process's own
     model = RefinedAudioLDM(config, options.seed).to(device)

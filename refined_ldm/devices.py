@@ -42,10 +42,10 @@ def pick_precision(device_type):
     return "bf16" if best[torch.bfloat16] < best[torch.float32] / 2 else "no"
 
 
-def pick_accelerator(device_type):
+def pick_accelerator(device_type, precision=None):
     """The Accelerator of this process; an earlier one's settings are kept, and the precision of `accelerate launch`.
 
-    Raises ValueError for fp16, which would need its losses scaled.
+    precision: that of a run which goes on, None to measure. Raises ValueError for fp16: its losses would need scaling.
     """
     from accelerate import Accelerator
     from accelerate.state import is_initialized
@@ -54,9 +54,9 @@ def pick_accelerator(device_type):
     settings = {}
     if not is_initialized():
         launched = os.environ.get("ACCELERATE_MIXED_PRECISION")  # set by accelerate launch
+        precision = launched or precision or pick_precision(device_type)
         waits = InitProcessGroupKwargs(timeout=timedelta(days=1))  # while the main process renders the clips
-        settings = {"cpu": device_type == "cpu", "mixed_precision": launched or pick_precision(device_type),
-                    "kwargs_handlers": [waits]}  # fmt: skip
+        settings = {"cpu": device_type == "cpu", "mixed_precision": precision, "kwargs_handlers": [waits]}
     accelerator = Accelerator(dataloader_config=DataLoaderConfiguration(split_batches=True), **settings)
     if accelerator.mixed_precision == "fp16":
         raise ValueError("fp16 is not trained in: launch with --mixed_precision bf16 or no")

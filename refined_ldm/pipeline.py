@@ -17,7 +17,7 @@ from refined_ldm.checkpoints import load_into, read_weights, save_weights
 from refined_ldm.data import CaptionedAudio, cache_clips, cache_latents, encoded_at_once, loader
 from refined_ldm.devices import pick_accelerator
 from refined_ldm.hifigan import Discriminators
-from refined_ldm.run_state import refuse_old
+from refined_ldm.run_state import precision_of, refuse_old
 from refined_ldm.scenes import SoundScenes
 from refined_ldm.text_to_audio import part_path
 from refined_ldm.train import stage_settings, train_clap, train_hifigan, train_ldm, train_vae
@@ -58,6 +58,12 @@ def check_files(config, stages, run_dir, resume=False):
         find_named_files(config, _lacking(config, stage, run_dir, resume))
 
 
+def accelerator_of(run_dir, device_type, resume=False):
+    """The Accelerator of a run; on a CPU, where the precision is measured, a run that goes on keeps the one it had."""
+    kept = precision_of(Path(run_dir) / "checkpoints") if resume and device_type == "cpu" else None
+    return pick_accelerator(device_type, kept)
+
+
 def train_stage(model, stage, run_dir, seed=0, resume=False, max_steps=None, lr=None, adversarial=True, on_clips=None):
     """Train one stage, write its part of the model into run_dir, and yield every Step on the way.
 
@@ -78,7 +84,7 @@ def train_stage(model, stage, run_dir, seed=0, resume=False, max_steps=None, lr=
                       "that captions enter by is new", stacklevel=2)  # fmt: skip
     if stage == "ldm":
         _load_feeders(model, {"vae", "clap"} - named, run_dir)
-    accelerator = pick_accelerator(model.device.type)
+    accelerator = accelerator_of(run_dir, model.device.type, resume)
     common = {"max_steps": max_steps, "lr": lr, "seed": seed, "run_dir": run_dir / "checkpoints", "resume": resume,
               "accelerator": accelerator}  # fmt: skip
     with accelerator.main_process_first():  # the others find the caches made

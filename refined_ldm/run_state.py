@@ -3,6 +3,7 @@
 import json
 import shutil
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -34,19 +35,30 @@ def save_run(run_dir, stage, learners, index, told):
             digests[name] = sha256(path)
         state = {"step": index, "files": list(files), "sha256": digests, **told}
         (temporary / "state.json").write_text(json.dumps(state, indent=1))
-    drop_old(run_dir, stage)
+    drop_others(run_dir, stage, index)
     return folder / f"step-{index:07d}"
 
 
-def drop_old(run_dir, stage):
-    """Remove all checkpoints but the last two."""
-    for old in sorted((Path(run_dir) / stage).glob("step-*"))[:-KEPT]:
-        shutil.rmtree(old)
+def drop_others(run_dir, stage, index):
+    """Remove all checkpoints but that of step `index` and the one before it: older ones, and damaged newer ones."""
+    found = sorted((Path(run_dir) / stage).glob("step-*"))
+    kept = [path for path in found if path.name <= f"step-{index:07d}"][-KEPT:]
+    for path in set(found) - set(kept):
+        shutil.rmtree(path)
 
 
 def last_checkpoint(run_dir, stage):
     """The folder of the newest checkpoint, or None."""
     return max((Path(run_dir) / stage).glob("step-*"), default=None) if run_dir else None
+
+
+def precision_of(run_dir):
+    """In which precision the checkpoints of a run were trained, None if there is none that tells."""
+    for path in Path(run_dir).glob("*/step-*/state.json"):
+        with suppress(OSError, ValueError):
+            if precision := json.loads(path.read_text()).get("precision"):
+                return precision
+    return None
 
 
 def refuse_old(run_dir, stage):

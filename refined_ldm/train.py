@@ -27,7 +27,7 @@ from refined_ldm.hifigan import discriminator_loss, generator_loss, stft_loss
 from refined_ldm.interruption import Stopped, held_back
 from refined_ldm.muon import Muon, split_parameters
 from refined_ldm.randomness import ShareGenerator, draw, step_seed
-from refined_ldm.run_state import drop_old, last_checkpoint, load_run, refuse_old, save_run
+from refined_ldm.run_state import drop_others, last_checkpoint, load_run, refuse_old, save_run
 from refined_ldm.sanity import SpikeWatch
 from refined_ldm.vae import vae_loss
 
@@ -157,10 +157,11 @@ def _train(stage, networks, loader, settings, seed, run_dir, resume, accelerator
         refuse_old(run_dir, stage)
     done = load_run(run_dir, stage, learners, seed) if run_dir and resume else 0
     if done and main:
-        drop_old(run_dir, stage)  # a run killed after it had saved did not come to it
+        drop_others(run_dir, stage, done)  # a run killed after it had saved did not come to it
     loader.batch_sampler.start_step = done
     batches = iter(accelerator.prepare_data_loader(loader))
-    told, spike = {"seed": seed, "settings": settings.__dict__}, SpikeWatch()
+    told = {"seed": seed, "precision": accelerator.mixed_precision, "settings": settings.__dict__}
+    spike = SpikeWatch()
     try:
         for index in range(done + 1, settings.max_steps + 1):
             start, losses = time.perf_counter(), {}
