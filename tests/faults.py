@@ -20,22 +20,25 @@ import tempfile
 import time
 from collections import Counter
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
-os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 import small
 import torch
 from safetensors.torch import load_file
 
-from refined_ldm import checkpoints, cli, evaluation, infer, pipeline, run_state  # noqa: F401  (forked with all imported)
+from refined_ldm import checkpoints, cli, curve, run_state, train  # noqa: F401  (forked with all imported)
 from refined_ldm.audio import save_audio
 from refined_ldm.clap import CLAP_PRESETS
+from refined_ldm.devices import pick_precision
+from refined_ldm.hifigan import DiscriminatorsConfig
 from refined_ldm.pipeline import STAGES
 from refined_ldm.text_to_audio import part_path
+from refined_ldm.tokenizer import TOKENIZERS
 
-STEPS = 10
-PARTS = {"vae": "vae", "clap": "clap-tiny-gpt2", "ldm": "ldm", "hifigan": "hifigan"}
+STEPS = 8
 
 
 # --- one process ---
@@ -117,7 +120,8 @@ class Campaign:
         stage = replace(small.STAGE, max_steps=STEPS, save_every=2, ema_decay=0.9)
         training = {"vae": replace(stage, crop_frames=16), "clap": replace(stage, ema_decay=0.0),
                     "ldm": replace(stage, optimizer="muon"), "hifigan": replace(stage, crop_frames=16)}  # fmt: skip
-        self.config = small.config(data=str(self.root / "recordings"), training=training)
+        self.config = small.config(data=str(self.root / "recordings"), training=training,
+                                   discriminators=DiscriminatorsConfig(width=4, periods=(2,), scales=1))  # fmt: skip
         self.config.save(self.root / "small.yaml")
         self.seconds = {}
         for stage in STAGES:
@@ -369,6 +373,8 @@ def main():
     options = parser.parse_args()
     torch.set_num_threads(1)
     CLAP_PRESETS["tiny-gpt2"] = small.CLAP
+    TOKENIZERS["gpt2"] = cache(TOKENIZERS["gpt2"])
+    pick_precision("cpu"), TOKENIZERS["gpt2"](None)  # once, not in every process
     with tempfile.TemporaryDirectory(prefix="faults-") as root:
         began = time.perf_counter()
         campaign = Campaign(root, options.seed)
