@@ -111,8 +111,8 @@ def torn(number, share):
 
 
 class Campaign:
-    def __init__(self, root, seed):
-        self.root, self.dice = Path(root), random.Random(seed)
+    def __init__(self, root, seed, stages=STAGES):
+        self.root, self.dice, self.stages = Path(root), random.Random(seed), stages
         self.counts, self.lost, self.number = Counter(), [], 0
         (self.root / "recordings").mkdir()
         for i, item in enumerate(small.clips(10)):
@@ -124,12 +124,12 @@ class Campaign:
                                    discriminators=DiscriminatorsConfig(width=4, periods=(2,), scales=1))  # fmt: skip
         self.config.save(self.root / "small.yaml")
         self.seconds = {}
-        for stage in STAGES:
+        for stage in self.stages:
             began = time.perf_counter()
             if wait(start(self.command(stage, self.root / "unbroken"), self.root / "log")):
                 raise SystemExit(f"the unbroken run of {stage} failed:\n{(self.root / 'log').read_text()}")
             self.seconds[stage] = time.perf_counter() - began
-        self.expected = {stage: self.outcome(stage, self.root / "unbroken") for stage in STAGES}
+        self.expected = {stage: self.outcome(stage, self.root / "unbroken") for stage in self.stages}
 
     def command(self, stage, run, *more):
         return ["train", "-c", self.root / "small.yaml", "--run", run, "--stage", stage, "--device", "cpu", *more]
@@ -140,7 +140,7 @@ class Campaign:
         rows = [line.split(",") for line in (run / f"{stage}.csv").read_text().splitlines()]
         found = {"curve": [row[:2] + row[3:] for row in rows], "checkpoint": newest.name}  # without the seconds
         for path in (part_path(run, stage, self.config), *newest.glob("*.safetensors")):
-            found[path.name] = load_file(path)
+            found[str(path.relative_to(run))] = load_file(path)
         return found
 
     def faults(self, stage, run):
@@ -207,7 +207,7 @@ class Campaign:
 
     def kill(self):
         """kill -9 at a random moment of a random stage; of every third run again while it goes on."""
-        stage = self.dice.choice(STAGES)
+        stage = self.dice.choice(self.stages)
         run = self.prepare(stage)
         if not (how := self.killed(stage, run)):
             shutil.rmtree(run)  # it was finished before: no kill
@@ -221,7 +221,7 @@ class Campaign:
 
     def stop(self):
         """Ctrl-C or SIGTERM: the last finished step is saved, and the one line tells the command that goes on."""
-        stage, number = self.dice.choice(STAGES), self.dice.choice([signal.SIGINT, signal.SIGTERM])
+        stage, number = self.dice.choice(self.stages), self.dice.choice([signal.SIGINT, signal.SIGTERM])
         run = self.prepare(stage)
         process = start(self.command(stage, run), self.root / "log")
         time.sleep(self.dice.uniform(0.1, self.seconds[stage]))
@@ -245,7 +245,7 @@ class Campaign:
 
     def damage(self):
         """A file of the newest checkpoint is cut, emptied, removed or has one bit flipped."""
-        stage = self.dice.choice(STAGES)
+        stage = self.dice.choice(self.stages)
         run = self.prepare(stage)
         self.go(self.command(stage, run), FileEvents(run / "checkpoints" / stage, self.dice.randint(40, 80), die))
         newest = run_state.last_checkpoint(run / "checkpoints", stage)
@@ -278,7 +278,7 @@ class Campaign:
 
     def full(self):
         """The disk is full at a random file operation."""
-        stage = self.dice.choice(STAGES)
+        stage = self.dice.choice(self.stages)
         run = self.prepare(stage)
         status = self.go(self.command(stage, run), FileEvents(run, self.dice.randint(1, 120), disk_full))
         if status == 0:
@@ -296,7 +296,7 @@ class Campaign:
 
     def small_disk(self):
         """A disk that is really too small, then larger."""
-        stage = self.dice.choice(STAGES)
+        stage = self.dice.choice(self.stages)
         full = sum(p.stat().st_size for p in (self.root / "unbroken").rglob("*") if stage in str(p)) // 1024
         if not (folder := self.mounted(self.dice.randint(full // 8, full))):
             return None
@@ -317,7 +317,7 @@ class Campaign:
 
     def read_only(self):
         """A run is to go on in a folder that cannot be written to, then can."""
-        stage = self.dice.choice(STAGES)
+        stage = self.dice.choice(self.stages)
         if not (folder := self.mounted(256 * 1024)):
             return None
         try:
@@ -368,6 +368,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--others", type=int, default=4, help="of each other fault")
+    parser.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES, help="vae and clap go before ldm")
     parser.add_argument("--soak", type=float, default=0, metavar="MINUTES")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -377,7 +378,7 @@ def main():
     pick_precision("cpu"), TOKENIZERS["gpt2"](None)  # once, not in every process
     with tempfile.TemporaryDirectory(prefix="faults-") as root:
         began = time.perf_counter()
-        campaign = Campaign(root, options.seed)
+        campaign = Campaign(root, options.seed, options.stages)
         told = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in campaign.seconds.items())
         print(f"unbroken: {told}", flush=True)
         if options.soak:

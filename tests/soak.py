@@ -19,7 +19,6 @@ import psutil
 import torch
 
 from refined_ldm import cli
-from refined_ldm.pipeline import STAGES
 from refined_ldm.text_to_audio import RefinedAudioLDM
 
 CAPTIONS = ["bell 0", "bell 1", "a dog", "rain", "bell 4", "wind and a bell", "a bell, far away", "nothing"]
@@ -31,7 +30,7 @@ def soak(campaign, minutes):
     expected, end = None, time.monotonic() + 60 * minutes
     lost = campaign.lost
     while time.monotonic() < end:
-        stage = dice.choice(STAGES)
+        stage = dice.choice(campaign.stages)
         run = campaign.prepare(stage)
         how = dice.choice(["nothing", "disk full", "Ctrl-C", "SIGTERM", "kill -9"])
         tried[how] += 1
