@@ -45,11 +45,12 @@ def pick_precision(device_type):
 def pick_accelerator(device_type, precision=None):
     """The Accelerator of this process; an earlier one's settings are kept, and the precision of `accelerate launch`.
 
-    precision: that of a run which goes on, None to measure. Raises ValueError for fp16: its losses would need scaling.
+    precision: that of a run which goes on, None to measure. Raises ValueError for fp16, whose losses would have to be
+    scaled, and for FSDP, whose shards `run_state` would have to gather.
     """
     from accelerate import Accelerator
     from accelerate.state import is_initialized
-    from accelerate.utils import DataLoaderConfiguration, InitProcessGroupKwargs
+    from accelerate.utils import DataLoaderConfiguration, DistributedType, InitProcessGroupKwargs
 
     settings = {}
     if not is_initialized():
@@ -60,4 +61,7 @@ def pick_accelerator(device_type, precision=None):
     accelerator = Accelerator(dataloader_config=DataLoaderConfiguration(split_batches=True), **settings)
     if accelerator.mixed_precision == "fp16":
         raise ValueError("fp16 is not trained in: launch with --mixed_precision bf16 or no")
+    if accelerator.distributed_type == DistributedType.FSDP:
+        raise ValueError("FSDP is not trained with yet, its shards are not saved: take launch/bf16.yaml, since the "
+                         "published U-Net fits on every GPU")  # fmt: skip
     return accelerator
