@@ -35,7 +35,9 @@ def main(arguments=None):
         told = str(stop) or "stopped"
         if options.command == "train":
             told += f"; go on with: {_resuming(sys.argv[1:] if arguments is None else arguments)}"
-        if _is_main_process():
+        from refined_ldm.devices import is_main_process
+
+        if is_main_process():  # of all that accelerate launched
             print(f"\nrefined-ldm {options.command}: {told}", file=sys.stderr)
         return 128 + getattr(stop, "signal", 2)
 
@@ -43,12 +45,6 @@ def main(arguments=None):
 def _resuming(arguments):
     """The command that goes on with a training."""
     return shlex.join(["refined-ldm", *map(str, arguments), *([] if "--resume" in arguments else ["--resume"])])
-
-
-def _is_main_process():
-    """Whether this process speaks for all that accelerate launched."""
-    state = sys.modules.get("accelerate.state")
-    return state is None or not state.is_initialized() or state.PartialState().is_main_process
 
 
 def _parser():

@@ -65,3 +65,10 @@ def pick_accelerator(device_type, precision=None):
         raise ValueError("FSDP is not trained with yet, its shards are not saved: take launch/bf16.yaml, since the "
                          "published U-Net fits on every GPU")  # fmt: skip
     return accelerator
+
+
+def is_main_process():
+    """Whether this process speaks for all, true also of one that was not launched with others."""
+    from accelerate.state import PartialState, is_initialized
+
+    return not is_initialized() or PartialState().is_main_process

@@ -80,8 +80,8 @@ class Learner:
         told = _mean_of_all(told, accelerator)
         for name, value in {**told, "gradient": norm.item()}.items():
             if not math.isfinite(value):
-                ids = gather_object(list(batch.get("id", ())))
-                raise FloatingPointError(f"the {self.name} {name} is {value} at step {index}, clips {', '.join(ids)}")
+                clips = ", ".join(map(str, gather_object(list(batch.get("id", ())))))
+                raise FloatingPointError(f"the {self.name} {name} is {value} at step {index}, clips {clips}")
         for optimizer in self.optimizers:
             optimizer.step()
         if self.average is not None:  # Karras et al. 2024: the horizon grows with the run, so the start is forgotten
@@ -160,7 +160,7 @@ def _train(stage, networks, loader, settings, seed, run_dir, resume, accelerator
         drop_others(run_dir, stage, done)  # a run killed after it had saved did not come to it
     loader.batch_sampler.start_step = done
     batches = iter(accelerator.prepare_data_loader(loader))
-    told = {"seed": seed, "precision": accelerator.mixed_precision, "settings": settings.__dict__}
+    about = {"seed": seed, "precision": accelerator.mixed_precision, "settings": settings.__dict__}
     spike = SpikeWatch()
     try:
         for index in range(done + 1, settings.max_steps + 1):
@@ -182,7 +182,7 @@ def _train(stage, networks, loader, settings, seed, run_dir, resume, accelerator
                 yield Step(index, first, losses, lr, time.perf_counter() - start)
             finally:  # told first and saved then, so that whoever keeps a curve has it up to any checkpoint
                 if kept and main:
-                    save_run(run_dir, stage, learners, index, told)
+                    save_run(run_dir, stage, learners, index, about)
             if number:
                 accelerator.wait_for_everyone()
                 where = f", saved in {last_checkpoint(run_dir, stage)}" if run_dir else ""
