@@ -26,7 +26,7 @@ def test_every_step_is_on_disk_as_soon_as_it_is_told_in_every_digit(tmp_path):
                                                "l1": "2"}  # fmt: skip
 
 
-@pytest.mark.parametrize("torn", ["", "4,0.1", "4,0.1,0.0100,0.5,2"])
+@pytest.mark.parametrize("torn", ["", "4,0.1", "4,0.1,0.0100,0.5,2", "1"])  # the last was to be 10
 def test_a_resumed_run_keeps_the_lines_before_it_and_none_that_a_kill_cut(tmp_path, torn):
     path = tmp_path / "curve.csv"
     with Curve(path) as write:
