@@ -7,9 +7,9 @@ PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check -c constrai
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-demo test test-all figures outputs: export HF_HUB_OFFLINE := 1
+demo test test-all faults soak figures outputs: export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo test test-all lab figures outputs bench weights badges clean python
+.PHONY: help demo test test-all faults soak lab figures outputs bench weights badges clean python
 .DEFAULT_GOAL := help
 
 help: ## Say what there is
@@ -25,6 +25,12 @@ test: $(READY) ## The tests and the five notebooks
 
 test-all: $(READY) ## The same with the slow tests
 	$(BIN)/pytest --nbval-lax --nbval-current-env tests notebooks
+
+faults: $(READY) ## Try to lose training runs: 50 kills, full disks and more; prints how many survived (minutes)
+	$(BIN)/python tests/faults.py
+
+soak: $(READY) ## Generate, train and resume with faults for MINUTES=60, and print the slope of the memory
+	$(BIN)/python tests/faults.py --soak $(or $(MINUTES),60)
 
 lab: $(READY) ## Open the notebooks in JupyterLab, on this machine alone
 	$(BIN)/jupyter lab --ip 127.0.0.1 notebooks

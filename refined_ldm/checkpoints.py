@@ -1,9 +1,7 @@
 """Weights on disk: ours as safetensors with the settings beside them; published ones read without executing them."""
 
 import json
-import os
 import re
-import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from refined_ldm.atomic import written_whole
 from refined_ldm.hifigan import HiFiGAN
 from refined_ldm.hub import sha256
 from refined_ldm.published_clap import NO_FUSION, clap_kind
@@ -38,23 +37,17 @@ WRITTEN = r"config\.yaml|tokenizer|(vae|ldm|hifigan|clap-[\w-]+)\.safetensors"  
 def save_weights(path, module, config=None, dtype=torch.float32, **metadata):
     """Write a module's (or a dict's) tensors to `path` in `dtype`, with its settings as JSON in the file's header.
 
-    The file is written under a temporary name and renamed, so a broken-off save leaves the earlier file as it was.
-    64-bit integers are stored in 16 bits where they fit; `read_weights` widens them again.
+    A broken-off save leaves the earlier file as it was. 64-bit integers are stored in 16 bits where they fit;
+    `read_weights` widens them again.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     state = module if isinstance(module, dict) else module.state_dict()
     tensors = {k: _packed(v.detach(), dtype).cpu().contiguous() for k, v in state.items()}
     header = {"config": asdict(config) if config is not None else None, **metadata}
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
+    with written_whole(path) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode  # as the umask has it; safetensors would let nobody else read the file
         save_file(tensors, temporary, metadata={k: json.dumps(v) for k, v in header.items()})
         temporary.chmod(mode)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _packed(tensor, dtype):
@@ -325,13 +318,8 @@ def convert_checkpoint(path, out, force=False, tokenizer=None):
     _refuse_to_overwrite(out, force, whole)
     if whole:
         model = RefinedAudioLDM.from_audioldm(path, tokenizer=tokenizer)
-        temporary = out.with_name(f"{out.name}.{os.getpid()}.tmp")
-        try:
+        with written_whole(out) as temporary:
             model.save(temporary)
-            shutil.rmtree(out, ignore_errors=True)
-            os.replace(temporary, out)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
         return out
     kind = recognise(tensors)
     if out.suffix != ".safetensors":

@@ -1,11 +1,12 @@
 """The same from a shell: `refined-ldm generate | train | infer | …`. Heavy imports wait for who needs them."""
 
 import argparse
-import csv
 import json
 import re
+import shlex
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 EXAMPLES = {
@@ -31,9 +32,20 @@ def main(arguments=None):
     except (ValueError, OSError, FloatingPointError) as fault:
         print(f"refined-ldm {options.command}: {fault}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"\nrefined-ldm {options.command}: stopped", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        told = str(stop) or "stopped"
+        if options.command == "train":
+            told += f"; go on with: {_resuming(sys.argv[1:] if arguments is None else arguments)}"
+        from refined_ldm.devices import is_main_process
+
+        if is_main_process():  # of all that accelerate launched
+            print(f"\nrefined-ldm {options.command}: {told}", file=sys.stderr)
+        return 128 + getattr(stop, "signal", 2)
+
+
+def _resuming(arguments):
+    """The command that goes on with a training."""
+    return shlex.join(["refined-ldm", *map(str, arguments), *([] if "--resume" in arguments else ["--resume"])])
 
 
 def _parser():
@@ -204,13 +216,22 @@ def _free_name(folder, caption, seed, taken):
 
 
 def train(options):
+    from refined_ldm.interruption import held_back
+
+    with held_back() as signals:  # until there is something to save, or until it is saved
+        _train(options, signals)
+
+
+def _train(options, signals):
     from dataclasses import replace
 
     from tqdm import tqdm
 
     from refined_ldm.config import load_config, preset
+    from refined_ldm.curve import Curve
     from refined_ldm.devices import pick_device
-    from refined_ldm.pipeline import STAGES, check_files, default_stages, train_stage
+    from refined_ldm.interruption import Stopped
+    from refined_ldm.pipeline import STAGES, accelerator_of, check_files, default_stages, train_stage
     from refined_ldm.text_to_audio import RefinedAudioLDM
 
     config = load_config(options.config) if options.config else preset(options.preset)
@@ -227,60 +248,42 @@ def train(options):
     if unknown:
         raise ValueError(f"no stage {', '.join(sorted(unknown))}: choose from {', '.join(STAGES)}")
     check_files(config, wanted, run_dir, options.resume)
-    model = RefinedAudioLDM(config, options.seed).to(pick_device(options.device))
+    device = pick_device(options.device)
+    accelerator = accelerator_of(run_dir, device.type, options.resume)
+    if accelerator.num_processes > 1:
+        device = accelerator.device  # this process's own
+    model = RefinedAudioLDM(config, options.seed).to(device)
+
+    def stop_if_asked(told):
+        if signals:
+            raise Stopped(signals[0], told)
+
+    hidden = None if accelerator.is_main_process else True  # progress bars: None shows them on a terminal
 
     for stage in [s for s in STAGES if s in wanted]:
         settings = config.training[stage]
-        bar, clips = tqdm(total=options.max_steps or settings.max_steps, desc=stage, disable=None), tqdm(
-            desc="clips", disable=None)  # fmt: skip
+        bar, clips = tqdm(total=options.max_steps or settings.max_steps, desc=stage, disable=hidden), tqdm(
+            desc="clips", disable=hidden)  # fmt: skip
 
-        def on_clips(done, total, clips=clips):
+        def on_clips(done, total, stage=stage, clips=clips):
+            stop_if_asked(f"stopped before the first step of {stage}")
             clips.total = total
             clips.update(done - clips.n)
 
-        steps = train_stage(model, stage, run_dir, options.seed, options.resume, options.max_steps,
-                            options.lr, not options.no_adversary, on_clips)  # fmt: skip
-        with bar, _curve(run_dir / f"{stage}.csv", options.resume) as write:
+        with bar, clips, Curve(run_dir / f"{stage}.csv", options.resume) as write:
+            steps = train_stage(model, stage, run_dir, options.seed, options.resume, options.max_steps,
+                                options.lr, not options.no_adversary, on_clips)  # fmt: skip
             step = None
-            for step in steps:
-                bar.update(step.index - bar.n)
-                bar.set_postfix(loss=f"{step.loss:.4f}")
-                write(step)
-        clips.close()
-        told = f"{step.index} steps, loss {step.loss:.4f}" if step else "it was finished before"
-        print(f"{stage}: {told}, written to {run_dir}")
-
-
-class _curve:
-    """Append every step's figures to a CSV file; a resumed run goes on with the lines it had."""
-
-    def __init__(self, path, resume):
-        self.path, self.resume, self.file = path, resume, None
-
-    def __enter__(self):
-        return self.write
-
-    def write(self, step):
-        if self.file is None:  # not before the first step, lest a refused run empties the file of the one before
-            kept = self._lines_before(step.index) if self.resume else []
-            self.file = open(self.path, "w", newline="")
-            self.file.writelines(kept)
-            self.rows = csv.writer(self.file)
-        if self.file.tell() == 0:
-            self.rows.writerow(["step", "lr", "seconds", *step.losses])
-        losses = (f"{value:.6g}" for value in step.losses.values())
-        self.rows.writerow([step.index, f"{step.lr:.6g}", f"{step.seconds:.4f}", *losses])
-        if step.index % 20 == 0:
-            self.file.flush()
-
-    def _lines_before(self, index):
-        """The header and the lines of earlier steps: those after the checkpoint that is resumed are trained again."""
-        lines = self.path.read_text().splitlines(keepends=True) if self.path.is_file() else []
-        return lines[:1] + [line for line in lines[1:] if int(line.split(",")[0]) < index]
-
-    def __exit__(self, *_):
-        if self.file:
-            self.file.close()
+            with closing(steps):
+                for step in steps:
+                    bar.update(step.index - bar.n)
+                    bar.set_postfix(loss=f"{step.loss:.4f}")
+                    if accelerator.is_main_process:
+                        write(step)
+        stop_if_asked(f"stopped after {stage}, which is finished")
+        if accelerator.is_main_process:
+            told = f"{step.index} steps, loss {step.loss:.4f}" if step else "it was finished before"
+            print(f"{stage}: {told}, written to {run_dir}")
 
 
 def inspect(options):
@@ -400,13 +403,14 @@ def budget(options):
 
 def _write_table(path, rows):
     """Rows as CSV, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("w", newline="") as file:
+    import csv
+
+    from refined_ldm.atomic import written_whole
+
+    with written_whole(path) as temporary, temporary.open("w", newline="") as file:
         table = csv.DictWriter(file, rows[0])
         table.writeheader()
         table.writerows(rows)
-    temporary.replace(path)
 
 
 def notebooks(options):

@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from refined_ldm.randomness import draw
+
 
 class FiLM(nn.Module):
     """Scale and shift feature maps by a condition (Perez et al. 2018).
@@ -30,7 +32,7 @@ def drop_condition(embedding, unconditional, probability, generator=None):
     """
     if not 0 <= probability <= 1:
         raise ValueError(f"probability must be in [0, 1], got {probability}")
-    dropped = torch.rand(len(embedding), generator=generator).to(embedding.device) < probability
+    dropped = draw(torch.rand, (len(embedding),), generator).to(embedding.device) < probability
     return torch.where(dropped[:, None], unconditional.to(embedding), embedding)
 
 

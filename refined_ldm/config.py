@@ -9,6 +9,7 @@ from typing import get_args, get_origin, get_type_hints
 
 import yaml
 
+from refined_ldm.atomic import written_whole
 from refined_ldm.hifigan import DiscriminatorsConfig, HiFiGANConfig
 from refined_ldm.mel import MelConfig
 from refined_ldm.published_config import is_published, settings_of
@@ -123,7 +124,8 @@ class Config:
 
     def save(self, path):
         """Write every field as YAML, which `load_config` reads back equal."""
-        Path(path).write_text(yaml.safe_dump(_plain(asdict(self)), sort_keys=False))
+        with written_whole(path) as temporary:
+            temporary.write_text(yaml.safe_dump(_plain(asdict(self)), sort_keys=False))
 
 
 def _one_of(name, value, choices):

@@ -4,10 +4,10 @@ import csv
 import hashlib
 import json
 import os
-import shutil
 import warnings
 import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from refined_ldm.atomic import written_whole
 from refined_ldm.audio import load_audio, normalize, pad_or_trim
 from refined_ldm.published_data import audioldm_entries, wav_and_captions
 
@@ -256,30 +257,41 @@ class Cached(Dataset):
 
 
 def _cache(folder: Path, fingerprint: dict, count: int, batches: Iterator[tuple[dict, list[dict]]]) -> Cached:
-    """Write (arrays, other values) batch by batch below a temporary name; an equal earlier cache is taken as it is."""
-    folder = Path(folder)
-    if (folder / "made_of.json").is_file() and json.loads((folder / "made_of.json").read_text()) == fingerprint:
-        return Cached(folder)
-    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
-    try:
-        arrays, items = {}, []
-        for rows, rest in batches:
-            for key, block in rows.items():
-                if key not in arrays:
-                    shape = (count, *block.shape[1:])
-                    arrays[key] = np.lib.format.open_memmap(temporary / f"{key}.npy", "w+", block.dtype, shape)
-                arrays[key][len(items) : len(items) + len(block)] = block
-            items += rest
-        for array in arrays.values():
-            array.flush()
+    """Write (arrays, other values) batch by batch, whole or not at all; an equal earlier cache is taken as it is."""
+    if kept := _kept(folder, fingerprint):
+        return kept
+    with written_whole(folder) as temporary:
+        temporary.mkdir()
+        items = []
+        with ExitStack() as stack:
+            files = {}
+            for rows, rest in batches:
+                for key, block in rows.items():
+                    if key not in files:
+                        files[key] = stack.enter_context(open(temporary / f"{key}.npy", "wb"))
+                        _write_npy_header(files[key], block.dtype, (count, *block.shape[1:]))
+                    files[key].write(np.ascontiguousarray(block))  # a memory map would crash when the disk is full
+                items += rest
         (temporary / "items.json").write_text(json.dumps(items))
         (temporary / "made_of.json").write_text(json.dumps(fingerprint))
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return Cached(folder)
+
+
+def _kept(folder, fingerprint):
+    """The cache in a folder if there is one, whole and made of the same, else None."""
+    try:
+        cached = Cached(folder)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as fault:
+        warnings.warn(f"{folder} is damaged ({fault}): it is made again", stacklevel=4)
+        return None
+    return cached if cached.made_of == fingerprint else None
+
+
+def _write_npy_header(file, dtype, shape):
+    told = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, told)
 
 
 def _batches(dataset, batch_size, on_clips):

@@ -1,7 +1,9 @@
 """Where to compute and in which precision, decided in one place."""
 
 import math
+import os
 import time
+from datetime import timedelta
 from functools import lru_cache
 
 import torch
@@ -38,3 +40,35 @@ def pick_precision(device_type):
             a @ a
             best[dtype] = min(best[dtype], time.perf_counter() - start)
     return "bf16" if best[torch.bfloat16] < best[torch.float32] / 2 else "no"
+
+
+def pick_accelerator(device_type, precision=None):
+    """The Accelerator of this process; an earlier one's settings are kept, and the precision of `accelerate launch`.
+
+    precision: that of a run which goes on, None to measure. Raises ValueError for fp16, whose losses would have to be
+    scaled, and for FSDP, whose shards `run_state` would have to gather.
+    """
+    from accelerate import Accelerator
+    from accelerate.state import is_initialized
+    from accelerate.utils import DataLoaderConfiguration, DistributedType, InitProcessGroupKwargs
+
+    settings = {}
+    if not is_initialized():
+        launched = os.environ.get("ACCELERATE_MIXED_PRECISION")  # set by accelerate launch
+        precision = launched or precision or pick_precision(device_type)
+        waits = InitProcessGroupKwargs(timeout=timedelta(days=1))  # while the main process renders the clips
+        settings = {"cpu": device_type == "cpu", "mixed_precision": precision, "kwargs_handlers": [waits]}
+    accelerator = Accelerator(dataloader_config=DataLoaderConfiguration(split_batches=True), **settings)
+    if accelerator.mixed_precision == "fp16":
+        raise ValueError("fp16 is not trained in: launch with --mixed_precision bf16 or no")
+    if accelerator.distributed_type == DistributedType.FSDP:
+        raise ValueError("FSDP is not trained with yet, its shards are not saved: take launch/bf16.yaml, since the "
+                         "published U-Net fits on every GPU")  # fmt: skip
+    return accelerator
+
+
+def is_main_process():
+    """Whether this process speaks for all, true also of one that was not launched with others."""
+    from accelerate.state import PartialState, is_initialized
+
+    return not is_initialized() or PartialState().is_main_process

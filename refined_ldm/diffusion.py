@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from refined_ldm.randomness import draw
+
 
 @dataclass(frozen=True)
 class NoiseSchedule:
@@ -85,9 +87,12 @@ def loss_weight(t, schedule, parameterization):
 
 def random_timesteps(count, schedule, generator=None):
     """(count,) timesteps, one from each of `count` equal slices of the schedule: a batch sees all noise levels."""
-    offsets = torch.rand(count, generator=generator)
-    slices = torch.randperm(count, generator=generator)
-    return ((slices + offsets) / count * schedule.steps).long().clamp(max=schedule.steps - 1)
+
+    def one_from_each_slice(shape, generator):
+        offsets, slices = torch.rand(shape, generator=generator), torch.randperm(*shape, generator=generator)
+        return ((slices + offsets) / shape[0] * schedule.steps).long().clamp(max=schedule.steps - 1)
+
+    return draw(one_from_each_slice, (count,), generator)
 
 
 def diffusion_loss(denoise, z_0, c, t, eps, schedule, weight=None):

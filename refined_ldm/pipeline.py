@@ -15,8 +15,9 @@ import torch
 
 from refined_ldm.checkpoints import load_into, read_weights, save_weights
 from refined_ldm.data import CaptionedAudio, cache_clips, cache_latents, encoded_at_once, loader
+from refined_ldm.devices import pick_accelerator
 from refined_ldm.hifigan import Discriminators
-from refined_ldm.run_state import refuse_old
+from refined_ldm.run_state import precision_of, refuse_old
 from refined_ldm.scenes import SoundScenes
 from refined_ldm.text_to_audio import part_path
 from refined_ldm.train import stage_settings, train_clap, train_hifigan, train_ldm, train_vae
@@ -58,6 +59,12 @@ def check_files(config, stages, run_dir, resume=False):
         find_named_files(config, _lacking(config, stage, run_dir, resume))
 
 
+def accelerator_of(run_dir, device_type, resume=False):
+    """The Accelerator of a run; on a CPU, where the precision is measured, a run that goes on keeps the one it had."""
+    kept = precision_of(Path(run_dir) / "checkpoints") if resume and device_type == "cpu" else None
+    return pick_accelerator(device_type, kept)
+
+
 def train_stage(model, stage, run_dir, seed=0, resume=False, max_steps=None, lr=None, adversarial=True, on_clips=None):
     """Train one stage, write its part of the model into run_dir, and yield every Step on the way.
 
@@ -78,19 +85,25 @@ def train_stage(model, stage, run_dir, seed=0, resume=False, max_steps=None, lr=
                       "that captions enter by is new", stacklevel=2)  # fmt: skip
     if stage == "ldm":
         _load_feeders(model, {"vae", "clap"} - named, run_dir)
-    clips = cached_clips(model.config, run_dir, on_clips=on_clips)
-    common = {"max_steps": max_steps, "lr": lr, "seed": seed, "run_dir": run_dir / "checkpoints", "resume": resume}
+    accelerator = accelerator_of(run_dir, model.device.type, resume)
+    common = {"max_steps": max_steps, "lr": lr, "seed": seed, "run_dir": run_dir / "checkpoints", "resume": resume,
+              "accelerator": accelerator}  # fmt: skip
+    judges = _judges(model, stage, settings, seed) if adversarial else None
+    with accelerator.main_process_first():  # the others find the caches made
+        clips = cached_clips(model.config, run_dir, on_clips=on_clips)
     if stage == "ldm":
-        latents = encode_clips(model, clips, run_dir, on_clips)
-        if not (resume and load_scale(model, run_dir)):
-            if "scale" not in named:
-                measure_latents(model, clips, latents)
-            save_weights(run_dir / SCALE_FILE, _scale_state(model))
-        _keep(model, named, run_dir)
+        with accelerator.main_process_first():
+            latents = encode_clips(model, clips, run_dir, on_clips)
+            if not (resume and load_scale(model, run_dir)):
+                if "scale" not in named:
+                    measure_latents(model, clips, latents)
+                if accelerator.is_main_process:
+                    save_weights(run_dir / SCALE_FILE, _scale_state(model))
+        if accelerator.is_main_process:
+            _keep(model, named, run_dir)
         yield from train_ldm(model, loader(latents, settings.batch_size, seed), **common)
     else:
         batches = loader(clips, settings.batch_size, seed)
-        judges = _judges(model, stage, settings) if adversarial else None
         if stage == "vae":
             yield from train_vae(model, batches, discriminator=judges, **common)
         elif stage == "clap":
@@ -101,24 +114,28 @@ def train_stage(model, stage, run_dir, seed=0, resume=False, max_steps=None, lr=
             if settings.vae_mels and "vae" not in named:
                 model.load_part("vae", run_dir)
             yield from train_hifigan(model, batches, discriminators=judges, **common)
+    if accelerator.is_main_process:
         if judges is not None:
             save_weights(run_dir / JUDGES[stage], judges, judges.config)
-    model.save_part(stage, run_dir)
-    _save_config(model, run_dir)
+        model.save_part(stage, run_dir)
+        _save_config(model, run_dir)
+    accelerator.wait_for_everyone()  # before the next stage reads what was written
 
 
-def _judges(model, stage, settings):
+def _judges(model, stage, settings, seed):
     """The discriminators of a stage, if it has some that would ever join; those beside a vocoder go on with it."""
-    config, judges = model.config, None
-    if settings.adversary_start < settings.max_steps:
-        if stage == "hifigan":
-            judges = Discriminators(config.discriminators)
-            beside = Path(config.vocoder_checkpoint).parent / JUDGES[stage]
-            if config.vocoder_checkpoint and beside.is_file():
-                load_into(judges, read_weights(beside)[0], beside)
-        elif stage == "vae" and settings.adversarial_weight:
-            judges = PatchDiscriminator(config.patches)
-    return judges and judges.to(model.device)
+    config = model.config
+    if settings.adversary_start >= settings.max_steps or stage not in JUDGES:
+        return None
+    if stage == "vae" and not settings.adversarial_weight:
+        return None
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        judges = Discriminators(config.discriminators) if stage == "hifigan" else PatchDiscriminator(config.patches)
+    beside = Path(config.vocoder_checkpoint).parent / JUDGES[stage]
+    if stage == "hifigan" and config.vocoder_checkpoint and beside.is_file():
+        load_into(judges, read_weights(beside)[0], beside)
+    return judges.to(model.device)
 
 
 def _load_feeders(model, parts, run_dir):

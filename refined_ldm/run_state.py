@@ -1,57 +1,81 @@
 """The state of a training run on disk: weights, averages, optimiser and step, whole or not at all."""
 
 import json
-import os
 import shutil
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from refined_ldm.atomic import written_whole
 from refined_ldm.checkpoints import load_into
+from refined_ldm.hub import sha256
 
 KEPT = 2  # checkpoints of a run: the last, and the one before in case the last is damaged
 
 
 def save_run(run_dir, stage, learners, index, told):
-    """Write run_dir/stage/step-NNNNNNN/ under a temporary name, flush it to disk, rename it, and drop the oldest."""
+    """Write run_dir/stage/step-NNNNNNN/, whole or not at all, and drop the oldest -> its path.
+
+    Raises FloatingPointError rather than keep numbers that are none, OSError if it cannot be written.
+    """
     folder = Path(run_dir) / stage
-    folder.mkdir(parents=True, exist_ok=True)
-    final, temporary = folder / f"step-{index:07d}", folder / f"writing-{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
     files = {name: tensors for learner in learners for name, tensors in _tensors(learner).items()}
-    for name, tensors in files.items():
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary / f"{name}.safetensors")
-    (temporary / "state.json").write_text(json.dumps({"step": index, "files": list(files), **told}, indent=1))
-    for path in temporary.iterdir():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(temporary, final)
-    for old in sorted(folder.glob("step-*"))[:-KEPT]:
-        shutil.rmtree(old)
-    for left in folder.glob("writing-*"):  # of a run that was killed while saving
-        shutil.rmtree(left, ignore_errors=True)
+    odd = [f"{name} {k}" for name, tensors in files.items() for k, v in tensors.items() if not v.isfinite().all()]
+    if odd:
+        raise FloatingPointError(f"NaN or infinity in {', '.join(odd[:3])} after step {index}, which was not saved")
+    with written_whole(folder / f"step-{index:07d}") as temporary:
+        temporary.mkdir()
+        digests = {}
+        for name, tensors in files.items():
+            path = temporary / f"{name}.safetensors"
+            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path)
+            digests[name] = sha256(path)
+        state = {"step": index, "files": list(files), "sha256": digests, **told}
+        (temporary / "state.json").write_text(json.dumps(state, indent=1))
+    drop_others(run_dir, stage, index)
+    return folder / f"step-{index:07d}"
+
+
+def drop_others(run_dir, stage, index):
+    """Remove all checkpoints but that of step `index` and the one before it: older ones, and damaged newer ones."""
+    found = sorted((Path(run_dir) / stage).glob("step-*"))
+    kept = [path for path in found if path.name <= f"step-{index:07d}"][-KEPT:]
+    for path in set(found) - set(kept):
+        shutil.rmtree(path)
+
+
+def last_checkpoint(run_dir, stage):
+    """The folder of the newest checkpoint, or None."""
+    return max((Path(run_dir) / stage).glob("step-*"), default=None) if run_dir else None
+
+
+def precision_of(run_dir):
+    """In which precision the checkpoints of a run were trained, None if there is none that tells."""
+    for path in Path(run_dir).glob("*/step-*/state.json"):
+        with suppress(OSError, ValueError):
+            if precision := json.loads(path.read_text()).get("precision"):
+                return precision
+    return None
 
 
 def refuse_old(run_dir, stage):
     """Raise FileExistsError if run_dir/stage holds checkpoints, which a run from the start would mix with its own."""
-    old = sorted((Path(run_dir) / stage).glob("step-*"))
-    if old:
-        raise FileExistsError(f"{old[-1]} is there already: resume that run, remove its folder, or take another one")
+    if old := last_checkpoint(run_dir, stage):
+        raise FileExistsError(f"{old} is there already: resume that run, remove its folder, or take another one")
 
 
-def load_run(run_dir, stage, learners):
+def load_run(run_dir, stage, learners, seed=None):
     """Put the newest whole checkpoint of run_dir/stage into the learners -> its step, 0 if there is none.
 
-    A damaged one is passed over with a warning. Raises ValueError if it is whole but of other sizes or settings.
+    A damaged one is passed over with a warning. Raises ValueError if it is whole but of other sizes, settings or seed.
     """
     for folder in sorted((Path(run_dir) / stage).glob("step-*"), reverse=True):
         try:
             state = json.loads((folder / "state.json").read_text())
-            found = {name: load_file(folder / f"{name}.safetensors") for name in state["files"]}
+            found = {name: _read(folder / f"{name}.safetensors", state) for name in state["files"]}
         except (OSError, ValueError, KeyError, SafetensorError) as fault:
             warnings.warn(f"{folder} is damaged ({fault}); trying the checkpoint before it", stacklevel=2)
             continue
@@ -61,10 +85,20 @@ def load_run(run_dir, stage, learners):
                 f"{folder} holds {', '.join(state['files'])}, these settings need {', '.join(wanted)}: "
                 "resume with the settings the run was started with, or start another run"
             )
+        if seed is not None and state.get("seed", seed) != seed:
+            raise ValueError(f"{folder} is of seed {state['seed']}, not {seed}: a run goes on with its own")
         for learner in learners:
             _restore(learner, found, folder)
         return state["step"]
     return 0
+
+
+def _read(path, state):
+    """The tensors of a file; ValueError unless it is, byte for byte, the one that was written."""
+    digest = state.get("sha256", {}).get(path.stem)  # checkpoints of earlier versions have none
+    if digest and digest != sha256(path):
+        raise ValueError(f"{path.name} is not what was written: its sha256 is another")
+    return load_file(path)
 
 
 def _names(learner):

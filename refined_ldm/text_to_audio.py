@@ -18,6 +18,7 @@ from refined_ldm.hifigan import HiFiGAN
 from refined_ldm.hub import CONDITIONERS
 from refined_ldm.mel import MelSpectrogram, griffin_lim
 from refined_ldm.published_clap import clap_kind
+from refined_ldm.sanity import check_sound, is_constant, is_silent_mel, is_silent_waveform
 from refined_ldm.swap import fit_film
 from refined_ldm.unet import UNet
 from refined_ldm.vae import MelVAE
@@ -138,9 +139,11 @@ class RefinedAudioLDM(nn.Module):
             embedding, noise_like(embedding.new_empty(len(repeated), *self._latent_shape(seconds)), generators),
             steps, guidance_scale, self.clap.embed_text([negative_caption])[0], sampler, eta, generators, on_step,
         )  # fmt: skip
-        waveform = self.to_waveform(self.decode(latent))[:, : round(seconds * self.config.mel.sample_rate)]
-        if not waveform.isfinite().all():
-            raise FloatingPointError("the generated sound holds NaN or infinite samples: try float32, or other weights")
+        check_sound("latent", latent, repeated, is_constant(latent))
+        mel = self.decode(latent)
+        check_sound("mel", mel, repeated, is_silent_mel(mel, self.config.mel.floor))
+        waveform = self.to_waveform(mel)[:, : round(seconds * self.config.mel.sample_rate)]
+        check_sound("waveform", waveform, repeated, is_silent_waveform(waveform))
         if candidates == 1:
             return waveform
         nearness = (self.clap.embed_audio(waveform, self.config.mel.sample_rate) * embedding).sum(1)

@@ -5,26 +5,33 @@
 
 Every random number of a step (noise, timesteps, dropped captions, dropout) is drawn from a generator seeded by
 (seed, step), and the k-th batch depends on (seed, k) alone. So weights, optimiser, averages and the step number are all
-there is to save: a resumed run is the run that was never broken off. Accelerate places modules and gradients.
+there is to save: a resumed run is the run that was never broken off. Accelerate places modules and gradients; each
+process takes its share of the batch and of the random numbers that one process would have drawn for it.
 """
 
+import logging
 import math
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import is_initialized
+from accelerate.utils import gather, gather_object
 
 from refined_ldm.clap import contrastive_loss
 from refined_ldm.conditioning import drop_condition
-from refined_ldm.devices import pick_precision
+from refined_ldm.devices import pick_accelerator
 from refined_ldm.diffusion import diffusion_loss, loss_weight, random_timesteps
 from refined_ldm.hifigan import discriminator_loss, generator_loss, stft_loss
+from refined_ldm.interruption import Stopped, held_back
 from refined_ldm.muon import Muon, split_parameters
-from refined_ldm.run_state import load_run, refuse_old, save_run
+from refined_ldm.randomness import ShareGenerator, draw, step_seed
+from refined_ldm.run_state import drop_others, last_checkpoint, load_run, refuse_old, save_run
+from refined_ldm.sanity import SpikeWatch
 from refined_ldm.vae import patch_loss, vae_loss
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,13 +68,12 @@ class Learner:
             optimizer.state.clear()
 
     def update(self, batch, generator, lr, index, accelerator):
+        """Lower the loss by one step -> what it was, {name: mean over the processes}.
+
+        Raises FloatingPointError, before anything has changed, if the loss or its gradient is no finite number.
+        """
         with accelerator.autocast():
             losses = self.losses(self.network, batch, generator, index)
-        if not losses["loss"].isfinite():
-            raise FloatingPointError(
-                f"the {self.name} loss is {losses['loss'].item()} at step {index}, clips {batch.get('id')}: "
-                "lower the learning rate, or resume from the last checkpoint"
-            )
         told = {k: v.item() for k, v in losses.items()}
         if not losses["loss"].requires_grad:  # a network that waits for its turn
             return told
@@ -76,8 +82,12 @@ class Learner:
             for group in optimizer.param_groups:
                 group["lr"] = lr
         accelerator.backward(losses["loss"])
-        if self.settings.clip_norm:
-            accelerator.clip_grad_norm_(self.bare.parameters(), self.settings.clip_norm)
+        norm = accelerator.clip_grad_norm_(self.bare.parameters(), self.settings.clip_norm or math.inf)
+        told = _mean_of_all(told, accelerator)
+        for name, value in {**told, "gradient": norm.item()}.items():
+            if not math.isfinite(value):
+                clips = ", ".join(map(str, gather_object(list(batch.get("id", ())))))
+                raise FloatingPointError(f"the {self.name} {name} is {value} at step {index}, clips {clips}")
         for optimizer in self.optimizers:
             optimizer.step()
         if self.average is not None:  # Karras et al. 2024: the horizon grows with the run, so the start is forgotten
@@ -124,47 +134,84 @@ def learning_rate(index, settings):
     return peak * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, (into - 1) / (end - start))))
 
 
-def step_seed(seed, index):
-    """A seed for all randomness of one step, far from those of its neighbours."""
-    return (seed * 1_000_003 + index) * 2_654_435_761 % 2**63
+def _mean_of_all(told, accelerator):
+    """{name: number} -> the means over all processes."""
+    if accelerator.num_processes == 1:
+        return told
+    mean = accelerator.reduce(torch.tensor([*told.values()], device=accelerator.device), "mean")
+    return dict(zip(told, mean.tolist(), strict=True))
 
 
-def _accelerator(device_type):
-    """The Accelerator of this process; its precision is set once, so an earlier one's is kept."""
-    if is_initialized():
-        return Accelerator()
-    return Accelerator(cpu=device_type == "cpu", mixed_precision=pick_precision(device_type))
+def _rows_of_all(own, generator):
+    """The rows (B, D) of all processes one below the other, the own ones with their gradient."""
+    if generator.shares == 1:
+        return own
+    rows = list(gather(own.detach()).chunk(generator.shares))
+    rows[generator.share] = own.clone()
+    rows[generator.share].register_hook(lambda gradient: generator.shares * gradient)  # of which the mean will be taken
+    return torch.cat(rows)
+
+
+def _signal_of_any(waiting, accelerator):
+    """The signal that came to this process or to another one since the last step, 0 if none did."""
+    number = max(waiting, default=0)
+    waiting.clear()
+    if accelerator.num_processes > 1:
+        number = int(accelerator.reduce(torch.tensor(number, device=accelerator.device), "max"))
+    return number
 
 
 def _train(stage, networks, loader, settings, seed, run_dir, resume, accelerator, device):
     """The loop all stages share. networks: {name: (module, losses)}, updated in this order in every step."""
-    accelerator = accelerator or _accelerator(torch.device(device).type)
+    accelerator = accelerator or pick_accelerator(torch.device(device).type)
+    shares, main = accelerator.num_processes, accelerator.is_main_process
+    if settings.batch_size % shares:
+        raise ValueError(f"batch_size {settings.batch_size} cannot be shared by {shares} processes: "
+                         f"take {-(-settings.batch_size // shares) * shares}")  # fmt: skip
     learners = [Learner(n, module.train(), losses, settings, accelerator) for n, (module, losses) in networks.items()]
     if run_dir and not resume:
         refuse_old(run_dir, stage)
-    done = load_run(run_dir, stage, learners) if run_dir and resume else 0
+    done = load_run(run_dir, stage, learners, seed) if run_dir and resume else 0
+    if done and main:
+        drop_others(run_dir, stage, done)  # a run killed after it had saved did not come to it
     loader.batch_sampler.start_step = done
     batches = iter(accelerator.prepare_data_loader(loader))
+    about = {"seed": seed, "precision": accelerator.mixed_precision, "settings": settings.__dict__}
+    spike = SpikeWatch()
     try:
         for index in range(done + 1, settings.max_steps + 1):
             start, losses = time.perf_counter(), {}
-            batch, lr = next(batches), learning_rate(index, settings)
-            if index == settings.adversary_start + 1 > 1:
-                for learner in learners:
-                    learner.begin_phase()
-            with torch.random.fork_rng():
-                torch.manual_seed(step_seed(seed, index))
-                generator = torch.Generator().manual_seed(step_seed(seed, index))
-                for learner in learners:
-                    told = learner.update(batch, generator, lr, index, accelerator)
-                    losses |= told if len(learners) == 1 else {f"{learner.name}/{k}": v for k, v in told.items()}
-            if run_dir and (index % settings.save_every == 0 or index == settings.max_steps):
-                if accelerator.is_main_process:
-                    save_run(run_dir, stage, learners, index, {"seed": seed, "settings": settings.__dict__})
+            with held_back() as signals:
+                batch, lr = next(batches), learning_rate(index, settings)
+                if index == settings.adversary_start + 1 > 1:
+                    for learner in learners:
+                        learner.begin_phase()
+                with torch.random.fork_rng():
+                    torch.manual_seed(step_seed(seed, index) + accelerator.process_index)  # of dropout
+                    generator = ShareGenerator(accelerator.process_index, shares).manual_seed(step_seed(seed, index))
+                    for learner in learners:
+                        of = learner.update(batch, generator, lr, index, accelerator)
+                        losses |= of if len(learners) == 1 else {f"{learner.name}/{k}": v for k, v in of.items()}
+                number = _signal_of_any(signals, accelerator)
             first = next(iter(losses.values())) if "loss" not in losses else losses["loss"]
-            yield Step(index, first, losses, lr, time.perf_counter() - start)
+            if (factor := spike(first)) and main:
+                log.warning("%s: the loss of step %d, %.4g, is %.1f times the usual", stage, index, first, factor)
+            kept = run_dir and (index % settings.save_every == 0 or index == settings.max_steps or number)
+            try:
+                yield Step(index, first, losses, lr, time.perf_counter() - start)
+            finally:  # told first and saved then, so that whoever keeps a curve has it up to any checkpoint
+                if kept and main:
+                    save_run(run_dir, stage, learners, index, about)
+            if number:
+                accelerator.wait_for_everyone()
+                where = f", saved in {last_checkpoint(run_dir, stage)}" if run_dir else ""
+                raise Stopped(number, f"stopped after step {index} of {stage}{where}")
         for learner in learners:
             learner.finish()
+    except FloatingPointError as fault:
+        good = last_checkpoint(run_dir, stage) or "none"
+        raise FloatingPointError(f"{fault}; last good checkpoint: {good}. Lower the learning rate, or look at "
+                                 "these clips") from fault  # fmt: skip
     finally:
         for learner in learners:
             accelerator.unwrap_model(learner.network, keep_fp32_wrapper=False)
@@ -186,8 +233,16 @@ def _crops(waveform, frames, hop, generator):
     spare = waveform.shape[1] // hop - frames
     if not frames or spare <= 0:
         return waveform
-    starts = torch.randint(spare + 1, (len(waveform),), generator=generator).tolist()
+    starts = draw(partial(torch.randint, spare + 1), (len(waveform),), generator).tolist()
     return torch.stack([w[s * hop : (s + frames) * hop] for w, s in zip(waveform, starts, strict=True)])
+
+
+def _one_caption_each(captions, generator):
+    """[captions of a clip, …] -> one of each clip's, drawn by the generator."""
+    own = range(generator.share * len(captions), (generator.share + 1) * len(captions))  # rows of the whole batch
+    counts = [len(captions[row - own.start]) if row in own else 1 for row in range(generator.shares * len(captions))]
+    choice = [torch.randint(count, (), generator=generator).item() for count in counts]
+    return [of[choice[row]] for of, row in zip(captions, own, strict=True)]
 
 
 def train_vae(
@@ -226,8 +281,9 @@ def train_clap(model, loader, max_steps=None, lr=None, seed=0, run_dir=None, res
     rate = model.config.mel.sample_rate
 
     def losses(clap, batch, generator, index):
-        captions = [of[torch.randint(len(of), (), generator=generator)] for of in batch["captions"]]
+        captions = _one_caption_each(batch["captions"], generator)
         audio, text = clap(batch["waveform"].to(model.device), rate, captions)
+        audio, text = (_rows_of_all(rows, generator) for rows in (audio, text))  # each is compared with all others
         return {"loss": contrastive_loss(audio, text, model.clap.logit_scale)}
 
     settings = stage_settings(model, "clap", max_steps, lr)
@@ -252,14 +308,13 @@ def train_ldm(model, loader, max_steps=None, lr=None, seed=0, run_dir=None, resu
             else:
                 z_0 = model.encode(batch["waveform"].to(model.device), generator)
             if "embeddings" in batch:
-                choice = torch.randint(batch["embeddings"].shape[1], (len(z_0),), generator=generator)
+                choice = draw(partial(torch.randint, batch["embeddings"].shape[1]), (len(z_0),), generator)
                 c = batch["embeddings"][torch.arange(len(z_0)), choice].to(z_0)
             else:
-                captions = [of[torch.randint(len(of), (), generator=generator)] for of in batch["captions"]]
-                c = model.clap.embed_text(captions)
+                c = model.clap.embed_text(_one_caption_each(batch["captions"], generator))
         c = drop_condition(c, unconditional, config.unconditional_probability, generator)
         t = random_timesteps(len(z_0), schedule, generator).to(z_0.device)
-        eps = torch.randn(z_0.shape, generator=generator).to(z_0)
+        eps = draw(torch.randn, z_0.shape, generator).to(z_0)
         if model.gaussian is None:
             weight = loss_weight(t, schedule, config.parameterization)
         else:

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from refined_ldm.randomness import draw
+
 
 @dataclass(frozen=True)
 class VAEConfig:
@@ -165,7 +167,7 @@ class Gaussian:
         self.mean, self.log_var = mean.float(), log_var.float().clamp(-30, 20)
 
     def sample(self, generator=None):
-        noise = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype).to(self.mean.device)
+        noise = draw(torch.randn, self.mean.shape, generator).to(self.mean)
         return self.mean + (0.5 * self.log_var).exp() * noise
 
     def kl(self):

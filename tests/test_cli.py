@@ -1,13 +1,18 @@
 import csv
+import errno
 import json
+import os
+import shlex
+import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import small
 import soundfile
 
-from refined_ldm import cli
+from refined_ldm import cli, pipeline
 from refined_ldm.text_to_audio import RefinedAudioLDM
 
 TINY = """
@@ -141,6 +146,49 @@ def test_train_then_generate_from_a_yaml_file(tmp_path, capsys):
         assert [r["step"] for r in csv.DictReader(file)] == ["1", "2", "3"]
     status, printed, _ = run(capsys, *arguments, "--resume")
     assert (status, printed) == (0, [f"vae: it was finished before, written to {run_dir}"])
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_training_that_is_stopped_tells_how_to_go_on(tmp_path, capsys, monkeypatch, number, status):
+    small.use_small_clap(monkeypatch)
+    stage = replace(small.STAGE, max_steps=4, save_every=100)
+    small.config(seconds=1.28, clips=4, training={"vae": stage}).save(tmp_path / "small.yaml")
+    train_stage = pipeline.train_stage
+
+    def stopped(*arguments):
+        for step in train_stage(*arguments):
+            yield step
+            if step.index == 2:
+                os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(pipeline, "train_stage", stopped)
+    arguments = ["train", "-c", tmp_path / "small.yaml", "--run", tmp_path / "a run", "--stage", "vae"]
+    found, _, errors = run(capsys, *arguments)
+    assert found == status and errors == ["", (
+        f"refined-ldm train: stopped after step 3 of vae, saved in {tmp_path}/a run/checkpoints/vae/step-0000003; "
+        f"go on with: refined-ldm train -c {tmp_path}/small.yaml --run '{tmp_path}/a run' --stage vae --resume")]
+    monkeypatch.undo()
+    small.use_small_clap(monkeypatch)
+    assert run(capsys, *shlex.split(errors[-1].split("go on with: refined-ldm ")[1]))[0] == 0
+    with open(tmp_path / "a run" / "vae.csv", newline="") as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize("number, told", [(errno.ENOSPC, "No space left on device"),
+                                          (errno.EROFS, "Read-only file system")])  # fmt: skip
+def test_what_cannot_be_written_is_one_line(tmp_path, capsys, monkeypatch, number, told):
+    small.use_small_clap(monkeypatch)
+    small.config(seconds=1.28, clips=4).save(tmp_path / "small.yaml")
+
+    def refused(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("refined_ldm.run_state.save_file", refused)
+    arguments = ["train", "-c", tmp_path / "small.yaml", "--run", tmp_path / "run", "--stage", "vae"]
+    status, printed, errors = run(capsys, *arguments)
+    assert (status, printed, len(errors)) == (2, [], 1)
+    assert errors[0].startswith("refined-ldm train: [") and told in errors[0]
+    assert list((tmp_path / "run" / "checkpoints" / "vae").iterdir()) == []
 
 
 def test_as_a_process():

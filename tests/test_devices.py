@@ -1,9 +1,12 @@
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 
-from refined_ldm.devices import pick_device, pick_precision
+from refined_ldm.devices import pick_accelerator, pick_device, pick_precision
 
 
 @pytest.fixture(autouse=True)
@@ -49,3 +52,27 @@ def test_the_machine_is_measured_once(monkeypatch):
     first = pick_precision("cpu")
     monkeypatch.setattr(time, "perf_counter", lambda: pytest.fail("measured again"))
     assert pick_precision("cpu") == first
+
+
+@pytest.mark.parametrize("settings, told", [
+    ({"mixed_precision": "fp16"}, "fp16 is not trained in"),
+    ({"distributed_type": DistributedType.FSDP}, "FSDP is not trained with yet"),
+])  # fmt: skip
+def test_what_cannot_be_trained_with_is_refused(monkeypatch, settings, told):
+    for name, value in settings.items():
+        monkeypatch.setattr(Accelerator, name, value)
+    with pytest.raises(ValueError, match=told):
+        pick_accelerator("cpu", precision="no")
+
+
+def test_a_run_that_goes_on_keeps_its_precision_and_a_launcher_decides(monkeypatch):
+    made = []
+    monkeypatch.setattr("accelerate.state.is_initialized", lambda: False)
+    monkeypatch.setattr("accelerate.Accelerator", lambda **settings: made.append(settings) or SimpleNamespace(
+        mixed_precision="no", distributed_type=DistributedType.NO))  # fmt: skip
+    monkeypatch.setattr("refined_ldm.devices.pick_precision", lambda device_type: "measured")
+    pick_accelerator("cpu"), pick_accelerator("cpu", precision="bf16")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "launched")
+    pick_accelerator("cpu", precision="bf16")
+    assert [settings["mixed_precision"] for settings in made] == ["measured", "bf16", "launched"]
+    assert all(settings["dataloader_config"].split_batches for settings in made)

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import small
 import torch
@@ -192,6 +194,38 @@ def test_fresh_weights_come_from_the_seed(monkeypatch):
     assert torch.equal(torch.get_rng_state(), before)
     name = "unet.conv_in.weight"
     assert torch.equal(states[0][name], states[1][name]) and not torch.equal(states[0][name], states[2][name])
+
+
+@pytest.mark.parametrize("precision", [None, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("stage, part", [("latent", "unet"), ("mel", "vae.decoder"), ("waveform", "vocoder")])
+def test_a_stage_that_gives_no_numbers_is_named(model, stage, part, precision):
+    """The stage overflows for the second caption alone; in half precision too."""
+    hook = model.get_submodule(part).register_forward_hook(
+        lambda module, inputs, out: out * torch.tensor([1.0, math.inf, 1.0, 1.0, math.inf, 1.0])[: len(out)].view(
+            -1, *[1] * (out.ndim - 1)).to(out))  # fmt: skip
+    try:
+        with torch.autocast("cpu", precision or torch.bfloat16, enabled=precision is not None):
+            with pytest.raises(FloatingPointError, match=f"the {stage} of 'rain falls' holds NaN or infinite numbers"):
+                model.generate(CAPTIONS)
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize("stage, part, made", [("latent", "denoise", "zeros"), ("mel", "vae.decoder", "floor"),
+                                               ("waveform", "vocoder", "zeros")])  # fmt: skip
+def test_silence_is_never_without_a_word(model, monkeypatch, stage, part, made):
+    if stage == "latent":
+        monkeypatch.setattr(model, "sample_latent", lambda embedding, z_T, *_: 0 * z_T)
+        hook = None
+    else:
+        silence = math.log(1e-5) if made == "floor" else 0.0
+        hook = model.get_submodule(part).register_forward_hook(lambda module, inputs, out: 0 * out + silence)
+    try:
+        with pytest.warns(UserWarning, match=f"the {stage} of 'a dog barks', 'rain falls' is silent"):
+            model.generate(CAPTIONS[:2])
+    finally:
+        if hook:
+            hook.remove()
 
 
 def test_progress_is_told(model):

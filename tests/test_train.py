@@ -1,6 +1,9 @@
 """A run that is broken off and resumed is the run that was never broken off, bit for bit."""
 
 import math
+import os
+import re
+import signal
 from dataclasses import replace
 from itertools import islice, pairwise
 
@@ -11,7 +14,9 @@ from torch import nn
 
 from refined_ldm import train
 from refined_ldm.data import loader
+from refined_ldm.devices import pick_accelerator
 from refined_ldm.hifigan import Discriminators
+from refined_ldm.interruption import Stopped
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.train import TRAINERS, learning_rate, step_seed
 from refined_ldm.vae import MelVAE, PatchDiscriminator, PatchDiscriminatorConfig
@@ -97,14 +102,68 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path):
         assert [s.index for s in begin("vae", run_dir=tmp_path, resume=True)[1]] == [4, 5, 6]
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_names_the_clips():
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_clips(tmp_path):
     model = RefinedAudioLDM(small.config())
     data = small.clips(4)
+    list(train.train_vae(model, loader(data, 4), max_steps=3, run_dir=tmp_path))
+    before = {name: p.clone() for name, p in model.vae.named_parameters()}
+    data[2]["waveform"] = data[2]["waveform"].clone()
     data[2]["waveform"][100] = math.nan
-    with pytest.raises(FloatingPointError, match="vae loss is nan at step 1, clips .*clip-2"):
-        list(train.train_vae(model, loader(data, 4)))
-    assert all(p.isfinite().all() for p in model.parameters())  # the weights are as they were
+    told = r"vae loss is nan at step 4, clips .*clip-2.*; last good checkpoint: .*step-0000003\. Lower the learning"
+    with pytest.raises(FloatingPointError, match=told):
+        list(train.train_vae(model, loader(data, 4), run_dir=tmp_path, resume=True))
+    assert all(torch.equal(p, before[name]) for name, p in model.vae.named_parameters())
     assert not model.vae.training
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+def test_a_gradient_that_is_no_number_stops_the_run_before_the_step(clip_norm):
+    settings = replace(small.STAGE, clip_norm=clip_norm)
+    model = RefinedAudioLDM(small.config(training={"vae": settings}))
+    before = {name: p.clone() for name, p in model.vae.named_parameters()}
+    model.vae.decoder.conv_out.weight.register_hook(lambda gradient: gradient * math.inf)  # the loss itself is fine
+    with pytest.raises(FloatingPointError, match="the vae gradient is (inf|nan) at step 1, clips .*last good.*: none"):
+        list(train.train_vae(model, loader(small.clips(), 4)))
+    assert all(torch.equal(p, before[name]) for name, p in model.vae.named_parameters())
+
+
+def test_a_loss_that_jumps_is_logged_and_the_run_goes_on(caplog):
+    settings = replace(small.STAGE, max_steps=26, lr=1e-6)
+    model, loud = RefinedAudioLDM(small.config(training={"vae": settings})), small.clips(4)
+    model.mel.register_forward_hook(lambda module, inputs, mel: mel + 30 * (len(caplog.seen) == 23))
+    caplog.seen = []
+    for step in train.train_vae(model, loader(loud, 4)):
+        caplog.seen.append(step.loss)
+    assert len(caplog.seen) == 26 and len(caplog.records) == 1
+    assert re.fullmatch(r"vae: the loss of step 24, [\d.]+, is [\d.]+ times the usual", caplog.messages[0])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_for_the_step_and_has_it_saved(tmp_path, number):
+    def interrupted(step):  # at some moment of the third step
+        if step == 3:
+            os.kill(os.getpid(), number)
+
+    unbroken = [s.loss for s in begin("vae")[1]]
+    modules, steps = begin("vae", run_dir=tmp_path)
+    calls = []
+    modules[0].encoder.register_forward_hook(lambda *_: (calls.append(1), interrupted(len(calls)))[0])
+    found = []
+    with pytest.raises(Stopped, match="stopped after step 3 of vae, saved in .*step-0000003") as stopped:
+        for step in steps:
+            found.append(step.loss)
+    assert stopped.value.signal == number and found == unbroken[:3]
+    assert found + [s.loss for s in begin("vae", run_dir=tmp_path, resume=True)[1]] == unbroken
+
+
+def test_a_step_is_told_before_it_is_saved_and_saved_if_the_loop_is_left(tmp_path):
+    steps = begin("vae", run_dir=tmp_path)[1]
+    for step in steps:
+        if step.index == 3:  # of which a checkpoint is due
+            assert not (tmp_path / "vae" / "step-0000003").exists()
+            break
+    steps.close()
+    assert (tmp_path / "vae" / "step-0000003").is_dir()
 
 
 def test_training_does_not_touch_the_randomness_of_its_surroundings():
@@ -164,7 +223,7 @@ def test_a_phase_begins_with_the_average_and_optimisers_that_forgot():
         if step.index == 3:
             break
     steps.close()
-    learner = train.Learner("vocoder", vocoder, None, replace(small.STAGE, ema_decay=0.9), train._accelerator("cpu"))
+    learner = train.Learner("vocoder", vocoder, None, replace(small.STAGE, ema_decay=0.9), pick_accelerator("cpu"))
     learner.average = {k: torch.full_like(v, 2.0) for k, v in vocoder.state_dict().items()}
     learner.optimizers[0].state[next(vocoder.parameters())]["step"] = torch.tensor(3.0)
     learner.begin_phase()
