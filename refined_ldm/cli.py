@@ -71,7 +71,10 @@ def _parser():
     sub.add_argument("--run", type=Path, metavar="DIR", dest="run_dir",
                      help="folder of this run (runs/NAME, as the YAML file or the preset is called)")  # fmt: skip
     sub.add_argument("--data", metavar="PATH",
-                     help="CSV file or folder of captioned recordings, or AudioLDM's dataset_root.json")  # fmt: skip
+                     help="CSV file or folder of captioned recordings, AudioLDM's dataset_root.json, or WebDataset "
+                          "shards: a folder of .tar files or a pattern")  # fmt: skip
+    sub.add_argument("--skip-bad", action="store_true",
+                     help="leave out recordings that cannot be used; the run's left-out.txt lists them")  # fmt: skip
     sub.add_argument("--clap-checkpoint", metavar="PATH", help="the published conditioner's file")
     sub.add_argument("--tokenizer", metavar="DIR", help="roberta-base's vocabulary, for LAION-CLAP's captions")
     sub.add_argument("--reload_from_ckpt", metavar="PATH", help="an AudioLDM checkpoint to start the U-Net from")
@@ -106,6 +109,7 @@ def _parser():
     sub.add_argument("--steps", type=int, help="sampling steps of DPM-Solver++ (the configuration's if not given)")
     sub.add_argument("--guidance", type=float, metavar="SCALE", help="(the configuration's if not given)")
     sub.add_argument("--candidates", type=int, metavar="K", help="draw K, keep the nearest to its caption")
+    sub.add_argument("--skip-bad", action="store_true", help="leave out lines that cannot be followed, and name them")
     sub.add_argument("--device", default="auto")
     sub.add_argument("--json", action="store_true", help="print what was written as JSON")
 
@@ -192,7 +196,7 @@ def train(options):
 
     from refined_ldm.config import load_config, preset
     from refined_ldm.devices import pick_device
-    from refined_ldm.pipeline import STAGES, check_files, default_stages, train_stage
+    from refined_ldm.pipeline import LEFT_OUT, STAGES, check_files, default_stages, train_stage
     from refined_ldm.text_to_audio import RefinedAudioLDM
 
     config = load_config(options.config) if options.config else preset(options.preset)
@@ -221,7 +225,7 @@ def train(options):
             clips.update(done - clips.n)
 
         steps = train_stage(model, stage, run_dir, options.seed, options.resume, options.max_steps,
-                            options.lr, not options.no_adversary, on_clips)  # fmt: skip
+                            options.lr, not options.no_adversary, on_clips, options.skip_bad)  # fmt: skip
         with bar, _curve(run_dir / f"{stage}.csv", options.resume) as write:
             step = None
             for step in steps:
@@ -231,6 +235,9 @@ def train(options):
         clips.close()
         told = f"{step.index} steps, loss {step.loss:.4f}" if step else "it was finished before"
         print(f"{stage}: {told}, written to {run_dir}")
+    if (run_dir / LEFT_OUT).is_file():
+        left_out = len((run_dir / LEFT_OUT).read_text(encoding="utf-8").splitlines())
+        print(f"{left_out} recordings or rows were left out: {run_dir / LEFT_OUT} says which and why")
 
 
 class _curve:
@@ -315,16 +322,22 @@ def infer(options):
     from refined_ldm.devices import pick_device
     from refined_ldm.infer import open_model, read_list, sounds
 
-    config, lines = load_config(options.config_yaml), read_list(options.list_inference)
+    left_out = [] if options.skip_bad else None
+    config, lines = load_config(options.config_yaml), read_list(options.list_inference, left_out)
+    for fault in left_out or ():
+        print(f"left out: {fault}", file=sys.stderr)
     model = open_model(_with_conditioner(config, options), options.reload_from_ckpt, pick_device(options.device))
     options.out.mkdir(parents=True, exist_ok=True)
     start, written, rate = time.perf_counter(), [], model.config.mel.sample_rate
     made = sounds(model, lines, options.seed, options.steps, options.guidance, options.candidates)
-    for line, waveform in tqdm(made, total=len(lines), unit="sound", disable=None):
-        save_audio(options.out / line.file, waveform, rate)
-        written.append({"file": str(options.out / line.file), "caption": line.caption, "seed": options.seed,
-                        "seconds": len(waveform) / rate})  # fmt: skip
-    _say_written(written, start, options.json)
+    try:
+        for line, waveform in tqdm(made, total=len(lines), unit="sound", disable=None):
+            save_audio(options.out / line.file, waveform, rate)
+            written.append({"file": str(options.out / line.file), "caption": line.caption, "seed": options.seed,
+                            "seconds": len(waveform) / rate})  # fmt: skip
+    finally:  # what is written stays, whatever happens to the rest
+        if written:
+            _say_written(written, start, options.json)
 
 
 def evaluate(options):

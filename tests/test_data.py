@@ -101,13 +101,62 @@ def test_faulty_rows_are_named_or_left_out(tmp_path):
     [
         ("name,text\na,b\n", "expected a column 'file', its header is \\['name', 'text'\\]"),
         ("", "expected a column"),
-        ("file,caption\n", "no usable row"),
+        ("file,caption\n", "no usable entry"),
     ],
 )
 def test_a_csv_file_without_the_columns_or_rows_is_refused(tmp_path, text, message):
     (tmp_path / "list.csv").write_text(text)
     with pytest.raises(ValueError, match=message):
         CaptionedAudio.from_csv(tmp_path / "list.csv")
+
+
+@pytest.mark.parametrize("content, message", [
+    (b"file;caption\na.wav;A\n", r"its header is \['file;caption'\]; separate values by commas"),
+    ("file,caption\na.wav,Une fenêtre\n".encode("latin-1"), "not a CSV file in UTF-8 .*: save it again in UTF-8"),
+    ("file,caption\na.wav,A\n".encode("utf-16"), "not a CSV file in UTF-8"),
+    (b"file,caption,file\na.wav,A,b.wav\n", "expected one column 'file'"),
+    (b'file,caption\na.wav,"A\na.wav,B\n', "list.csv, line 2: not a CSV file .*a quote may be left open"),
+    (b'file,caption\na.wav,"A"B\n', "list.csv, line 2: not a CSV file"),
+    (b"file,caption\na.wav," + b"rain " * 30_000, "list.csv, line 2: not a CSV file .*field larger than"),
+    (b"file,caption\na.wav,\x01\x02\n", "line 2: the caption is empty"),
+    (b"file,caption\n" + b"a" * 300 + b".wav,A\n", "line 2: .* is no file name"),
+    (b"file,caption\na\x00.wav,A\n", "line 2: .*no such sound file"),
+])  # fmt: skip
+def test_a_csv_file_of_another_kind_is_refused_by_line(tmp_path, content, message):
+    record(tmp_path / "a.wav")
+    (tmp_path / "list.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        CaptionedAudio.from_csv(tmp_path / "list.csv")
+
+
+def test_captions_of_any_script_and_length_are_kept_without_control_characters(tmp_path):
+    record(tmp_path / "a.wav")
+    captions = ["Дождь идёт", "雨が降る", "مطر", "🔔🔔", "rain " * 2000, 'He says "so"']
+    rows = [f'a.wav,"{caption.replace(chr(34), 2 * chr(34))}"' for caption in captions]
+    rows += [rows[0], 'a.wav,"rain\x00\nand\x07hail"']
+    dataset = CaptionedAudio.from_csv(write_csv(tmp_path, "file,caption", *rows))
+    assert dataset[0]["captions"] == (*(caption.strip() for caption in captions), "rain and hail")
+
+
+@pytest.mark.parametrize("crop", ["start", "random"])
+def test_no_more_of_a_long_recording_is_read_than_is_heard(tmp_path, monkeypatch, crop):
+    record(tmp_path / "long.wav", seconds=20)
+    (tmp_path / "long.txt").write_text("noise")
+    read, asked = soundfile.SoundFile.read, []
+    monkeypatch.setattr(soundfile.SoundFile, "read", lambda file, n, **how: asked.append(n) or read(file, n, **how))
+    assert CaptionedAudio.from_folder(tmp_path, seconds=0.5, crop=crop)[0]["waveform"].shape == (8_000,)
+    assert sum(asked) == 9_600  # and a tenth of a second
+
+
+def test_an_item_that_cannot_be_read_is_named_with_its_row(tmp_path):
+    record(tmp_path / "a.wav")
+    (tmp_path / "b.wav").write_text("no sound")
+    dataset = CaptionedAudio.from_csv(write_csv(tmp_path, "file,caption", "a.wav,A", "b.wav,B"))
+    with pytest.raises(ValueError, match="captions.csv, line 3: .*b.wav: "):
+        dataset[1]
+    (tmp_path / "a.wav").unlink()
+    with pytest.raises(FileNotFoundError, match="captions.csv, line 2: .*a.wav: no such sound file"):
+        dataset[0]
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ def test_what_is_no_esc50_is_refused(tmp_path):
     (tmp_path / "meta").mkdir()
     for content, found in (("", r"\[\]"), ("file,label\na.wav,dog\n", r"\['file', 'label'\]")):
         (tmp_path / "meta" / "esc50.csv").write_text(content)
-        with pytest.raises(ValueError, match=f"expected the columns filename and category, got {found}"):
+        with pytest.raises(ValueError, match=f"esc50.csv: expected a column 'filename', its header is {found}"):
             read_esc50(tmp_path)
 
 

@@ -178,9 +178,12 @@ def test_captions_are_the_first_of_a_file_and_need_their_columns(tmp_path):
     path.write_text("caption,file\na dog,x/1.wav\na cat,x/1.wav\n,2.wav\n")
     assert read_captions(path) == {"x/1": "a dog"}
     path.write_text("name,text\n1,2\n")
-    with pytest.raises(ValueError, match=r"expected the columns file and caption, got \['name', 'text'\]"):
+    with pytest.raises(ValueError, match=r"expected a column 'file', its header is \['name', 'text'\]"):
         read_captions(path)
-    with pytest.raises(FileNotFoundError, match="no file of captions"):
+    path.write_text("file,caption\n1.wav,A dog\n2.wav,A dog, a cat\n")
+    with pytest.raises(ValueError, match="c.csv, line 3: more values than columns"):
+        read_captions(path)
+    with pytest.raises(FileNotFoundError, match="no such CSV file"):
         read_captions(tmp_path / "nowhere.csv")
 
 

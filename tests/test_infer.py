@@ -81,6 +81,47 @@ def test_a_list_that_cannot_be_followed_is_refused(tmp_path, text, told):
         read_list(listed(tmp_path, text))
 
 
+BAD_LINES = b"rain\n../x|wind\n\xff\xfe\nsnow|\nb|hail\x00 falls\x07\n"
+
+
+def test_bad_lines_are_all_named_or_left_out_and_listed(model, tmp_path, capsys):
+    path = listed(tmp_path, BAD_LINES)
+    with pytest.raises(ValueError) as caught:
+        read_list(path)
+    told = str(caught.value).splitlines()
+    assert [line.split(": ")[0].split(", ")[-1] for line in told[:3]] == ["line 2", "line 3", "line 4"]
+    assert "--skip-bad" in told[3]
+    status, printed, errors = run(capsys, *INFER, "run", "--out", "o", "--device", "cpu", "--steps", 1)
+    assert (status, printed) == (2, []) and not (tmp_path / "o").exists()  # nothing is made in vain
+    status, printed, errors = run(capsys, *INFER, "run", "--out", "o", "--device", "cpu", "--steps", 1, "--skip-bad")
+    assert (status, printed) == (0, ["o/rain.wav", "o/b.wav"])
+    assert [error for error in errors if error.startswith("left out: list.lst, line ")] == errors[:3]
+    assert [line.caption for line in read_list(path, [])] == ["rain", "hail  falls"]
+    with pytest.raises(ValueError, match="holds no caption"):
+        read_list(listed(tmp_path, b"\xff\n"), [])
+
+
+def test_what_is_written_before_a_fault_stays_and_is_told(model, tmp_path, monkeypatch, capsys):
+    whole = RefinedAudioLDM.generate
+
+    def fails_later(self, captions, **others):
+        if "rain 8" in captions:
+            raise FloatingPointError("the generated sound holds NaN")
+        return whole(self, captions, **others)
+
+    monkeypatch.setattr(RefinedAudioLDM, "generate", fails_later)
+    listed(tmp_path, "\n".join(f"rain {n}" for n in range(SOUNDS_AT_ONCE + 1)))
+    status, printed, errors = run(capsys, *INFER, "run", "--out", "o", "--device", "cpu", "--steps", 1)
+    assert (status, errors[-1]) == (2, "refined-ldm infer: the generated sound holds NaN")
+    assert printed == [f"o/rain_{n}.wav" for n in range(SOUNDS_AT_ONCE)]
+    assert all(soundfile.info(path).frames == 5120 for path in printed)
+
+
+def test_a_caption_that_comes_often_is_numbered_quickly(tmp_path):
+    lines = read_list(listed(tmp_path, "rain-2\n" + "rain\n" * 20_000))  # took minutes when each was tried from 2 on
+    assert len({line.file for line in lines}) == 20_001 and lines[-1].file == "rain-20001.wav"
+
+
 def test_a_sound_depends_on_its_line_alone(model, tmp_path):
     captions = [f"bell {n}" for n in range(SOUNDS_AT_ONCE + 2)] + ["bell 0", "bell 1"]
     lines = read_list(listed(tmp_path, "\n".join(captions)))
