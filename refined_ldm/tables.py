@@ -30,7 +30,8 @@ def read_rows(path: str | Path, needed: tuple[str, ...]) -> Iterator[tuple[int, 
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not a CSV file in UTF-8 ({error}): save it again in UTF-8") from error
     except csv.Error as error:
-        raise ValueError(f"{path}, line {rows.line_num + 1}: not a CSV file ({error}): a quote may be left open") from error
+        begun = rows.line_num + 1
+        raise ValueError(f"{path}, line {begun}: not a CSV file ({error}): a quote may be left open") from error
 
 
 def field(row: dict, column: str) -> str:
