@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,13 +19,17 @@ import pandas as pd
 import torch
 
 from refined_ldm import display
+from refined_ldm.budget import error_budget
+from refined_ldm.checkpoints import load_into, read_weights, save_weights
 from refined_ldm.clap import Clap
 from refined_ldm.evaluation import adherence, class_prompt, fit_probe, rendered_clips
-from refined_ldm.hifigan import stft_loss
+from refined_ldm.hifigan import Discriminators
 from refined_ldm.judges import Aisfx
-from refined_ldm.mel import griffin_lim
-from refined_ldm.metrics import bootstrap_interval, frechet_distance, recall_at_k, zero_shot
+from refined_ldm.metrics import recall_at_k, zero_shot
+from refined_ldm.pipeline import JUDGES
+from refined_ldm.pitch import Crepe
 from refined_ldm.text_to_audio import WEIGHTS, RefinedAudioLDM
+from refined_ldm.vae import PatchDiscriminator
 
 FOLDER = WEIGHTS / "tiny"
 COMMANDS = {
@@ -35,15 +40,19 @@ COMMANDS = {
     "clap-tiny-roberta": "refined-ldm train --conditioner tiny-roberta --stage clap --lr 5e-4 --run runs/tiny-roberta",
 }
 SHOWN = {  # losses drawn, and what to call them
-    "vae": {"l1": "mel L1"},
-    "hifigan": {"mel": "mel L1", "stft": "STFT distance"},
+    "vae": {"vae/l1": "mel L1", "vae/perceptual": "perceptual"},
+    "hifigan": {"vocoder/mel": "mel L1", "vocoder/stft": "STFT distance"},
 }
 
 
 def ship(run):
-    """Write the model's parts in float16, and the second conditioner if there is one."""
+    """Write the model's parts and their discriminators in float16, and the second conditioner if there is one."""
     model = RefinedAudioLDM.load(run)
     model.save(FOLDER, torch.float16)
+    judges = {"hifigan": Discriminators(model.config.discriminators), "vae": PatchDiscriminator(model.config.patches)}
+    for stage, name in JUDGES.items():
+        load_into(judges[stage], read_weights(run / name)[0], run / name)
+        save_weights(FOLDER / name, judges[stage], judges[stage].config, torch.float16)
     other = run.parent / "tiny-roberta" / "clap-tiny-roberta.safetensors"
     if other.is_file():
         Clap.load("tiny-roberta", other).save(FOLDER / other.name, torch.float16)
@@ -91,32 +100,13 @@ def conditioners():
     return told
 
 
-@torch.no_grad()
-def inversion(model, judge, count=250):
-    """Ways back to sound on test clips: log-mel L1, multi-resolution STFT distance, and the aisfx distance."""
-    waveform = waveforms(rendered_clips(count))
-    reference = judge(waveforms(rendered_clips(1000, "val")), 16_000).numpy()
-    names = ("input", "vocoder", "griffin_lim_32", "griffin_lim_200", "vae_vocoder", "vae_griffin_lim_32")
-    made = {name: [] for name in names}
-    for part in waveform.split(25):
-        mel = model.mel(part)
-        copy = model.vae.decode(model.vae.encode(mel).mean)
-        made["input"].append(part)
-        made["vocoder"].append(model.vocoder(mel))
-        made["griffin_lim_32"].append(griffin_lim(mel, iterations=32))
-        made["griffin_lim_200"].append(griffin_lim(mel, iterations=200))
-        made["vae_vocoder"].append(model.vocoder(copy))
-        made["vae_griffin_lim_32"].append(griffin_lim(copy, iterations=32))
-    told, target = {}, model.mel(waveform)
-    for name, parts in made.items():
-        sound = torch.cat(parts)
-        l1 = (model.mel(sound) - target).abs().mean((1, 2, 3)).numpy()
-        stft = np.array([stft_loss(y[None], x[None]).item() for y, x in zip(sound, waveform, strict=True)])
-        distance = frechet_distance(judge(sound, 16_000).numpy(), reference, 64)
-        told[name] = {"clips": count, "log-mel L1": float(l1.mean()), "interval": bootstrap_interval(np.mean, l1),
-                      "multi-resolution STFT": float(stft.mean()), "its interval": bootstrap_interval(np.mean, stft),
-                      "aisfx FD (PCA-64, 1000 val clips)": distance}  # fmt: skip
-    return told
+def budget(model, judge):
+    """What each stage costs, on 250 test clips -> rows; and the figure of it."""
+    started = time.perf_counter()
+    costs = [asdict(cost) for cost in error_budget(model, judge, Crepe.load())]
+    figure = display.plot_budget(costs, "What each stage costs: 250 test clips, 50 notes; dashed, the clips themselves")
+    display.save_figure(figure, "04_budget", costs, {"command": "refined-ldm budget"}, started)
+    return costs
 
 
 def waveforms(items):
@@ -129,7 +119,7 @@ def main(run):
     judge, model = Aisfx.load(), RefinedAudioLDM.from_preset("tiny")
     card = {"weights": "tiny", "versions": {n: version(n) for n in ("torch", "transformers", "accelerate", "numpy")},
             "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
-            "training": curves(run), "conditioners": conditioners(), "inversion": inversion(model, judge)}  # fmt: skip
+            "training": curves(run), "conditioners": conditioners(), "budget": budget(model, judge)}  # fmt: skip
     write(card)
     listener = fit_probe(judge, 3000)
     card["adherence"], _ = adherence(listener, RefinedAudioLDM.from_preset("tiny"), 200)

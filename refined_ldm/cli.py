@@ -16,6 +16,7 @@ EXAMPLES = {
     "infer": "refined-ldm infer --config_yaml audioldm_custom.yaml --list_inference captions.lst "
              "--reload_from_ckpt runs/audioldm_custom",
     "evaluate": "refined-ldm evaluate runs/infer recordings --captions captions.csv --embedding tiny-gpt2",
+    "budget": "refined-ldm budget --clips 50 --recordings captions.csv",
     "notebooks": "refined-ldm notebooks --preset tiny -p steps 10",
     "bench": "refined-ldm bench --notebooks --json",
 }
@@ -128,6 +129,18 @@ def _parser():
     sub.add_argument("--out", type=Path, metavar="FILE", help="also write the figures as JSON")
     sub.add_argument("--json", action="store_true", help="print the figures as JSON")
 
+    sub = command("budget", budget, "Measure what each stage costs: mel, VAE, vocoder and the whole model.")
+    source = sub.add_mutually_exclusive_group()
+    source.add_argument("--preset", default="tiny", help="tiny (shipped weights) or another preset (random weights)")
+    source.add_argument("--checkpoint", type=Path, metavar="DIR", help="a run folder with all parts trained")
+    sub.add_argument("--clips", type=int, default=250, metavar="N", help="scenes of the split test (250)")
+    sub.add_argument("--recordings", type=Path, metavar="PATH", help="in place of scenes: a CSV file or a folder")
+    sub.add_argument("--no-whole", action="store_true", help="leave out generating from the captions")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--device", default="auto")
+    sub.add_argument("--out", type=Path, metavar="FILE", help="also write the figures as CSV")
+    sub.add_argument("--json", action="store_true", help="print the figures as JSON")
+
     sub = command("notebooks", notebooks, "Execute the five notebooks with papermill into runs/notebooks.")
     sub.add_argument("names", nargs="*", metavar="NAME", help="01 … 05; all if not given")
     sub.add_argument("--preset", default="tiny")
@@ -145,13 +158,9 @@ def generate(options):
 
     from refined_ldm.audio import save_audio
     from refined_ldm.devices import pick_device
-    from refined_ldm.text_to_audio import RefinedAudioLDM
 
     device = pick_device(options.device)
-    if options.checkpoint:
-        model = RefinedAudioLDM.load(options.checkpoint, device)
-    else:
-        model = RefinedAudioLDM.from_preset(options.preset, device)
+    model = _open(options, device)
     options.out.mkdir(parents=True, exist_ok=True)
     start, written = time.perf_counter(), []
     with tqdm(total=options.steps or model.config.steps, unit="step", disable=None) as bar:
@@ -170,6 +179,15 @@ def generate(options):
         figure = plot_mels(model.mel(waveforms.to(device)).cpu(), options.captions, model.config.mel)
         figure.savefig(options.out / "spectrograms.png", dpi=110)
     _say_written(written, start, options.json)
+
+
+def _open(options, device):
+    """The model that --checkpoint or --preset names."""
+    from refined_ldm.text_to_audio import RefinedAudioLDM
+
+    if options.checkpoint:
+        return RefinedAudioLDM.load(options.checkpoint, device)
+    return RefinedAudioLDM.from_preset(options.preset, device)
 
 
 def _say_written(written, start, as_json):
@@ -367,6 +385,41 @@ def evaluate(options):
     if options.out:
         found.save(options.out)
     print(json.dumps(found.to_dict(), indent=1) if options.json else found.table())
+
+
+def budget(options):
+    from dataclasses import asdict
+
+    from tqdm import tqdm
+
+    from refined_ldm.budget import WAYS, error_budget, read_recordings, table
+    from refined_ldm.devices import pick_device
+    from refined_ldm.judges import Aisfx
+    from refined_ldm.pitch import Crepe
+
+    if options.clips < 2:
+        raise ValueError(f"--clips must be 2 or more, got {options.clips}: a distance between sets needs a set")
+    model = _open(options, pick_device(options.device))
+    recordings = read_recordings(options.recordings, model.config.seconds) if options.recordings else None
+    judge, tracker = Aisfx.load(), None if options.recordings else Crepe.load()
+    with tqdm(total=len(WAYS), unit="way", disable=None) as bar:
+        costs = error_budget(model, judge, tracker, options.clips, options.seed, not options.no_whole, recordings,
+                             lambda way: bar.update())  # fmt: skip
+    told = [asdict(cost) for cost in costs]
+    if options.out:
+        _write_table(options.out, told)
+    print(json.dumps(told, indent=1) if options.json else table(costs))
+
+
+def _write_table(path, rows):
+    """Rows as CSV, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("w", newline="") as file:
+        table = csv.DictWriter(file, rows[0])
+        table.writeheader()
+        table.writerows(rows)
+    temporary.replace(path)
 
 
 def notebooks(options):

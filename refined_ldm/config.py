@@ -14,7 +14,7 @@ from refined_ldm.hifigan import DiscriminatorsConfig, HiFiGANConfig
 from refined_ldm.mel import MelConfig
 from refined_ldm.published_config import is_published, settings_of
 from refined_ldm.unet import UNetConfig
-from refined_ldm.vae import VAEConfig
+from refined_ldm.vae import PatchDiscriminatorConfig, VAEConfig
 
 PARAMETERIZATIONS = ("eps", "v", "x0", "gaussian")
 INVERSIONS = ("hifigan", "griffin_lim")
@@ -36,8 +36,11 @@ class StageConfig:
     betas: tuple[float, float] = (0.9, 0.99)
     ema_decay: float = 0.0  # 0: the last weights; .999: an average over about a thousand steps
     clip_norm: float = 1.0  # gradients longer than this are shortened
-    adversary_start: int = 0  # vocoder: steps before its discriminators join
+    adversary_start: int = 0  # VAE and vocoder: steps before their discriminators join
+    adversary_lr: float = 0.0  # from then on, with warm-up and schedule of its own; 0: lr
+    adversarial_weight: float = 0.0  # VAE: of what its discriminator says beside the mel distance; 0: it has none
     stft_weight: float = 0.0  # vocoder: of the STFT distance beside the mel distance; published: 0
+    vae_mels: bool = False  # vocoder: learn from the mels that the VAE makes of the clips, which it meets in use
     crop_frames: int = 0  # train on random crops of so many mel frames (VAE and vocoder); 0: on whole clips
     save_every: int = 500  # steps
 
@@ -61,6 +64,7 @@ class Config:
     unet: UNetConfig = UNetConfig()
     vocoder: HiFiGANConfig = HiFiGANConfig()
     discriminators: DiscriminatorsConfig = DiscriminatorsConfig()
+    patches: PatchDiscriminatorConfig = PatchDiscriminatorConfig()  # the VAE's discriminator
 
     diffusion_steps: int = 1000
     beta_start: float = 0.0015
@@ -154,7 +158,7 @@ def _refuse_impossible(config):
         raise ValueError(f"0 < beta_start < beta_end < 1, got {config.beta_start} and {config.beta_end}")
     if not 0 <= config.unconditional_probability <= 1:
         raise ValueError(f"unconditional_probability must be between 0 and 1, got {config.unconditional_probability}")
-    for part in (None, "mel", "vae", "unet", "vocoder", "discriminators"):
+    for part in (None, "mel", "vae", "unet", "vocoder", "discriminators", "patches"):
         sizes = config if part is None else getattr(config, part)
         for size in fields(sizes):
             value, name = getattr(sizes, size.name), size.name if part is None else f"{part}.{size.name}"
@@ -193,14 +197,17 @@ def _tiny():
         ),
         vocoder=HiFiGANConfig(
             channels=384, rates=(2,), kernels=(4,), res_kernels=(3, 7), res_dilations=((1, 3), (1, 3)),
-            istft_n_fft=320, istft_hop=80, griffin_lim_iterations=8,  # an inverse STFT does the rest, quickly on a CPU
+            istft_n_fft=320, istft_hop=80,  # an inverse STFT does the rest, quickly on a CPU
+            griffin_lim_iterations=8, mel_corrections=4,
         ),
-        discriminators=DiscriminatorsConfig(width=4),
+        discriminators=DiscriminatorsConfig(width=4, scales=0),  # periods teach most for their time (figure 04_heads)
+        patches=PatchDiscriminatorConfig(channels=16),
         parameterization="gaussian",
         clips=16_000,
         seconds=2.56,
         training={
-            "vae": StageConfig(6000, 8, 2e-3, crop_frames=64),
+            "vae": StageConfig(8000, 8, 2e-3, crop_frames=64, adversary_start=6000, adversary_lr=5e-4,
+                               adversarial_weight=0.03),
             "clap": StageConfig(2000, 64, 1e-3, weight_decay=0.05),
             "ldm": StageConfig(10_000, 16, 3e-3, optimizer="muon", ema_decay=0.999),
             "hifigan": StageConfig(6000, 16, 7e-4, betas=(0.8, 0.99), ema_decay=0.999, clip_norm=5.0, crop_frames=40,
@@ -220,7 +227,7 @@ def _colab():
         clips=20_000,
         seconds=5.12,
         training={
-            "vae": StageConfig(20_000, 16, 5e-4),
+            "vae": StageConfig(20_000, 16, 5e-4, adversary_start=10_000, adversarial_weight=0.03),
             "clap": StageConfig(5_000, 64, 1e-4),
             "ldm": StageConfig(50_000, 32, 3e-4, warmup_steps=1000, ema_decay=0.9999),
             "hifigan": StageConfig(100_000, 16, 2e-4, betas=(0.8, 0.99), ema_decay=0.999, crop_frames=52),
@@ -236,7 +243,8 @@ def _published(name, clap, embedding_dim):
         steps=200,
         guidance_scale=2.5,
         training={
-            "vae": StageConfig(1_500_000, 4, 4.5e-6, lr_schedule="constant", warmup_steps=0),
+            "vae": StageConfig(1_500_000, 4, 4.5e-6, lr_schedule="constant", warmup_steps=0, adversary_start=50_000,
+                               adversarial_weight=0.03),
             "clap": StageConfig(100_000, 64, 1e-5),
             "ldm": StageConfig(500_000, 2, 1e-4, lr_schedule="constant", warmup_steps=2000, ema_decay=0.9999,
                                save_every=5000),

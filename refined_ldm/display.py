@@ -20,6 +20,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
+from refined_ldm.budget import WAYS
 from refined_ldm.mel import LDM_MEL, MelSpectrogram, hz_to_mel
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -206,6 +207,28 @@ def bars(table, label="label", value="value", low="low", high="high", group=None
     if group:
         ax.legend()
     return ax
+
+
+def plot_budget(costs, title=""):
+    """Draw rows as `budget.Cost` has them: a panel a measure, a bar a way, dashed the floor -> figure."""
+    measures = list(dict.fromkeys(cost["measure"] for cost in costs))
+    ways = [way for way in WAYS if any(cost["way"] == way for cost in costs)]
+    figure, axes = plt.subplots(1, len(measures), figsize=(2.2 * len(measures) + 1.5, 0.34 * len(ways) + 1.3),
+                                sharey=True, layout="constrained", squeeze=False)  # fmt: skip
+    for measure, ax in zip(measures, axes[0], strict=True):
+        rows = {cost["way"]: cost for cost in costs if cost["measure"] == measure}
+        for place, way in enumerate(ways):
+            if way in rows:
+                cost = rows[way]
+                reach = [[max(0, cost["value"] - cost["low"])], [max(0, cost["high"] - cost["value"])]]
+                ax.barh(place, cost["value"], xerr=reach, color="C1" if "vae" in way or way == "generated" else "C0")
+        ax.axvline(next(iter(rows.values()))["floor"], color="black", linestyle="--", linewidth=1)
+        ax.set_title(measure, fontsize=10)
+        ax.set_xlim(left=0)
+    axes[0, 0].set_yticks(range(len(ways)), [WAYS[way] for way in ways])
+    axes[0, 0].invert_yaxis()
+    figure.suptitle(title)
+    return figure
 
 
 def show_source(item):

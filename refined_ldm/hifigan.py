@@ -2,7 +2,8 @@
 
 Kong et al., "HiFi-GAN", 2020 (arXiv 2010.05646), in the 16 kHz / 64-bin layout AudioLDM uses. The optional inverse-STFT
 head is Kaneko et al., "iSTFTNet", 2022 (arXiv 2203.02395); starting it from Griffin-Lim's phases is in the spirit of
-Masuyama et al., "Deep Griffin-Lim iteration", 2019 (arXiv 1903.03971). Parameter names are the published checkpoints'.
+Masuyama et al., "Deep Griffin-Lim iteration", 2019 (arXiv 1903.03971). Snake is Ziyin et al. 2020, as BigVGAN uses it;
+judges of spectrograms are Jang et al., "UnivNet", 2021. Parameter names are the published checkpoints'.
 """
 
 import math
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
-from refined_ldm.mel import LDM_MEL, MelConfig, griffin_lim
+from refined_ldm.mel import LDM_MEL, MelConfig, griffin_lim, match_mel
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,11 @@ class HiFiGANConfig:
     res_kernels: tuple[int, ...] = (3, 7, 11)  # three receptive fields are averaged after each upsampling
     res_dilations: tuple[tuple[int, ...], ...] = ((1, 3, 5), (1, 3, 5), (1, 3, 5))
     leaky_slope: float = 0.1
+    snake: bool = False  # in residual blocks x + sin^2(a x) / a: each channel learns a period; else leaky ReLU
     istft_n_fft: int | None = None  # samples; None: the convolutions go all the way up to the waveform
     istft_hop: int = 1  # samples a frame of the inverse STFT stands for
     griffin_lim_iterations: int = 0  # more: the inverse STFT corrects what Griffin-Lim makes of the mel
+    mel_corrections: int = 0  # how often what came out is held against the mel that went in (`match_mel`)
 
     @property
     def hop_length(self) -> int:
@@ -38,12 +41,25 @@ class HiFiGANConfig:
         return math.prod(self.rates) * self.istft_hop
 
 
+class Snake(nn.Module):
+    """x + sin^2(a x) / a: a rising line with a ripple, whose rate `a` each channel learns: (B, C, L) -> (B, C, L)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.alpha = nn.Parameter(torch.ones(1, channels, 1))
+
+    def forward(self, x):
+        return x + (self.alpha * x).sin().square() / (self.alpha + 1e-9)
+
+
 class ResBlock(nn.Module):
     """Residual pairs of convolutions, the first of each pair dilated (paper, fig. 1): (B, C, L) -> (B, C, L)."""
 
-    def __init__(self, channels: int, kernel: int, dilations: tuple[int, ...], leaky_slope: float):
+    def __init__(self, channels: int, kernel: int, dilations: tuple[int, ...], leaky_slope: float, snake=False):
         super().__init__()
-        self.leaky_slope = leaky_slope
+        self.activations = nn.ModuleList(
+            Snake(channels) if snake else nn.LeakyReLU(leaky_slope) for _ in range(2 * len(dilations))
+        )
         self.convs1 = nn.ModuleList(
             nn.Conv1d(channels, channels, kernel, dilation=d, padding=d * (kernel - 1) // 2) for d in dilations
         )
@@ -52,9 +68,10 @@ class ResBlock(nn.Module):
         )
 
     def forward(self, x):
+        bend = iter(self.activations)
         for conv1, conv2 in zip(self.convs1, self.convs2, strict=True):
-            h = conv1(F.leaky_relu(x, self.leaky_slope))
-            x = x + conv2(F.leaky_relu(h, self.leaky_slope))
+            h = conv1(next(bend)(x))
+            x = x + conv2(next(bend)(h))
         return x
 
 
@@ -66,7 +83,8 @@ class HiFiGAN(nn.Module):
 
     Convolutions answer equal mel frames with equal samples, so of a steady tone they can only make what repeats with
     the hop: multiples of 100 Hz. With `griffin_lim_iterations` the phases come from Griffin-Lim, where a tone of any
-    pitch goes on from frame to frame, and the network corrects magnitude and phase of every bin. `mel` is for that.
+    pitch goes on from frame to frame, and the network corrects magnitude and phase of every bin. With `mel_corrections`
+    the magnitudes are mended until the sound has the mel that was asked for. `mel` is for these two.
     """
 
     def __init__(self, config: HiFiGANConfig = HiFiGANConfig(), mel: MelConfig = LDM_MEL):
@@ -88,7 +106,7 @@ class HiFiGAN(nn.Module):
             for (c_in, c_out), kernel, rate in zip(pairwise(widths), config.kernels, config.rates, strict=True)
         )
         self.resblocks = nn.ModuleList(
-            ResBlock(width, kernel, dilations, config.leaky_slope)
+            ResBlock(width, kernel, dilations, config.leaky_slope, config.snake)
             for width in widths[1:]
             for kernel, dilations in zip(config.res_kernels, config.res_dilations, strict=True)
         )
@@ -117,9 +135,15 @@ class HiFiGAN(nn.Module):
                 x = x + self.conv_estimate(_features(estimate))
             x = sum(block(x) for block in self.resblocks[i * blocks : (i + 1) * blocks]) / blocks
         x = F.leaky_relu(x)  # slope .01 here, as published
-        if spectral:
-            return self.inverse_stft(self.conv_post(x).float(), estimate)[:, :samples]
-        return torch.tanh(self.conv_post(x)).squeeze(1)[:, :samples]
+        if not spectral:
+            waveform = torch.tanh(self.conv_post(x)).squeeze(1)[:, :samples]
+        else:
+            waveform = self.inverse_stft(self.conv_post(x).float(), estimate)[:, :samples]
+        if self.config.mel_corrections:
+            waveform = match_mel(waveform, mel, self.mel_config, self.config.mel_corrections)
+        if self.training:
+            return waveform
+        return waveform / waveform.abs().amax(1, keepdim=True).clamp(min=1)  # too loud: turned down, not clipped
 
     @torch.no_grad()
     def griffin_lim_estimate(self, mel):
@@ -139,10 +163,7 @@ class HiFiGAN(nn.Module):
         loudest = math.log(self.config.istft_n_fft / 2)  # a Hann window's sum: no waveform in [-1, 1] exceeds it
         too_much = (log_magnitude - loudest).clamp(min=0).detach()  # cut, but with its gradient: who shouts must learn
         spectrum = torch.polar((log_magnitude - too_much).exp(), phase)
-        waveform = torch.istft(spectrum, self.config.istft_n_fft, self.config.istft_hop, window=self.window)
-        if self.training:
-            return waveform
-        return waveform / waveform.abs().amax(1, keepdim=True).clamp(min=1)  # too loud: turned down, not clipped
+        return torch.istft(spectrum, self.config.istft_n_fft, self.config.istft_hop, window=self.window)
 
     def add_weight_norm(self):
         """Split every weight into length and direction, the form the generator is trained in (in place)."""
@@ -186,11 +207,22 @@ def fold_weight_norm(state_dict: dict) -> dict:
 
 @dataclass(frozen=True)
 class DiscriminatorsConfig:
-    """Size of the discriminators; the defaults are the published ones (71 M parameters), `width=4` the tiny ones."""
+    """Which discriminators, and their size; the defaults are the published ones (71 M parameters)."""
 
     width: int = 32  # channels of a period discriminator's first layer, a multiple of 4; every other follows from it
     periods: tuple[int, ...] = (2, 3, 5, 7, 11)  # samples; primes overlap least
     scales: int = 3  # the waveform, and its averages over 2 and 4 samples
+    resolutions: tuple[int, ...] = ()  # samples; windows of the spectrograms that are judged too
+
+
+def _judge(convs, conv_post, x):
+    """The layers of any of the three -> logits (B, L) and the features of every layer."""
+    features = []
+    for conv in convs:
+        x = F.leaky_relu(conv(x), 0.1)
+        features.append(x)
+    logits = conv_post(x)
+    return logits.flatten(1), [*features, logits]
 
 
 class PeriodDiscriminator(nn.Module):
@@ -209,12 +241,7 @@ class PeriodDiscriminator(nn.Module):
     def forward(self, waveform):
         x = F.pad(waveform.unsqueeze(1), (0, -waveform.shape[1] % self.period), mode="reflect")
         x = x.unflatten(2, (-1, self.period))  # (B, 1, N / period, period)
-        features = []
-        for conv in self.convs:
-            x = F.leaky_relu(conv(x), 0.1)
-            features.append(x)
-        logits = self.conv_post(x)
-        return logits.flatten(1), [*features, logits]
+        return _judge(self.convs, self.conv_post, x)
 
 
 class ScaleDiscriminator(nn.Module):
@@ -232,16 +259,37 @@ class ScaleDiscriminator(nn.Module):
 
     def forward(self, waveform):
         x = waveform.unsqueeze(1)
-        features = []
-        for conv in self.convs:
-            x = F.leaky_relu(conv(x), 0.1)
-            features.append(x)
-        logits = self.conv_post(x)
-        return logits.flatten(1), [*features, logits]
+        return _judge(self.convs, self.conv_post, x)
+
+
+class ResolutionDiscriminator(nn.Module):
+    """Judge the magnitudes of an STFT with 2-D convolutions (UnivNet, sec. 2.2): (B, N) -> logits (B, L), features."""
+
+    def __init__(self, n_fft: int, width: int):
+        super().__init__()
+        self.n_fft = n_fft
+        channels, strides = [1, *(width,) * 5], (1, 2, 2, 2, 1)  # over frequencies; all frames stay
+        kernels = ((3, 9), (3, 9), (3, 9), (3, 9), (3, 3))
+        self.convs = nn.ModuleList(
+            parametrizations.weight_norm(
+                nn.Conv2d(c_in, c_out, kernel, (1, stride), padding=(kernel[0] // 2, kernel[1] // 2))
+            )
+            for (c_in, c_out), stride, kernel in zip(pairwise(channels), strides, kernels, strict=True)
+        )
+        self.conv_post = parametrizations.weight_norm(nn.Conv2d(width, 1, 3, padding=1))
+        self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
+
+    def forward(self, waveform):
+        spectrum = torch.stft(waveform, self.n_fft, self.n_fft // 4, window=self.window, return_complex=True)
+        x = spectrum.abs().transpose(1, 2)[:, None]  # (B, 1, frames, n_fft / 2 + 1)
+        return _judge(self.convs, self.conv_post, x)
 
 
 class Discriminators(nn.Module):
-    """Multi-period and multi-scale discriminators (paper, sec. 2.3): (B, N) -> [(logits (B, L), feature maps), ...]."""
+    """Multi-period and multi-scale discriminators (paper, sec. 2.3): (B, N) -> [(logits (B, L), feature maps), ...].
+
+    Those of `resolutions`, which HiFi-GAN does not have, come after them.
+    """
 
     def __init__(self, config: DiscriminatorsConfig = DiscriminatorsConfig()):
         super().__init__()
@@ -251,13 +299,14 @@ class Discriminators(nn.Module):
         self.mpd = nn.ModuleList(PeriodDiscriminator(period, config.width) for period in config.periods)
         norms = [parametrizations.spectral_norm] + [parametrizations.weight_norm] * (config.scales - 1)
         self.msd = nn.ModuleList(ScaleDiscriminator(config.width, norm) for norm in norms[: config.scales])
+        self.mrd = nn.ModuleList(ResolutionDiscriminator(n_fft, config.width) for n_fft in config.resolutions)
 
     def forward(self, waveform):
-        outputs = [discriminator(waveform) for discriminator in self.mpd]
+        outputs, averaged = [discriminator(waveform) for discriminator in self.mpd], waveform
         for discriminator in self.msd:
-            outputs.append(discriminator(waveform))
-            waveform = F.avg_pool1d(waveform, 4, 2, padding=2)  # half the rate for the next scale
-        return outputs
+            outputs.append(discriminator(averaged))
+            averaged = F.avg_pool1d(averaged, 4, 2, padding=2)  # half the rate for the next scale
+        return outputs + [discriminator(waveform) for discriminator in self.mrd]
 
 
 def discriminator_loss(real, fake):

@@ -57,14 +57,17 @@ def mel_filterbank(sample_rate, n_fft, n_mels, fmin, fmax):
     return (triangles * 2 / (high - low)).float()
 
 
+def _filterbank(config):
+    return mel_filterbank(config.sample_rate, config.n_fft, config.n_mels, config.fmin, config.fmax)
+
+
 class MelSpectrogram(nn.Module):
     """waveform (B, N) -> natural-log magnitude mel (B, 1, T, F), T = N / hop_length."""
 
     def __init__(self, config=LDM_MEL):
         super().__init__()
         self.config = config
-        bank = mel_filterbank(config.sample_rate, config.n_fft, config.n_mels, config.fmin, config.fmax)
-        self.register_buffer("filterbank", bank, persistent=False)
+        self.register_buffer("filterbank", _filterbank(config), persistent=False)
         self.register_buffer("window", torch.hann_window(config.n_fft), persistent=False)
 
     def frames(self, samples):
@@ -102,35 +105,77 @@ def griffin_lim(mel, config=LDM_MEL, iterations=32, momentum=0.99, generator=Non
     The magnitudes are the non-negative least-squares fit to the mel; then the fast Griffin-Lim iteration
     (Perraudin et al. 2013, eq. 9) looks for phases whose STFT is consistent.
     """
-    if mel.ndim != 4 or mel.shape[1] != 1 or mel.shape[3] != config.n_mels:
-        raise ValueError(f"mel must be (B, 1, T, {config.n_mels}), got {tuple(mel.shape)}")
-    device, T = mel.device, mel.shape[2]
-    with torch.autocast(device.type, enabled=False):
-        magnitude = _unmel(mel[:, 0].float().exp().transpose(1, 2), config)  # (B, n_fft // 2 + 1, T)
-    window = torch.hann_window(config.n_fft, device=device)
-    pad, samples = (config.n_fft - config.hop_length) // 2, T * config.hop_length
-
-    # Overlap-add of the windowed frames, divided by the sum of squared windows: the least-squares inverse STFT.
-    def overlap_add(frames):  # (B, n_fft, T) -> (B, samples + 2 * pad)
-        size = (1, samples + 2 * pad)
-        return F.fold(frames, size, (1, config.n_fft), stride=(1, config.hop_length))[:, 0, 0]
-
-    norm = overlap_add((window**2)[None, :, None].expand(1, -1, T)).clamp(min=1e-8)
-
-    def inverse(spectrum):
-        return overlap_add(torch.fft.irfft(spectrum, config.n_fft, dim=1) * window[:, None]) / norm
-
-    def forward(signal):
-        return torch.stft(signal, config.n_fft, config.hop_length, window=window, center=False, return_complex=True)
-
+    target = _magnitudes(mel, config)  # (B, F, T)
+    with torch.autocast(mel.device.type, enabled=False):
+        magnitude = _unmel(target, config)  # (B, n_fft // 2 + 1, T)
     generator = generator or torch.Generator().manual_seed(0)
-    angle = 2 * torch.pi * torch.rand(magnitude.shape[1:], generator=generator).to(device)  # the same for every clip
+    angle = 2 * torch.pi * torch.rand(magnitude.shape[1:], generator=generator).to(mel.device)  # alike for every clip
     estimate, previous = torch.polar(magnitude, angle.expand_as(magnitude)), 0
     for _ in range(iterations):
-        consistent = forward(inverse(estimate))
+        consistent = _stft(_inverse_stft(estimate, config), config)
         pushed = consistent + momentum * (consistent - previous)
         estimate, previous = magnitude * pushed / pushed.abs().clamp(min=1e-8), consistent
-    return inverse(estimate)[:, pad : pad + samples]
+    return _without_margin(_inverse_stft(estimate, config), config)
+
+
+def match_mel(waveform, mel, config=LDM_MEL, iterations=4):
+    """A waveform (B, N) whose mel is nearly `mel` (B, 1, T, F) -> one whose mel is nearer; its phases stay.
+
+    Griffin-Lim's other half: it keeps the magnitudes and mends the phases, this keeps the phases and mends the
+    magnitudes. Every STFT bin is multiplied by what the bands over it lack, m * exp(W' log(target / W m)) with the
+    columns of the filterbank W scaled to sum 1, and the inverse STFT makes a waveform of it again. What is too short
+    to have a mel (`MelSpectrogram.magnitude`) is given back as it is.
+    """
+    target = _magnitudes(mel, config).clamp(min=config.floor)  # (B, F, T)
+    if waveform.shape[1] != target.shape[2] * config.hop_length:
+        raise ValueError(f"a mel of {target.shape[2]} frames belongs to {target.shape[2] * config.hop_length} samples, "
+                         f"got waveform {tuple(waveform.shape)}")  # fmt: skip
+    bank = _filterbank(config).to(waveform.device)
+    share = (bank / bank.sum(0).clamp(min=1e-12)).T  # (n_fft // 2 + 1, F); the bin at 0 Hz is in no band and stays
+    margin = (config.n_fft - config.hop_length) // 2
+    if waveform.shape[1] <= margin:
+        return waveform
+    with torch.autocast(waveform.device.type, enabled=False):
+        for _ in range(iterations):
+            padded = F.pad(waveform.float()[:, None], (margin, margin), mode="reflect")[:, 0]
+            spectrum = _stft(padded, config)
+            lacking = target / (bank @ spectrum.abs()).clamp(min=config.floor)
+            mended = spectrum * (share @ lacking.log()).exp()
+            waveform = _without_margin(_inverse_stft(mended, config), config)
+    return waveform
+
+
+def _magnitudes(mel, config):
+    """Log-mel (B, 1, T, F) -> mel magnitudes (B, F, T)."""
+    if mel.ndim != 4 or mel.shape[1] != 1 or mel.shape[3] != config.n_mels:
+        raise ValueError(f"mel must be (B, 1, T, {config.n_mels}), got {tuple(mel.shape)}")
+    return mel[:, 0].float().exp().transpose(1, 2)
+
+
+def _stft(padded, config):
+    """(B, N + n_fft - hop) -> (B, n_fft // 2 + 1, T), framed as `MelSpectrogram` does."""
+    window = torch.hann_window(config.n_fft, device=padded.device)
+    return torch.stft(padded, config.n_fft, config.hop_length, window=window, center=False, return_complex=True)
+
+
+def _inverse_stft(spectrum, config):
+    """(B, n_fft // 2 + 1, T) -> (B, N + n_fft - hop): the windowed frames added up, over the sum of squared windows.
+
+    That is the signal whose STFT is nearest to `spectrum` (Griffin & Lim 1984, eq. 6).
+    """
+    window = torch.hann_window(config.n_fft, device=spectrum.device)
+    size = (1, (spectrum.shape[2] - 1) * config.hop_length + config.n_fft)
+
+    def overlap_add(frames):  # (B, n_fft, T) -> (B, N + n_fft - hop)
+        return F.fold(frames, size, (1, config.n_fft), stride=(1, config.hop_length))[:, 0, 0]
+
+    norm = overlap_add((window**2)[None, :, None].expand(1, -1, spectrum.shape[2])).clamp(min=1e-8)
+    return overlap_add(torch.fft.irfft(spectrum, config.n_fft, dim=1) * window[:, None]) / norm
+
+
+def _without_margin(padded, config):
+    margin = (config.n_fft - config.hop_length) // 2
+    return padded[:, margin : padded.shape[1] - margin]
 
 
 def _unmel(mel, config, iterations=30):
@@ -138,7 +183,7 @@ def _unmel(mel, config, iterations=30):
 
     Lee & Seung 2001, eq. 4 with the filterbank W fixed: m <- m * (W' mel) / (W' W m).
     """
-    bank = mel_filterbank(config.sample_rate, config.n_fft, config.n_mels, config.fmin, config.fmax).to(mel.device)
+    bank = _filterbank(config).to(mel.device)
     target = bank.T @ mel
     magnitude = target / (bank.T @ bank.sum(1)).clamp(min=1e-12)[:, None]  # a flat first guess within each band
     for _ in range(iterations):

@@ -21,12 +21,13 @@ from refined_ldm.scenes import SoundScenes
 from refined_ldm.shards import find_shards
 from refined_ldm.text_to_audio import part_path
 from refined_ldm.train import stage_settings, train_clap, train_hifigan, train_ldm, train_vae
-from refined_ldm.vae import latent_scale
+from refined_ldm.vae import PatchDiscriminator, latent_scale
 from refined_ldm.warm_start import find_named_files, load_named_parts, names_files
 
 STAGES = ("vae", "clap", "ldm", "hifigan")
 NEEDED = {"vae": {"vae"}, "clap": {"clap"}, "ldm": set(STAGES), "hifigan": {"hifigan"}}  # parts, by stage
 LEFT_OUT = "left-out.txt"  # of a run: the recordings that could not be used, and why
+JUDGES = {"hifigan": "discriminators.safetensors", "vae": "patches.safetensors"}  # what a stage was judged by
 SCALE_FILE = "checkpoints/ldm/scale.safetensors"  # of a run: what its U-Net's latents are multiplied by
 
 
@@ -97,18 +98,35 @@ def train_stage(model, stage, run_dir, seed=0, resume=False, max_steps=None, lr=
         yield from train_ldm(model, loader(latents, settings.batch_size, seed), **common)
     else:
         batches = loader(clips, settings.batch_size, seed)
+        judges = _judges(model, stage, settings) if adversarial else None
         if stage == "vae":
-            yield from train_vae(model, batches, **common)
+            yield from train_vae(model, batches, discriminator=judges, **common)
         elif stage == "clap":
             yield from train_clap(model, batches, **common)
             if config.clap.startswith("tiny"):  # trained from nothing, so most of its vocabulary was never seen
                 model.clap.share_unseen_tokens(c for item in clips.rest for c in item["captions"])
         else:
-            join = adversarial and settings.adversary_start < settings.max_steps
-            judges = Discriminators(config.discriminators).to(model.device) if join else None
+            if settings.vae_mels and "vae" not in named:
+                model.load_part("vae", run_dir)
             yield from train_hifigan(model, batches, discriminators=judges, **common)
+        if judges is not None:
+            save_weights(run_dir / JUDGES[stage], judges, judges.config)
     model.save_part(stage, run_dir)
     _save_config(model, run_dir)
+
+
+def _judges(model, stage, settings):
+    """The discriminators of a stage, if it has some that would ever join; those beside a vocoder go on with it."""
+    config, judges = model.config, None
+    if settings.adversary_start < settings.max_steps:
+        if stage == "hifigan":
+            judges = Discriminators(config.discriminators)
+            beside = Path(config.vocoder_checkpoint or ".").with_name(JUDGES[stage])
+            if config.vocoder_checkpoint and beside.is_file():
+                load_into(judges, read_weights(beside)[0], beside)
+        elif stage == "vae" and settings.adversarial_weight:
+            judges = PatchDiscriminator(config.patches)
+    return judges and judges.to(model.device)
 
 
 def _load_feeders(model, parts, run_dir):
@@ -125,7 +143,8 @@ def _load_feeders(model, parts, run_dir):
 
 def _lacking(config, stage, run_dir, resume):
     """The parts that a stage starts from and the run does not hold: finished or, its own, in a checkpoint."""
-    lacking = {part for part in NEEDED[stage] if part == stage or not part_path(run_dir, part, config).is_file()}
+    needed = NEEDED[stage] | ({"vae"} if stage == "hifigan" and config.training[stage].vae_mels else set())
+    lacking = {part for part in needed if part == stage or not part_path(run_dir, part, config).is_file()}
     goes_on = resume and any((Path(run_dir) / "checkpoints" / stage).glob("step-*"))
     return lacking - {stage} if goes_on else lacking
 

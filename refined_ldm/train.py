@@ -24,7 +24,7 @@ from refined_ldm.diffusion import diffusion_loss, loss_weight, random_timesteps
 from refined_ldm.hifigan import discriminator_loss, generator_loss, stft_loss
 from refined_ldm.muon import Muon, split_parameters
 from refined_ldm.run_state import load_run, refuse_old, save_run
-from refined_ldm.vae import vae_loss
+from refined_ldm.vae import patch_loss, vae_loss
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,12 @@ class Learner:
             self.optimizers.append(Muon(matrices, settings.lr, weight_decay=settings.weight_decay))
         self.average = {k: v.detach().clone() for k, v in network.state_dict().items()} if settings.ema_decay else None
 
+    def begin_phase(self):
+        """Go on from the average, with optimisers that remember nothing: the loss is about to be another one."""
+        self.finish()
+        for optimizer in self.optimizers:
+            optimizer.state.clear()
+
     def update(self, batch, generator, lr, index, accelerator):
         with accelerator.autocast():
             losses = self.losses(self.network, batch, generator, index)
@@ -75,7 +81,8 @@ class Learner:
         for optimizer in self.optimizers:
             optimizer.step()
         if self.average is not None:  # Karras et al. 2024: the horizon grows with the run, so the start is forgotten
-            decay = min(self.settings.ema_decay, index / (index + 10))
+            into = index - phase(index, self.settings)[0]
+            decay = min(self.settings.ema_decay, into / (into + 10))
             for name, value in self.bare.state_dict().items():
                 if value.is_floating_point():
                     self.average[name].lerp_(value, 1 - decay)
@@ -100,12 +107,21 @@ class Learner:
             self.bare.load_state_dict(self.average)
 
 
+def phase(index, settings):
+    """(start, end, peak rate) of the part of the run that step `index` is in: before discriminators join, or after."""
+    if index > settings.adversary_start:
+        return settings.adversary_start, settings.max_steps, settings.adversary_lr or settings.lr
+    return 0, min(settings.adversary_start, settings.max_steps), settings.lr
+
+
 def learning_rate(index, settings):
-    """Linear warm-up, then a half cosine to zero at max_steps (Loshchilov & Hutter 2017), or constant."""
-    warm = min(1.0, index / max(1, settings.warmup_steps))
+    """Linear warm-up, then a half cosine to zero (Loshchilov & Hutter 2017) or constant, in each phase of the run."""
+    start, end, peak = phase(index, settings)
+    into = index - start
+    warm = min(1.0, into / max(1, settings.warmup_steps))
     if settings.lr_schedule == "constant":
-        return settings.lr * warm
-    return settings.lr * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, (index - 1) / settings.max_steps)))
+        return peak * warm
+    return peak * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, (into - 1) / (end - start))))
 
 
 def step_seed(seed, index):
@@ -133,6 +149,9 @@ def _train(stage, networks, loader, settings, seed, run_dir, resume, accelerator
         for index in range(done + 1, settings.max_steps + 1):
             start, losses = time.perf_counter(), {}
             batch, lr = next(batches), learning_rate(index, settings)
+            if index == settings.adversary_start + 1 > 1:
+                for learner in learners:
+                    learner.begin_phase()
             with torch.random.fork_rng():
                 torch.manual_seed(step_seed(seed, index))
                 generator = torch.Generator().manual_seed(step_seed(seed, index))
@@ -152,10 +171,14 @@ def _train(stage, networks, loader, settings, seed, run_dir, resume, accelerator
             learner.bare.eval()
 
 
-def stage_settings(model, stage, max_steps, lr):
-    """The preset's settings of a stage, with what the caller gave; ValueError if no run can have them."""
+def stage_settings(model, stage, max_steps=None, lr=None, judged=True):
+    """The preset's settings of a stage, with what the caller gave; ValueError if no run can have them.
+
+    Without discriminators (`judged`) there is no second phase.
+    """
     changes = {k: v for k, v in {"max_steps": max_steps, "lr": lr}.items() if v is not None}
-    return replace(model.config.training[stage], **changes)
+    settings = replace(model.config.training[stage], **changes)
+    return settings if judged else replace(settings, adversary_start=settings.max_steps)
 
 
 def _crops(waveform, frames, hop, generator):
@@ -167,18 +190,35 @@ def _crops(waveform, frames, hop, generator):
     return torch.stack([w[s * hop : (s + frames) * hop] for w, s in zip(waveform, starts, strict=True)])
 
 
-def train_vae(model, loader, max_steps=None, lr=None, seed=0, run_dir=None, resume=False, accelerator=None):
-    """Train `model.vae` on batches with "waveform" (B, N)."""
+def train_vae(
+    model, loader, max_steps=None, lr=None, seed=0, run_dir=None, resume=False, accelerator=None, discriminator=None
+):
+    """Train `model.vae` on batches with "waveform" (B, N), cut to `crop_frames` frames each.
 
-    def losses(vae, batch, generator, index):
+    Mel distance and KL first. A `PatchDiscriminator` is trained beside the decoder once `adversary_start` steps are
+    done; the encoder then stays as it is, so that latents mean the same before and after.
+    """
+    settings = stage_settings(model, "vae", max_steps, lr, judged=discriminator is not None)
+    made = {}  # mels and reconstructions of this step, which the discriminator then judges
+
+    def vae_losses(vae, batch, generator, index):
         crops = _crops(batch["waveform"], settings.crop_frames, model.config.mel.hop_length, generator)
-        mel = model.mel(crops.to(model.device))
-        reconstruction, posterior = vae(mel, generator)
-        return vae_loss(mel, reconstruction.float(), posterior)
+        judged = index > settings.adversary_start
+        made["real"] = model.mel(crops.to(model.device))
+        made["fake"], posterior = vae(made["real"], generator, settled=judged and settings.adversary_start > 0)
+        said = {k: discriminator(made[k].float()) for k in ("real", "fake")} if judged else {}
+        return vae_loss(made["real"], made["fake"].float(), posterior, **said,
+                        adversarial_weight=settings.adversarial_weight)  # fmt: skip
 
-    settings = stage_settings(model, "vae", max_steps, lr)
-    yield from _train("vae", {"vae": (model.vae, losses)}, loader, settings, seed, run_dir, resume, accelerator,
-                      model.device)  # fmt: skip
+    def patch_losses(judge, batch, generator, index):
+        if index <= settings.adversary_start:
+            return {"loss": torch.zeros(())}
+        return {"loss": patch_loss(judge(made["real"]), judge(made["fake"].detach().float()))}
+
+    networks = {"vae": (model.vae, vae_losses)}
+    if discriminator is not None:
+        networks["patches"] = (discriminator, patch_losses)
+    yield from _train("vae", networks, loader, settings, seed, run_dir, resume, accelerator, model.device)
 
 
 def train_clap(model, loader, max_steps=None, lr=None, seed=0, run_dir=None, resume=False, accelerator=None):
@@ -239,9 +279,10 @@ def train_hifigan(
 
     The published objective, with `stft_weight` times the multi-resolution STFT distance beside that of the mels. A
     `Discriminators` is trained beside the vocoder and judges it once `adversary_start` steps are done; without one, the
-    distances are all there is.
+    distances are all there is. With `vae_mels` it is given the VAE's copies of the mels, and still has to make the
+    clips they were made of.
     """
-    settings = stage_settings(model, "hifigan", max_steps, lr)
+    settings = stage_settings(model, "hifigan", max_steps, lr, judged=discriminators is not None)
     made = {}  # the generator's output of this step, which the discriminators then judge
 
     def generator_losses(vocoder, batch, generator, index):
@@ -249,8 +290,10 @@ def train_hifigan(
             model.device
         )
         mel = model.mel(made["real"])
-        made["fake"] = vocoder(mel).float()
-        judged = discriminators is not None and index > settings.adversary_start
+        with torch.no_grad():
+            given = model.vae.decode(model.vae.encode(mel).mean).float() if settings.vae_mels else mel
+        made["fake"] = vocoder(given).float()
+        judged = index > settings.adversary_start
         real, fake = (discriminators(made[k]) if judged else [] for k in ("real", "fake"))
         loss, terms = generator_loss(real, fake, mel, model.mel(made["fake"]))
         if settings.stft_weight:

@@ -3,7 +3,16 @@ import numpy as np
 import pytest
 import torch
 
-from refined_ldm.mel import LDM_MEL, MelConfig, MelSpectrogram, griffin_lim, hz_to_mel, mel_filterbank, mel_to_hz
+from refined_ldm.mel import (
+    LDM_MEL,
+    MelConfig,
+    MelSpectrogram,
+    griffin_lim,
+    hz_to_mel,
+    match_mel,
+    mel_filterbank,
+    mel_to_hz,
+)
 
 
 def chirp(samples, rows=1):
@@ -110,3 +119,26 @@ def test_griffin_lim_odd_shapes_and_seeds():
     assert torch.equal(one, griffin_lim(mel, config, iterations=2))
     assert not torch.equal(one, griffin_lim(mel, config, iterations=2, generator=torch.Generator().manual_seed(1)))
     assert griffin_lim(torch.full((1, 1, 8, 64), np.log(LDM_MEL.floor)), iterations=2).abs().max() < 1e-3
+
+
+def test_matching_a_mel_brings_it_nearer_and_leaves_what_fits():
+    to_mel, generator = MelSpectrogram(), torch.Generator().manual_seed(0)
+    sound = 0.1 * torch.randn(2, 8000, generator=generator)
+    target = to_mel(sound)
+    torch.testing.assert_close(match_mel(sound, target), sound, atol=1e-4, rtol=0)  # its own mel: nothing to mend
+    rough = griffin_lim(target, iterations=4)
+    error = [(to_mel(match_mel(rough, target, iterations=k)) - target).abs().mean().item() for k in (0, 1, 4, 16)]
+    assert error[0] > 1.3 * error[1] and error == sorted(error, reverse=True) and error[-1] < 0.5 * error[0]
+    one = match_mel(rough[:1], target[:1])
+    torch.testing.assert_close(one, match_mel(rough, target)[:1], atol=1e-5, rtol=1e-4)  # no clip hears the others
+
+
+def test_matching_a_mel_passes_gradients_and_refuses_other_lengths():
+    mel = torch.full((1, 1, 10, 64), -4.0)
+    rough = (0.1 * torch.randn(1, 1600, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    match_mel(rough, mel).square().sum().backward()
+    assert rough.grad.isfinite().all() and rough.grad.abs().max() > 0
+    with pytest.raises(ValueError, match="a mel of 10 frames belongs to 1600 samples, got waveform .1, 1440."):
+        match_mel(torch.zeros(1, 1440), mel)
+    assert match_mel(torch.zeros(1, 320), mel[:, :, :2]).shape == (1, 320)  # shorter than half a window
+    assert match_mel(torch.zeros(1, 1600), mel).isfinite().all()

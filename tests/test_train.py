@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, pairwise
 
 import pytest
 import small
@@ -14,6 +14,7 @@ from refined_ldm.data import loader
 from refined_ldm.hifigan import Discriminators
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.train import TRAINERS, learning_rate, step_seed
+from refined_ldm.vae import MelVAE, PatchDiscriminator, PatchDiscriminatorConfig
 
 MUON = replace(small.STAGE, optimizer="muon", ema_decay=0.99, weight_decay=0.1)
 CASES = {  # name: (stage, settings of its training, other settings)
@@ -23,6 +24,9 @@ CASES = {  # name: (stage, settings of its training, other settings)
     "ldm-latents": ("ldm", small.STAGE, {"parameterization": "gaussian"}),
     "hifigan": ("hifigan", replace(small.STAGE, ema_decay=0.99), {}),
     "hifigan-adversarial": ("hifigan", replace(small.STAGE, crop_frames=16), {}),
+    "hifigan-joined": ("hifigan", replace(small.STAGE, crop_frames=16, ema_decay=0.9, adversary_start=3), {}),
+    "hifigan-of-vae-mels": ("hifigan", replace(small.STAGE, vae_mels=True), {}),
+    "vae-adversarial": ("vae", replace(small.STAGE, adversarial_weight=0.1, adversary_start=2), {}),
 }
 
 
@@ -37,9 +41,14 @@ def begin(case, seed=0, **run):
     model = RefinedAudioLDM(small.config(training={stage: settings}, **changes), seed)
     data, modules = small.clips(), [getattr(model, {"ldm": "unet", "hifigan": "vocoder"}.get(stage, stage))]
     extra = {}
-    if case == "hifigan-adversarial":
-        torch.manual_seed(seed)
+    torch.manual_seed(seed)
+    if case in ("hifigan-adversarial", "hifigan-joined"):
         modules.append(extra.setdefault("discriminators", Discriminators(model.config.discriminators)))
+    if case == "vae-adversarial":
+        modules.append(extra.setdefault("discriminator", PatchDiscriminator(PatchDiscriminatorConfig(8, 2))))
+    if case == "hifigan-of-vae-mels":  # what it learns from is given
+        torch.manual_seed(0)
+        model.vae = MelVAE(model.config.vae)
     if case == "ldm-latents":
         data = small.latents(30)
         model.gaussian.fit(torch.stack([d["latent"] for d in data]))
@@ -132,6 +141,36 @@ def test_learning_rate_warms_up_and_falls_to_zero():
     assert [learning_rate(i, replace(settings, lr_schedule="constant")) for i in (5, 10, 100)] == [1.0, 2.0, 2.0]
 
 
+def test_when_discriminators_join_a_second_phase_begins():
+    settings = replace(small.STAGE, max_steps=100, warmup_steps=5, lr=2.0, adversary_start=60, adversary_lr=0.5)
+    rates = [learning_rate(i, settings) for i in range(1, 101)]
+    assert max(rates[:60]) == pytest.approx(2.0, rel=0.05) and rates[59] < 0.01
+    assert rates[60] == pytest.approx(0.1) and max(rates[60:]) == pytest.approx(0.5, rel=0.05) and rates[-1] < 0.01
+    assert learning_rate(61, replace(settings, adversary_lr=0.0)) == pytest.approx(0.4)  # lr's
+
+    modules, steps = begin("vae-adversarial")
+    states = [{k: v.clone() for k, v in modules.state_dict().items()} for _ in steps]
+    moved = [{name for name in a if not torch.equal(a[name], b[name])} for a, b in pairwise(states)]
+    assert {name.split(".")[1] for name in moved[0]} == {"encoder", "decoder", "quant_conv", "post_quant_conv"}
+    for names in moved[1:]:  # from step 3 on the encoder stays, and the discriminator learns
+        assert not any(name.startswith(("0.encoder", "0.quant_conv")) for name in names)
+        assert any(name.startswith("1.") for name in names) and any(name.startswith("0.decoder") for name in names)
+
+
+def test_a_phase_begins_with_the_average_and_optimisers_that_forgot():
+    modules, steps = begin("hifigan-joined")
+    vocoder = modules[0]
+    for step in steps:
+        if step.index == 3:
+            break
+    steps.close()
+    learner = train.Learner("vocoder", vocoder, None, replace(small.STAGE, ema_decay=0.9), train._accelerator("cpu"))
+    learner.average = {k: torch.full_like(v, 2.0) for k, v in vocoder.state_dict().items()}
+    learner.optimizers[0].state[next(vocoder.parameters())]["step"] = torch.tensor(3.0)
+    learner.begin_phase()
+    assert not learner.optimizers[0].state and all((p == 2).all() for p in vocoder.parameters())
+
+
 def test_seeds_of_steps_are_all_different():
     assert len({step_seed(seed, index) for seed in range(50) for index in range(2000)}) == 50 * 2000
 
@@ -149,7 +188,7 @@ def test_max_steps_and_lr_take_the_place_of_the_configuration():
     model = RefinedAudioLDM(small.config())
     steps = list(train.train_vae(model, loader(small.clips(), 4), max_steps=2, lr=1e-5))
     assert len(steps) == 2 and max(s.lr for s in steps) <= 1e-5
-    assert all(s.seconds > 0 and set(s.losses) == {"loss", "l1", "kl"} for s in steps)
+    assert all(s.seconds > 0 and set(s.losses) == {"loss", "l1", "kl", "adversarial", "perceptual"} for s in steps)
 
 
 @pytest.mark.parametrize("stage", ["vae", "clap", "ldm", "hifigan"])

@@ -2,7 +2,17 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from refined_ldm.vae import Attention, Gaussian, MelVAE, VAEConfig, latent_scale, vae_loss
+from refined_ldm.vae import (
+    Attention,
+    Gaussian,
+    MelVAE,
+    PatchDiscriminator,
+    PatchDiscriminatorConfig,
+    VAEConfig,
+    latent_scale,
+    patch_loss,
+    vae_loss,
+)
 
 SMALL = VAEConfig(latent_channels=3, channels=8, channel_mult=(1, 2, 2), num_res_blocks=1, norm_groups=4)
 
@@ -109,3 +119,40 @@ def test_it_learns_one_batch_by_heart(vae):
         history.append(losses["l1"].item())
     flat = (mel - mel.mean()).abs().mean()  # what a constant would reach
     assert history[-1] < 0.35 * flat < history[0]
+
+
+def test_patches_are_judged_where_they_are():
+    torch.manual_seed(0)
+    judge = PatchDiscriminator(PatchDiscriminatorConfig(channels=8))
+    mel = mels(1, 1, 128, 64)
+    logits, features = judge(mel)
+    assert logits.shape == (1, 1, 14, 6) and len(features) == 4
+    with torch.device("meta"):
+        published = PatchDiscriminator()
+    assert round(sum(p.numel() for p in published.parameters()) / 1e6, 1) == 2.8
+
+
+def test_the_discriminator_adds_two_terms_and_no_gradient_to_itself_or_to_a_settled_encoder(vae):
+    torch.manual_seed(0)
+    judge, mel = PatchDiscriminator(PatchDiscriminatorConfig(channels=8)), mels(2, 1, 32, 64)
+    copy, posterior = vae(mel, settled=True)
+    real, fake = judge(mel), judge(copy)
+    terms = vae_loss(mel, copy, posterior, real=real, fake=fake, adversarial_weight=0.5)
+    plain = vae_loss(mel, copy, posterior)
+    expected = plain["loss"] + 0.5 * (terms["adversarial"] + terms["perceptual"])
+    torch.testing.assert_close(terms["loss"], expected)
+    terms["loss"].backward()
+    assert all(p.grad is None for p in vae.encoder.parameters())
+    assert all(p.grad is not None for p in vae.decoder.parameters())
+    same = vae_loss(mel, mel, posterior, real=real, fake=judge(mel))
+    assert same["perceptual"] == 0 and same["l1"] == 0
+    vae(mel)[0].sum().backward()
+    assert all(p.grad is not None for p in vae.encoder.parameters())
+
+
+def test_patch_loss_is_a_hinge():
+    def said(x):
+        return torch.full((1, 1, 2, 2), x), []
+
+    assert patch_loss(said(1.0), said(-1.0)) == 0 and patch_loss(said(3.0), said(-2.0)) == 0
+    assert patch_loss(said(0.0), said(0.0)) == 2 and patch_loss(said(-1.0), said(1.0)) == 4
