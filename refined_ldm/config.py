@@ -3,7 +3,6 @@
 import dataclasses
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from math import isfinite
 from pathlib import Path
 from types import UnionType
 from typing import get_args, get_origin, get_type_hints
@@ -12,7 +11,7 @@ import yaml
 
 from refined_ldm.hifigan import DiscriminatorsConfig, HiFiGANConfig
 from refined_ldm.mel import MelConfig
-from refined_ldm.published_config import is_published, settings_of
+from refined_ldm.published_config import LARGEST_NUMBER, is_published, settings_of
 from refined_ldm.unet import UNetConfig
 from refined_ldm.vae import PatchDiscriminatorConfig, VAEConfig
 
@@ -182,7 +181,7 @@ def preset(name, **changes):
     baseline: AudioLDM-S as published, with LAION-CLAP. Raises ValueError for an unknown name or field.
     """
     if name not in PRESETS:
-        raise ValueError(f"no preset {name!r}: choose one of {', '.join(PRESETS)}")
+        raise ValueError(f"no preset {name!r:.80}: choose one of {', '.join(PRESETS)}")
     return globals()[f"_{name}"]().changed(**changes)
 
 
@@ -288,7 +287,8 @@ def load_config(path):
         with _at(path):
             written = settings_of(written)
         return _merge(Config(name=path.stem), written, str(path))
-    base = preset(written.pop("preset")) if "preset" in written else Config()
+    with _at(path):
+        base = preset(written.pop("preset")) if "preset" in written else Config()
     return _merge(base, written, str(path))
 
 
@@ -352,9 +352,11 @@ def _cast(value, kind, where):
     if kind is float and isinstance(value, str):  # YAML reads 1e-4, without a point, as a string
         with suppress(ValueError):
             value = float(value)
-    if kind is float and type(value) is int and abs(value) < 2**53:
+    if kind in (int, float) and type(value) in (int, float) and not abs(value) < LARGEST_NUMBER:  # infinite, or not one
+        raise ValueError(f"{where} must be a number below {LARGEST_NUMBER:.0e}, got {value!r:.80}")
+    if kind is float and type(value) is int:
         value = float(value)
-    if type(value) is not kind or (kind is float and not isfinite(value)):
+    if type(value) is not kind:
         raise ValueError(f"{where} must be {getattr(kind, '__name__', kind)}, got {value!r:.80}")
     return value
 

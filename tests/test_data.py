@@ -2,15 +2,19 @@
 
 import json
 import re
+import warnings
 from itertools import islice
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from torch.utils.data import ConcatDataset
 
 from refined_ldm.data import CaptionedAudio, StepSampler, collate, loader
+from refined_ldm.tables import CONTROL, caption_lines
 
 
 def record(path, seconds: float = 0.5, rate: int = 16_000, seed: int = 0):
@@ -311,3 +315,64 @@ def test_an_empty_split_and_a_missing_root_are_told(tmp_path):
     (tmp_path / "data" / "dataset" / "audio").mkdir(parents=True)
     with pytest.raises(ValueError, match="no usable entry"):
         CaptionedAudio.from_audioldm(audioldm_tree(tmp_path, []))
+
+
+NAMES = st.sampled_from(["a.wav", "broken.wav", "./a.wav", "../a.wav", "/etc/passwd", "gone.wav", "~", "."]) | st.text()
+ROW = st.tuples(NAMES, st.text(), st.text()).map(lambda values: ",".join(values).encode("utf-8", "surrogatepass"))
+TABLE = st.lists(st.binary(max_size=60) | ROW, max_size=5).map(lambda rows: b"file,caption,label\n" + b"\n".join(rows))
+
+
+@pytest.fixture(scope="module")
+def fuzzed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fuzzed")
+    record(folder / "a.wav", seconds=0.01)
+    (folder / "broken.wav").write_text("no sound")
+    return folder
+
+
+def is_whole_or_told(read):
+    """`read()` gives a data set whose recordings lie in its folder, or a ValueError or FileNotFoundError."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            dataset = read()
+        except (ValueError, FileNotFoundError):
+            return
+    for recording in dataset.recordings:
+        assert recording.path.name in ("a.wav", "broken.wav") and recording.captions and all(recording.captions)
+
+
+@settings(deadline=2000)
+@given(content=st.binary(max_size=200) | TABLE, skip_bad=st.booleans())
+def test_any_bytes_are_a_table_or_told(fuzzed, content, skip_bad):
+    (fuzzed / "table.csv").write_bytes(content)
+    is_whole_or_told(lambda: CaptionedAudio.from_csv(fuzzed / "table.csv", 0.01, skip_bad=skip_bad))
+
+
+KEYS = st.sampled_from(["wav", "caption", "labels", "caption_2"])
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | NAMES,
+                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4))
+ENTRIES = st.lists(st.fixed_dictionaries({"wav": NAMES, "caption": JSON}) | JSON, max_size=4)
+
+
+@settings(deadline=2000)
+@given(root=st.none() | st.binary(max_size=60) | JSON.map(json.dumps).map(str.encode), entries=ENTRIES,
+       folder=st.just(".") | JSON)  # fmt: skip
+@example(b"[" * 100_000, [], ".")
+@example(None, [{"wav": "a.wav", "caption": "\ud800"}], ".")
+@example(None, [], "x" * 5000)
+def test_any_bytes_are_audioldms_tree_or_told(fuzzed, root, entries, folder):
+    (fuzzed / "part.json").write_text(json.dumps({"data": entries}))
+    tree = {"set": folder, "metadata": {"path": {"set": {"train": "part.json"}}}}
+    (fuzzed / "root.json").write_bytes(json.dumps(tree).encode() if root is None else root)
+    is_whole_or_told(lambda: CaptionedAudio.from_audioldm(fuzzed / "root.json", seconds=0.01))
+
+
+@given(st.binary(max_size=100))
+def test_any_bytes_are_captions_or_told(content):
+    try:
+        captions = caption_lines(content, "rain.txt")
+    except ValueError as fault:
+        assert "rain.txt" in str(fault)
+    else:
+        assert captions and not any(re.search(CONTROL, caption) or caption != caption.strip() for caption in captions)
