@@ -1,6 +1,7 @@
 """AudioLDM's commands: a published YAML trains, goes on and infers; a list becomes one WAV file a line."""
 
 import json
+import re
 from dataclasses import replace
 
 import published_yaml
@@ -8,6 +9,8 @@ import pytest
 import small
 import soundfile
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from published_yaml import FIRST, SMALL
 from test_cli import run
 from test_data import audioldm_tree, record
@@ -120,6 +123,26 @@ def test_what_is_written_before_a_fault_stays_and_is_told(model, tmp_path, monke
 def test_a_caption_that_comes_often_is_numbered_quickly(tmp_path):
     lines = read_list(listed(tmp_path, "rain-2\n" + "rain\n" * 20_000))  # took minutes when each was tried from 2 on
     assert len({line.file for line in lines}) == 20_001 and lines[-1].file == "rain-20001.wav"
+
+
+ROWS = st.binary(max_size=40) | st.text("ab|./\\ \x00\n…", max_size=30).map(str.encode)
+
+
+@settings(deadline=1000)
+@given(st.lists(ROWS, max_size=6).map(b"\n".join), st.booleans())
+def test_any_bytes_are_a_list_or_told(tmp_path_factory, content, skip_bad):
+    path, left_out = tmp_path_factory.getbasetemp() / "fuzzed.lst", [] if skip_bad else None
+    path.write_bytes(content)
+    try:
+        lines = read_list(path, left_out)
+    except ValueError as fault:
+        assert "fuzzed.lst" in str(fault)
+        return
+    assert len({line.file.casefold() for line in lines}) == len(lines)
+    for line in lines:
+        assert line.caption == line.caption.strip() != "" and len(line.file.encode()) < 256
+        assert not re.search(r"[/\\\x00-\x1f]", line.file) and line.file.endswith(".wav") and line.file != "..wav"
+    assert not left_out or all("fuzzed.lst, line " in fault for fault in left_out)
 
 
 def test_a_sound_depends_on_its_line_alone(model, tmp_path):
