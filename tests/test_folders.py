@@ -250,7 +250,11 @@ def test_windows_count_one_by_one_and_a_clip_without_one_cannot_be_used(two, mon
 
 def test_only_the_start_of_a_long_clip_is_told(two, monkeypatch):
     monkeypatch.setattr(folders, "open_embedding", lambda *_: Embedding("start", "0" * 64, RATE, hear, seconds=0.11))
+    soundfile.write(two[0] / "clip 00.wav", sound(0, seconds=20), RATE)
+    read, asked = soundfile.SoundFile.read, []
+    monkeypatch.setattr(soundfile.SoundFile, "read", lambda file, n, **how: asked.append(n) or read(file, n, **how))
     assert "of clips longer than 0.11 s only the start is heard" in compare_folders(*two).notes
+    assert max(asked) < 0.25 * RATE  # and no more is read of it
 
 
 def test_folders_that_cannot_be_compared_are_refused(two, tmp_path, capsys):

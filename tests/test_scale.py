@@ -16,6 +16,7 @@ from refined_ldm.train import train_ldm
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "SCALE.md"
+TORCH = f"torch=={torch.__version__.split('+')[0]}"
 TESTED = (ROOT / "constraints.txt").read_text().splitlines()
 
 
@@ -63,6 +64,6 @@ def test_the_page_states_the_sizes_of_its_preset():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(f"torch=={torch.__version__.split('+')[0]}" not in TESTED, reason="another torch launches otherwise")
+@pytest.mark.skipif(TORCH not in TESTED, reason="another torch launches otherwise")
 def test_the_page_is_what_the_code_prints():
     assert PAGE.read_text() == page(), "run `python -m refined_ldm.scale > SCALE.md`"
