@@ -41,7 +41,7 @@ def open_data(config, split="train", size=None, skip_bad=False):
     path = Path(config.data)
     if path.suffix == ".json":
         return CaptionedAudio.from_audioldm(path, split, config.seconds, config.data_sets, skip_bad=skip_bad)
-    if find_shards(path):
+    if find_shards(path) and not (path / "captions.csv").is_file():  # archives may lie beside what was in them
         return CaptionedAudio.from_shards(path, config.seconds, skip_bad=skip_bad)
     reader = CaptionedAudio.from_folder if path.is_dir() else CaptionedAudio.from_csv
     return reader(path, config.seconds, skip_bad=skip_bad)

@@ -180,6 +180,18 @@ def test_values_beyond_float32_are_no_sound(tmp_path):
     assert load_audio(tmp_path / "a.wav").abs().max() == 1
 
 
+@pytest.mark.parametrize("suffix, subtype", [
+    ("mp3", None), ("flac", None), ("au", "PCM_16"), ("aiff", "PCM_16"), ("w64", "PCM_16"), ("caf", "PCM_16"),
+    ("wav", "IMA_ADPCM"), ("wav", "GSM610"),
+])  # fmt: skip
+def test_half_a_file_of_any_format_is_told(tmp_path, suffix, subtype):
+    path = tmp_path / f"half.{suffix}"
+    soundfile.write(path, np.random.default_rng(0).uniform(-0.3, 0.3, 64_000), 16_000, subtype=subtype)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ValueError, match=rf"half\.{suffix}: .*(truncated|malformed)"):
+        load_audio(path)
+
+
 def test_a_recorder_that_did_not_know_the_length_is_no_fault(tmp_path):
     soundfile.write(tmp_path / "known.wav", tone(16_000), 16_000)
     data = bytearray((tmp_path / "known.wav").read_bytes())

@@ -142,6 +142,13 @@ def test_captions_of_any_script_and_length_are_kept_without_control_characters(t
     assert dataset[0]["captions"] == (*(caption.strip() for caption in captions), "rain and hail")
 
 
+def test_half_a_character_is_told_by_its_entry(tmp_path):
+    record(tmp_path / "data" / "dataset" / "audio" / "a.wav")
+    root = audioldm_tree(tmp_path, [{"wav": "a.wav", "caption": "rain \ud83d"}])
+    with pytest.raises(ValueError, match=r"set_train.json, entry 1: the caption 'rain \\ud83d' is no text"):
+        CaptionedAudio.from_audioldm(root)
+
+
 @pytest.mark.parametrize("crop", ["start", "random"])
 def test_no_more_of_a_long_recording_is_read_than_is_heard(tmp_path, monkeypatch, crop):
     record(tmp_path / "long.wav", seconds=20)

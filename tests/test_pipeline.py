@@ -64,6 +64,8 @@ def test_data_is_opened_by_what_it_is(recordings, tmp_path):
     for shards in (tmp_path / "bells.tar", tmp_path / "*.tar", tmp_path):
         check_files(settings(shards), STAGES, tmp_path / "run")
         assert open_data(settings(shards))[0]["id"] == "bells/3.wav"
+    (tmp_path / "captions.csv").write_text("file,caption\nrecordings/bell_5.wav,a bell\n")
+    assert open_data(settings(tmp_path))[0]["id"] == "recordings/bell_5.wav"
     with pytest.raises(FileNotFoundError, match="no recordings at .*horns"):
         check_files(settings(tmp_path / "horns*.tar"), STAGES, tmp_path / "run")
 

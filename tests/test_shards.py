@@ -4,17 +4,21 @@ import io
 import json
 import re
 import tarfile
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
+import small
 import soundfile
 import torch
 from accelerate.data_loader import BatchSamplerShard
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from refined_ldm import cli
+from refined_ldm.checkpoints import read_weights
 from refined_ldm.data import AUDIO_SUFFIXES, CaptionedAudio, loader
 from refined_ldm.shards import find_shards, shard_sounds
 
@@ -102,6 +106,20 @@ def test_processes_and_workers_share_shards_without_repeats_and_resume(tmp_path,
     both = [islice(BatchSamplerShard(sampler, 2, process), 3) for process in (0, 1)]
     shared = [[dataset.recordings[i].id for i in batch] for pair in zip(*both, strict=True) for batch in pair]
     assert shared == [batch["id"] for batch in whole[start_step : start_step + 6]]
+
+
+def test_training_from_a_pattern_stops_and_goes_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    small.use_small_clap(monkeypatch)
+    write_shards(tmp_path / "shards")
+    stage = replace(small.STAGE, lr_schedule="constant")  # else the rate would know of the last step
+    small.config(training={name: stage for name in ("vae", "clap", "ldm", "hifigan")}).save("c.yaml")
+    command = ["train", "-c", "c.yaml", "--data", "shards/set-*.tar", "--stage", "vae", "--device", "cpu", "--run"]
+    assert cli.main([*command, "broken", "--max-steps", "3"]) == 0
+    assert cli.main([*command, "broken", "--resume"]) == cli.main([*command, "whole"]) == 0
+    assert "vae: 6 steps" in capsys.readouterr().out
+    for name, tensor in read_weights("whole/vae.safetensors")[0].items():
+        assert torch.equal(tensor, read_weights("broken/vae.safetensors")[0][name]), name
 
 
 def test_hostile_names_links_and_devices_are_named_and_harmless(tmp_path):
