@@ -216,7 +216,7 @@ class CaptionedAudio(Dataset):
         if self.crop == "start":
             return 0.0
         spare = round(audio_seconds(recording.path) * SAMPLE_RATE) - self.samples
-        source = np.random.default_rng((self.seed, zlib.crc32(recording.id.encode())))
+        source = np.random.default_rng((self.seed, zlib.crc32(recording.id.encode(errors="backslashreplace"))))
         return source.integers(max(0, spare) + 1) / SAMPLE_RATE
 
 
@@ -370,7 +370,7 @@ def _captions_beside(path: Path) -> tuple[str, ...]:
     text = path.with_suffix(".txt")
     if text.is_file():
         return caption_lines(text.read_bytes(), text)
-    return (" ".join(path.stem.replace("_", " ").replace("-", " ").split()) or path.stem,)
+    return (clean_caption(" ".join(path.stem.replace("_", " ").replace("-", " ").split()) or path.stem),)
 
 
 def _inside(folder: Path, name: str) -> Path:

@@ -1,7 +1,9 @@
 """Folders, CSV files and JSON become data sets, faulty rows are named, a resumed run sees the batches it would have."""
 
 import json
+import os
 import re
+import sys
 import warnings
 from itertools import islice
 
@@ -140,6 +142,15 @@ def test_captions_of_any_script_and_length_are_kept_without_control_characters(t
     rows += [rows[0], 'a.wav,"rain\x00\nand\x07hail"']
     dataset = CaptionedAudio.from_csv(write_csv(tmp_path, "file,caption", *rows))
     assert dataset[0]["captions"] == (*(caption.strip() for caption in captions), "rain and hail")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems name files in Unicode")
+def test_a_file_whose_name_is_no_unicode_needs_a_caption(tmp_path):
+    sound = record(tmp_path / "a.wav").rename(tmp_path / os.fsdecode(b"caf\xe9.wav"))
+    with pytest.raises(ValueError, match=r"the caption 'caf\\udce9' is no text"):
+        CaptionedAudio.from_folder(tmp_path)
+    sound.with_suffix(".txt").write_text("a café")
+    assert CaptionedAudio.from_folder(tmp_path, seconds=0.1, crop="random")[0]["caption"] == "a café"
 
 
 def test_half_a_character_is_told_by_its_entry(tmp_path):
