@@ -57,5 +57,5 @@ $(READY): pyproject.toml constraints.txt
 		{ echo "Python 3.11 or 3.12 was not found; name yours: make PYTHON=/path/to/python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch torchvision -e '.[notebooks,laion,test]'
-	$(PIP) --no-deps aisfx torchcrepe audioldm msclap  # they declare versions of 2022 that what we use of them does not need
+	$(PIP) --no-deps aisfx torchcrepe audioldm audioldm_eval msclap  # they declare versions of 2022 that what we use of them does not need
 	touch $@

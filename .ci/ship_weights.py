@@ -1,7 +1,8 @@
-"""Turn a finished run of `tiny` into the shipped weights and their card: python .ci/ship_weights.py runs/tiny
+"""Turn a finished run of `tiny` into the shipped weights and their card: python .ci/ship_weights.py runs/tiny [PART …]
 
 Half precision, refined_ldm/weights/tiny/*.safetensors; card.json and README.md beside them hold the commands, the
-training curves' last values and what was measured on the very files that are shipped.
+training curves' last values and what was measured on the very files that are shipped. PART, if only some of it is to be
+measured anew: conditioners, budget, adherence.
 """
 
 import json
@@ -113,19 +114,30 @@ def waveforms(items):
     return torch.stack([item["waveform"] for item in items])
 
 
-def main(run):
+def main(run, parts):
+    """Ship the run and measure `parts` of the card anew; what is not named stays as the card has it."""
     start = time.perf_counter()
     ship(run)
     judge, model = Aisfx.load(), RefinedAudioLDM.from_preset("tiny")
-    card = {"weights": "tiny", "versions": {n: version(n) for n in ("torch", "transformers", "accelerate", "numpy")},
-            "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
-            "training": curves(run), "conditioners": conditioners(), "budget": budget(model, judge)}  # fmt: skip
-    write(card)
-    listener = fit_probe(judge, 3000)
-    card["adherence"], _ = adherence(listener, RefinedAudioLDM.from_preset("tiny"), 200)
-    card["measured in seconds"] = round(time.perf_counter() - start)
-    write(card)
-    draw_adherence(card, start)
+    measure = {
+        "conditioners": conditioners,
+        "budget": lambda: budget(model, judge),
+        "adherence": lambda: adherence(fit_probe(judge, 3000), model, 200)[0],
+    }
+    unknown = set(parts) - measure.keys()
+    if unknown:
+        sys.exit(f"no part {', '.join(sorted(unknown))}: there are {', '.join(measure)}")
+    card = json.loads((FOLDER / "card.json").read_text()) if parts else {}
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    here = {"commit": commit, "versions": {n: version(n) for n in ("torch", "transformers", "accelerate", "numpy")}}
+    card |= {"weights": "tiny", "training": curves(run)}
+    for part in parts or measure:
+        begin = time.perf_counter()
+        card[part] = measure[part]()
+        card.setdefault("measured", {})[part] = {**here, "seconds": round(time.perf_counter() - begin)}
+        write(card)
+        if part == "adherence":
+            draw_adherence(card, start)
 
 
 def draw_adherence(card, started):
@@ -144,4 +156,4 @@ def write(card):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

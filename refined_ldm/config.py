@@ -209,8 +209,8 @@ def _tiny():
                                adversarial_weight=0.03),
             "clap": StageConfig(2000, 64, 1e-3, weight_decay=0.05),
             "ldm": StageConfig(10_000, 16, 3e-3, optimizer="muon", ema_decay=0.999),
-            "hifigan": StageConfig(6000, 16, 7e-4, betas=(0.8, 0.99), ema_decay=0.999, clip_norm=5.0, crop_frames=40,
-                                   adversary_start=6000, stft_weight=0.2),  # never: too short a run to judge
+            "hifigan": StageConfig(6600, 16, 7e-4, betas=(0.8, 0.99), ema_decay=0.999, clip_norm=5.0, crop_frames=40,
+                                   adversary_start=6000, adversary_lr=3e-4, stft_weight=0.2),
         },
     )  # fmt: skip
 

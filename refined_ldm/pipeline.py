@@ -121,7 +121,7 @@ def _judges(model, stage, settings):
     if settings.adversary_start < settings.max_steps:
         if stage == "hifigan":
             judges = Discriminators(config.discriminators)
-            beside = Path(config.vocoder_checkpoint or ".").with_name(JUDGES[stage])
+            beside = Path(config.vocoder_checkpoint).parent / JUDGES[stage]
             if config.vocoder_checkpoint and beside.is_file():
                 load_into(judges, read_weights(beside)[0], beside)
         elif stage == "vae" and settings.adversarial_weight:

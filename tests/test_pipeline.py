@@ -9,6 +9,7 @@ import torch
 
 from refined_ldm import cli
 from refined_ldm.audio import save_audio
+from refined_ldm.checkpoints import read_weights
 from refined_ldm.data import CaptionedAudio
 from refined_ldm.pipeline import (
     STAGES,
@@ -23,6 +24,7 @@ from refined_ldm.pipeline import (
 from refined_ldm.scenes import SoundScenes
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.unet import UNet
+from refined_ldm.vae import PatchDiscriminatorConfig
 
 
 @pytest.fixture
@@ -340,3 +342,41 @@ def test_what_the_run_has_trained_goes_before_the_files(donor, tmp_path):
     (tmp_path / "vae.ckpt").unlink()
     list(train_stage(RefinedAudioLDM(config), "ldm", run))
     assert torch.equal(RefinedAudioLDM.load(run).vae.encoder.conv_in.weight, small_change)
+
+
+def test_discriminators_are_kept_and_go_on_with_their_vocoder(recordings, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    model = RefinedAudioLDM(settings(recordings))
+    list(train_stage(model, "hifigan", first))
+    judges, _ = read_weights(first / "discriminators.safetensors")
+    other = RefinedAudioLDM(settings(recordings, vocoder_checkpoint=str(first / "hifigan.safetensors")), seed=5)
+    list(train_stage(other, "hifigan", second, max_steps=1, lr=1e-9))  # which changes next to nothing
+    for name, value in model.vocoder.state_dict().items():
+        torch.testing.assert_close(other.vocoder.state_dict()[name], value, atol=1e-6, rtol=0)
+    found, _ = read_weights(second / "discriminators.safetensors")
+    for name in (name for name in judges if not name.endswith(("_u", "_v", ".0._u", ".0._v"))):  # spectral norm's own
+        torch.testing.assert_close(found[name], judges[name], atol=1e-5, rtol=1e-5)
+    list(train_stage(RefinedAudioLDM(settings(recordings)), "hifigan", tmp_path / "third", adversarial=False))
+    assert not (tmp_path / "third" / "discriminators.safetensors").exists()
+
+
+def test_a_vae_has_a_discriminator_if_it_is_to_weigh_something(recordings, tmp_path):
+    list(train_stage(RefinedAudioLDM(settings(recordings)), "vae", tmp_path / "alone"))
+    assert not (tmp_path / "alone" / "patches.safetensors").exists()
+    config, judged = settings(recordings), replace(small.STAGE, adversarial_weight=0.1, adversary_start=2)
+    config = replace(config, patches=PatchDiscriminatorConfig(8, 2), training={**config.training, "vae": judged})
+    steps = list(train_stage(RefinedAudioLDM(config), "vae", tmp_path / "judged"))
+    assert [step.losses["patches/loss"] > 0 for step in steps] == [False] * 2 + [True] * 4
+    assert (tmp_path / "judged" / "patches.safetensors").is_file()
+
+
+def test_a_vocoder_learns_from_the_vae_of_its_run(recordings, tmp_path):
+    config = settings(recordings)
+    config = replace(config, training={**config.training, "hifigan": replace(small.STAGE, vae_mels=True)})
+    with pytest.raises(FileNotFoundError, match="vae.safetensors"):
+        list(train_stage(RefinedAudioLDM(config), "hifigan", tmp_path / "run"))
+    list(train_stage(RefinedAudioLDM(config), "vae", tmp_path / "run"))
+    model = RefinedAudioLDM(config, seed=3)
+    assert len(list(train_stage(model, "hifigan", tmp_path / "run"))) == 6
+    trained, _ = read_weights(tmp_path / "run" / "vae.safetensors")
+    assert all(torch.equal(model.vae.state_dict()[name], value) for name, value in trained.items())
