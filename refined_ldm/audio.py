@@ -106,7 +106,10 @@ def _opened(path):
     """A file opened by libsndfile or, where that cannot, by audioread; its rate is one that sound can have."""
     with ExitStack() as stack:
         try:
-            source = path if isinstance(path, Path) else stack.enter_context(path.open("rb"))
+            if isinstance(path, Path):
+                source = os.fsencode(path) if os.name == "posix" else path  # its name may be no Unicode
+            else:
+                source = stack.enter_context(path.open("rb"))
             file = stack.enter_context(soundfile.SoundFile(source))
         except soundfile.LibsndfileError as error:
             file = stack.enter_context(_open_with_audioread(path, reason=error.error_string))
