@@ -1,7 +1,9 @@
 """Sound files in and out: any file becomes a mono float waveform of shape (N,), and back to 16-bit WAV."""
 
+import math
 import os
 import re
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,33 +14,39 @@ import torch.nn.functional as F
 
 STREAMED = 0x7F000000  # bytes; recorders that cannot know the length in advance announce this much or more
 SILENCE = 1e-5  # a third of one 16-bit step: peaks below it are rounding noise, not sound
+RATES = range(1_000, 1_000_001)  # Hz; a header that says anything else lies, and would ask for any amount of memory
+BLOCK = 1 << 18  # values decoded at once: headers may promise more samples than there is memory
+TAIL = 0.1  # seconds read beyond a part, so that its end is resampled as in the whole
 
 
-def load_audio(path: str | Path, sample_rate: int = 16_000) -> torch.Tensor:
+def load_audio(path, sample_rate: int = 16_000, seconds: float | None = None, start: float = 0.0) -> torch.Tensor:
     """Read a sound file as a mono waveform: (N,) float32 in [-1, 1] at `sample_rate` Hz.
 
-    Channels are averaged; a peak above 1 (float files, resampling ripple) is scaled down to 1. Silence is allowed.
-    A file that is no sound, holds no samples, NaN or infinity, or lacks over 1 % of the samples that it announces is
-    a ValueError. Ogg announces no length, so a cut Ogg file is read up to the cut.
+    path: a file, or anything that opens like a Path (`shards.Member`). Of a long file only the `seconds` from `start`
+    on are decoded and checked. Channels are averaged; a peak above 1 (float files, resampling ripple) is scaled down to
+    1. Silence is allowed. A file that is no sound, holds no samples, NaN or infinity, or lacks over 1 % of the samples
+    that it announces is a ValueError. Ogg announces no length, so a cut Ogg file is read up to the cut.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such sound file")
-    if path.stat().st_size == 0:
-        raise ValueError(f"{path}: the file is empty (0 bytes)")
+    path = _checked(path)
+    samples = None if seconds is None else round(seconds * sample_rate)
+    mono, file_rate = _decode(path, start, None if seconds is None else seconds + TAIL)
+    if len(mono) == 0:
+        raise ValueError(f"{path}: the file holds no samples" + (f" at {start:g} s" if start else ""))
+    if not np.isfinite(mono).all():
+        raise ValueError(f"{path}: {np.count_nonzero(~np.isfinite(mono))} samples are NaN or infinite")
 
-    samples, file_rate = _decode(path)  # (N, channels)
-    if len(samples) == 0:
-        raise ValueError(f"{path}: the file holds no samples")
-    if not np.isfinite(samples).all():
-        raise ValueError(f"{path}: {np.count_nonzero(~np.isfinite(samples))} samples are NaN or infinite")
-
-    mono = samples.mean(axis=1)
     if file_rate != sample_rate:
-        mono = soxr.resample(mono, file_rate, sample_rate)
+        mono = soxr.resample(_within_one(mono), file_rate, sample_rate)
         if len(mono) == 0:
-            raise ValueError(f"{path}: {len(samples)} samples at {file_rate} Hz are none at {sample_rate} Hz")
-    return torch.from_numpy(mono / max(1.0, np.abs(mono).max())).float()
+            raise ValueError(f"{path}: too short, what it holds at {file_rate} Hz is no sample at {sample_rate} Hz")
+    return torch.from_numpy(_within_one(mono[:samples])).float()
+
+
+def audio_seconds(path) -> float:
+    """How long a sound file says that it is; ValueError or FileNotFoundError as of `load_audio`."""
+    path = _checked(path)
+    with _opened(path) as file:
+        return file.duration if _is_audioread(file) else file.frames / file.samplerate
 
 
 def save_audio(path: str | Path, waveform: torch.Tensor | np.ndarray, sample_rate: int = 16_000) -> Path:
@@ -80,23 +88,71 @@ def normalize(waveform: torch.Tensor) -> torch.Tensor:
     return 0.5 * centred / peak.clamp(min=SILENCE)
 
 
-def _decode(path: Path) -> tuple[np.ndarray, int]:
-    """Samples (N, channels) float32 and the file's own rate, by libsndfile or, for what it cannot open, audioread."""
-    try:
-        file = soundfile.SoundFile(path)
-    except soundfile.LibsndfileError as error:
-        return _decode_with_audioread(path, reason=error.error_string)
-    with file:
+def _checked(path):
+    path = Path(path) if isinstance(path, str) else path
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such sound file")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path}: the file is empty (0 bytes)")
+    return path
+
+
+def _within_one(mono: np.ndarray) -> np.ndarray:
+    return mono / max(1.0, np.abs(mono).max())
+
+
+@contextmanager
+def _opened(path):
+    """A file opened by libsndfile or, where that cannot, by audioread; its rate is one that sound can have."""
+    with ExitStack() as stack:
+        try:
+            if isinstance(path, Path):
+                source = os.fsencode(path) if os.name == "posix" else path  # its name may be no Unicode
+            else:
+                source = stack.enter_context(path.open("rb"))
+            file = stack.enter_context(soundfile.SoundFile(source))
+        except soundfile.LibsndfileError as error:
+            file = stack.enter_context(_open_with_audioread(path, reason=error.error_string))
+        if file.samplerate not in RATES:
+            raise ValueError(f"{path}: a sample rate of {file.samplerate} Hz is none of sound; expected {RATES.start} "
+                             f"to {RATES.stop - 1} Hz")  # fmt: skip
+        yield file
+
+
+def _decode(path, start: float, seconds: float | None) -> tuple[np.ndarray, int]:
+    """The mean of the channels, (N,) float32, of `seconds` (None: all) from `start` on, and the file's own rate."""
+    with _opened(path) as file:
+        rate = file.samplerate
+        first, wanted = round(start * rate), None if seconds is None else math.ceil(seconds * rate)
+        if _is_audioread(file):
+            return _mono_of_audioread(file, first, wanted), rate
         announced_bytes, found_bytes = _data_size(file.extra_info)
         if announced_bytes < STREAMED and found_bytes < 0.99 * announced_bytes:
             raise ValueError(f"{path}: truncated, it announces {announced_bytes} bytes of sound and has {found_bytes}")
+        due = max(0, file.frames - first)
+        due = due if wanted is None else min(due, wanted)
         try:
-            samples = file.read(dtype="float32", always_2d=True)
+            if first:
+                file.seek(min(first, file.frames))
+            mono = _read(file, due)
         except soundfile.LibsndfileError as error:
             raise ValueError(f"{path}: damaged or truncated ({error.error_string})") from error
-        if len(samples) < 0.99 * file.frames:
-            raise ValueError(f"{path}: truncated, it announces {file.frames} samples and has {len(samples)}")
-        return samples, file.samplerate
+        if len(mono) < 0.99 * due:
+            raise ValueError(f"{path}: truncated, it announces {file.frames} samples and has {first + len(mono)}")
+        return mono, rate
+
+
+def _read(file, frames: int) -> np.ndarray:
+    """Up to `frames` frames block by block, each the mean of its channels: (N,)."""
+    parts = []
+    while frames > 0:
+        block = file.read(min(frames, max(1, BLOCK // file.channels)), dtype="float32", always_2d=True)
+        if len(block) == 0:
+            break
+        with np.errstate(over="ignore", invalid="ignore"):  # infinity is told later
+            parts.append(block.mean(axis=1))
+        frames -= len(block)
+    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
 
 def _data_size(header_log: str) -> tuple[int, int]:
@@ -105,16 +161,34 @@ def _data_size(header_log: str) -> tuple[int, int]:
     return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
-def _decode_with_audioread(path: Path, reason: str) -> tuple[np.ndarray, int]:
+@contextmanager
+def _open_with_audioread(path, reason: str):
     """M4A, WMA and other formats through ffmpeg or the system's decoder, when audioread (part of librosa) is there."""
     advice = "convert it to WAV or FLAC"
+    if not isinstance(path, Path):
+        raise ValueError(f"{path}: libsndfile cannot read it ({reason}); {advice}")
     try:
         import audioread
     except ImportError:
         raise ValueError(f"{path}: libsndfile cannot read it ({reason}); {advice}, or install librosa") from None
     try:
         with audioread.audio_open(str(path)) as file:
-            pcm = np.frombuffer(b"".join(file), dtype="<i2")
-            return pcm.reshape(-1, file.channels).astype(np.float32) / 32_768, file.samplerate
+            yield file
     except (audioread.DecodeError, OSError, EOFError) as error:
         raise ValueError(f"{path}: neither libsndfile ({reason}) nor audioread can read it; {advice}") from error
+
+
+def _is_audioread(file) -> bool:
+    return hasattr(file, "duration")
+
+
+def _mono_of_audioread(file, first: int, wanted: int | None) -> np.ndarray:
+    """Frames `first` to `first + wanted` of an audioread file, which cannot seek: (N,)."""
+    frame, pcm = 2 * file.channels, bytearray()  # bytes
+    for data in file:
+        pcm += data
+        if wanted is not None and len(pcm) >= (first + wanted) * frame:
+            break
+    samples = np.frombuffer(pcm[: len(pcm) // frame * frame], dtype="<i2").reshape(-1, file.channels)
+    samples = samples[first : None if wanted is None else first + wanted]
+    return samples.mean(axis=1, dtype=np.float32) / 32_768

@@ -1,6 +1,5 @@
 """The same from a shell: `refined-ldm generate | train | infer | …`. Heavy imports wait for who needs them."""
 
-import argparse
 import json
 import re
 import shlex
@@ -9,24 +8,14 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-EXAMPLES = {
-    "generate": 'refined-ldm generate "rain falls while a bell rings" --out runs/first --seed 1',
-    "train": "refined-ldm train --preset tiny --stage vae clap ldm hifigan --run runs/tiny",
-    "inspect": "refined-ldm inspect audioldm-s-full-v2.ckpt",
-    "convert": "refined-ldm convert audioldm-s-full-v2.ckpt runs/audioldm-s --tokenizer roberta-base",
-    "infer": "refined-ldm infer --config_yaml audioldm_custom.yaml --list_inference captions.lst "
-             "--reload_from_ckpt runs/audioldm_custom",
-    "evaluate": "refined-ldm evaluate runs/infer recordings --captions captions.csv --embedding tiny-gpt2",
-    "budget": "refined-ldm budget --clips 50 --recordings captions.csv",
-    "notebooks": "refined-ldm notebooks --preset tiny -p steps 10",
-    "bench": "refined-ldm bench --notebooks --json",
-}
+from refined_ldm.arguments import parser
+
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 
 
 def main(arguments=None):
     """Run one command -> exit status: 0, or 2 with one line on stderr for bad usage or bad input."""
-    options = _parser().parse_args(arguments)
+    options = parser(COMMANDS).parse_args(arguments)
     try:
         return options.run(options) or 0
     except (ValueError, OSError, FloatingPointError) as fault:
@@ -46,119 +35,6 @@ def main(arguments=None):
 def _resuming(arguments):
     """The command that goes on with a training."""
     return shlex.join(["refined-ldm", *map(str, arguments), *([] if "--resume" in arguments else ["--resume"])])
-
-
-def _parser():
-    parser = argparse.ArgumentParser(prog="refined-ldm", description="Captions become sound, and how that is trained.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def command(name, run, text):
-        sub = commands.add_parser(name, help=text, description=text, epilog=f"example: {EXAMPLES[name]}")
-        sub.set_defaults(run=run)
-        return sub
-
-    sub = command("generate", generate, "Write one WAV file for each caption.")
-    sub.add_argument("captions", nargs="+", metavar="CAPTION")
-    sub.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the WAV files")
-    source = sub.add_mutually_exclusive_group()
-    source.add_argument("--preset", default="tiny", help="tiny (shipped weights) or another preset (random weights)")
-    source.add_argument("--checkpoint", type=Path, metavar="DIR", help="a run folder with all parts trained")
-    sub.add_argument("--steps", type=int, help="sampling steps of DPM-Solver++ (the preset's if not given)")
-    sub.add_argument("--guidance", type=float, metavar="SCALE", help="1 is none; more follows the caption harder")
-    sub.add_argument("--seconds", type=float, help="length of the sound (the preset's if not given)")
-    sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--negative", default="", metavar="CAPTION", help="what to move away from")
-    sub.add_argument("--candidates", type=int, metavar="K", help="draw K, keep the nearest to its caption")
-    sub.add_argument("--picture", action="store_true", help="also write spectrograms.png")
-    sub.add_argument("--device", default="auto")
-    sub.add_argument("--json", action="store_true", help="print what was written as JSON")
-
-    sub = command("train", train, "Train the stages of a preset or a YAML file; what is finished is kept in --run.")
-    source = sub.add_mutually_exclusive_group()
-    source.add_argument("-c", "--config", "--config_yaml", type=Path, metavar="YAML",
-                        help="ours, or a training configuration of AudioLDM as published")  # fmt: skip
-    source.add_argument("--preset", default="tiny")
-    sub.add_argument("--stage", nargs="+", metavar="STAGE",
-                     help="vae clap ldm hifigan; if not given all in this order or, when the configuration names files "
-                          "of trained parts, ldm (after vae, if no file holds one)")  # fmt: skip
-    sub.add_argument("--run", type=Path, metavar="DIR", dest="run_dir",
-                     help="folder of this run (runs/NAME, as the YAML file or the preset is called)")  # fmt: skip
-    sub.add_argument("--data", metavar="PATH",
-                     help="CSV file or folder of captioned recordings, or AudioLDM's dataset_root.json")  # fmt: skip
-    sub.add_argument("--clap-checkpoint", metavar="PATH", help="the published conditioner's file")
-    sub.add_argument("--tokenizer", metavar="DIR", help="roberta-base's vocabulary, for LAION-CLAP's captions")
-    sub.add_argument("--reload_from_ckpt", metavar="PATH", help="an AudioLDM checkpoint to start the U-Net from")
-    sub.add_argument("--conditioner", metavar="NAME", help="another of CLAP_PRESETS than the configuration's")
-    sub.add_argument("--max-steps", type=int, help="of each stage (the configuration's if not given)")
-    sub.add_argument("--lr", type=float, help="learning rate of each stage (the configuration's if not given)")
-    sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--resume", action="store_true", help="go on from the last checkpoint of the run")
-    sub.add_argument("--no-adversary", action="store_true", help="hifigan: train on spectral distances alone")
-    sub.add_argument("--device", default="auto")
-
-    sub = command("inspect", inspect, "Show what a published file, a pipeline or a run holds, without running it.")
-    sub.add_argument("checkpoint", type=Path, metavar="CKPT")
-    sub.add_argument("--json", action="store_true", help="print what was found as JSON")
-
-    sub = command("convert", convert, "Write a published file as safetensors that the other commands read.")
-    sub.add_argument("checkpoint", type=Path, metavar="CKPT")
-    sub.add_argument("out", type=Path, metavar="OUT", help="a folder for a whole AudioLDM, else a .safetensors file")
-    sub.add_argument("--tokenizer", type=Path, metavar="DIR", help="roberta-base's vocabulary, to go beside LAION-CLAP")
-    sub.add_argument("--force", action="store_true", help="replace what is there")
-
-    sub = command("infer", infer, "Write one WAV file for each line of a list: `caption` or `filename|caption`.")
-    sub.add_argument("-c", "--config_yaml", required=True, type=Path, metavar="YAML",
-                     help="the configuration of the training, AudioLDM's or ours")  # fmt: skip
-    sub.add_argument("-l", "--list_inference", required=True, type=Path, metavar="LIST", help="text in UTF-8")
-    sub.add_argument("--reload_from_ckpt", required=True, type=Path, metavar="CKPT",
-                     help="a published checkpoint, a run folder, or a step-… below its checkpoints/ldm")  # fmt: skip
-    sub.add_argument("--out", type=Path, default=Path("runs/infer"), metavar="DIR", help="folder for the WAV files")
-    sub.add_argument("--clap-checkpoint", metavar="PATH", help="the published conditioner's file")
-    sub.add_argument("--tokenizer", metavar="DIR", help="roberta-base's vocabulary, for LAION-CLAP's captions")
-    sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--steps", type=int, help="sampling steps of DPM-Solver++ (the configuration's if not given)")
-    sub.add_argument("--guidance", type=float, metavar="SCALE", help="(the configuration's if not given)")
-    sub.add_argument("--candidates", type=int, metavar="K", help="draw K, keep the nearest to its caption")
-    sub.add_argument("--device", default="auto")
-    sub.add_argument("--json", action="store_true", help="print what was written as JSON")
-
-    sub = command("evaluate", evaluate, "Compare a folder of generated sounds with a folder of real ones.")
-    sub.add_argument("generated", type=Path, metavar="GENERATED", help="sound files, here or in folders below")
-    sub.add_argument("reference", type=Path, metavar="REFERENCE", help="what they should be like, best twice as many")
-    sub.add_argument("--embedding", default="aisfx", help="aisfx, tiny-gpt2, ms-clap-2023, laion-clap, panns, vggish")
-    sub.add_argument("--checkpoint", type=Path, metavar="PATH", help="the embedding's published file")
-    sub.add_argument("--captions", type=Path, metavar="CSV", help="columns file and caption, named like GENERATED's")
-    sub.add_argument("--tokenizer", type=Path, metavar="DIR", help="laion-clap: roberta-base's vocabulary")
-    sub.add_argument("--pca", type=int, default=64, metavar="K", help="of Frechet distances: dimensions (64); 0: all")
-    sub.add_argument("--sample-rate", type=int, metavar="HZ", help="read both at this rate (the embedding's)")
-    sub.add_argument("--skip-bad", action="store_true", help="leave out files that cannot be used")
-    sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--device", default="auto")
-    sub.add_argument("--out", type=Path, metavar="FILE", help="also write the figures as JSON")
-    sub.add_argument("--json", action="store_true", help="print the figures as JSON")
-
-    sub = command("budget", budget, "Measure what each stage costs: mel, VAE, vocoder and the whole model.")
-    source = sub.add_mutually_exclusive_group()
-    source.add_argument("--preset", default="tiny", help="tiny (shipped weights) or another preset (random weights)")
-    source.add_argument("--checkpoint", type=Path, metavar="DIR", help="a run folder with all parts trained")
-    sub.add_argument("--clips", type=int, default=250, metavar="N", help="scenes of the split test (250)")
-    sub.add_argument("--recordings", type=Path, metavar="PATH", help="in place of scenes: a CSV file or a folder")
-    sub.add_argument("--no-whole", action="store_true", help="leave out generating from the captions")
-    sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--device", default="auto")
-    sub.add_argument("--out", type=Path, metavar="FILE", help="also write the figures as CSV")
-    sub.add_argument("--json", action="store_true", help="print the figures as JSON")
-
-    sub = command("notebooks", notebooks, "Execute the five notebooks with papermill into runs/notebooks.")
-    sub.add_argument("names", nargs="*", metavar="NAME", help="01 … 05; all if not given")
-    sub.add_argument("--preset", default="tiny")
-    sub.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a parameter")
-    sub.add_argument("--out", type=Path, default=Path("runs/notebooks"), metavar="DIR")
-
-    sub = command("bench", bench, "Measure speed and memory on this machine.")
-    sub.add_argument("--notebooks", action="store_true", help="the notebooks too (minutes)")
-    sub.add_argument("--json", action="store_true", help="print the figures as JSON")
-    return parser
 
 
 def generate(options):
@@ -231,7 +107,7 @@ def _train(options, signals):
     from refined_ldm.curve import Curve
     from refined_ldm.devices import pick_device
     from refined_ldm.interruption import Stopped
-    from refined_ldm.pipeline import STAGES, accelerator_of, check_files, default_stages, train_stage
+    from refined_ldm.pipeline import LEFT_OUT, STAGES, accelerator_of, check_files, default_stages, train_stage
     from refined_ldm.text_to_audio import RefinedAudioLDM
 
     config = load_config(options.config) if options.config else preset(options.preset)
@@ -272,7 +148,7 @@ def _train(options, signals):
 
         with bar, clips, Curve(run_dir / f"{stage}.csv", options.resume) as write:
             steps = train_stage(model, stage, run_dir, options.seed, options.resume, options.max_steps,
-                                options.lr, not options.no_adversary, on_clips)  # fmt: skip
+                                options.lr, not options.no_adversary, on_clips, options.skip_bad)  # fmt: skip
             step = None
             with closing(steps):
                 for step in steps:
@@ -284,6 +160,9 @@ def _train(options, signals):
         if accelerator.is_main_process:
             told = f"{step.index} steps, loss {step.loss:.4f}" if step else "it was finished before"
             print(f"{stage}: {told}, written to {run_dir}")
+    if accelerator.is_main_process and (run_dir / LEFT_OUT).is_file():
+        left_out = len((run_dir / LEFT_OUT).read_text(encoding="utf-8").splitlines())
+        print(f"{left_out} recordings or rows were left out: {run_dir / LEFT_OUT} says which and why")
 
 
 def inspect(options):
@@ -336,16 +215,22 @@ def infer(options):
     from refined_ldm.devices import pick_device
     from refined_ldm.infer import open_model, read_list, sounds
 
-    config, lines = load_config(options.config_yaml), read_list(options.list_inference)
+    left_out = [] if options.skip_bad else None
+    config, lines = load_config(options.config_yaml), read_list(options.list_inference, left_out)
+    for fault in left_out or ():
+        print(f"left out: {fault}", file=sys.stderr)
     model = open_model(_with_conditioner(config, options), options.reload_from_ckpt, pick_device(options.device))
     options.out.mkdir(parents=True, exist_ok=True)
     start, written, rate = time.perf_counter(), [], model.config.mel.sample_rate
     made = sounds(model, lines, options.seed, options.steps, options.guidance, options.candidates)
-    for line, waveform in tqdm(made, total=len(lines), unit="sound", disable=None):
-        save_audio(options.out / line.file, waveform, rate)
-        written.append({"file": str(options.out / line.file), "caption": line.caption, "seed": options.seed,
-                        "seconds": len(waveform) / rate})  # fmt: skip
-    _say_written(written, start, options.json)
+    try:
+        for line, waveform in tqdm(made, total=len(lines), unit="sound", disable=None):
+            save_audio(options.out / line.file, waveform, rate)
+            written.append({"file": str(options.out / line.file), "caption": line.caption, "seed": options.seed,
+                            "seconds": len(waveform) / rate})  # fmt: skip
+    finally:  # what is written stays, whatever happens to the rest
+        if written:
+            _say_written(written, start, options.json)
 
 
 def evaluate(options):
@@ -453,6 +338,11 @@ def _literal(text):
         return json.loads(text)
     except ValueError:
         return text
+
+
+COMMANDS = {
+    run.__name__: run for run in (generate, train, inspect, convert, infer, evaluate, budget, notebooks, bench)
+}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Named experiments: every number of one model and of its training, in one frozen record that reads and writes YAML."""
 
 import dataclasses
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
@@ -12,7 +12,7 @@ import yaml
 from refined_ldm.atomic import written_whole
 from refined_ldm.hifigan import DiscriminatorsConfig, HiFiGANConfig
 from refined_ldm.mel import MelConfig
-from refined_ldm.published_config import is_published, settings_of
+from refined_ldm.published_config import LARGEST_NUMBER, is_published, settings_of
 from refined_ldm.unet import UNetConfig
 from refined_ldm.vae import PatchDiscriminatorConfig, VAEConfig
 
@@ -96,6 +96,7 @@ class Config:
     def __post_init__(self):
         _one_of("parameterization", self.parameterization, PARAMETERIZATIONS)
         _one_of("inversion", self.inversion, INVERSIONS)
+        _refuse_impossible(self)
         samples = round(self.seconds * self.mel.sample_rate)
         unit = self.mel.hop_length * self.vae.downsampling * self.unet.downsampling  # samples per coarsest U-Net frame
         if samples % unit:
@@ -104,6 +105,18 @@ class Config:
                 f" x VAE {self.vae.downsampling} x U-Net {self.unet.downsampling}: "
                 f"take {max(1, round(samples / unit)) * unit / self.mel.sample_rate}"
             )
+        if self.mel.n_mels % (bins := self.vae.downsampling * self.unet.downsampling):
+            raise ValueError(f"mel.n_mels={self.mel.n_mels} is not a whole number of {bins} = VAE "
+                             f"{self.vae.downsampling} x U-Net {self.unet.downsampling}")  # fmt: skip
+        for mult in self.vae.channel_mult:
+            if (width := mult * self.vae.channels) % self.vae.norm_groups:
+                raise ValueError(f"vae: level width {width} = {mult} x channels {self.vae.channels} must divide by "
+                                 f"norm_groups {self.vae.norm_groups}")  # fmt: skip
+        if self.vocoder.channels % 2 ** len(self.vocoder.rates):
+            raise ValueError(f"vocoder.channels={self.vocoder.channels} must divide by {2 ** len(self.vocoder.rates)}: "
+                             f"each of the {len(self.vocoder.rates)} rates halves them")  # fmt: skip
+        if self.vocoder.n_mels != self.mel.n_mels:
+            raise ValueError(f"vocoder reads {self.vocoder.n_mels} mel bands, mel has {self.mel.n_mels}")
         if self.vocoder.hop_length != self.mel.hop_length:
             raise ValueError(f"vocoder makes {self.vocoder.hop_length} samples a frame, mel hops {self.mel.hop_length}")
         if self.vae.latent_channels != self.unet.latent_channels:
@@ -133,6 +146,33 @@ def _one_of(name, value, choices):
         raise ValueError(f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}, got {value!r}")
 
 
+MAY_BE_ZERO = {"griffin_lim_iterations", "mel_corrections", "attention_layers", "scales"}
+
+
+def _refuse_impossible(config):
+    """Raise ValueError for a size below 1, an empty pyramid, a length that is none, or a name that is a path."""
+    if config.name != Path(config.name).name or config.name in ("", ".", ".."):  # runs/NAME is written
+        raise ValueError(f"name must be a plain name, without folders, got {config.name!r}")
+    if not 0 < config.seconds < 3600:
+        raise ValueError(f"seconds must be between 0 and 3600, got {config.seconds}")
+    if not 0 < config.beta_start < config.beta_end < 1:
+        raise ValueError(f"0 < beta_start < beta_end < 1, got {config.beta_start} and {config.beta_end}")
+    if not 0 <= config.unconditional_probability <= 1:
+        raise ValueError(f"unconditional_probability must be between 0 and 1, got {config.unconditional_probability}")
+    for part in (None, "mel", "vae", "unet", "vocoder", "discriminators", "patches"):
+        sizes = config if part is None else getattr(config, part)
+        for size in fields(sizes):
+            value, name = getattr(sizes, size.name), size.name if part is None else f"{part}.{size.name}"
+            if size.name not in MAY_BE_ZERO and any(type(n) is int and n < 1 for n in _numbers(value)):
+                raise ValueError(f"{name} must be at least 1, got {value}")
+            if size.name == "channel_mult" and not value:
+                raise ValueError(f"{name} is empty: there must be a level at least")
+
+
+def _numbers(value):
+    return [n for inner in value for n in _numbers(inner)] if isinstance(value, tuple) else [value]
+
+
 PRESETS = ("tiny", "colab", "paper", "baseline")
 
 
@@ -143,7 +183,7 @@ def preset(name, **changes):
     baseline: AudioLDM-S as published, with LAION-CLAP. Raises ValueError for an unknown name or field.
     """
     if name not in PRESETS:
-        raise ValueError(f"no preset {name!r}: choose one of {', '.join(PRESETS)}")
+        raise ValueError(f"no preset {name!r:.80}: choose one of {', '.join(PRESETS)}")
     return globals()[f"_{name}"]().changed(**changes)
 
 
@@ -223,6 +263,10 @@ def _baseline():
     return _published("baseline", "laion-clap", 512)
 
 
+LARGEST = 1 << 20  # bytes of a YAML file
+YAML_FAULTS = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)  # of its library
+
+
 def load_config(path):
     """Read a YAML file: all or some fields of a Config, or `preset: NAME` and the fields to change.
 
@@ -232,18 +276,34 @@ def load_config(path):
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no configuration at {path}")
+    if path.stat().st_size > LARGEST:
+        raise ValueError(f"{path} is no configuration: it has {path.stat().st_size} bytes, {LARGEST} are the most")
     try:
         written = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as fault:
-        raise ValueError(f"{path} is not plain YAML: {fault}") from fault
+        _refuse_bomb(written)
+    except (yaml.YAMLError, *YAML_FAULTS) as fault:
+        raise ValueError(f"{path} is not plain YAML: {' '.join(str(fault).split())}") from fault
     if not isinstance(written, dict):
         raise ValueError(f"{path} must hold settings by name, got {type(written).__name__}")
     if is_published(written):
         with _at(path):
             written = settings_of(written)
         return _merge(Config(name=path.stem), written, str(path))
-    base = preset(written.pop("preset")) if "preset" in written else Config()
+    with _at(path):
+        base = preset(written.pop("preset")) if "preset" in written else Config()
     return _merge(base, written, str(path))
+
+
+def _refuse_bomb(tree, most=10_000, deepest=40):
+    """Raise ValueError if a tree is too large to be settings: anchors repeat others, ten times ten times ten times."""
+    waiting, size = [(tree, 0)], 0
+    while waiting:
+        value, depth = waiting.pop()
+        size += 1 + (len(value) // 64 if isinstance(value, str | bytes) else 0)
+        if size > most or depth > deepest:
+            raise ValueError(f"it has more than {most} values, or values more than {deepest} deep in others")
+        inner = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+        waiting += [(v, depth + 1) for v in inner] if isinstance(inner, list | tuple | set) else []
 
 
 @contextmanager
@@ -258,17 +318,17 @@ def _at(where):
 def _merge(base, written, where):
     """`base`, a dataclass instance, with the fields in `written` replaced, nested ones too."""
     if not isinstance(written, dict):
-        raise ValueError(f"{where} must hold settings by name, got {written!r}")
+        raise ValueError(f"{where} must hold settings by name, got {written!r:.80}")
     kinds, changes = get_type_hints(type(base)), {}
     for key, value in written.items():
         if key not in kinds:
-            raise ValueError(f"{where}: unknown key {key!r}; there are {', '.join(kinds)}")
+            raise ValueError(f"{where}: unknown key {key!r:.80}; there are {', '.join(kinds)}")
         now, at = getattr(base, key), f"{where}: {key}"
         if is_dataclass(now):
             changes[key] = _merge(now, value, at)
         elif key == "training":
             if not isinstance(value, dict):
-                raise ValueError(f"{at} must hold settings by name, got {value!r}")
+                raise ValueError(f"{at} must hold settings by name, got {value!r:.80}")
             unknown = value.keys() - now.keys()
             if unknown:
                 raise ValueError(f"{at}: unknown stage {', '.join(map(str, unknown))}; there are {', '.join(now)}")
@@ -285,17 +345,21 @@ def _cast(value, kind, where):
         if value is None:
             return None
         kind = next(k for k in get_args(kind) if k is not type(None))
-    if (kind is tuple or get_origin(kind) is tuple) and isinstance(value, list):
-        return tuple(tuple(v) if isinstance(v, list) else v for v in value)
+    if get_origin(kind) is tuple and isinstance(value, list):
+        inner = get_args(kind)
+        inner = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
+        if len(inner) != len(value):
+            raise ValueError(f"{where} must have {len(inner)} values, got {value!r:.80}")
+        return tuple(_cast(v, k, where) for v, k in zip(value, inner, strict=True))
     if kind is float and isinstance(value, str):  # YAML reads 1e-4, without a point, as a string
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        with suppress(ValueError):
+            value = float(value)
+    if kind in (int, float) and type(value) in (int, float) and not abs(value) < LARGEST_NUMBER:  # infinite, or not one
+        raise ValueError(f"{where} must be a number below {LARGEST_NUMBER:.0e}, got {value!r:.80}")
+    if kind is float and type(value) is int:
+        value = float(value)
     if type(value) is not kind:
-        raise ValueError(f"{where} must be {getattr(kind, '__name__', kind)}, got {value!r}")
+        raise ValueError(f"{where} must be {getattr(kind, '__name__', kind)}, got {value!r:.80}")
     return value
 
 

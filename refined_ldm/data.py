@@ -1,14 +1,13 @@
-"""Captioned recordings from a folder, CSV or JSON, and batches that a resumed run can enter at any step."""
+"""Captioned recordings of every kind of list, and batches that a resumed run can enter at any step."""
 
-import csv
 import hashlib
 import json
 import os
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +15,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from refined_ldm.atomic import written_whole
-from refined_ldm.audio import load_audio, normalize, pad_or_trim
+from refined_ldm.audio import audio_seconds, load_audio, normalize, pad_or_trim
 from refined_ldm.published_data import audioldm_entries, wav_and_captions
+from refined_ldm.shards import Member, find_shards, shard_sounds
+from refined_ldm.tables import caption_lines, clean_caption, field, read_rows
 
 SAMPLE_RATE = 16_000  # Hz
 AUDIO_SUFFIXES = frozenset(".aac .aif .aiff .au .caf .flac .m4a .mp3 .oga .ogg .opus .w64 .wav .wma".split())
@@ -28,10 +29,11 @@ FAULTS_SHOWN = 10
 class Recording:
     """One sound file and what is said about it."""
 
-    path: Path
+    path: Path | Member  # a file, or a part of one
     id: str  # unique in the data set: the path below its folder
     captions: tuple[str, ...]  # one or more
     label: str = ""  # class name, where the data set has classes
+    where: str = ""  # it is listed: "captions.csv, line 7"
 
 
 class CaptionedAudio(Dataset):
@@ -39,8 +41,13 @@ class CaptionedAudio(Dataset):
 
     dataset[i] is a dict: "waveform" (N,) float32 with N = round(seconds * 16000), "caption" (the first of
     "captions"), "captions", "id", "label". A longer recording gives its first `seconds`, or with `crop="random"` a
-    part chosen by `seed` and id, the same in every epoch; a shorter one is followed by zeros.
+    part chosen by `seed` and id, the same in every epoch; no more of it is read. A shorter one is followed by zeros.
+
+    Each way to make one names what is faulty in a ValueError. With `skip_bad` it leaves that out instead, warns, and
+    lists it in `left_out`; every recording is then decoded once to find the faulty ones.
     """
+
+    left_out: tuple[str, ...] = ()  # faults
 
     def __init__(self, recordings: list[Recording], seconds: float = 2.56, crop: str = "start", seed: int = 0):
         if seconds <= 0:
@@ -61,28 +68,23 @@ class CaptionedAudio(Dataset):
         """Every sound file below `folder`, captioned by `captions.csv` in it if there is one (see `from_csv`).
 
         Otherwise each line of `rain.txt` captions `rain.wav`, and a file with no such text is captioned by its name:
-        `dog_barks.wav` is "dog barks". With `skip_bad` every file is decoded once and faulty ones are left out.
+        `dog_barks.wav` is "dog barks".
         """
         folder = Path(folder)
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: no such folder")
         if (folder / "captions.csv").is_file():
             return cls.from_csv(folder / "captions.csv", seconds, crop=crop, seed=seed, skip_bad=skip_bad)
-
-        recordings, faults = [], []
-        for path in sorted(folder.rglob("*")):
-            if path.suffix.lower() not in AUDIO_SUFFIXES or path.name.startswith("."):
-                continue
-            try:
-                if skip_bad:
-                    load_audio(path)
-                recordings.append(Recording(path, path.relative_to(folder).as_posix(), _captions_beside(path)))
-            except ValueError as error:
-                faults.append(str(error))
-        _report(faults, folder, skip_bad)
-        if not recordings:
+        sounds = [path for path in sorted(folder.rglob("*"))
+                  if path.suffix.lower() in AUDIO_SUFFIXES and not path.name.startswith(".")]  # fmt: skip
+        if not sounds:
             raise ValueError(f"{folder}: no usable sound file ({' '.join(sorted(AUDIO_SUFFIXES))}) in it or below it")
-        return cls(recordings, seconds, crop, seed)
+
+        def recording(path):
+            return Recording(path, path.relative_to(folder).as_posix(), _captions_beside(path))
+
+        entries = (("", lambda path=path: recording(path)) for path in sounds)
+        return cls._from_entries(folder, entries, seconds, crop, seed, skip_bad)
 
     @classmethod
     def from_csv(
@@ -99,30 +101,17 @@ class CaptionedAudio(Dataset):
         """Recordings listed in a CSV file with a header: columns `file`, `caption` and, if it has one, `label`.
 
         Files are named relative to the CSV file and lie in its folder or below it. Rows that name the same file add
-        captions to it. Faulty rows are a ValueError that lists them by line number; with `skip_bad` every file is
-        decoded once, and faulty rows are left out with a warning.
+        captions to it.
         """
         path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such CSV file")
-        found: dict[str, Recording] = {}  # by id
-        faults = []
-        for number, row in _rows(path, needed=(file, caption)):
-            try:
-                name, text = _field(row, file), _field(row, caption)
-                sound = _inside(path.parent, name)
-                id = sound.relative_to(path.parent).as_posix()
-                if skip_bad and id not in found:
-                    load_audio(sound)
-                known = found[id].captions if id in found else ()
-                captions = known if text in known else (*known, text)
-                found[id] = Recording(sound, id, captions, (row.get(label) or "").strip())
-            except (ValueError, FileNotFoundError) as error:
-                faults.append(f"line {number}: {error}")
-        _report(faults, path, skip_bad)
-        if not found:
-            raise ValueError(f"{path}: no usable row")
-        return cls(list(found.values()), seconds, crop, seed)
+
+        def recording(number, row):
+            sound, said = _inside(path.parent, field(row, file)), clean_caption(field(row, caption))
+            id = sound.relative_to(path.parent).as_posix()
+            return Recording(sound, id, (said,), (row.get(label) or "").strip(), f"{path.name}, line {number}")
+
+        entries = ((f"line {n}", lambda n=n, row=row: recording(n, row)) for n, row in read_rows(path, (file, caption)))
+        return cls._from_entries(path, entries, seconds, crop, seed, skip_bad)
 
     @classmethod
     def from_audioldm(
@@ -139,26 +128,62 @@ class CaptionedAudio(Dataset):
 
         Its paths start where AudioLDM is run: at the folder of the file, one of the three above it, or the working
         directory, whichever has them. An entry is a "wav" below its set's folder, with a caption under every key that
-        speaks of one; entries of one file add up. Faulty entries are reported, or left out, as in `from_csv`.
+        speaks of one; entries of one file add up.
         """
+
+        def recording(where, name, folder, entry):
+            wav, texts = wav_and_captions(entry)
+            sound = _inside(folder, wav)
+            id = f"{name}/{sound.relative_to(folder).as_posix()}"
+            return Recording(sound, id, tuple(map(clean_caption, texts)), str(entry.get("labels") or ""), where)
+
+        listed = audioldm_entries(path, split, names)
+        entries = ((where, lambda w=where, rest=rest: recording(w, *rest)) for where, *rest in listed)
+        return cls._from_entries(path, entries, seconds, crop, seed, skip_bad)
+
+    @classmethod
+    def from_shards(
+        cls, where: str | Path, seconds: float = 2.56, crop: str = "start", seed: int = 0, skip_bad: bool = False
+    ) -> "CaptionedAudio":
+        """WebDataset's shards, a .tar file, a folder of them or a pattern (`set/*.tar`), read without being unpacked.
+
+        `a/rain.wav` in a shard is captioned by the lines of `a/rain.txt`, else by the "caption", "captions" or "text"
+        in `a/rain.json`.
+        """
+        shards = find_shards(where)
+        if not shards:
+            raise FileNotFoundError(f"{where}: no shard, which is a .tar file, a folder of them, or a pattern")
+
+        entries = ((at, lambda at=at, sound=sound: Recording(*sound(), at))
+                   for at, sound in shard_sounds(shards, AUDIO_SUFFIXES))  # fmt: skip
+        return cls._from_entries(where, entries, seconds, crop, seed, skip_bad)
+
+    @classmethod
+    def _from_entries(cls, source, entries: Iterator[tuple[str, Callable]], seconds, crop, seed, skip_bad):
+        """Of pairs (where it is listed, function that gives a Recording); captions of one recording add up."""
         found: dict[str, Recording] = {}  # by id
         faults = []
-        for where, name, folder, entry in audioldm_entries(path, split, names):
+        for where, recording in entries:
             try:
-                wav, texts = wav_and_captions(entry)
-                sound = _inside(folder, wav)
-                id = f"{name}/{sound.relative_to(folder).as_posix()}"
-                if skip_bad and id not in found:
-                    load_audio(sound)
-                known = found[id].captions if id in found else ()
-                captions = tuple(dict.fromkeys((*known, *texts)))
-                found[id] = Recording(sound, id, captions, str(entry.get("labels") or ""))
-            except (ValueError, FileNotFoundError) as error:
-                faults.append(f"{where}: {error}")
-        _report(faults, Path(path), skip_bad)
+                new = recording()
+                known = found.get(new.id, new)
+                found[new.id] = replace(known, captions=tuple(dict.fromkeys(known.captions + new.captions)))
+            except (ValueError, OSError) as error:
+                faults.append(f"{where}: {error}" if where else str(error))
+        if skip_bad and found:
+            whole = cls(list(found.values()), seconds, crop, seed)
+            for index, recording in enumerate(whole.recordings):
+                try:
+                    whole[index]
+                except (ValueError, OSError) as error:
+                    faults.append(str(error))
+                    del found[recording.id]
+        _report(faults, source, skip_bad)
         if not found:
-            raise ValueError(f"{path}: no usable entry")
-        return cls(list(found.values()), seconds, crop, seed)
+            raise ValueError(f"{source}: no usable entry")
+        dataset = cls(list(found.values()), seconds, crop, seed)
+        dataset.left_out = tuple(faults)
+        return dataset
 
     def __len__(self) -> int:
         return len(self.recordings)
@@ -174,18 +199,26 @@ class CaptionedAudio(Dataset):
 
     def __getitem__(self, index: int) -> dict:
         recording = self.recordings[index]
-        waveform = load_audio(recording.path, SAMPLE_RATE)
-        spare = len(waveform) - self.samples
-        if self.crop == "random" and spare > 0:
-            start = np.random.default_rng((self.seed, zlib.crc32(recording.id.encode()))).integers(spare + 1)
-            waveform = waveform[start:]
+        try:
+            waveform = load_audio(recording.path, SAMPLE_RATE, self.samples / SAMPLE_RATE, self._start(recording))
+        except (ValueError, OSError) as error:
+            kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+            raise kind(f"{recording.where}: {error}" if recording.where else error) from error
         return {  # AudioLDM's order: cut, set the level, then pad
-            "waveform": pad_or_trim(normalize(waveform[: self.samples]), self.samples),
+            "waveform": pad_or_trim(normalize(waveform), self.samples),
             "caption": recording.captions[0],
             "captions": recording.captions,
             "id": recording.id,
             "label": recording.label,
         }
+
+    def _start(self, recording) -> float:
+        """Where in a recording its part begins, in seconds."""
+        if self.crop == "start":
+            return 0.0
+        spare = round(audio_seconds(recording.path) * SAMPLE_RATE) - self.samples
+        source = np.random.default_rng((self.seed, zlib.crc32(recording.id.encode(errors="backslashreplace"))))
+        return source.integers(max(0, spare) + 1) / SAMPLE_RATE
 
 
 def collate(items: list[dict]) -> dict:
@@ -347,39 +380,9 @@ def cache_latents(folder: str | Path, dataset: Dataset, encode, embed, fingerpri
 def _captions_beside(path: Path) -> tuple[str, ...]:
     """The lines of the text file with the sound file's name, or that name in words."""
     text = path.with_suffix(".txt")
-    if not text.is_file():
-        return (" ".join(path.stem.replace("_", " ").replace("-", " ").split()) or path.stem,)
-    try:
-        lines = text.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{text}: not a text in UTF-8 ({error})") from error
-    captions = tuple(line.strip() for line in lines if line.strip())
-    if not captions:
-        raise ValueError(f"{text}: expected a caption on each line, the file has no text")
-    return captions
-
-
-def _rows(path: Path, needed: tuple[str, ...]) -> Iterator[tuple[int, dict]]:
-    """Rows of a CSV file (UTF-8, comma-separated, header with the columns `needed`), each with its line number."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as lines:
-            rows = csv.DictReader(lines)
-            missing = [column for column in needed if column not in (rows.fieldnames or ())]
-            if missing:
-                raise ValueError(f"{path}: expected a column {missing[0]!r}, its header is {rows.fieldnames}")
-            for row in rows:
-                yield rows.line_num, row
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: not a CSV file in UTF-8 ({error})") from error
-
-
-def _field(row: dict, column: str) -> str:
-    value = (row[column] or "").strip()
-    if not value:
-        raise ValueError(f"the column {column!r} is empty")
-    if None in row:
-        raise ValueError("more values than columns; put a caption that contains a comma in quotes")
-    return value
+    if text.is_file():
+        return caption_lines(text.read_bytes(), text)
+    return (clean_caption(" ".join(path.stem.replace("_", " ").replace("-", " ").split()) or path.stem),)
 
 
 def _inside(folder: Path, name: str) -> Path:
@@ -387,16 +390,20 @@ def _inside(folder: Path, name: str) -> Path:
     relative = os.path.normpath(name)
     if os.path.isabs(relative) or relative.split(os.sep)[0] == os.pardir:
         raise ValueError(f"{name!r} leads out of {folder}")
-    if not (folder / relative).is_file():
+    try:
+        there = (folder / relative).is_file()
+    except OSError as error:  # too long for a name
+        raise ValueError(f"{name!r:.80} is no file name ({error.strerror})") from error
+    if not there:
         raise FileNotFoundError(f"{folder / relative}: no such sound file")
     return folder / relative
 
 
-def _report(faults: list[str], source: Path, skip_bad: bool) -> None:
+def _report(faults: list[str], source: str | Path, skip_bad: bool) -> None:
     if not faults:
         return
     shown = faults[:FAULTS_SHOWN] + [f"and {len(faults) - FAULTS_SHOWN} more"] * (len(faults) > FAULTS_SHOWN)
     message = f"{source}: {len(faults)} faulty entries\n  " + "\n  ".join(shown)
     if not skip_bad:
-        raise ValueError(f"{message}\nMend them, or leave them out with skip_bad=True.")
-    warnings.warn(f"{message}\nThey are left out.", stacklevel=3)
+        raise ValueError(f"{message}\nMend them, or leave them out with --skip-bad (skip_bad=True).")
+    warnings.warn(f"{message}\nThey are left out.", stacklevel=4)

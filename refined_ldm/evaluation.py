@@ -7,10 +7,9 @@ generated from their captions, and to clips generated from each other's captions
 A published conditioner is accepted if it names the recordings of ESC-50 (Piczak 2015) as well as published.
 """
 
-import csv
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import torch
@@ -25,6 +24,7 @@ from refined_ldm.metrics import (
     zero_shot,
 )
 from refined_ldm.scenes import CLASSES, KINDS, SoundScenes
+from refined_ldm.tables import field, read_rows
 
 EVENT = ("event",)
 ESC50_PROMPTS = {  # of the authors' own scripts, zero_shot_classification.py and esc50_api.py
@@ -170,13 +170,12 @@ def read_esc50(folder):
     table = Path(folder) / "meta" / "esc50.csv"
     if not table.is_file():
         raise FileNotFoundError(f"no {table}: give the folder that holds ESC-50's meta/ and audio/")
-    with table.open(newline="", encoding="utf-8") as lines:
-        rows = list(csv.DictReader(lines))
-    if not rows or not {"filename", "category"} <= rows[0].keys():
-        raise ValueError(f"{table}: expected the columns filename and category, got {list(rows[0]) if rows else []}")
-    names = [row["category"].replace("_", " ") for row in rows]
+    rows = [(field(row, "filename"), field(row, "category")) for _, row in read_rows(table, ("filename", "category"))]
+    if not rows:
+        raise ValueError(f"{table} lists no recording")
+    names = [category.replace("_", " ") for _, category in rows]
     classes = sorted(set(names))
-    paths = [Path(folder) / "audio" / row["filename"] for row in rows]
+    paths = [Path(folder) / "audio" / PurePath(name).name for name, _ in rows]
     return paths, classes, np.array([classes.index(name) for name in names])
 
 

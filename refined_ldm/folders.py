@@ -4,21 +4,21 @@ Every clip passes through an embedding, by default one that nobody here trained.
 each is told with its interval over other clips, and with what it is to be held against.
 """
 
-import csv
 import json
 import os
 from dataclasses import asdict, dataclass
 from itertools import count
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import soundfile
 import soxr
 import torch
 
-from refined_ldm.audio import SILENCE, load_audio
+from refined_ldm.audio import SILENCE, audio_seconds, load_audio
 from refined_ldm.data import AUDIO_SUFFIXES
 from refined_ldm.embeddings import open_embedding
 from refined_ldm.scores import METRICS, Heard, Score, count_scores
+from refined_ldm.tables import clean_caption, field, read_rows
 
 RESAMPLER = f"soxr HQ {soxr.__version__}"  # what `load_audio` uses, at its default quality
 
@@ -108,8 +108,8 @@ def _sounds(folder):
 
 
 def _load(path, ear, sample_rate):
-    """-> (1, N) at the embedding's rate, by way of `sample_rate`."""
-    waveform = load_audio(path, sample_rate or ear.sample_rate)
+    """-> (1, N) at the embedding's rate, by way of `sample_rate`; no more than it hears."""
+    waveform = load_audio(path, sample_rate or ear.sample_rate, ear.seconds)
     if sample_rate and sample_rate != ear.sample_rate:
         waveform = torch.from_numpy(soxr.resample(waveform.numpy(), sample_rate, ear.sample_rate))
     if len(waveform) < ear.shortest:
@@ -125,7 +125,7 @@ def _look(folder, ear, sample_rate, tell):
         try:
             waveform = _load(path, ear, sample_rate)
             silent += int(waveform.abs().max() < SILENCE)
-            longest = max(longest, waveform.shape[1] / ear.sample_rate)
+            longest = max(longest, audio_seconds(path))
             good.append(path)
             rates.add(soundfile.info(path).samplerate)
         except soundfile.LibsndfileError:
@@ -143,17 +143,14 @@ def _names(paths, folder):
 
 def read_captions(path):
     """A CSV file with the columns `file` and `caption` -> {name without ending: its first caption}."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no file of captions at {path}")
-    with path.open(newline="", encoding="utf-8-sig") as lines:
-        rows = list(csv.DictReader(lines))
-    if not rows or not {"file", "caption"} <= rows[0].keys():
-        raise ValueError(f"{path}: expected the columns file and caption, got {list(rows[0]) if rows else 'no row'}")
     captions = {}
-    for row in rows:
-        if row["file"] and row["caption"]:
-            captions.setdefault(Path(row["file"]).with_suffix("").as_posix(), row["caption"].strip())
+    for number, row in read_rows(path, ("file", "caption")):
+        if row["file"] and row["caption"]:  # a clip may have none
+            try:
+                file, caption = PurePath(field(row, "file")), clean_caption(field(row, "caption"))
+            except ValueError as fault:
+                raise ValueError(f"{path}, line {number}: {fault}") from fault
+            captions.setdefault(os.path.splitext(file.as_posix())[0], caption)
     return captions
 
 

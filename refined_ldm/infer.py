@@ -1,5 +1,6 @@
 """AudioLDM's inference: a list of captions, one a line, becomes one WAV file a line."""
 
+import codecs
 import re
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
@@ -8,6 +9,7 @@ from pathlib import Path
 from refined_ldm.checkpoints import load_into, read_weights
 from refined_ldm.config import load_config
 from refined_ldm.pipeline import load_scale
+from refined_ldm.tables import clean_caption
 from refined_ldm.text_to_audio import RefinedAudioLDM, part_path
 from refined_ldm.warm_start import load_named_parts
 
@@ -24,34 +26,48 @@ class Line:
     repeat: int  # how many lines before it have the same caption
 
 
-def read_list(path):
+def read_list(path, left_out=None):
     """The lines `caption` or `filename|caption` of a text file -> a list of Line, in their order.
 
-    Blank lines are passed over, ".wav" is added where it is missing, a name given twice is numbered. Raises
-    FileNotFoundError, or ValueError naming the line that has no caption or whose name is no plain file name.
+    Blank lines are passed over, ".wav" is added where it is missing, a name given twice is numbered, control characters
+    in a caption count as spaces. Raises FileNotFoundError, or ValueError naming every line that is not UTF-8, has no
+    caption, or whose name is no plain file name; given a list as `left_out`, these go there instead.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no list of captions at {path}")
-    try:
-        rows = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as fault:
-        raise ValueError(f"{path} is not a text in UTF-8 ({fault})") from fault
-    lines, taken, repeats = [], set(), {}
-    for number, row in enumerate(rows, 1):
-        if not row.strip():
+    raw = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError(f"{path} is not a text in UTF-8: it begins as UTF-16, so save it again")
+    lines, taken, repeats, faults = [], {}, {}, []
+    for number, row in enumerate(raw.splitlines(), 1):
+        try:
+            name, caption = _name_and_caption(row.decode()) if row.strip() else (None, None)
+        except ValueError as fault:
+            faults.append(f"{path}, line {number}: {fault}")
             continue
-        name, bar, caption = (part.strip() for part in row.partition("|"))
-        if not bar:
-            name, caption = _name_of(name), name
-        elif not caption or re.search(NOT_IN_NAMES, name) or name.strip(". ") == "" or len(name.encode()) > 200:
-            raise ValueError(f"{path}, line {number}: expected `caption` or `filename|caption`, the name without "
-                             f"folders and no longer than 200 bytes, got {row.strip()[:80]!r}")  # fmt: skip
-        repeat = repeats[caption] = repeats.get(caption, -1) + 1
-        lines.append(Line(caption, _unlike(taken, re.sub(r"\.wav$", "", name, flags=re.IGNORECASE)), repeat))
+        if caption is not None:
+            repeat = repeats[caption] = repeats.get(caption, -1) + 1
+            lines.append(Line(caption, _unlike(taken, re.sub(r"\.wav$", "", name, flags=re.IGNORECASE)), repeat))
+    if faults and left_out is None:
+        raise ValueError("\n  ".join([*faults, "--skip-bad leaves out such lines"] if faults[1:] else faults))
+    if left_out is not None:
+        left_out += faults
     if not lines:
         raise ValueError(f"{path} holds no caption: write one on each line")
     return lines
+
+
+def _name_and_caption(row):
+    """A line -> (stem or name of its file, caption); ValueError saying what is wrong with it."""
+    name, bar, caption = (part.strip() for part in row.partition("|"))
+    if not bar:
+        caption = clean_caption(name)
+        return _name_of(caption), caption
+    if not caption or re.search(NOT_IN_NAMES, name) or name.strip(". ") == "" or len(name.encode()) > 200:
+        raise ValueError("expected `caption` or `filename|caption`, the name without folders and no longer than 200 "
+                         f"bytes, got {row.strip()[:80]!r}")  # fmt: skip
+    return name, clean_caption(caption)
 
 
 def _name_of(caption):
@@ -61,12 +77,14 @@ def _name_of(caption):
 
 
 def _unlike(taken, stem):
-    """stem.wav, numbered if it is `taken`, where upper and lower case are the same."""
-    name, number = f"{stem}.wav", 2
+    """stem.wav, numbered if it is `taken`, where upper and lower case are the same; taken: {stem: last number}."""
+    name, number = stem, taken.get(stem.casefold(), 1)
     while name.casefold() in taken:
-        name, number = f"{stem}-{number}.wav", number + 1
-    taken.add(name.casefold())
-    return name
+        number += 1
+        name = f"{stem}-{number}"
+    taken[name.casefold()] = 1
+    taken[stem.casefold()] = number
+    return f"{name}.wav"
 
 
 def open_model(config, checkpoint, device="cpu"):

@@ -19,6 +19,7 @@ from refined_ldm.devices import pick_accelerator
 from refined_ldm.hifigan import Discriminators
 from refined_ldm.run_state import precision_of, refuse_old
 from refined_ldm.scenes import SoundScenes
+from refined_ldm.shards import find_shards
 from refined_ldm.text_to_audio import part_path
 from refined_ldm.train import stage_settings, train_clap, train_hifigan, train_ldm, train_vae
 from refined_ldm.vae import PatchDiscriminator, latent_scale
@@ -26,19 +27,25 @@ from refined_ldm.warm_start import find_named_files, load_named_parts, names_fil
 
 STAGES = ("vae", "clap", "ldm", "hifigan")
 NEEDED = {"vae": {"vae"}, "clap": {"clap"}, "ldm": set(STAGES), "hifigan": {"hifigan"}}  # parts, by stage
+LEFT_OUT = "left-out.txt"  # of a run: the recordings that could not be used, and why
 JUDGES = {"hifigan": "discriminators.safetensors", "vae": "patches.safetensors"}  # what a stage was judged by
 SCALE_FILE = "checkpoints/ldm/scale.safetensors"  # of a run: what its U-Net's latents are multiplied by
 
 
-def open_data(config, split="train", size=None):
-    """The data set a configuration names: SoundScenes, or recordings from a folder, a CSV file or AudioLDM's JSON."""
+def open_data(config, split="train", size=None, skip_bad=False):
+    """The data set a configuration names: SoundScenes, or recordings of a folder, a CSV file, AudioLDM's JSON, shards.
+
+    skip_bad: leave out recordings that cannot be used, instead of refusing the data set.
+    """
     if config.data == "scenes":
         return SoundScenes(split, size or config.clips, config.seconds)
     path = Path(config.data)
     if path.suffix == ".json":
-        return CaptionedAudio.from_audioldm(path, split, config.seconds, config.data_sets)
+        return CaptionedAudio.from_audioldm(path, split, config.seconds, config.data_sets, skip_bad=skip_bad)
+    if find_shards(path) and not (path / "captions.csv").is_file():  # archives may lie beside what was in them
+        return CaptionedAudio.from_shards(path, config.seconds, skip_bad=skip_bad)
     reader = CaptionedAudio.from_folder if path.is_dir() else CaptionedAudio.from_csv
-    return reader(path, config.seconds)
+    return reader(path, config.seconds, skip_bad=skip_bad)
 
 
 def default_stages(config):
@@ -53,7 +60,7 @@ def default_stages(config):
 
 def check_files(config, stages, run_dir, resume=False):
     """Raise FileNotFoundError if data or a named file are missing, before a large model is built in vain."""
-    if config.data != "scenes" and not Path(config.data).exists():
+    if config.data != "scenes" and not (Path(config.data).exists() or find_shards(config.data)):
         raise FileNotFoundError(f"no recordings at {config.data} (in AudioLDM's YAML metadata_root): give --data PATH")
     for stage in stages:
         find_named_files(config, _lacking(config, stage, run_dir, resume))
@@ -65,7 +72,8 @@ def accelerator_of(run_dir, device_type, resume=False):
     return pick_accelerator(device_type, kept)
 
 
-def train_stage(model, stage, run_dir, seed=0, resume=False, max_steps=None, lr=None, adversarial=True, on_clips=None):
+def train_stage(model, stage, run_dir, seed=0, resume=False, max_steps=None, lr=None, adversarial=True, on_clips=None,
+                skip_bad=False):  # fmt: skip
     """Train one stage, write its part of the model into run_dir, and yield every Step on the way.
 
     What feeds this stage, and what it starts from, is read from run_dir if it is there, else from the files that the
@@ -90,7 +98,7 @@ def train_stage(model, stage, run_dir, seed=0, resume=False, max_steps=None, lr=
               "accelerator": accelerator}  # fmt: skip
     judges = _judges(model, stage, settings, seed) if adversarial else None
     with accelerator.main_process_first():  # the others find the caches made
-        clips = cached_clips(model.config, run_dir, on_clips=on_clips)
+        clips = cached_clips(model.config, run_dir, on_clips=on_clips, skip_bad=skip_bad)
     if stage == "ldm":
         with accelerator.main_process_first():
             latents = encode_clips(model, clips, run_dir, on_clips)
@@ -179,9 +187,15 @@ def _save_config(model, run_dir):
     config.save(run_dir / "config.yaml")
 
 
-def cached_clips(config, run_dir, split="train", size=None, on_clips=None):
-    """The clips of a configuration, rendered or decoded once into run_dir."""
-    data = open_data(config, split, size)
+def cached_clips(config, run_dir, split="train", size=None, on_clips=None, skip_bad=False):
+    """The clips of a configuration, rendered or decoded once into run_dir; what is left out is listed in LEFT_OUT."""
+    data = open_data(config, split, size, skip_bad)
+    listed = Path(run_dir) / LEFT_OUT
+    listed.unlink(missing_ok=True)
+    if left_out := getattr(data, "left_out", ()):
+        listed.parent.mkdir(parents=True, exist_ok=True)
+        lines = "".join(f"{' '.join(fault.split())}\n" for fault in left_out)
+        listed.write_text(lines, encoding="utf-8", errors="backslashreplace")
     return cache_clips(Path(run_dir) / f"clips-{split}", data, {"data": data.fingerprint()}, on_clips)
 
 

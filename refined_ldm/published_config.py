@@ -5,7 +5,9 @@ Every key is accounted for. It is honoured, or it has the one value there is her
 """
 
 import re
+from contextlib import suppress
 
+LARGEST_NUMBER = 1e12  # of all settings; beyond it arithmetic fails without a word of which
 AUDIOLDM_TARGETS = {  # place -> how the name of the only part there ends
     "model": "ddpm.LatentDiffusion",
     "model.params.first_stage_config": "autoencoder.AutoencoderKL",
@@ -186,7 +188,7 @@ def _data_sets(keys):
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise ValueError(f"data.train must be a name or a list of names, got {names!r}")
     add_ons = keys.left.pop("data.dataloader_add_ons", None) or []
-    if set(add_ons) - {"waveform_rs_48k"}:  # a second copy for LAION-CLAP; conditioners here resample for themselves
+    if add_ons not in ([], ["waveform_rs_48k"]):  # a copy for LAION-CLAP; conditioners here resample
         raise ValueError(f"data.dataloader_add_ons may be [] or [waveform_rs_48k], got {add_ons}")
     return names
 
@@ -239,7 +241,7 @@ class _Keys:
         """Drop the keys of `allowed`, whose values must be those told there."""
         for key, value in allowed.items():
             if key in self.left and self.left[key] != value:
-                raise ValueError(f"{key} is {self.left[key]!r}: here it can only be {value!r}")
+                raise ValueError(f"{key} is {self.left[key]!r:.80}: here it can only be {value!r}")
             self.left.pop(key, None)
 
     def drop(self, patterns):
@@ -265,12 +267,11 @@ def _flat(tree, above=""):
 def _checked(key, value, kind, least):
     """`value` as `kind`: int from `least` on, float (which may be written 1e-4), str, or list of ints from 1 on."""
     if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
-        try:
+        with suppress(ValueError, OverflowError):
             value = float(value)
-        except ValueError:
-            pass
     whole = [value] if kind is int else value if kind is list and isinstance(value, list) else []
-    if type(value) is not kind or any(type(n) is not int or n < least for n in whole):
+    beyond = type(value) in (int, float) and not abs(value) < LARGEST_NUMBER
+    if type(value) is not kind or beyond or any(type(n) is not int or n < least for n in whole):
         told = {int: f"a whole number from {least} on", float: "a number", str: "text", list: "a list of whole numbers"}
-        raise ValueError(f"{key} must be {told[kind]}, got {value!r}")
+        raise ValueError(f"{key} must be {told[kind]}, got {value!r:.80}")
     return value

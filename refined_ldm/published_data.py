@@ -49,10 +49,13 @@ def _beside(path: Path, named: str) -> Path:
     """Where a path written in a dataset_root.json leads; AudioLDM keeps that file three folders below where it runs."""
     places = [*path.absolute().parents[:4], Path.cwd()]
     for place in places:
-        if (place / named).exists():
-            return place / named
-    raise FileNotFoundError(f"{path} names {named}, which is neither in {places[0]}, nor in one of the three folders "
-                            f"above it, nor in {Path.cwd()}")  # fmt: skip
+        try:
+            if (place / named).exists():
+                return place / named
+        except OSError:  # too long for a name
+            break
+    raise FileNotFoundError(f"{path} names {named:.200}, which is neither in {places[0]}, nor in one of the three "
+                            f"folders above it, nor in {Path.cwd()}")  # fmt: skip
 
 
 def _object(path: Path) -> dict:
@@ -60,7 +63,7 @@ def _object(path: Path) -> dict:
         raise FileNotFoundError(f"{path}: no such JSON file of AudioLDM's data sets")
     try:
         contents = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:  # of JSON or of UTF-8
+    except (ValueError, RecursionError) as error:  # of JSON or of UTF-8; of brackets in brackets
         raise ValueError(f"{path}: not a JSON file in UTF-8 ({error})") from error
     if not isinstance(contents, dict):
         raise ValueError(f"{path}: expected an object, got a {type(contents).__name__}")

@@ -7,6 +7,7 @@ hold them under any of their published names: encoder.json and vocab.bpe, vocab.
 
 import hashlib
 import json
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -36,6 +37,8 @@ class CaptionTokenizer:
 
     def encode(self, text):
         """One caption -> list of its own ids, without start, end or cut."""
+        if re.search("[\ud800-\udfff]", text):  # half of a character; a shell's argument that is not UTF-8 has such
+            raise ValueError(f"the caption {text!r:.80} is no text: write it in UTF-8")
         return [i + self.shift for i in self.pieces.encode(text, add_special_tokens=False).ids]
 
     def __call__(self, captions, max_tokens=77):

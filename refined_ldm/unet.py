@@ -20,9 +20,9 @@ class UNetConfig:
 
     latent_channels: int = 8
     model_channels: int = 128  # width of the first level
-    channel_mult: tuple = (1, 2, 3, 5)  # width of each level, halved in time and frequency between levels
+    channel_mult: tuple[int, ...] = (1, 2, 3, 5)  # width of each level, halved in time and frequency between levels
     num_res_blocks: int = 2  # per level
-    attention_resolutions: tuple = (8, 4, 2)  # downsampling factors at which there is attention
+    attention_resolutions: tuple[int, ...] = (8, 4, 2)  # downsampling factors at which there is attention
     head_channels: int = 32
     attention_layers: int = 2  # per transformer block; AudioLDM's second has no text to look at: self-attention too
     embedding_dim: int = 512  # D of the conditioner: 512 for LAION-CLAP, 1024 for MS-CLAP
@@ -34,7 +34,7 @@ class UNetConfig:
     def __post_init__(self):
         for mult in self.channel_mult:
             width = mult * self.model_channels
-            if width % self.norm_groups or width % self.head_channels:
+            if width < 1 or any(n < 1 or width % n for n in (self.norm_groups, self.head_channels)):
                 raise ValueError(
                     f"level width {width} = {mult} x model_channels {self.model_channels} must divide by norm_groups "
                     f"{self.norm_groups} and head_channels {self.head_channels}"

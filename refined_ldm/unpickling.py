@@ -12,7 +12,6 @@ import warnings
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from pathlib import Path
-from pickle import UnpicklingError
 
 import numpy as np
 import torch
@@ -68,12 +67,23 @@ def file_format(path):
     if head.startswith((b"PK\x03\x04", b"\x80")):  # torch's zip archive; a bare pickle of protocol 2 or later
         if path.suffix == ".safetensors":
             raise ValueError(f"{path} was refused: it is a pickle under the name of safetensors; such is named .ckpt")
+        if _is_packed(path):
+            raise ValueError(f"{path} was refused: it is a compressed archive, as no checkpoint is: unpack it")
         return "pickle"
     if not head:
         raise ValueError(f"{path} was refused: it is empty (0 bytes): fetch it again")
     found = next((what for start, what in NOT_WEIGHTS if head.lstrip().startswith(start)), None)
     text = all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head)
     raise ValueError(f"{path} was refused: it is {found or ('text' if text else 'of no known format')}, no checkpoint")
+
+
+def _is_packed(path):
+    """Whether it is a zip archive with compressed members, which may grow a thousandfold when they are read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, LookupError):
+        return False
 
 
 def unpickle(path):
@@ -88,8 +98,7 @@ def unpickle(path):
         with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol")  # it is read, or refused and named
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (UnpicklingError, RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError,
-            AttributeError) as fault:  # fmt: skip  # what torch raises on damaged files
+    except Exception as fault:  # a damaged file makes torch raise anything, struct.error and MemoryError among it
         names, blocked = forbidden(path), re.search(r"GLOBAL (\S+) ", str(fault))
         if blocked and not names:
             names = [blocked[1]]
@@ -106,7 +115,7 @@ def forbidden(path):
         with zipfile.ZipFile(path) as archive:
             pickled = next((name for name in archive.namelist() if name.endswith("data.pkl")), None)
             return _imports(archive.open(pickled)) if pickled else []
-    except (OSError, zipfile.BadZipFile):
+    except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, LookupError):
         return []
 
 
@@ -125,13 +134,14 @@ def _imports(file):
                     memo[len(memo)] = strings[-1] if strings else ""
                 elif opcode.name in ("BINGET", "LONG_BINGET"):
                     strings.append(memo.get(argument, ""))
-    except (ValueError, IndexError, KeyError, EOFError):
-        pass  # the numbers, or the end
-    names = (_todays_name(*name.split(" ", 1)) for name in found)
+    except Exception:  # the numbers, the end, or damage, as which pickletools may raise anything
+        pass
+    names = (_todays_name(*f"{name} ".split(" ", 1)) for name in found)
     return [name for name in names if name not in ALLOWED and not name.startswith("torch.")]
 
 
 def _todays_name(module, name):
     """Python 3's public name of what a pickle, often in Python 2's words, asks for: posix.system is os.system."""
+    name = name.strip()
     module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
     return f"{'os' if module in ('posix', 'nt') else module}.{name}"

@@ -20,7 +20,7 @@ class VAEConfig:
 
     latent_channels: int = 8
     channels: int = 128  # width of the first level
-    channel_mult: tuple = (1, 2, 4)  # width of each level, halved in time and frequency between levels
+    channel_mult: tuple[int, ...] = (1, 2, 4)  # width of each level, halved in time and frequency between levels
     num_res_blocks: int = 2  # per level
     norm_groups: int = 32
 

@@ -1,11 +1,15 @@
 """Files of every kind come in as mono 16 kHz, faulty ones are named, and what is written reads back."""
 
+import os
+import struct
+import tracemalloc
+
 import numpy as np
 import pytest
 import soundfile
 import torch
 
-from refined_ldm.audio import load_audio, normalize, pad_or_trim, save_audio
+from refined_ldm.audio import audio_seconds, load_audio, normalize, pad_or_trim, save_audio
 
 
 def tone(rate: int, hertz: float = 440.0, seconds: float = 0.5) -> np.ndarray:
@@ -90,6 +94,102 @@ def test_a_faulty_file_is_named(tmp_path, fault, message):
     write_fault(tmp_path / "fault.wav", fault)
     with pytest.raises(ValueError, match=f"fault.wav: .*({message})"):
         load_audio(tmp_path / "fault.wav")
+
+
+@pytest.mark.parametrize("suffix, subtype, within", [
+    ("wav", "PCM_U8", 1e-2), ("aiff", "PCM_S8", 1e-2), ("wav", "PCM_16", 1e-4), ("wav", "PCM_24", 1e-4),
+    ("wav", "PCM_32", 1e-4), ("wav", "FLOAT", 1e-4), ("wav", "DOUBLE", 1e-4), ("wav", "ULAW", 3e-2),
+])  # fmt: skip
+def test_any_number_of_bits_is_read(tmp_path, suffix, subtype, within):
+    soundfile.write(tmp_path / f"tone.{suffix}", tone(96_000), 96_000, subtype=subtype)
+    waveform = load_audio(tmp_path / f"tone.{suffix}")
+    assert len(waveform) == 8_000
+    np.testing.assert_allclose(waveform[500:-500], tone(16_000)[500:-500], atol=within)
+
+
+def test_one_sample_is_a_sound_unless_resampling_leaves_none(tmp_path):
+    soundfile.write(tmp_path / "one.wav", np.array([0.25]), 16_000)
+    assert load_audio(tmp_path / "one.wav").tolist() == [0.25]
+    soundfile.write(tmp_path / "fast.wav", np.array([0.25]), 48_000)
+    with pytest.raises(ValueError, match="fast.wav: too short, what it holds at 48000 Hz is no sample at 16000 Hz"):
+        load_audio(tmp_path / "fast.wav")
+
+
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+@pytest.mark.parametrize("suffix", ["wav", "flac", "mp3", "ogg"])
+def test_a_part_is_what_the_whole_has_there(tmp_path, suffix, rate):
+    noise = np.random.default_rng(0).uniform(-0.3, 0.3, 2 * rate)
+    path = tmp_path / f"noise.{suffix}"
+    soundfile.write(path, noise, rate)
+    whole = load_audio(path)
+    assert audio_seconds(path) == pytest.approx(2, abs=0.1)
+    torch.testing.assert_close(load_audio(path, seconds=0.5), whole[:8_000], atol=1e-4, rtol=0)
+    if suffix != "mp3":  # whose frames lean on those before
+        part = load_audio(path, seconds=0.5, start=1.0)
+        torch.testing.assert_close(part[100:], whole[16_000:24_000][100:], atol=1e-4, rtol=0)
+    assert len(load_audio(path, seconds=5)) == len(whole)
+    with pytest.raises(ValueError, match=f"noise.{suffix}: the file holds no samples at 3 s"):
+        load_audio(path, seconds=0.5, start=3.0)
+
+
+def test_of_a_file_of_hours_no_more_is_read_than_is_wanted(tmp_path):
+    path, size = tmp_path / "hours.wav", 4 * 3600 * 48_000 * 4
+    form = struct.pack("<IHHIIHH", 16, 1, 2, 48_000, 192_000, 4, 16)
+    path.write_bytes(b"RIFF" + struct.pack("<I", size + 36) + b"WAVEfmt " + form + b"data" + struct.pack("<I", size))
+    os.truncate(path, size + 44)  # a hole: 2.8 GB of silence that take no place
+    tracemalloc.start()
+    try:
+        assert len(load_audio(path, seconds=2.56)) == len(load_audio(path, seconds=2.56, start=10_000)) == 40_960
+        assert tracemalloc.get_traced_memory()[1] < 10e6
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac"])
+def test_a_header_that_promises_more_than_memory_is_told_before_it_is_believed(tmp_path, suffix):
+    path = tmp_path / f"lies.{suffix}"
+    soundfile.write(path, tone(16_000), 16_000)
+    data = bytearray(path.read_bytes())
+    if suffix == "wav":
+        data[40:44] = struct.pack("<I", 0x70000000)
+    else:
+        data[21] |= 0x0F
+        data[22:26] = b"\xff" * 4  # 2^36 - 1 samples
+    path.write_bytes(data)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=f"lies.{suffix}: (damaged or )?truncated"):
+            load_audio(path)
+        assert tracemalloc.get_traced_memory()[1] < 10e6
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("rate", [1, 999, 2_000_000])
+def test_a_rate_that_no_sound_has_is_refused(tmp_path, rate):
+    soundfile.write(tmp_path / "a.wav", tone(16_000), rate)  # at 1 Hz it would become 128 million samples
+    with pytest.raises(ValueError, match=f"a.wav: a sample rate of {rate} Hz is none of sound"):
+        load_audio(tmp_path / "a.wav")
+
+
+def test_values_beyond_float32_are_no_sound(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.full((100, 2), 3e38), 44_100, subtype="FLOAT")
+    with pytest.raises(ValueError, match="a.wav: 100 samples are NaN or infinite"):
+        load_audio(tmp_path / "a.wav")
+    soundfile.write(tmp_path / "a.wav", np.full(100, 3e38), 44_100, subtype="FLOAT")
+    assert load_audio(tmp_path / "a.wav").abs().max() == 1
+
+
+@pytest.mark.parametrize("suffix, subtype", [
+    ("mp3", None), ("flac", None), ("au", "PCM_16"), ("aiff", "PCM_16"), ("w64", "PCM_16"), ("caf", "PCM_16"),
+    ("wav", "IMA_ADPCM"), ("wav", "GSM610"),
+])  # fmt: skip
+def test_half_a_file_of_any_format_is_told(tmp_path, suffix, subtype):
+    path = tmp_path / f"half.{suffix}"
+    soundfile.write(path, np.random.default_rng(0).uniform(-0.3, 0.3, 64_000), 16_000, subtype=subtype)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ValueError, match=rf"half\.{suffix}: .*(truncated|malformed)"):
+        load_audio(path)
 
 
 def test_a_recorder_that_did_not_know_the_length_is_no_fault(tmp_path):

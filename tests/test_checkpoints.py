@@ -1,4 +1,5 @@
 import argparse
+import io
 import json
 import os
 import pickle
@@ -13,8 +14,10 @@ import numpy as np
 import pytest
 import small
 import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import nn
 
 from refined_ldm import checkpoints, cli
@@ -218,6 +221,7 @@ PNG, WAV = b"\x89PNG\r\n\x1a\n" + bytes(60), b"RIFF\x24\x00\x00\x00WAVEfmt " + b
     ("ZIP", "cut, damaged or no checkpoint"), ("PICKLE", "cut, damaged or no checkpoint"),
     ("SAFETENSORS", "cut or damaged safetensors"), ("LIST", "holds list where tensors by name were expected"),
     ("NUMBERS", "holds a dict of epoch, loss where tensors"), ("ARCHIVE", "cut, damaged or no checkpoint"),
+    ("PACKED", "a compressed archive"),
 ])  # fmt: skip
 @pytest.mark.parametrize("name", ["a.ckpt", "a.pth", "a.safetensors"])
 def test_what_is_no_checkpoint_gets_one_clear_line(tmp_path, capsys, name, content, told):
@@ -226,8 +230,9 @@ def test_what_is_no_checkpoint_gets_one_clear_line(tmp_path, capsys, name, conte
         torch.save([torch.ones(2)], path)
     elif content == "NUMBERS":
         torch.save({"epoch": 1, "loss": 0.5}, path)
-    elif content == "ARCHIVE":
-        with zipfile.ZipFile(path, "w") as archive:
+    elif content in ("ARCHIVE", "PACKED"):
+        kind = zipfile.ZIP_DEFLATED if content == "PACKED" else zipfile.ZIP_STORED
+        with zipfile.ZipFile(path, "w", kind) as archive:
             archive.writestr("notes.txt", "hello")
     elif isinstance(content, str):
         whole = {"state_dict": {"w": torch.arange(5000.0)}}
@@ -238,7 +243,7 @@ def test_what_is_no_checkpoint_gets_one_clear_line(tmp_path, capsys, name, conte
         path.write_bytes(path.read_bytes()[:-9000])
     else:
         path.write_bytes(content)
-    if name == "a.safetensors" and content in ("ZIP", "PICKLE", "LIST", "NUMBERS", "ARCHIVE"):
+    if name == "a.safetensors" and content in ("ZIP", "PICKLE", "LIST", "NUMBERS", "ARCHIVE", "PACKED"):
         told = "a pickle under the name of safetensors"
     for read in (read_tensors, read_parts, read_audioldm, inspect_checkpoint):
         with pytest.raises(ValueError, match=f"{name} was refused: it (is )?{told}") as error:
@@ -295,6 +300,51 @@ def test_a_fusion_checkpoint_is_refused_with_what_to_take_instead(tmp_path):
         convert_checkpoint(tmp_path / "fusion.pt", tmp_path / "out.safetensors")
     found = inspect_checkpoint(tmp_path / "fusion.pt")
     assert found.kind == "laion-clap fusion" and "take 630k-audioset-best.pt" in found.python
+
+
+def written_bytes(form):
+    """A small checkpoint in one of four forms."""
+    file, tensors = io.BytesIO(), {"conv_pre.weight": torch.ones(2), "b": torch.zeros(3, dtype=torch.int64)}
+    if form == "safetensors":
+        return save(tensors, {"config": "{}"})
+    if form == "pickle":
+        return pickle.dumps({"state_dict": {"a": np.float64(1)}, "b": [1, "x", None]}, 2)
+    torch.save({"state_dict": tensors, "step": np.int64(1)}, file, _use_new_zipfile_serialization=form == "zip")
+    return file.getvalue()
+
+
+WHOLE = {form: written_bytes(form) for form in ("zip", "older", "pickle", "safetensors")}
+PLACES = st.integers(0, 700) | st.integers(0, 4000)
+
+
+@settings(deadline=4000, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+@given(form=st.sampled_from(sorted(WHOLE)), patches=st.lists(st.tuples(PLACES, st.binary(max_size=9)), max_size=3),
+       cut=st.integers(0, 4000) | st.just(None))  # fmt: skip
+@example("pickle", [(2, b"\x8e" + b"\xff" * 4 + b"\x00" * 4)], None)  # a string of 4 GB
+@example("pickle", [(2, b"\x8e" + b"\xff" * 6 + b"\x00" * 2)], None)  # a string of 2^48 bytes
+@example("pickle", [(2, b"\x8cx\x93.")], None)  # a global that is named by one string
+@example("safetensors", [(0, b"\xff\xff\xff\x07\x00\x00\x00\x00")], None)
+def test_any_bytes_are_a_checkpoint_or_told(tmp_path_factory, form, patches, cut):
+    raw = bytearray(WHOLE[form])
+    for place, patch in patches:
+        raw[place : place + len(patch)] = patch
+    path = tmp_path_factory.getbasetemp() / "fuzzed.ckpt"
+    path.write_bytes(raw[:cut])
+    for read in (inspect_checkpoint, read_tensors, read_weights):
+        try:
+            read(path)
+        except ValueError as fault:
+            assert "fuzzed.ckpt" in str(fault)
+
+
+@settings(deadline=4000)
+@given(st.binary(max_size=300) | st.binary(max_size=300).map(lambda raw: b"\x80\x02" + raw))
+def test_any_bytes_at_all_are_no_checkpoint(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "fuzzed.ckpt"
+    path.write_bytes(content)
+    assert isinstance(forbidden(path), list)
+    with pytest.raises(ValueError, match="fuzzed.ckpt"):
+        read_tensors(path)
 
 
 # --- inspection and conversion ---

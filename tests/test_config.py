@@ -1,7 +1,9 @@
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import FrozenInstanceError, fields, is_dataclass, replace
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from refined_ldm.config import PRESETS, Config, StageConfig, load_config, preset
 from refined_ldm.mel import MelConfig
@@ -128,6 +130,34 @@ def test_yaml_anchors_work_and_no_preset_means_the_paper(tmp_path):
     ("", "must hold settings by name, got NoneType"),
     ("a: [1", "is not plain YAML"),
     ("a: !!python/object/apply:os.getcwd []", "is not plain YAML"),
+    ("a: !!timestamp x", "is not plain YAML"),
+    ("a: " + "[" * 5000, "is not plain YAML"),
+    ("a: &a {b: *a}", "is not plain YAML: it has more than 10000 values, or values more than 40 deep"),
+    ("\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" if n else "a0: &a0 [1]" for n in range(30)),
+     "is not plain YAML: it has more than 10000 values"),
+    ("a: &a " + "x" * 60_000 + "\nb: [" + ", ".join(["*a"] * 20) + "]", "is not plain YAML: it has more than 10000"),
+    ("# " + "x" * 2**20, "is no configuration: it has 1048578 bytes, 1048576 are the most"),
+    ("unet: {channel_mult: [1, two]}", "unet: channel_mult must be int, got 'two'"),
+    ("training: {vae: {betas: [0.9]}}", r"betas must have 2 values, got \[0.9\]"),
+    ("vocoder: {res_dilations: [1]}", "res_dilations must be tuple, got 1"),
+    ("seconds: .inf", "seconds must be a number below 1e.12, got inf"),
+    ("training: {ldm: {lr: .nan}}", "lr must be a number below 1e.12, got nan"),
+    ("guidance_scale: 1e999", "guidance_scale must be a number below 1e.12, got inf"),
+    ("guidance_scale: 1" + "0" * 400, "guidance_scale must be a number below 1e.12, got 1000"),
+    ("mel: {sample_rate: 1" + "0" * 400 + "}", "mel: sample_rate must be a number below"),
+    ("name: ../../etc", "name must be a plain name, without folders, got '../../etc'"),
+    ("name: ''", "name must be a plain name"),
+    ("seconds: -2.56", "seconds must be between 0 and 3600, got -2.56"),
+    ("beta_start: 0.5", "0 < beta_start < beta_end < 1, got 0.5 and 0.0195"),
+    ("unconditional_probability: 2", "unconditional_probability must be between 0 and 1, got 2.0"),
+    ("steps: 0", "steps must be at least 1, got 0"),
+    ("vocoder: {rates: [5, 4, 2, 2, -2]}", "vocoder.rates must be at least 1"),
+    ("vae: {channel_mult: []}", "vae.channel_mult is empty"),
+    ("unet: {norm_groups: 0}", "must divide by norm_groups 0"),
+    ("vae: {channels: 40}", "vae: level width 40 = 1 x channels 40 must divide by norm_groups 32"),
+    ("vocoder: {channels: 72}", "vocoder.channels=72 must divide by 32: each of the 5 rates halves them"),
+    ("mel: {n_mels: 48}", "mel.n_mels=48 is not a whole number of 32 = VAE 4 x U-Net 8"),
+    ("mel: {n_mels: 96}", "vocoder reads 64 mel bands, mel has 96"),
 ])  # fmt: skip
 def test_yaml_that_makes_no_sense_is_refused(tmp_path, text, told):
     with pytest.raises(ValueError, match=told):
@@ -144,3 +174,35 @@ def test_saved_yaml_shows_every_setting(tmp_path):
     tree = yaml.safe_load((tmp_path / "c.yaml").read_text())
     assert tree["unet"]["channel_mult"] == [1, 2, 3, 5] and tree["training"]["ldm"]["optimizer"] == "adamw"
     assert tree["vocoder"]["res_dilations"] == [[1, 3, 5]] * 3 and tree["mel"]["fmax"] == 8000.0
+
+
+PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.dates()
+KEYS = st.sampled_from(["preset", "model", *(f.name for c in (Config, StageConfig, *map(type, vars(Config()).values()))
+                                             if is_dataclass(c) for f in fields(c))]) | PLAIN  # fmt: skip
+TREES = st.recursive(PLAIN, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=6))
+
+
+@settings(deadline=2000, suppress_health_check=[HealthCheck.too_slow])
+@given(st.binary(max_size=200) | st.text("ab:{}[]&*!#-\n \"'|>%@0.e", max_size=60).map(str.encode)
+       | TREES.map(lambda tree: yaml.safe_dump(tree, allow_unicode=True).encode("utf-8", "surrogatepass")))  # fmt: skip
+def test_any_bytes_are_settings_or_told(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "fuzzed.yaml"
+    path.write_bytes(content)
+    try:
+        config = load_config(path)
+    except ValueError as fault:
+        assert "fuzzed.yaml" in str(fault)
+    else:
+        config.save(path)
+        assert load_config(path) == config
+
+
+@settings(deadline=2000)
+@given(st.sampled_from([f.name for f in fields(Config)]), TREES)
+def test_any_value_of_a_setting_is_taken_or_told(tmp_path_factory, name, value):
+    path = tmp_path_factory.getbasetemp() / "fuzzed.yaml"
+    path.write_text(yaml.safe_dump({"preset": "tiny", name: value}, allow_unicode=True), errors="surrogatepass")
+    try:
+        assert load_config(path).name
+    except ValueError as fault:
+        assert "fuzzed.yaml" in str(fault)

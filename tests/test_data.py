@@ -1,16 +1,22 @@
 """Folders, CSV files and JSON become data sets, faulty rows are named, a resumed run sees the batches it would have."""
 
 import json
+import os
 import re
+import sys
+import warnings
 from itertools import islice
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from torch.utils.data import ConcatDataset
 
 from refined_ldm.data import CaptionedAudio, StepSampler, collate, loader
+from refined_ldm.tables import CONTROL, caption_lines
 
 
 def record(path, seconds: float = 0.5, rate: int = 16_000, seed: int = 0):
@@ -101,13 +107,78 @@ def test_faulty_rows_are_named_or_left_out(tmp_path):
     [
         ("name,text\na,b\n", "expected a column 'file', its header is \\['name', 'text'\\]"),
         ("", "expected a column"),
-        ("file,caption\n", "no usable row"),
+        ("file,caption\n", "no usable entry"),
     ],
 )
 def test_a_csv_file_without_the_columns_or_rows_is_refused(tmp_path, text, message):
     (tmp_path / "list.csv").write_text(text)
     with pytest.raises(ValueError, match=message):
         CaptionedAudio.from_csv(tmp_path / "list.csv")
+
+
+@pytest.mark.parametrize("content, message", [
+    (b"file;caption\na.wav;A\n", r"its header is \['file;caption'\]; separate values by commas"),
+    ("file,caption\na.wav,Une fenêtre\n".encode("latin-1"), "not a CSV file in UTF-8 .*: save it again in UTF-8"),
+    ("file,caption\na.wav,A\n".encode("utf-16"), "not a CSV file in UTF-8"),
+    (b"file,caption,file\na.wav,A,b.wav\n", "expected one column 'file'"),
+    (b'file,caption\na.wav,"A\na.wav,B\n', "list.csv, line 2: not a CSV file .*a quote may be left open"),
+    (b'file,caption\na.wav,"A"B\n', "list.csv, line 2: not a CSV file"),
+    (b"file,caption\na.wav," + b"rain " * 30_000, "list.csv, line 2: not a CSV file .*field larger than"),
+    (b"file,caption\na.wav,\x01\x02\n", "line 2: the caption is empty"),
+    (b"file,caption\n" + b"a" * 300 + b".wav,A\n", "line 2: .* is no file name"),
+    (b"file,caption\na\x00.wav,A\n", "line 2: .*no such sound file"),
+])  # fmt: skip
+def test_a_csv_file_of_another_kind_is_refused_by_line(tmp_path, content, message):
+    record(tmp_path / "a.wav")
+    (tmp_path / "list.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        CaptionedAudio.from_csv(tmp_path / "list.csv")
+
+
+def test_captions_of_any_script_and_length_are_kept_without_control_characters(tmp_path):
+    record(tmp_path / "a.wav")
+    captions = ["Дождь идёт", "雨が降る", "مطر", "🔔🔔", "rain " * 2000, 'He says "so"']
+    rows = [f'a.wav,"{caption.replace(chr(34), 2 * chr(34))}"' for caption in captions]
+    rows += [rows[0], 'a.wav,"rain\x00\nand\x07hail"']
+    dataset = CaptionedAudio.from_csv(write_csv(tmp_path, "file,caption", *rows))
+    assert dataset[0]["captions"] == (*(caption.strip() for caption in captions), "rain and hail")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems name files in Unicode")
+def test_a_file_whose_name_is_no_unicode_needs_a_caption(tmp_path):
+    sound = record(tmp_path / "a.wav").rename(tmp_path / os.fsdecode(b"caf\xe9.wav"))
+    with pytest.raises(ValueError, match=r"the caption 'caf\\udce9' is no text"):
+        CaptionedAudio.from_folder(tmp_path)
+    sound.with_suffix(".txt").write_text("a café")
+    assert CaptionedAudio.from_folder(tmp_path, seconds=0.1, crop="random")[0]["caption"] == "a café"
+
+
+def test_half_a_character_is_told_by_its_entry(tmp_path):
+    record(tmp_path / "data" / "dataset" / "audio" / "a.wav")
+    root = audioldm_tree(tmp_path, [{"wav": "a.wav", "caption": "rain \ud83d"}])
+    with pytest.raises(ValueError, match=r"set_train.json, entry 1: the caption 'rain \\ud83d' is no text"):
+        CaptionedAudio.from_audioldm(root)
+
+
+@pytest.mark.parametrize("crop", ["start", "random"])
+def test_no_more_of_a_long_recording_is_read_than_is_heard(tmp_path, monkeypatch, crop):
+    record(tmp_path / "long.wav", seconds=20)
+    (tmp_path / "long.txt").write_text("noise")
+    read, asked = soundfile.SoundFile.read, []
+    monkeypatch.setattr(soundfile.SoundFile, "read", lambda file, n, **how: asked.append(n) or read(file, n, **how))
+    assert CaptionedAudio.from_folder(tmp_path, seconds=0.5, crop=crop)[0]["waveform"].shape == (8_000,)
+    assert sum(asked) == 9_600  # and a tenth of a second
+
+
+def test_an_item_that_cannot_be_read_is_named_with_its_row(tmp_path):
+    record(tmp_path / "a.wav")
+    (tmp_path / "b.wav").write_text("no sound")
+    dataset = CaptionedAudio.from_csv(write_csv(tmp_path, "file,caption", "a.wav,A", "b.wav,B"))
+    with pytest.raises(ValueError, match="captions.csv, line 3: .*b.wav: "):
+        dataset[1]
+    (tmp_path / "a.wav").unlink()
+    with pytest.raises(FileNotFoundError, match="captions.csv, line 2: .*a.wav: no such sound file"):
+        dataset[0]
 
 
 @pytest.mark.parametrize(
@@ -262,3 +333,64 @@ def test_an_empty_split_and_a_missing_root_are_told(tmp_path):
     (tmp_path / "data" / "dataset" / "audio").mkdir(parents=True)
     with pytest.raises(ValueError, match="no usable entry"):
         CaptionedAudio.from_audioldm(audioldm_tree(tmp_path, []))
+
+
+NAMES = st.sampled_from(["a.wav", "broken.wav", "./a.wav", "../a.wav", "/etc/passwd", "gone.wav", "~", "."]) | st.text()
+ROW = st.tuples(NAMES, st.text(), st.text()).map(lambda values: ",".join(values).encode("utf-8", "surrogatepass"))
+TABLE = st.lists(st.binary(max_size=60) | ROW, max_size=5).map(lambda rows: b"file,caption,label\n" + b"\n".join(rows))
+
+
+@pytest.fixture(scope="module")
+def fuzzed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fuzzed")
+    record(folder / "a.wav", seconds=0.01)
+    (folder / "broken.wav").write_text("no sound")
+    return folder
+
+
+def is_whole_or_told(read):
+    """`read()` gives a data set whose recordings lie in its folder, or a ValueError or FileNotFoundError."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            dataset = read()
+        except (ValueError, FileNotFoundError):
+            return
+    for recording in dataset.recordings:
+        assert recording.path.name in ("a.wav", "broken.wav") and recording.captions and all(recording.captions)
+
+
+@settings(deadline=2000)
+@given(content=st.binary(max_size=200) | TABLE, skip_bad=st.booleans())
+def test_any_bytes_are_a_table_or_told(fuzzed, content, skip_bad):
+    (fuzzed / "table.csv").write_bytes(content)
+    is_whole_or_told(lambda: CaptionedAudio.from_csv(fuzzed / "table.csv", 0.01, skip_bad=skip_bad))
+
+
+KEYS = st.sampled_from(["wav", "caption", "labels", "caption_2"])
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | NAMES,
+                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4))
+ENTRIES = st.lists(st.fixed_dictionaries({"wav": NAMES, "caption": JSON}) | JSON, max_size=4)
+
+
+@settings(deadline=2000)
+@given(root=st.none() | st.binary(max_size=60) | JSON.map(json.dumps).map(str.encode), entries=ENTRIES,
+       folder=st.just(".") | JSON)  # fmt: skip
+@example(b"[" * 100_000, [], ".")
+@example(None, [{"wav": "a.wav", "caption": "\ud800"}], ".")
+@example(None, [], "x" * 5000)
+def test_any_bytes_are_audioldms_tree_or_told(fuzzed, root, entries, folder):
+    (fuzzed / "part.json").write_text(json.dumps({"data": entries}))
+    tree = {"set": folder, "metadata": {"path": {"set": {"train": "part.json"}}}}
+    (fuzzed / "root.json").write_bytes(json.dumps(tree).encode() if root is None else root)
+    is_whole_or_told(lambda: CaptionedAudio.from_audioldm(fuzzed / "root.json", seconds=0.01))
+
+
+@given(st.binary(max_size=100))
+def test_any_bytes_are_captions_or_told(content):
+    try:
+        captions = caption_lines(content, "rain.txt")
+    except ValueError as fault:
+        assert "rain.txt" in str(fault)
+    else:
+        assert captions and not any(re.search(CONTROL, caption) or caption != caption.strip() for caption in captions)

@@ -141,13 +141,19 @@ def test_esc50_is_named_with_the_published_prompts_at_the_rate_of_the_conditione
     assert result.accuracy == pytest.approx(1 / 3) and seen == [(k, 6) for k in range(1, 7)]
 
 
+def test_a_name_in_esc50_does_not_lead_out_of_its_audio(tmp_path):
+    folder = write_esc50(tmp_path / "ESC-50-master")
+    (folder / "meta" / "esc50.csv").write_text("filename,category\n../../secret.wav,dog\n/etc/passwd,cat\n")
+    assert [path.parent for path in read_esc50(folder)[0]] == [folder / "audio"] * 2
+
+
 def test_what_is_no_esc50_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="meta/esc50.csv: give the folder that holds ESC-50's meta/ and audio/"):
         read_esc50(tmp_path)
     (tmp_path / "meta").mkdir()
     for content, found in (("", r"\[\]"), ("file,label\na.wav,dog\n", r"\['file', 'label'\]")):
         (tmp_path / "meta" / "esc50.csv").write_text(content)
-        with pytest.raises(ValueError, match=f"expected the columns filename and category, got {found}"):
+        with pytest.raises(ValueError, match=f"esc50.csv: expected a column 'filename', its header is {found}"):
             read_esc50(tmp_path)
 
 

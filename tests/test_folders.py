@@ -178,9 +178,12 @@ def test_captions_are_the_first_of_a_file_and_need_their_columns(tmp_path):
     path.write_text("caption,file\na dog,x/1.wav\na cat,x/1.wav\n,2.wav\n")
     assert read_captions(path) == {"x/1": "a dog"}
     path.write_text("name,text\n1,2\n")
-    with pytest.raises(ValueError, match=r"expected the columns file and caption, got \['name', 'text'\]"):
+    with pytest.raises(ValueError, match=r"expected a column 'file', its header is \['name', 'text'\]"):
         read_captions(path)
-    with pytest.raises(FileNotFoundError, match="no file of captions"):
+    path.write_text("file,caption\n1.wav,A dog\n2.wav,A dog, a cat\n")
+    with pytest.raises(ValueError, match="c.csv, line 3: more values than columns"):
+        read_captions(path)
+    with pytest.raises(FileNotFoundError, match="no such CSV file"):
         read_captions(tmp_path / "nowhere.csv")
 
 
@@ -247,7 +250,11 @@ def test_windows_count_one_by_one_and_a_clip_without_one_cannot_be_used(two, mon
 
 def test_only_the_start_of_a_long_clip_is_told(two, monkeypatch):
     monkeypatch.setattr(folders, "open_embedding", lambda *_: Embedding("start", "0" * 64, RATE, hear, seconds=0.11))
+    soundfile.write(two[0] / "clip 00.wav", sound(0, seconds=20), RATE)
+    read, asked = soundfile.SoundFile.read, []
+    monkeypatch.setattr(soundfile.SoundFile, "read", lambda file, n, **how: asked.append(n) or read(file, n, **how))
     assert "of clips longer than 0.11 s only the start is heard" in compare_folders(*two).notes
+    assert max(asked) < 0.25 * RATE  # and no more is read of it
 
 
 def test_folders_that_cannot_be_compared_are_refused(two, tmp_path, capsys):

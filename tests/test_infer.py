@@ -1,6 +1,7 @@
 """AudioLDM's commands: a published YAML trains, goes on and infers; a list becomes one WAV file a line."""
 
 import json
+import re
 from dataclasses import replace
 
 import published_yaml
@@ -8,6 +9,8 @@ import pytest
 import small
 import soundfile
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from published_yaml import FIRST, SMALL
 from test_cli import run
 from test_data import audioldm_tree, record
@@ -79,6 +82,67 @@ def test_a_long_list_of_long_captions_is_read(tmp_path):
 def test_a_list_that_cannot_be_followed_is_refused(tmp_path, text, told):
     with pytest.raises(ValueError, match=told.replace("|", r"\|")):
         read_list(listed(tmp_path, text))
+
+
+BAD_LINES = b"rain\n../x|wind\n\xff\xfe\nsnow|\nb|hail\x00 falls\x07\n"
+
+
+def test_bad_lines_are_all_named_or_left_out_and_listed(model, tmp_path, capsys):
+    path = listed(tmp_path, BAD_LINES)
+    with pytest.raises(ValueError) as caught:
+        read_list(path)
+    told = str(caught.value).splitlines()
+    assert [line.split(": ")[0].split(", ")[-1] for line in told[:3]] == ["line 2", "line 3", "line 4"]
+    assert "--skip-bad" in told[3]
+    status, printed, errors = run(capsys, *INFER, "run", "--out", "o", "--device", "cpu", "--steps", 1)
+    assert (status, printed) == (2, []) and not (tmp_path / "o").exists()  # nothing is made in vain
+    status, printed, errors = run(capsys, *INFER, "run", "--out", "o", "--device", "cpu", "--steps", 1, "--skip-bad")
+    assert (status, printed) == (0, ["o/rain.wav", "o/b.wav"])
+    assert [error for error in errors if error.startswith("left out: list.lst, line ")] == errors[:3]
+    assert [line.caption for line in read_list(path, [])] == ["rain", "hail  falls"]
+    with pytest.raises(ValueError, match="holds no caption"):
+        read_list(listed(tmp_path, b"\xff\n"), [])
+
+
+def test_what_is_written_before_a_fault_stays_and_is_told(model, tmp_path, monkeypatch, capsys):
+    whole = RefinedAudioLDM.generate
+
+    def fails_later(self, captions, **others):
+        if "rain 8" in captions:
+            raise FloatingPointError("the generated sound holds NaN")
+        return whole(self, captions, **others)
+
+    monkeypatch.setattr(RefinedAudioLDM, "generate", fails_later)
+    listed(tmp_path, "\n".join(f"rain {n}" for n in range(SOUNDS_AT_ONCE + 1)))
+    status, printed, errors = run(capsys, *INFER, "run", "--out", "o", "--device", "cpu", "--steps", 1)
+    assert (status, errors[-1]) == (2, "refined-ldm infer: the generated sound holds NaN")
+    assert printed == [f"o/rain_{n}.wav" for n in range(SOUNDS_AT_ONCE)]
+    assert all(soundfile.info(path).frames == 5120 for path in printed)
+
+
+def test_a_caption_that_comes_often_is_numbered_quickly(tmp_path):
+    lines = read_list(listed(tmp_path, "rain-2\n" + "rain\n" * 20_000))  # took minutes when each was tried from 2 on
+    assert len({line.file for line in lines}) == 20_001 and lines[-1].file == "rain-20001.wav"
+
+
+ROWS = st.binary(max_size=40) | st.text("ab|./\\ \x00\n…", max_size=30).map(str.encode)
+
+
+@settings(deadline=1000)
+@given(st.lists(ROWS, max_size=6).map(b"\n".join), st.booleans())
+def test_any_bytes_are_a_list_or_told(tmp_path_factory, content, skip_bad):
+    path, left_out = tmp_path_factory.getbasetemp() / "fuzzed.lst", [] if skip_bad else None
+    path.write_bytes(content)
+    try:
+        lines = read_list(path, left_out)
+    except ValueError as fault:
+        assert "fuzzed.lst" in str(fault)
+        return
+    assert len({line.file.casefold() for line in lines}) == len(lines)
+    for line in lines:
+        assert line.caption == line.caption.strip() != "" and len(line.file.encode()) < 256
+        assert not re.search(r"[/\\\x00-\x1f]", line.file) and line.file.endswith(".wav") and line.file != "..wav"
+    assert not left_out or all("fuzzed.lst, line " in fault for fault in left_out)
 
 
 def test_a_sound_depends_on_its_line_alone(model, tmp_path):

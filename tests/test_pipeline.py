@@ -1,4 +1,5 @@
 import json
+import tarfile
 from dataclasses import replace
 
 import published_yaml
@@ -6,6 +7,7 @@ import pytest
 import small
 import torch
 
+from refined_ldm import cli
 from refined_ldm.audio import save_audio
 from refined_ldm.checkpoints import read_weights
 from refined_ldm.data import CaptionedAudio
@@ -58,6 +60,16 @@ def test_data_is_opened_by_what_it_is(recordings, tmp_path):
     assert open_data(settings(root, data_sets=("bells",)))[0]["caption"] == "a bell, far away"
     with pytest.raises(FileNotFoundError, match="nowhere.csv"):
         open_data(settings(tmp_path / "nowhere.csv"))
+    with tarfile.open(tmp_path / "bells.tar", "w") as tar:
+        tar.add(recordings / "bell_3.wav", "3.wav")
+        tar.add(table, "3.txt")
+    for shards in (tmp_path / "bells.tar", tmp_path / "*.tar", tmp_path):
+        check_files(settings(shards), STAGES, tmp_path / "run")
+        assert open_data(settings(shards))[0]["id"] == "bells/3.wav"
+    (tmp_path / "captions.csv").write_text("file,caption\nrecordings/bell_5.wav,a bell\n")
+    assert open_data(settings(tmp_path))[0]["id"] == "recordings/bell_5.wav"
+    with pytest.raises(FileNotFoundError, match="no recordings at .*horns"):
+        check_files(settings(tmp_path / "horns*.tar"), STAGES, tmp_path / "run")
 
 
 @pytest.mark.parametrize("parameterization", ["v", "gaussian"])
@@ -136,6 +148,30 @@ def test_another_sound_under_the_same_name_is_decoded_again(recordings, tmp_path
     before = cached_clips(config, tmp_path)[1]["waveform"].clone()
     save_audio(recordings / "bell_1.wav", small.clips(10)[7]["waveform"])
     assert not torch.equal(cached_clips(config, tmp_path)[1]["waveform"], before)
+
+
+def test_recordings_that_cannot_be_used_are_left_out_counted_and_listed(recordings, tmp_path, capsys):
+    (recordings / "bell_2.wav").write_bytes((recordings / "bell_2.wav").read_bytes()[:900])
+    rows = [f"bell_{i}.wav,bell {i}" for i in range(10)] + ["../secret.wav,Out", "bell_1.wav,"]
+    (recordings / "captions.csv").write_text("\n".join(["file,caption", *rows]))
+    settings(recordings).save(tmp_path / "c.yaml")
+    command = ["train", "-c", tmp_path / "c.yaml", "--stage", "vae", "--run", tmp_path / "run", "--device", "cpu"]
+    command = [str(word) for word in command]
+    assert cli.main(command) == 2
+    assert "2 faulty entries" in capsys.readouterr().err
+    (recordings / "captions.csv").write_text("\n".join(["file,caption", *rows[:10]]))
+    assert cli.main(command) == 2
+    assert "captions.csv, line 4: " in (told := capsys.readouterr().err) and "bell_2.wav: truncated" in told
+    assert not (tmp_path / "run" / "clips-train").exists()
+    (recordings / "captions.csv").write_text("\n".join(["file,caption", *rows]))
+    with pytest.warns(UserWarning, match="3 faulty entries"):
+        assert cli.main([*command, "--skip-bad"]) == 0
+    listed = tmp_path / "run" / "left-out.txt"
+    assert f"3 recordings or rows were left out: {listed} says which" in capsys.readouterr().out
+    places = [line.split(":")[0] for line in listed.read_text().splitlines()]
+    assert places == ["line 12", "line 13", "captions.csv, line 4"]
+    clips = cached_clips(settings(recordings), tmp_path / "other", skip_bad=True)
+    assert [item["id"] for item in clips.rest] == [f"bell_{i}.wav" for i in range(10) if i != 2]
 
 
 def test_unheard_words_share_one_embedding(recordings, tmp_path):

@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import published_yaml
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from published_yaml import FILM, FIRST, REMOVED, SMALL, UNET, tree
 
 from refined_ldm.config import load_config, preset
@@ -203,3 +205,21 @@ def test_a_shrunken_copy_is_small(tmp_path):
 
 def test_our_own_settings_are_not_taken_for_theirs():
     assert is_published(tree()) and not is_published({"preset": "tiny", "data": "scenes", "unet": {}})
+
+
+ODD = st.sampled_from([None, True, 0, -1, 10**400, float("nan"), float("inf"), -1e308, "", "1e999", [], {}, [0], ["a"]])
+VALUES = ODD | st.recursive(st.integers() | st.floats() | st.text(max_size=6), lambda inner: st.lists(inner, max_size=3)
+                            | st.dictionaries(st.text(max_size=3), inner, max_size=3))  # fmt: skip
+
+
+@settings(deadline=2000, max_examples=60)
+@example("preprocessing.audio.duration", float("inf"))
+@example("data.dataloader_add_ons", 1)
+@example("model.params.latent_t_size", 10**400)
+@example("model.params.base_learning_rate", 10**400)
+@given(st.sampled_from(sorted(leaves(tree()))), VALUES)
+def test_any_value_of_a_published_key_is_followed_or_told(tmp_path_factory, key, value):
+    try:
+        load(tmp_path_factory.getbasetemp(), {key: value})
+    except ValueError as fault:
+        assert "some.yaml" in str(fault)

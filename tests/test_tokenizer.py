@@ -1,9 +1,12 @@
 import json
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Tokenizer
 
@@ -128,3 +131,26 @@ def test_missing_files_are_named(tmp_path, make):
 def test_captions_must_be_a_list_of_str(gpt2, captions):
     with pytest.raises(ValueError, match="list of at least one str"):
         gpt2(captions)
+
+
+@settings(deadline=1000)
+@given(st.text(st.characters(), max_size=60) | st.text(max_size=20))
+@example("\ud800")  # half of a character, as an undecodable argument of a command has it
+@example("<|endoftext|>")
+@example("\x00\x1b[31m\r\n")
+def test_any_text_has_tokens_or_is_told(gpt2, caption):
+    try:
+        ids, mask = gpt2([caption], max_tokens=20)
+    except ValueError as fault:
+        assert "is no text" in str(fault) and any("\ud800" <= letter <= "\udfff" for letter in caption)
+    else:
+        assert ids.shape == mask.shape == (1, mask.sum()) and mask.sum() <= 20
+        assert ids.min() >= 0 and ids.max() <= 50256 and ids[0, -1] == 50256
+
+
+@pytest.mark.parametrize("caption", ["rain " * 2000, "a" * 100_000, "雨" * 20_000, "!" * 100_000, " " * 100_000])
+def test_a_caption_of_any_length_is_cut_quickly(gpt2, caption):
+    start = time.process_time()
+    ids, _ = gpt2([caption])
+    assert ids.shape == (1, 77) and ids[0, -1] == 50256
+    assert time.process_time() - start < 2
