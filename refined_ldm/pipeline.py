@@ -28,7 +28,7 @@ from refined_ldm.warm_start import find_named_files, load_named_parts, names_fil
 STAGES = ("vae", "clap", "ldm", "hifigan")
 NEEDED = {"vae": {"vae"}, "clap": {"clap"}, "ldm": set(STAGES), "hifigan": {"hifigan"}}  # parts, by stage
 LEFT_OUT = "left-out.txt"  # of a run: the recordings that could not be used, and why
-JUDGES = {"hifigan": "discriminators.safetensors", "vae": "patches.safetensors"}  # what a stage was judged by
+JUDGES = {stage: f"discriminators/{stage}.safetensors" for stage in ("vae", "hifigan")}  # what a stage was judged by
 SCALE_FILE = "checkpoints/ldm/scale.safetensors"  # of a run: what its U-Net's latents are multiplied by
 
 

@@ -368,26 +368,26 @@ def test_discriminators_are_kept_and_go_on_with_their_vocoder(recordings, tmp_pa
     first, second = tmp_path / "first", tmp_path / "second"
     model = RefinedAudioLDM(settings(recordings))
     list(train_stage(model, "hifigan", first))
-    judges, _ = read_weights(first / "discriminators.safetensors")
+    judges, _ = read_weights(first / "discriminators/hifigan.safetensors")
     other = RefinedAudioLDM(settings(recordings, vocoder_checkpoint=str(first / "hifigan.safetensors")), seed=5)
     list(train_stage(other, "hifigan", second, max_steps=1, lr=1e-9))  # which changes next to nothing
     for name, value in model.vocoder.state_dict().items():
         torch.testing.assert_close(other.vocoder.state_dict()[name], value, atol=1e-6, rtol=0)
-    found, _ = read_weights(second / "discriminators.safetensors")
+    found, _ = read_weights(second / "discriminators/hifigan.safetensors")
     for name in (name for name in judges if not name.endswith(("_u", "_v", ".0._u", ".0._v"))):  # spectral norm's own
         torch.testing.assert_close(found[name], judges[name], atol=1e-5, rtol=1e-5)
     list(train_stage(RefinedAudioLDM(settings(recordings)), "hifigan", tmp_path / "third", adversarial=False))
-    assert not (tmp_path / "third" / "discriminators.safetensors").exists()
+    assert not (tmp_path / "third" / "discriminators/hifigan.safetensors").exists()
 
 
 def test_a_vae_has_a_discriminator_if_it_is_to_weigh_something(recordings, tmp_path):
     list(train_stage(RefinedAudioLDM(settings(recordings)), "vae", tmp_path / "alone"))
-    assert not (tmp_path / "alone" / "patches.safetensors").exists()
+    assert not (tmp_path / "alone" / "discriminators/vae.safetensors").exists()
     config, judged = settings(recordings), replace(small.STAGE, adversarial_weight=0.1, adversary_start=2)
     config = replace(config, patches=PatchDiscriminatorConfig(8, 2), training={**config.training, "vae": judged})
     steps = list(train_stage(RefinedAudioLDM(config), "vae", tmp_path / "judged"))
     assert [step.losses["patches/loss"] > 0 for step in steps] == [False] * 2 + [True] * 4
-    assert (tmp_path / "judged" / "patches.safetensors").is_file()
+    assert (tmp_path / "judged" / "discriminators/vae.safetensors").is_file()
 
 
 def test_a_vocoder_learns_from_the_vae_of_its_run(recordings, tmp_path):
