@@ -102,11 +102,11 @@ def train_stage(model, stage, run_dir, seed=0, resume=False, max_steps=None, lr=
     if stage == "ldm":
         with accelerator.main_process_first():
             latents = encode_clips(model, clips, run_dir, on_clips)
-            if not (resume and load_scale(model, run_dir)):
+            known = resume or not accelerator.is_main_process
+            if not (known and load_scale(model, run_dir)):
                 if "scale" not in named:
                     measure_latents(model, clips, latents)
-                if accelerator.is_main_process:
-                    save_weights(run_dir / SCALE_FILE, _scale_state(model))
+                save_weights(run_dir / SCALE_FILE, _scale_state(model))
         if accelerator.is_main_process:
             _keep(model, named, run_dir)
         yield from train_ldm(model, loader(latents, settings.batch_size, seed), **common)
