@@ -147,16 +147,18 @@ def test_faulty_members_are_named_or_left_out(tmp_path):
     members = [("a.wav", sound()), ("a.txt", b"Fine"), ("b.wav", sound()), ("c.wav", b""), ("c.txt", b"Empty"),
                ("d.wav", b"no sound"), ("d.txt", b"Broken"), ("e.wav", sound()), ("e.txt", b"\xff"), ("f.wav", sound()),
                ("f.json", b"[1]"), ("g.wav", sound()), ("g.json", b'{"id": 3}'), ("h.wav", sound()),
-               ("h.txt", b"rain " * 250_000), ("i.wav", sound()[:2000]), ("i.txt", b"Cut")]  # fmt: skip
+               ("h.txt", b"rain " * 250_000), ("i.wav", sound()[:2000]), ("i.txt", b"Cut"), ("j.wav", sound()),
+               ("j.json", b"[" * 100_000), ("k.wav", sound()), ("k.json", b"no JSON")]  # fmt: skip
     shard = write_tar(tmp_path / "set.tar", members)
     with pytest.raises(ValueError) as caught:
         CaptionedAudio.from_shards(shard)
     for fault in ("set.tar: b.wav: it has no caption: neither b.txt nor .json", "c.wav: the file is empty",
                   "e.wav: e.txt: not a text in UTF-8", "f.wav: f.json: expected an object, got a list",
                   "g.wav: g.json: expected \"caption\", \"captions\" or \"text\", it has id",
-                  "h.wav: its .txt file has 1048576 bytes or more"):  # fmt: skip
+                  "h.wav: its .txt file has 1048576 bytes or more", "j.wav: j.json: not a JSON file in UTF-8",
+                  "k.wav: k.json: not a JSON file in UTF-8"):  # fmt: skip
         assert fault in str(caught.value), fault
-    with pytest.warns(UserWarning, match="8 faulty"):
+    with pytest.warns(UserWarning, match="10 faulty"):
         dataset = CaptionedAudio.from_shards(shard, seconds=0.05, skip_bad=True)
     assert [r.id for r in dataset.recordings] == ["set/a.wav"]
     assert any(re.search("d.wav: .*libsndfile cannot read it", fault) for fault in dataset.left_out)
@@ -203,6 +205,7 @@ def test_what_is_no_archive_is_told(tmp_path, content):
 @example([(124, b"\x80" + b"\xff" * 11)], 12_288)  # a size of 2^88
 @example([(124, b"77777777777\x00"), (156, b"x")], 12_288)  # an extended header of 8 GB
 @example([(124, b"\xff" * 12)], 12_288)  # a negative size
+@example([], 5_000)  # cut within the sound
 def test_any_bytes_are_a_shard_or_told(tmp_path_factory, patches, length):
     raw = bytearray(test_any_bytes_are_a_shard_or_told.whole)
     for place, patch in patches:
@@ -226,7 +229,7 @@ def test_any_bytes_are_a_shard_or_told(tmp_path_factory, patches, length):
 def _whole():
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for name, content in (("é" * 60 + ".wav", sound()), ("é" * 60 + ".json", json.dumps({"text": "é"}).encode())):
+        for name, content in (("é" * 60 + ".json", json.dumps({"text": "é"}).encode()), ("é" * 60 + ".wav", sound())):
             info = tarfile.TarInfo(name)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))

@@ -20,12 +20,13 @@ from test_cli import run
 from test_data import record
 
 import refined_ldm
+from refined_ldm.arguments import EXAMPLES
 from refined_ldm.clap import CLAP_PRESETS
 from refined_ldm.text_to_audio import RefinedAudioLDM
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(refined_ldm.__file__).parent
-COMMANDS = re.findall(r'command\("(\w+)"', (PACKAGE / "cli.py").read_text())
+COMMANDS = list(EXAMPLES)
 TRAIN = ("train", "-c", "c.yaml", "--device", "cpu")
 INFER = ("infer", "-c", "c.yaml", "-l", "list.lst", "--device", "cpu")
 
