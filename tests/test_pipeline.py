@@ -82,7 +82,7 @@ def test_all_stages_feed_each_other_and_the_result_is_a_model(recordings, tmp_pa
         assert [s.index for s in train_stage(model, stage, run)] == [1, 2]
     files = {p.name for p in run.iterdir()}
     assert files == {"checkpoints", "clips-train", "latents-train", "config.yaml", "vae.safetensors", "ldm.safetensors",
-                     "hifigan.safetensors", "clap-tiny-gpt2.safetensors"}  # fmt: skip
+                     "hifigan.safetensors", "discriminators", "clap-tiny-gpt2.safetensors"}  # fmt: skip
     loaded = RefinedAudioLDM.load(run)
     assert loaded.config == config and loaded.scale != 1
     assert loaded.generate(["bell"]).shape == (1, 20_480)
