@@ -114,7 +114,7 @@ def test_an_interrupted_command_is_status_130(monkeypatch, capsys):
     def interrupted(options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "bench", interrupted)
+    monkeypatch.setitem(cli.COMMANDS, "bench", interrupted)
     status, _, errors = run(capsys, "bench")
     assert status == 130 and errors[-1] == "refined-ldm bench: stopped"
 
