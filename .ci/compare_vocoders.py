@@ -108,15 +108,14 @@ def draw(table, parameters, started):
     groups = list(dict.fromkeys(row["group"] for row in table))
     measures = list(dict.fromkeys(row["measure"] for row in table))
     counts = [len({row["name"] for row in table if row["group"] == group}) for group in groups]
-    figure, axes = plt.subplots(2, 3, figsize=(11, 4.6), sharex="col", sharey="row", height_ratios=counts,
-                                layout="constrained")  # fmt: skip
+    figure, axes = plt.subplots(2, 3, figsize=(11, 4.8), sharey="row", height_ratios=counts, layout="constrained")
     for group, line in zip(groups, axes, strict=True):
         for measure, ax in zip(measures, line, strict=True):
             rows = [row for row in table if row["group"] == group and row["measure"] == measure]
             value = np.array([row["value"] for row in rows])
             error = np.abs(np.array([[row["low"], row["high"]] for row in rows]).T - value)
             ax.barh([f"{row['name']} ({row['steps']} steps)" for row in rows], value, xerr=error, color="C0")
-            ax.set(title=measure if group == groups[0] else "", xscale="log" if "Fr" in measure else "linear")
+            ax.set_title(measure if group == groups[0] else "")
         line[0].invert_yaxis()
         line[0].set_ylabel(group.replace(", ", ",\n"))
     figure.suptitle(f"Less is better: {parameters['seconds']:.0f} CPU seconds each")
