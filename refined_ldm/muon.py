@@ -8,15 +8,16 @@ import torch
 from torch import nn
 
 
-def orthogonalise(matrix, iterations=5):
+def orthogonalise(matrix, iterations=5, dtype=torch.bfloat16):
     """The nearest (semi-)orthogonal matrix, nearly: singular values between .7 and 1.2, by a quintic Newton-Schulz.
 
-    The iteration works on the smaller Gram matrix, which for wide kernels is most of the cost.
+    The iteration works on the smaller Gram matrix, which for wide kernels is most of the cost. It forgives bfloat16,
+    which is quick where a device multiplies it and very slow where it is emulated.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrix.bfloat16()
-    if x.shape[0] > x.shape[1]:
-        return orthogonalise(matrix.T, iterations).T
+    if matrix.shape[0] > matrix.shape[1]:
+        return orthogonalise(matrix.T, iterations, dtype).T
+    x = matrix.to(dtype)
     x = x / (x.norm() + 1e-7)
     for _ in range(iterations):
         gram = x @ x.T
@@ -25,9 +26,13 @@ def orthogonalise(matrix, iterations=5):
 
 
 class Muon(torch.optim.Optimizer):
-    """Updates of spectral norm lr * .2 * sqrt(larger side), AdamW's size (Liu et al. 2025), with decoupled decay."""
+    """Updates of spectral norm lr * .2 * sqrt(larger side), AdamW's size (Liu et al. 2025), with decoupled decay.
 
-    def __init__(self, params, lr=1e-3, momentum=0.95, weight_decay=0.0):
+    dtype: in which updates are made orthogonal.
+    """
+
+    def __init__(self, params, lr=1e-3, momentum=0.95, weight_decay=0.0, dtype=torch.bfloat16):
+        self.dtype = dtype
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -41,7 +46,7 @@ class Muon(torch.optim.Optimizer):
                     state["momentum"] = torch.zeros_like(p)
                 state["momentum"].lerp_(p.grad, 1 - group["momentum"])
                 nesterov = p.grad.lerp(state["momentum"], group["momentum"]).flatten(1)
-                update = orthogonalise(nesterov) * 0.2 * max(nesterov.shape) ** 0.5
+                update = orthogonalise(nesterov, dtype=self.dtype) * 0.2 * max(nesterov.shape) ** 0.5
                 p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update.view_as(p), alpha=-group["lr"])
 
 

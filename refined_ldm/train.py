@@ -58,7 +58,8 @@ class Learner:
         matrices, rest = split_parameters(network) if settings.optimizer == "muon" else ([], network.parameters())
         self.optimizers = [torch.optim.AdamW(rest, settings.lr, settings.betas, weight_decay=settings.weight_decay)]
         if matrices:
-            self.optimizers.append(Muon(matrices, settings.lr, weight_decay=settings.weight_decay))
+            dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+            self.optimizers.append(Muon(matrices, settings.lr, weight_decay=settings.weight_decay, dtype=dtype))
         self.average = {k: v.detach().clone() for k, v in network.state_dict().items()} if settings.ema_decay else None
 
     def begin_phase(self):
