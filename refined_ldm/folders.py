@@ -14,6 +14,7 @@ import soundfile
 import soxr
 import torch
 
+from refined_ldm.atomic import written_whole
 from refined_ldm.audio import SILENCE, audio_seconds, load_audio
 from refined_ldm.data import AUDIO_SUFFIXES
 from refined_ldm.embeddings import open_embedding
@@ -54,10 +55,8 @@ class Comparison:
 
     def save(self, path):
         """Write it as JSON, whole or not at all."""
-        path = Path(path)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        with written_whole(path) as temporary:
+            temporary.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
 
     def table(self):
         """For people."""
