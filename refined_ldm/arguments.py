@@ -12,6 +12,8 @@ EXAMPLES = {
              "--reload_from_ckpt runs/audioldm_custom",
     "evaluate": "refined-ldm evaluate runs/infer recordings --captions captions.csv --embedding tiny-gpt2",
     "budget": "refined-ldm budget --clips 50 --recordings captions.csv",
+    "experiment": "refined-ldm experiment C-1500-0 --run runs/experiment",
+    "verify": "refined-ldm verify",
     "notebooks": "refined-ldm notebooks --preset tiny -p steps 10",
     "bench": "refined-ldm bench --notebooks --json",
 }
@@ -122,6 +124,19 @@ def parser(runs):
     sub.add_argument("--device", default="auto")
     sub.add_argument("--out", type=Path, metavar="FILE", help="also write the figures as CSV")
     sub.add_argument("--json", action="store_true", help="print the figures as JSON")
+
+    sub = command("experiment", "Train and judge the arms of the claim under control; what is finished is kept.")
+    sub.add_argument("names", nargs="*", metavar="NAME", help="of runs, as --list prints them; all if not given")
+    sub.add_argument("--list", action="store_true", help="print the plan and what of it is finished")
+    sub.add_argument("--run", type=Path, default=Path("runs/experiment"), metavar="DIR", dest="run_dir")
+    sub.add_argument("--out", type=Path, default=Path("figures/data/experiment"), metavar="DIR")
+    sub.add_argument("--iterations", type=int, default=1500, metavar="N", help="of the arms (1500)")
+    sub.add_argument("--seeds", type=int, default=3)
+    sub.add_argument("--clips", type=int, default=8000, metavar="N", help="scenes that all arms learn from (8000)")
+
+    sub = command("verify", "Compute every claimed number again from the tables beside the figures.")
+    sub.add_argument("--ledger", type=Path, default=Path("figures/claims.yaml"), metavar="YAML")
+    sub.add_argument("--json", action="store_true", help="print every number as JSON")
 
     sub = command("notebooks", "Execute the five notebooks with papermill into runs/notebooks.")
     sub.add_argument("names", nargs="*", metavar="NAME", help="01 … 05; all if not given")

@@ -298,6 +298,49 @@ def _write_table(path, rows):
         table.writerows(rows)
 
 
+def experiment(options):
+    from tqdm import tqdm
+
+    from refined_ldm.experiment import Experiment, collect, plan, prepare_conditioners, run_arm
+
+    runs = plan(options.iterations, options.seeds)
+    if options.list:
+        for run in runs:
+            done = (options.out / f"{run.name}.json").is_file()
+            print(f"{run.name:40} {run.part:9} {'finished' if done else ''}")
+        return
+    named = {run.name: run for run in runs}
+    if unknown := set(options.names) - named.keys():
+        raise ValueError(f"no run {', '.join(sorted(unknown))}: --list prints those there are")
+    runs = [named[name] for name in options.names] or runs
+    shared = Experiment(options.run_dir, options.clips)
+    prepare_conditioners(shared, runs)
+    for run in runs:
+        with tqdm(total=run.iterations, desc=run.name, disable=None) as bar:
+            record = run_arm(shared, run, options.out, True, run.part != "rates", lambda step, bar=bar: bar.update())
+        print(f"{run.name}: " + ", ".join(f"{k} {v:.4g}" for k, v in record.items() if isinstance(v, float)), flush=True)
+    _write_table(options.out.with_suffix(".csv"), collect(options.out).to_dict("records"))
+
+
+def verify(options):
+    from dataclasses import asdict
+
+    from refined_ldm.claims import verify as check
+
+    def tell(claim, numbers):
+        if not options.json:
+            print(f"{'FAULT' if any(n.fault for n in numbers) else claim['status']:20} {claim['id']}: "
+                  f"{' '.join(claim['found'].split())}")  # fmt: skip
+
+    checked = check(options.ledger, on_claim=tell)
+    if options.json:
+        print(json.dumps([asdict(number) for number in checked], indent=1))
+    if faults := [f"{c.claim}: {c.written} {c.fault}" for c in checked if c.fault]:
+        raise ValueError("; ".join(faults))
+    if not options.json:
+        print(f"{len(checked)} numbers computed again, all as they are written")
+
+
 def notebooks(options):
     import papermill
 
@@ -341,7 +384,7 @@ def _literal(text):
 
 
 COMMANDS = {
-    run.__name__: run for run in (generate, train, inspect, convert, infer, evaluate, budget, notebooks, bench)
+    run.__name__: run for run in (generate, train, inspect, convert, infer, evaluate, budget, experiment, verify, notebooks, bench)
 }
 
 

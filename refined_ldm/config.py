@@ -16,10 +16,12 @@ from refined_ldm.published_config import LARGEST_NUMBER, is_published, settings_
 from refined_ldm.unet import UNetConfig
 from refined_ldm.vae import PatchDiscriminatorConfig, VAEConfig
 
-PARAMETERIZATIONS = ("eps", "v", "x0", "gaussian")
+PARAMETERIZATIONS = ("eps", "v", "x0", "gaussian", "caption-gaussian")
 INVERSIONS = ("hifigan", "griffin_lim")
 OPTIMIZERS = ("adamw", "muon")
 LR_SCHEDULES = ("cosine", "constant")
+TIMESTEPS = ("stratified", "uniform")
+WEIGHTINGS = ("own", "eps")
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,10 @@ class StageConfig:
     adversary_lr: float = 0.0  # from then on, with warm-up and schedule of its own; 0: lr
     adversarial_weight: float = 0.0  # VAE: of what its discriminator says beside the mel distance; 0: it has none
     stft_weight: float = 0.0  # vocoder: of the STFT distance beside the mel distance; published: 0
+    timesteps: str = "stratified"  # U-Net: a batch sees all noise levels, or "uniform": each clip draws its own
+    weighting: str = "own"  # U-Net: an error counts in units of what the network predicts, or "eps": of the noise
+    audio_share: float = 0.0  # U-Net: of clips steered by their own sound's embedding in place of a caption's
+    extra_drop: float = 0.0  # U-Net: captions blanked beside those for guidance, as AudioLDM's conditioner does
     vae_mels: bool = False  # vocoder: learn from the mels that the VAE makes of the clips, which it meets in use
     crop_frames: int = 0  # train on random crops of so many mel frames (VAE and vocoder); 0: on whole clips
     save_every: int = 500  # steps
@@ -47,6 +53,11 @@ class StageConfig:
     def __post_init__(self):
         _one_of("optimizer", self.optimizer, OPTIMIZERS)
         _one_of("lr_schedule", self.lr_schedule, LR_SCHEDULES)
+        _one_of("timesteps", self.timesteps, TIMESTEPS)
+        _one_of("weighting", self.weighting, WEIGHTINGS)
+        for name in ("audio_share", "extra_drop"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
         if self.max_steps < 1 or self.lr <= 0:
             raise ValueError(f"max_steps and lr must be positive, got {self.max_steps} and {self.lr}")
         if self.batch_size < 1 or self.save_every < 1:
@@ -69,7 +80,7 @@ class Config:
     diffusion_steps: int = 1000
     beta_start: float = 0.0015
     beta_end: float = 0.0195
-    parameterization: str = "eps"  # what the U-Net predicts: eps, v, x0, or "gaussian": what a linear formula leaves
+    parameterization: str = "eps"  # what the U-Net predicts: eps, v, x0, or what a formula leaves (gaussian.py)
     unconditional_probability: float = 0.1  # captions blanked in training, for guidance
 
     data: str = "scenes"  # the embedded SoundScenes, or a CSV file, a folder of recordings, a dataset_root.json
@@ -146,7 +157,7 @@ def _one_of(name, value, choices):
         raise ValueError(f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}, got {value!r}")
 
 
-MAY_BE_ZERO = {"griffin_lim_iterations", "mel_corrections", "attention_layers", "scales"}
+MAY_BE_ZERO = {"griffin_lim_iterations", "mel_corrections", "attention_layers", "scales", "tokens", "token_width"}
 
 
 def _refuse_impossible(config):

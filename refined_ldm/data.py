@@ -7,7 +7,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from refined_ldm.tables import caption_lines, clean_caption, field, read_rows
 SAMPLE_RATE = 16_000  # Hz
 AUDIO_SUFFIXES = frozenset(".aac .aif .aiff .au .caf .flac .m4a .mp3 .oga .ogg .opus .w64 .wav .wma".split())
 FAULTS_SHOWN = 10
+CACHED_KEYS = ("caption", "captions", "id", "kind", "events", "labels", "label")  # of a clip, beside its waveform
 
 
 @dataclass(frozen=True)
@@ -344,11 +345,15 @@ def cache_clips(folder: str | Path, dataset: Dataset, fingerprint: dict, on_clip
     def rows():
         for items in _batches(dataset, 64, on_clips):
             waveforms = np.stack([item["waveform"].numpy() for item in items])
-            rest = [{k: item[k] for k in ("caption", "captions", "id", "kind", "labels", "label") if k in item}
-                    for item in items]  # fmt: skip
+            rest = [{k: _plain(item[k]) for k in CACHED_KEYS if k in item} for item in items]
             yield {"waveform": np.round(waveforms * 32767).astype(np.int16)}, rest
 
     return _cache(Path(folder), fingerprint, len(dataset), rows())
+
+
+def _plain(value):
+    """Events become dicts, as JSON knows no dataclasses."""
+    return [asdict(event) for event in value] if isinstance(value, tuple) and value and is_dataclass(value[0]) else value
 
 
 def encoded_at_once(samples: int) -> int:

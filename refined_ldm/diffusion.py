@@ -5,6 +5,7 @@ c: the condition. DDPM is Ho et al. 2020, DDIM Song et al. 2021, DPM-Solver++ Lu
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -93,6 +94,11 @@ def random_timesteps(count, schedule, generator=None):
         return ((slices + offsets) / shape[0] * schedule.steps).long().clamp(max=schedule.steps - 1)
 
     return draw(one_from_each_slice, (count,), generator)
+
+
+def uniform_timesteps(count, schedule, generator=None):
+    """(count,) timesteps, each drawn by itself (Ho et al. 2020, algorithm 1)."""
+    return draw(partial(torch.randint, schedule.steps), (count,), generator)
 
 
 def diffusion_loss(denoise, z_0, c, t, eps, schedule, weight=None):

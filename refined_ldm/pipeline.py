@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from refined_ldm.checkpoints import load_into, read_weights, save_weights
-from refined_ldm.data import CaptionedAudio, cache_clips, cache_latents, encoded_at_once, loader
+from refined_ldm.data import CACHED_KEYS, CaptionedAudio, cache_clips, cache_latents, encoded_at_once, loader
 from refined_ldm.devices import pick_accelerator
 from refined_ldm.hifigan import Discriminators
 from refined_ldm.run_state import precision_of, refuse_old
@@ -196,7 +196,7 @@ def cached_clips(config, run_dir, split="train", size=None, on_clips=None, skip_
         listed.parent.mkdir(parents=True, exist_ok=True)
         lines = "".join(f"{' '.join(fault.split())}\n" for fault in left_out)
         listed.write_text(lines, encoding="utf-8", errors="backslashreplace")
-    return cache_clips(Path(run_dir) / f"clips-{split}", data, {"data": data.fingerprint()}, on_clips)
+    return cache_clips(Path(run_dir) / f"clips-{split}", data, {"data": data.fingerprint(), "kept": list(CACHED_KEYS)}, on_clips)
 
 
 @torch.no_grad()
@@ -230,8 +230,16 @@ def measure_latents(model, clips, latents):
     sets = fixed.split(encoded_at_once(fixed.shape[1]))
     model.scale.fill_(latent_scale(model.vae, (model.mel(w.to(model.device)) for w in sets)))
     if model.gaussian is not None:
-        known = torch.stack([latents[i]["latent"] for i in range(min(4000, len(latents)))])
-        model.gaussian.cpu().fit(known * model.scale.cpu()).to(model.device)
+        known = [latents[i] for i in range(min(4000, len(latents)))]
+        fit_gaussian(model, *(torch.stack([item[key] for item in known]) for key in ("latent", "embeddings")))
+
+
+def fit_gaussian(model, latents, embeddings):
+    """Fit the model's linear denoiser to unscaled latents (N, C, T, F) and the embeddings (N, K, D) of their captions."""
+    scaled, embeddings = latents * model.scale.cpu(), embeddings[..., : model.config.unet.embedding_dim]
+    heard = (embeddings,) if model.config.parameterization == "caption-gaussian" else ()
+    model.gaussian.cpu().fit(scaled, *heard)
+    model.gaussian.to(model.device)
 
 
 def _scale_state(model):

@@ -12,8 +12,8 @@ from refined_ldm.checkpoints import load_into, read_audioldm, read_weights, save
 from refined_ldm.clap import CLAP_PRESETS, Clap
 from refined_ldm.conditioning import guided_noise
 from refined_ldm.config import Config, load_config, preset
-from refined_ldm.diffusion import NoiseSchedule, ddim_sample, dpmpp_sample, noise_like, to_noise
-from refined_ldm.gaussian import GaussianDenoiser
+from refined_ldm.diffusion import NoiseSchedule, ddim_sample, dpmpp_sample, loss_weight, noise_like, to_noise
+from refined_ldm.gaussian import CaptionGaussian, GaussianDenoiser
 from refined_ldm.hifigan import HiFiGAN
 from refined_ldm.hub import CONDITIONERS
 from refined_ldm.mel import MelSpectrogram, griffin_lim
@@ -64,9 +64,12 @@ class RefinedAudioLDM(nn.Module):
             raise ValueError(f"{config.clap} embeds in {self.clap.embedding_dim} numbers, the U-Net expects "
                              f"{config.unet.embedding_dim}: change unet.embedding_dim")  # fmt: skip
         self.gaussian = None
+        channels, bins = config.vae.latent_channels, config.mel.n_mels // config.vae.downsampling
         if config.parameterization == "gaussian":
-            bins = config.mel.n_mels // config.vae.downsampling
-            self.gaussian = GaussianDenoiser(config.vae.latent_channels, bins)
+            self.gaussian = GaussianDenoiser(channels, bins)
+        if config.parameterization == "caption-gaussian":
+            frames = config.samples // config.mel.hop_length // config.vae.downsampling
+            self.gaussian = CaptionGaussian(channels, bins, config.unet.embedding_dim, frames)
         self.register_buffer("scale", torch.tensor(1.0))  # latents times this have unit variance
 
     @property
@@ -105,7 +108,13 @@ class RefinedAudioLDM(nn.Module):
             return to_noise(prediction, z_t, t, self.schedule, self.config.parameterization)
         alpha_bar = self.schedule.at(t)
         spread = self.gaussian.residual(alpha_bar).sqrt()[:, None, None, None]
-        return self.gaussian.noise(z_t, alpha_bar) + spread * prediction
+        return self.gaussian.noise(z_t, alpha_bar, embedding) + spread * prediction
+
+    def loss_weight(self, t):
+        """The factor (B,) that turns a squared error in eps into one in what the U-Net predicts."""
+        if self.gaussian is None:
+            return loss_weight(t, self.schedule, self.config.parameterization)
+        return 1 / self.gaussian.residual(self.schedule.at(t))
 
     # --- caption in, sound out ---
 

@@ -12,8 +12,9 @@ process takes its share of the batch and of the random numbers that one process 
 import logging
 import math
 import time
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -22,7 +23,7 @@ from accelerate.utils import gather, gather_object
 from refined_ldm.clap import contrastive_loss
 from refined_ldm.conditioning import drop_condition
 from refined_ldm.devices import pick_accelerator
-from refined_ldm.diffusion import diffusion_loss, loss_weight, random_timesteps
+from refined_ldm.diffusion import diffusion_loss, random_timesteps, uniform_timesteps
 from refined_ldm.hifigan import discriminator_loss, generator_loss, stft_loss
 from refined_ldm.interruption import Stopped, held_back
 from refined_ldm.muon import Muon, split_parameters
@@ -36,13 +37,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Step:
-    """What one optimisation step did; `index` counts from 1."""
+    """What one optimisation step did; `index` counts from 1. Inside `with step.averaged():` the network is its average."""
 
     index: int
     loss: float
     losses: dict[str, float]
     lr: float
     seconds: float
+    averaged: Callable = field(default=nullcontext, repr=False, compare=False)
 
 
 class Learner:
@@ -162,7 +164,7 @@ def _signal_of_any(waiting, accelerator):
     return number
 
 
-def _train(stage, networks, loader, settings, seed, run_dir, resume, accelerator, device):
+def optimise(stage, networks, loader, settings, seed, run_dir, resume, accelerator, device):
     """The loop all stages share. networks: {name: (module, losses)}, updated in this order in every step."""
     accelerator = accelerator or pick_accelerator(torch.device(device).type)
     shares, main = accelerator.num_processes, accelerator.is_main_process
@@ -199,7 +201,7 @@ def _train(stage, networks, loader, settings, seed, run_dir, resume, accelerator
                 log.warning("%s: the loss of step %d, %.4g, is %.1f times the usual", stage, index, first, factor)
             kept = run_dir and (index % settings.save_every == 0 or index == settings.max_steps or number)
             try:
-                yield Step(index, first, losses, lr, time.perf_counter() - start)
+                yield Step(index, first, losses, lr, time.perf_counter() - start, learners[0].averaged)
             finally:  # told first and saved then, so that whoever keeps a curve has it up to any checkpoint
                 if kept and main:
                     save_run(run_dir, stage, learners, index, about)
@@ -238,7 +240,7 @@ def _crops(waveform, frames, hop, generator):
     return torch.stack([w[s * hop : (s + frames) * hop] for w, s in zip(waveform, starts, strict=True)])
 
 
-def _one_caption_each(captions, generator):
+def one_caption_each(captions, generator):
     """[captions of a clip, …] -> one of each clip's, drawn by the generator."""
     own = range(generator.share * len(captions), (generator.share + 1) * len(captions))  # rows of the whole batch
     counts = [len(captions[row - own.start]) if row in own else 1 for row in range(generator.shares * len(captions))]
@@ -274,7 +276,7 @@ def train_vae(
     networks = {"vae": (model.vae, vae_losses)}
     if discriminator is not None:
         networks["patches"] = (discriminator, patch_losses)
-    yield from _train("vae", networks, loader, settings, seed, run_dir, resume, accelerator, model.device)
+    yield from optimise("vae", networks, loader, settings, seed, run_dir, resume, accelerator, model.device)
 
 
 def train_clap(model, loader, max_steps=None, lr=None, seed=0, run_dir=None, resume=False, accelerator=None):
@@ -282,25 +284,44 @@ def train_clap(model, loader, max_steps=None, lr=None, seed=0, run_dir=None, res
     rate = model.config.mel.sample_rate
 
     def losses(clap, batch, generator, index):
-        captions = _one_caption_each(batch["captions"], generator)
+        captions = one_caption_each(batch["captions"], generator)
         audio, text = clap(batch["waveform"].to(model.device), rate, captions)
         audio, text = (_rows_of_all(rows, generator) for rows in (audio, text))  # each is compared with all others
         return {"loss": contrastive_loss(audio, text, model.clap.logit_scale)}
 
     settings = stage_settings(model, "clap", max_steps, lr)
-    yield from _train("clap", {"clap": (model.clap, losses)}, loader, settings, seed, run_dir, resume, accelerator,
+    yield from optimise("clap", {"clap": (model.clap, losses)}, loader, settings, seed, run_dir, resume, accelerator,
                       model.device)  # fmt: skip
 
 
 def train_ldm(model, loader, max_steps=None, lr=None, seed=0, run_dir=None, resume=False, accelerator=None):
     """Train `model.unet` on batches with "latent" and "embeddings" (`cache_latents`), or "waveform" and "captions".
 
-    VAE, conditioner and latent scale stay as they are. Timesteps are stratified over the batch; a squared error counts
-    in the units of what the U-Net predicts.
+    VAE, conditioner and latent scale stay as they are. A clip is steered by one of its captions or, in `audio_share` of
+    the cases, by the embedding of its own sound: "audio_embedding" (B, D) of the batch, or that of its waveform.
     """
     config, schedule = model.config, model.schedule
+    settings = stage_settings(model, "ldm", max_steps, lr)
+    draw_timesteps = {"stratified": random_timesteps, "uniform": uniform_timesteps}[settings.timesteps]
     with torch.no_grad():
         unconditional = model.clap.embed_text([""])[0]
+
+    @torch.no_grad()
+    def condition(batch, z_0, generator):
+        if "embeddings" in batch:
+            choice = draw(partial(torch.randint, batch["embeddings"].shape[1]), (len(z_0),), generator)
+            c = batch["embeddings"][torch.arange(len(z_0)), choice].to(z_0)
+        else:
+            c = model.clap.embed_text(one_caption_each(batch["captions"], generator))
+        if settings.audio_share:
+            heard = batch.get("audio_embedding")
+            if heard is None:
+                heard = model.clap.embed_audio(batch["waveform"].to(z_0), config.mel.sample_rate)
+            by_sound = draw(torch.rand, (len(c),), generator) < settings.audio_share
+            c = torch.where(by_sound[:, None].to(c.device), heard.to(c), c)
+        if settings.extra_drop:
+            c = drop_condition(c, unconditional, settings.extra_drop, generator)
+        return drop_condition(c, unconditional, config.unconditional_probability, generator)
 
     def losses(unet, batch, generator, index):
         with torch.no_grad():
@@ -308,23 +329,14 @@ def train_ldm(model, loader, max_steps=None, lr=None, seed=0, run_dir=None, resu
                 z_0 = model.scale * batch["latent"].to(model.device)
             else:
                 z_0 = model.encode(batch["waveform"].to(model.device), generator)
-            if "embeddings" in batch:
-                choice = draw(partial(torch.randint, batch["embeddings"].shape[1]), (len(z_0),), generator)
-                c = batch["embeddings"][torch.arange(len(z_0)), choice].to(z_0)
-            else:
-                c = model.clap.embed_text(_one_caption_each(batch["captions"], generator))
-        c = drop_condition(c, unconditional, config.unconditional_probability, generator)
-        t = random_timesteps(len(z_0), schedule, generator).to(z_0.device)
+        c = condition(batch, z_0, generator)
+        t = draw_timesteps(len(z_0), schedule, generator).to(z_0.device)
         eps = draw(torch.randn, z_0.shape, generator).to(z_0)
-        if model.gaussian is None:
-            weight = loss_weight(t, schedule, config.parameterization)
-        else:
-            weight = 1 / model.gaussian.residual(schedule.at(t))
+        weight = None if settings.weighting == "eps" else model.loss_weight(t)
         denoise = lambda z_t, t, c: model.denoise(z_t, t, c, unet)  # noqa: E731
         return {"loss": diffusion_loss(denoise, z_0, c, t, eps, schedule, weight)}
 
-    settings = stage_settings(model, "ldm", max_steps, lr)
-    yield from _train("ldm", {"unet": (model.unet, losses)}, loader, settings, seed, run_dir, resume, accelerator,
+    yield from optimise("ldm", {"unet": (model.unet, losses)}, loader, settings, seed, run_dir, resume, accelerator,
                       model.device)  # fmt: skip
 
 
@@ -365,7 +377,7 @@ def train_hifigan(
     networks = {"vocoder": (model.vocoder, generator_losses)}
     if discriminators is not None:
         networks["discriminators"] = (discriminators, discriminator_losses)
-    yield from _train("hifigan", networks, loader, settings, seed, run_dir, resume, accelerator, model.device)
+    yield from optimise("hifigan", networks, loader, settings, seed, run_dir, resume, accelerator, model.device)
 
 
 TRAINERS = {"vae": train_vae, "clap": train_clap, "ldm": train_ldm, "hifigan": train_hifigan}

@@ -30,8 +30,12 @@ class UNetConfig:
     patch_size: int = 1  # 2: the first level sees 2 x 2 blocks as channels, a quarter of the work
     film_scale: bool = False  # True: scale and shift; False: shift only, as published
     norm_groups: int = 32
+    tokens: int = 0  # L > 0: the states of a caption's tokens come behind its embedding, and attention looks at them
+    token_width: int = 0  # W of such a state
 
     def __post_init__(self):
+        if (self.tokens > 0) != (self.token_width > 0):
+            raise ValueError(f"tokens and token_width go together, got {self.tokens} and {self.token_width}")
         for mult in self.channel_mult:
             width = mult * self.model_channels
             if width < 1 or any(n < 1 or width % n for n in (self.norm_groups, self.head_channels)):
@@ -39,6 +43,11 @@ class UNetConfig:
                     f"level width {width} = {mult} x model_channels {self.model_channels} must divide by norm_groups "
                     f"{self.norm_groups} and head_channels {self.head_channels}"
                 )
+
+    @property
+    def condition_dim(self):
+        """Numbers of what steers: the embedding and, flattened, the token states."""
+        return self.embedding_dim + self.tokens * self.token_width
 
     @property
     def downsampling(self):
@@ -67,7 +76,7 @@ class ResBlock(nn.Module):
         self.film_after_norm = config.film_scale  # a scale before the norm would be normalised away
         nn.init.zeros_(self.conv2.weight), nn.init.zeros_(self.conv2.bias)  # a new block changes nothing
 
-    def forward(self, x, condition):
+    def forward(self, x, condition, tokens=None):
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.film(self.norm2(h), condition) if self.film_after_norm else self.norm2(self.film(h, condition))
         return self.shortcut(x) + self.conv2(F.silu(h))
@@ -85,6 +94,30 @@ class SelfAttention(nn.Module):
     def forward(self, x):
         q, k, v = (to(x).unflatten(2, (self.heads, -1)).transpose(1, 2) for to in (self.to_q, self.to_k, self.to_v))
         return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class CrossAttention(nn.Module):
+    """Places of the map look at the tokens of the caption. (B, L, C), tokens (B, K, W), zeros where there is none
+
+    A learned token more is always there, so that a place may look at nothing.
+    """
+
+    def __init__(self, channels, token_width, head_channels):
+        super().__init__()
+        self.heads = channels // head_channels
+        self.norm = nn.LayerNorm(token_width)
+        self.nothing = nn.Parameter(torch.zeros(token_width))
+        self.to_q = nn.Linear(channels, channels, bias=False)
+        self.to_k, self.to_v = (nn.Linear(token_width, channels, bias=False) for _ in range(2))
+        self.to_out = nn.Linear(channels, channels)
+
+    def forward(self, x, tokens):
+        there = tokens.abs().sum(2) > 0  # (B, K)
+        seen = torch.cat([self.nothing.expand(len(tokens), 1, -1), self.norm(tokens)], dim=1)
+        mask = F.pad(there, (1, 0), value=True)[:, None, None]  # (B, 1, 1, K + 1)
+        q, k, v = (h.unflatten(2, (self.heads, -1)).transpose(1, 2)
+                   for h in (self.to_q(x), self.to_k(seen), self.to_v(seen)))  # fmt: skip
+        return self.to_out(F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2))
 
 
 class GEGLU(nn.Module):
@@ -110,16 +143,21 @@ class Transformer(nn.Module):
         layers = range(config.attention_layers)
         self.attention = nn.ModuleList(SelfAttention(channels, config.head_channels) for _ in layers)
         self.attention_norm = nn.ModuleList(nn.LayerNorm(channels) for _ in layers)
+        if config.tokens:
+            self.reading = CrossAttention(channels, config.token_width, config.head_channels)
+            self.reading_norm = nn.LayerNorm(channels)
         self.feed_forward, self.feed_forward_norm = GEGLU(channels), nn.LayerNorm(channels)
         self.proj_out = nn.Conv2d(channels, channels, 1)
         nn.init.zeros_(self.proj_out.weight), nn.init.zeros_(self.proj_out.bias)
 
-    def forward(self, h, condition=None):
-        tokens = self.proj_in(self.norm(h)).flatten(2).transpose(1, 2)  # (B, L = T * F, C)
+    def forward(self, h, condition=None, tokens=None):
+        places = self.proj_in(self.norm(h)).flatten(2).transpose(1, 2)  # (B, L = T * F, C)
         for attention, norm in zip(self.attention, self.attention_norm, strict=True):
-            tokens = tokens + attention(norm(tokens))
-        tokens = tokens + self.feed_forward(self.feed_forward_norm(tokens))
-        return h + self.proj_out(tokens.transpose(1, 2).reshape(h.shape))
+            places = places + attention(norm(places))
+        if tokens is not None:
+            places = places + self.reading(self.reading_norm(places), tokens)
+        places = places + self.feed_forward(self.feed_forward_norm(places))
+        return h + self.proj_out(places.transpose(1, 2).reshape(h.shape))
 
 
 class Downsample(nn.Module):
@@ -129,7 +167,7 @@ class Downsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
-    def forward(self, h, condition=None):
+    def forward(self, h, condition=None, tokens=None):
         return self.conv(h)
 
 
@@ -140,12 +178,15 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, h, condition=None):
+    def forward(self, h, condition=None, tokens=None):
         return self.conv(F.interpolate(h, scale_factor=2.0, mode="nearest"))
 
 
 class UNet(nn.Module):
-    """latent (B, C, T, F), timestep (B,), embedding (B, D) -> prediction (B, C, T, F)"""
+    """latent (B, C, T, F), timestep (B,), embedding (B, D) -> prediction (B, C, T, F)
+
+    With `tokens` in the settings the embedding is followed by the flattened states of so many tokens: (B, D + K * W).
+    """
 
     def __init__(self, config=UNetConfig()):
         super().__init__()
@@ -185,6 +226,10 @@ class UNet(nn.Module):
 
     def forward(self, latent, timestep, embedding):
         self._check(latent, timestep, embedding)
+        tokens = None
+        if self.config.tokens:
+            embedding, tokens = embedding.split([self.config.embedding_dim, self.config.tokens * self.config.token_width], 1)
+            tokens = tokens.unflatten(1, (self.config.tokens, -1))  # (B, K, W)
         time = self.time_embed(timestep_embedding(timestep, self.config.model_channels))
         caption = self.film_embed(embedding * self.config.embedding_gain)
         condition = torch.cat([time, caption], dim=1)  # (B, 8 * model_channels)
@@ -193,14 +238,14 @@ class UNet(nn.Module):
         kept = [h]
         for stage in self.down:
             for block in stage:
-                h = block(h, condition)
+                h = block(h, condition, tokens)
             kept.append(h)
         for block in self.middle:
-            h = block(h, condition)
+            h = block(h, condition, tokens)
         for stage in self.up:
             h = torch.cat([h, kept.pop()], dim=1)
             for block in stage:
-                h = block(h, condition)
+                h = block(h, condition, tokens)
         return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.config.patch_size)
 
     def _check(self, latent, timestep, embedding):
@@ -211,5 +256,5 @@ class UNet(nn.Module):
             raise ValueError(f"T and F of a latent must be multiples of {c.downsampling}, got {tuple(latent.shape)}")
         if timestep.shape != latent.shape[:1]:
             raise ValueError(f"timestep must be ({len(latent)},), got {tuple(timestep.shape)}")
-        if embedding.shape != (len(latent), c.embedding_dim):
-            raise ValueError(f"embedding must be ({len(latent)}, {c.embedding_dim}), got {tuple(embedding.shape)}")
+        if embedding.shape != (len(latent), c.condition_dim):
+            raise ValueError(f"embedding must be ({len(latent)}, {c.condition_dim}), got {tuple(embedding.shape)}")

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from refined_ldm.gaussian import GaussianDenoiser
+from refined_ldm.gaussian import CaptionGaussian, GaussianDenoiser
 
 CHANNELS, BINS, BLOCK = 2, 3, 4
 SIZE = CHANNELS * BINS * BLOCK
@@ -76,3 +76,68 @@ def test_too_little_and_misshapen_data_are_refused():
     for shape in ((1, CHANNELS, 7, BINS), (1, CHANNELS, 8, BINS + 1)):
         with pytest.raises(ValueError, match="multiple of 4"):
             fitted().noise(torch.zeros(shape), level(0.5))
+
+
+# --- around what captions lead to expect ---
+
+
+def captioned(clips, frames=16, seed=0):
+    """Latents with a mean and a variance that depend on a two-valued embedding: high and steady, or low and restless."""
+    generator = torch.Generator().manual_seed(seed)
+    which = torch.arange(clips) % 2
+    embeddings = torch.stack([which, 1 - which], 1).float()[:, None].repeat(1, 2, 1)  # (N, K = 2, D = 2)
+    spread = torch.where(which == 0, 0.3, 1.2)[:, None, None, None]
+    noise = torch.randn(clips, CHANNELS, frames, BINS, generator=generator)
+    return which[:, None, None, None] * 2.0 - 1 + spread * noise, embeddings
+
+
+def test_a_caption_tells_the_mean_and_the_variance():
+    z, embeddings = captioned(3000)
+    denoiser = CaptionGaussian(CHANNELS, BINS, 2, 16, slow=4).fit(z, embeddings, ridge=1e-3)
+    for row, (mean, spread) in enumerate(((-1.0, 0.3), (1.0, 1.2))):
+        torch.testing.assert_close(denoiser.expected(embeddings[row, :1], 16), torch.full((1, 16, CHANNELS * BINS), mean),
+                                   atol=0.1, rtol=0)  # fmt: skip
+        assert denoiser._variances(embeddings[row, :1], 16).mean().sqrt() == pytest.approx(spread, rel=0.3)  # shares are kept from zero
+
+
+def test_captions_bring_the_formula_nearer_to_the_noise():
+    z, embeddings = captioned(2000)
+    deaf = embeddings.mean(0, keepdim=True).expand_as(embeddings)
+    hearing, plain = (CaptionGaussian(CHANNELS, BINS, 2, 16, slow=4).fit(z, e) for e in (embeddings, deaf))
+    new, told = captioned(1000, seed=5)
+    eps = torch.randn(new.shape, generator=torch.Generator().manual_seed(1))
+    for alpha_bar in (0.9, 0.5, 0.1):
+        here = torch.full((len(new), 1, 1, 1), alpha_bar)
+        z_t = alpha_bar**0.5 * new + (1 - alpha_bar) ** 0.5 * eps
+        errors = [((d.noise(z_t, here, told[:, 0]) - eps) ** 2).mean() for d in (hearing, plain)]
+        assert errors[0] < 0.9 * errors[1]
+        torch.testing.assert_close(errors[1], plain.residual(here)[0], rtol=0.05, atol=0)
+
+
+def test_the_caption_formula_equals_an_explicit_inverse():
+    z, embeddings = captioned(500)
+    denoiser = CaptionGaussian(CHANNELS, BINS, 2, 16, slow=4).fit(z, embeddings)
+    c, z_t, alpha_bar = embeddings[1, :1], z[1:2], 0.6
+    waves, width = denoiser._cosines(16, z).double(), CHANNELS * BINS
+    full = torch.kron(waves, denoiser.basis.double())  # (T * CF, T * CF): rows of time, then of channel and bin
+    covariance = full @ denoiser._variances(c, 16).double().flatten().diag() @ full.T
+    left = denoiser._to_rows(z_t).double().flatten() - alpha_bar**0.5 * denoiser.expected(c, 16).double().flatten()
+    inverse = torch.linalg.inv(alpha_bar * covariance + (1 - alpha_bar) * torch.eye(16 * width, dtype=torch.double))
+    expected = ((1 - alpha_bar) ** 0.5 * inverse @ left).view(1, 16, width).float()
+    found = denoiser.noise(z_t, torch.full((1, 1, 1, 1), alpha_bar), c)
+    torch.testing.assert_close(denoiser._to_rows(found), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_caption_formula_takes_clips_of_any_length_and_refuses_others():
+    z, embeddings = captioned(500)
+    denoiser = CaptionGaussian(CHANNELS, BINS, 2, 16, slow=4).fit(z, embeddings)
+    for frames in (2, 8, 40):
+        mean = denoiser.expected(embeddings[1, :1], frames)
+        torch.testing.assert_close(mean.mean(), torch.tensor(1.0), atol=0.15, rtol=0)  # as loud at every length
+        assert denoiser.noise(torch.randn(1, CHANNELS, frames, BINS), level(0.5), embeddings[1, :1]).isfinite().all()
+    with pytest.raises(ValueError, match=r"C \* F = 6"):
+        denoiser.noise(torch.zeros(1, CHANNELS, 16, BINS + 1), level(0.5), embeddings[1, :1])
+    with pytest.raises(ValueError, match="as many as there are embeddings"):
+        denoiser.fit(z[:10], embeddings)
+    with pytest.raises(ValueError, match="at most the 8 frames"):
+        CaptionGaussian(CHANNELS, BINS, 2, 8)

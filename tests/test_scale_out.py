@@ -26,7 +26,7 @@ from refined_ldm.data import loader
 from refined_ldm.randomness import ShareGenerator, draw
 from refined_ldm.run_state import last_checkpoint
 from refined_ldm.text_to_audio import RefinedAudioLDM
-from refined_ldm.train import _one_caption_each, train_vae
+from refined_ldm.train import one_caption_each, train_vae
 from refined_ldm.unet import UNet
 
 LAUNCH = Path(__file__).parent.parent / "launch"
@@ -92,7 +92,7 @@ def test_shares_of_the_captions_are_those_of_the_whole_batch():
 
     def chosen(share, shares):
         own = captions[share * 12 // shares : (share + 1) * 12 // shares]
-        return _one_caption_each(own, ShareGenerator(share, shares).manual_seed(5))
+        return one_caption_each(own, ShareGenerator(share, shares).manual_seed(5))
 
     whole, shares = chosen(0, 1), [chosen(share, 3) for share in range(3)]
     assert sum(shares, []) == whole and len({caption[-1] for caption in whole}) > 2

@@ -1,0 +1,126 @@
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from scipy.stats import ttest_1samp
+
+from refined_ldm.claims import compute, interval, paired, read_ledger, rows_where, verify
+from refined_ldm.cli import main
+
+ROOT = Path(__file__).parent.parent
+LEDGER = ROOT / "figures" / "claims.yaml"
+
+TABLE = pd.DataFrame({
+    "label": ["B"] * 3 + ["C"] * 3, "seed": [0, 1, 2, 2, 1, 0], "frechet": [100.0, 110, 120, 90, 85, 80],
+})  # fmt: skip
+
+
+def claim(**changes):
+    return {"id": "nearer", "words": "better audio", "status": "reproduced", "found": "C is at 85.0, B at 110.0",
+            "command": "refined-ldm experiment", "table": "runs.csv"} | changes  # fmt: skip
+
+
+def ledger(folder, *claims):
+    TABLE.to_csv(folder / "runs.csv", index=False)
+    path = folder / "figures" / "claims.yaml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(yaml.safe_dump(list(claims)))
+    return path
+
+
+def test_interval_is_students():
+    values = [0.3, 0.5, 0.45]
+    mean, low, high = interval(values)
+    known = ttest_1samp(values, 0).confidence_interval(0.95)
+    assert np.allclose((mean, low, high), (np.mean(values), known.low, known.high))
+    assert interval([2.0]) == (2, 2, 2)
+
+
+def test_differences_are_taken_seed_by_seed():
+    assert paired(TABLE, "frechet", {"label": "C"}, {"label": "B"}).tolist() == [-20, -25, -30]
+    with pytest.raises(ValueError, match="no seed in common"):
+        paired(TABLE, "frechet", {"label": "C", "seed": 0}, {"label": "B", "seed": 1})
+
+
+@pytest.mark.parametrize(("how", "value"), [
+    ({"take": "mean", "where": {"label": "C"}}, 85), ({"take": "ratio", "where": {"label": "B"}, "than": {"label": "C"}}, 110 / 85),
+    ({"take": "least", "where": {}}, 80), ({"take": "most"}, 120), ({"take": "count", "where": {"seed": [0, 1]}}, 4),
+    ({"take": "difference", "where": {"label": "C"}, "than": {"label": "B"}}, -25),
+    ({"take": "difference low", "where": {"label": "C"}, "than": {"label": "B"}}, -25 - 4.302653 * 5 / 3**0.5),
+])  # fmt: skip
+def test_compute(how, value):
+    assert compute(how | {"column": "frechet"}, TABLE) == pytest.approx(value)
+
+
+def test_compute_refuses_what_it_does_not_know():
+    for how, fault in (({"take": "median", "column": "frechet"}, "take must be"), ({"take": "mean", "column": "x"}, "'x'"),
+                       ({"take": "mean", "column": "frechet", "where": {"label": "Z"}}, "no row"),
+                       ({"take": "mean", "column": "frechet", "where": {"arm": "Z"}}, "no column 'arm'")):  # fmt: skip
+        with pytest.raises(ValueError, match=fault):
+            compute(how, TABLE)
+    assert len(rows_where(TABLE, {})) == 6
+
+
+NUMBER = {"value": "85.0", "take": "mean", "column": "frechet", "where": {"label": "C"}}
+
+
+def test_a_true_number_passes_and_any_changed_digit_fails(tmp_path):
+    assert [c.fault for c in verify(ledger(tmp_path, claim(numbers=[NUMBER])))] == [""]
+    for wrong in ("86.0", "85.1", "75.0", "85.00001"):
+        found = claim(found=f"C is at {wrong}", numbers=[NUMBER | {"value": wrong}])
+        assert "comes out as 85.0" in verify(ledger(tmp_path, found))[0].fault, wrong
+
+
+def test_a_number_must_stand_in_the_sentence_in_its_interval_and_where_it_is_stated(tmp_path):
+    assert "is not in what" in verify(ledger(tmp_path, claim(found="C is nearer", numbers=[NUMBER])))[0].fault
+    assert "must lie within" in verify(ledger(tmp_path, claim(numbers=[NUMBER | {"within": [0, 80]}])))[0].fault
+    (tmp_path / "README.md").write_text("C is at 84.9")
+    path = ledger(tmp_path, claim(numbers=[NUMBER], stated_in=["README.md"]))
+    assert "is not in README.md" in verify(path)[0].fault
+
+
+def test_a_ledger_that_lacks_something_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"claims\.yaml"):
+        read_ledger(tmp_path / "claims.yaml")
+    for wrong, fault in ((claim(status="true"), "status of nearer"), ({"id": "nearer"}, "lacks words"),):
+        with pytest.raises(ValueError, match=fault):
+            read_ledger(ledger(tmp_path, wrong))
+    with pytest.raises(ValueError, match="two claims nearer"):
+        read_ledger(ledger(tmp_path, claim(), claim()))
+    with pytest.raises(FileNotFoundError, match="gone.csv: refined-ldm experiment makes it"):
+        verify(ledger(tmp_path, claim(table="gone.csv", numbers=[NUMBER])))
+
+
+def test_the_ledger_of_this_repository_holds():
+    checked = verify(LEDGER)
+    assert [f"{c.claim}: {c.written} {c.fault}" for c in checked if c.fault] == []
+    assert len(checked) >= 20
+
+
+def test_every_claim_of_the_seed_is_in_the_ledger_in_its_own_words():
+    words = " ".join(claim["words"] for claim in read_ledger(LEDGER))
+    for said in ("lower loss in fewer iterations (50k vs. 500k)", "Better semantic representations",
+                 "higher quality audio synthesis", "improve scene classification", "lower GPU consumption"):  # fmt: skip
+        assert said in words
+
+
+def test_a_changed_digit_of_any_claim_makes_the_command_fail(tmp_path, capsys):
+    (tmp_path / "figures").mkdir()
+    shutil.copytree(ROOT / "figures" / "data", tmp_path / "figures" / "data")
+    for name in ("README.md", "notebooks"):
+        source = ROOT / name
+        shutil.copytree(source, tmp_path / name) if source.is_dir() else shutil.copy(source, tmp_path / name)
+    copy = tmp_path / "figures" / "claims.yaml"
+    original = LEDGER.read_text()
+    copy.write_text(original)
+    assert main(["verify", "--ledger", str(copy)]) == 0
+    values = [(m.start(1), m.group(1)) for m in re.finditer(r'value: "?(-?[\d.]+)', original)]
+    for place, value in values[:: max(1, len(values) // 12)]:
+        at = place + len(value) - 1
+        copy.write_text(original[:at] + str((int(original[at]) + 1) % 10) + original[at + 1 :])
+        assert main(["verify", "--ledger", str(copy)]) == 2, value
+    assert "comes out as" in capsys.readouterr().err
