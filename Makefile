@@ -15,12 +15,12 @@ demo test test-all faults soak figures outputs: export HF_HUB_OFFLINE := 1
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' Makefile
 
-demo: $(READY) ## Sounds for four captions and their spectrograms, then the five notebooks, into runs/
+demo: $(READY) ## Sounds for four captions and their spectrograms, then the notebooks, into runs/
 	$(BIN)/refined-ldm generate --out runs/demo --seed 0 --picture \
 		"a dog barks twice" "rain falls while a bell rings" "a piano plays a high note" "a siren wails"
 	$(BIN)/refined-ldm notebooks
 
-test: $(READY) ## The tests and the five notebooks
+test: $(READY) ## The tests and the notebooks
 	$(BIN)/pytest -m "not slow" --nbval-lax --nbval-current-env tests notebooks
 
 test-all: $(READY) ## The same with the slow tests

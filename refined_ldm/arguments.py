@@ -138,8 +138,8 @@ def parser(runs):
     sub.add_argument("--ledger", type=Path, default=Path("figures/claims.yaml"), metavar="YAML")
     sub.add_argument("--json", action="store_true", help="print every number as JSON")
 
-    sub = command("notebooks", "Execute the five notebooks with papermill into runs/notebooks.")
-    sub.add_argument("names", nargs="*", metavar="NAME", help="01 … 05; all if not given")
+    sub = command("notebooks", "Execute the notebooks with papermill into runs/notebooks.")
+    sub.add_argument("names", nargs="*", metavar="NAME", help="01 … 06; all if not given")
     sub.add_argument("--preset", default="tiny")
     sub.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a parameter")
     sub.add_argument("--out", type=Path, default=Path("runs/notebooks"), metavar="DIR")

@@ -231,6 +231,21 @@ def plot_budget(costs, title=""):
     return figure
 
 
+def claims_table(ledger):
+    """What was claimed, what became of it and what was found: `claims.read_ledger` -> a table that wraps its text."""
+    import pandas as pd
+
+    rows = [{"claimed": claim["words"], "status": claim["status"], "found": " ".join(claim["found"].split())}
+            for claim in ledger if claim["status"] != "measured"]  # fmt: skip
+    wrapped = {"white-space": "pre-wrap", "text-align": "left", "max-width": "32em", "vertical-align": "top"}
+    return pd.DataFrame(rows).style.set_properties(**wrapped).hide(axis="index")
+
+
+def read_json(path):
+    """What a JSON file holds."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
 def show_source(item):
     """Show the source of a function, a method or a class, with its file and line."""
     from IPython.display import Markdown, display

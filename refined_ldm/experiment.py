@@ -29,6 +29,7 @@ from refined_ldm.histories import HISTORIES, train_conditioner
 from refined_ldm.judges import Aisfx
 from refined_ldm.metrics import LinearProbe, frechet_distance, kernel_distance
 from refined_ldm.pipeline import cached_clips, fit_gaussian
+from refined_ldm.probes import names_in_order
 from refined_ldm.randomness import step_seed
 from refined_ldm.scenes import CLASSES
 from refined_ldm.text_to_audio import RefinedAudioLDM
@@ -106,7 +107,7 @@ class Run:
     arm: Arm
     iterations: int
     seed: int
-    part: str  # arms, target, controls, plateau, ladder or rates
+    part: str  # formula, arms, target, controls, plateau, ladder or rates
 
     @property
     def name(self):
@@ -119,6 +120,7 @@ def plan(iterations=1500, seeds=3):
     runs, short = [], [iterations // k for k in (10, 5, 3)]
     runs += [Run("C", replace(ARMS["C"], lr=lr), iterations // 3, 0, "rates") for lr in RATES]
     runs = [replace(run, label=f"C lr {run.arm.lr:g}") for run in runs]
+    runs.append(Run("D", ARMS["D"], 0, 0, "formula"))  # its U-Net has learned nothing
     for seed in range(seeds):
         runs += [Run(label, ARMS[label], iterations, seed, "arms") for label in "CBA"]
         runs += [Run(label, ARMS[label], n, seed, "target") for n in short for label in ("DE" if n == short[0] else "D")]
@@ -127,7 +129,7 @@ def plan(iterations=1500, seeds=3):
     runs += [Run(label, ARMS[label], iterations, 0, "controls") for label in ("tokens", "oracle", "random", "plain")]
     runs += [Run(label, replace(ARMS["D"], **change), short[1], 0, "ladder") for label, change in LADDER.items()
              if change]  # fmt: skip
-    return [*runs, Run("B", ARMS["B"], 2 * iterations, 0, "plateau")]
+    return [*runs, Run("B", ARMS["B"], 4 * iterations, 0, "plateau")]
 
 
 @dataclass(frozen=True)
@@ -182,8 +184,7 @@ class Oracle(nn.Module):
         super().__init__()
         self.embedding_dim, self.known = embedding_dim, {"": ()}
         for item in items:
-            order = sorted(item["events"], key=lambda e: e["onset"])
-            names = [event["name"] for event in order if event["name"] in item["labels"]]
+            names = [name for name in names_in_order(item) if name in item["labels"]]
             self.known |= {caption: (item["kind"], *names) for caption in item["captions"]}
 
     def embed_text(self, captions):
@@ -224,7 +225,7 @@ class Experiment:
         self.base = RefinedAudioLDM.from_preset("tiny")
         self.clips = cached_clips(self.config, folder, on_clips=on_clips)
         self.latents = self._encoded(self.clips, "latents")
-        self.scale = self._scale(range(512))
+        self.scale = self._scale(range(min(512, clips)))
         self.held_out = rendered_clips(held_out, "val", seed=1)
         self.judged, self.probe = judged, probe
 
@@ -251,8 +252,7 @@ class Experiment:
     def conditioner(self, arm):
         """The frozen conditioner of an arm."""
         if arm.conditioner == "oracle":
-            items = [*self.clips.rest, *(_plain(item) for item in self.held_out + self.test)]
-            return Oracle(items, self.config.unet.embedding_dim)
+            return Oracle([*self.clips.rest, *self.held_out, *self.test], self.config.unet.embedding_dim)
         if arm.conditioner == "random":
             with torch.random.fork_rng():
                 torch.manual_seed(0)
@@ -302,7 +302,7 @@ class Experiment:
         """A fresh model of an arm, and its training set."""
         conditioner = self.conditioner(arm)
         examples = self.examples(arm, conditioner)
-        steps = StageConfig(max_steps, 16, arm.lr, arm.optimizer, arm.lr_schedule, min(100, max_steps // 10),
+        steps = StageConfig(max(1, max_steps), 16, arm.lr, arm.optimizer, arm.lr_schedule, min(100, max_steps // 10),
                             ema_decay=arm.ema_decay, timesteps=arm.timesteps, weighting=arm.weighting,
                             audio_share=arm.audio_share, extra_drop=arm.extra_drop)  # fmt: skip
         unet = replace(self.config.unet, embedding_gain=arm.gain)
@@ -313,10 +313,24 @@ class Experiment:
         model = RefinedAudioLDM(config, seed, clap=conditioner)
         model.vae, model.vocoder, model.mel = self.base.vae, self.base.vocoder, self.base.mel
         model.scale.fill_(self.scale_of(arm, seed))
+        model.eval()  # and so it stays but for the U-Net: a conditioner's dropout would blur its captions
         if model.gaussian is not None:
             known = [examples[i] for i in range(min(4000, len(examples)))]
             fit_gaussian(model, *(torch.stack([item[key] for item in known]) for key in ("latent", "embeddings")))
         return model, examples
+
+    def trained(self, run):
+        """The model that a finished run left in this folder. Raises FileNotFoundError if it has not been run here."""
+        model, _ = self.model(run.arm, run.seed, run.iterations)
+        model.load_part("ldm", self.folder / "runs" / run.name)
+        return model
+
+    def held_out_latents(self):
+        """Latents (B, C, T, F) of the held-out clips, not yet scaled."""
+        if not hasattr(self, "_held_out_latents"):
+            waveform = torch.stack([item["waveform"] for item in self.held_out])
+            self._held_out_latents = torch.cat([self._encode(w) for w in waveform.split(32)])
+        return self._held_out_latents
 
     def card(self, arm, model):
         """The card of an arm's losses."""
@@ -328,10 +342,8 @@ class Experiment:
     @torch.no_grad()
     def noise_error(self, model):
         """Mean squared error of the predicted noise at every timestep of GRID, on the held-out clips -> (len(GRID),)."""
-        waveform = torch.stack([item["waveform"] for item in self.held_out])
-        if not hasattr(self, "_held_out_latents"):
-            self._held_out_latents = torch.cat([self._encode(w) for w in waveform.split(32)])
-        z_0 = model.scale * self._held_out_latents
+        model.eval()
+        z_0 = model.scale * self.held_out_latents()
         c = model.clap.embed_text([item["caption"] for item in self.held_out])
         eps = torch.randn(z_0.shape, generator=torch.Generator().manual_seed(step_seed(0, 0)))
         errors = []
@@ -381,10 +393,6 @@ def _measures(judged, real, kinds):
     }  # fmt: skip
 
 
-def _plain(item):
-    return item | {"events": [asdict(event) for event in item["events"]]}
-
-
 def _embedded(folder, clips, embed):
     """Embeddings of every caption, cached: a shape of its own beside one set of latents."""
     return cache_latents(folder, clips, lambda w: torch.zeros(len(w), 1), embed, {**clips.made_of, "of": folder.name})
@@ -428,35 +436,45 @@ def run_arm(experiment, run, out, resume=False, judge=True, on_step=None):
     errors = run_dir / "errors.csv"
     rows = pd.read_csv(errors).to_dict("records") if resume and errors.is_file() else []
     if not rows and model.gaussian is not None:  # the U-Net's last layer begins at zero: the formula alone
-        rows = _error_rows(experiment.noise_error(model.eval()), 0, 0.0)
-    at, seconds = marks(max_steps), rows[-1]["seconds"] if rows else 0.0
-    steps = train_ldm(model, loader(examples, 16, seed), seed=seed, run_dir=run_dir, resume=resume)
-    with Curve(run_dir / "steps.csv", resume) as write:
-        for step in steps:
-            write(step)
-            seconds += step.seconds
-            if step.index in at and step.index < max_steps:
-                with step.averaged():
-                    rows += _error_rows(experiment.noise_error(model.eval()), step.index, seconds)
-                model.train()
-                pd.DataFrame(rows).to_csv(errors, index=False)
-            if on_step:
-                on_step(step)
-    seconds = float(pd.read_csv(run_dir / "steps.csv")["seconds"].sum())
-    rows += _error_rows(experiment.noise_error(model), max_steps, seconds)
-    record = {"name": name, "label": run.label, "part": run.part, "arm": asdict(arm), "seed": seed, "iterations": max_steps, "seconds": round(seconds, 1),
-              "card": asdict(experiment.card(arm, model)), **_bins(rows[-len(GRID):])}  # fmt: skip
+        rows = _error_rows(experiment.noise_error(model), 0, 0.0)
+    seconds = 0.0
+    if max_steps:
+        rows, seconds = _trained(experiment, model, examples, run, run_dir, rows, resume, on_step)
+    record = {"name": name, "label": run.label, "part": run.part, "seed": seed, "iterations": max_steps,
+              "seconds": round(seconds, 1), **_bins(rows[-len(GRID):]), "arm": asdict(arm),
+              "card": asdict(experiment.card(arm, model))}  # fmt: skip
     if judge:
         begin = time.perf_counter()
         measures, judged = experiment.quality(model)
         record |= measures | {"judged": len(judged.rows), "judging_seconds": round(time.perf_counter() - begin, 1)}
         _write(pd.DataFrame(judged.rows)[["id", "kind", "labels", "heard", "recall"]], out / f"{name}-heard.csv")
     model.save_part("ldm", run_dir)
-    _write(_thinned(pd.read_csv(run_dir / "steps.csv")), out / f"{name}-steps.csv")
+    if max_steps:
+        _write(_thinned(pd.read_csv(run_dir / "steps.csv")), out / f"{name}-steps.csv")
     _write(pd.DataFrame(rows), out / f"{name}.csv")
     with written_whole(out / f"{name}.json") as temporary:
         temporary.write_text(json.dumps(record, indent=1))
     return record
+
+
+def _trained(experiment, model, examples, run, run_dir, rows, resume, on_step):
+    """Train the model of a run -> the noise errors on the way and at the end, seconds."""
+    at, seconds = marks(run.iterations), rows[-1]["seconds"] if rows else 0.0
+    steps = train_ldm(model, loader(examples, 16, run.seed), seed=run.seed, run_dir=run_dir, resume=resume)
+    with Curve(run_dir / "steps.csv", resume) as write:
+        for step in steps:
+            write(step)
+            rows = [row for row in rows if row["step"] < step.index]  # what comes after the checkpoint is done again
+            seconds += step.seconds
+            if step.index in at and step.index < run.iterations:
+                with step.averaged():
+                    rows += _error_rows(experiment.noise_error(model), step.index, seconds)
+                model.unet.train()
+                pd.DataFrame(rows).to_csv(run_dir / "errors.csv", index=False)
+            if on_step:
+                on_step(step)
+    seconds = float(pd.read_csv(run_dir / "steps.csv")["seconds"].sum())
+    return rows + _error_rows(experiment.noise_error(model), run.iterations, seconds), seconds
 
 
 def _error_rows(errors, step, seconds):

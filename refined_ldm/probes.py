@@ -5,6 +5,7 @@ one thing, the order, the count, a negation? Retrieval and naming say how much i
 """
 
 import re
+from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -113,15 +114,17 @@ def order_heard(listener, waveforms, items):
     moved = logits[0] - logits[1]  # (n, K): heard more at the start than at the end
     classes, right = listener.probe.classes, []
     for row, item in zip(moved, items, strict=True):
-        a, b = (event["name"] if isinstance(event, dict) else event.name for event in _in_order(item))
+        a, b = names_in_order(item)
         if a == b:
             raise ValueError(f"{item['id']} has two events of one class: there is no order to hear")
         right.append(float(row[classes.index(a)] - row[classes.index(b)] > 0))
     return np.array(right)
 
 
-def _in_order(item):
-    return sorted(item["events"], key=lambda e: e["onset"] if isinstance(e, dict) else e.onset)
+def names_in_order(item):
+    """The classes of a scene's events by their onsets; events are `scenes.Event`, or dicts from the cache of clips."""
+    events = [event if isinstance(event, dict) else asdict(event) for event in item["events"]]
+    return [event["name"] for event in sorted(events, key=lambda event: event["onset"])]
 
 
 def _sounds(clap, items):

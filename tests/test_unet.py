@@ -139,3 +139,38 @@ def test_it_learns_one_batch_by_heart():
     with torch.no_grad():
         right, wrong = (sum(loss(c.roll(r, 0)) for _ in range(8)) / 8 for r in (0, 1))
     assert right < 0.35 and wrong > 1.5 * right
+
+
+# --- attention to the tokens of a caption ---
+
+
+def reading(**changes):
+    return awake(small(tokens=3, token_width=5, **changes))
+
+
+def told(B=3, tokens=3):
+    """An embedding and the states of `tokens` tokens, the rest of the three zero."""
+    generator = torch.Generator().manual_seed(4)
+    states = torch.randn(B, 3, 5, generator=generator)
+    states[:, tokens:] = 0
+    return torch.cat([inputs(B)[2], states.flatten(1)], dim=1)
+
+
+@torch.no_grad()
+def test_token_states_are_heard_in_any_place_but_padding_is_not():
+    unet, (latent, timestep, _) = reading(), inputs()
+    full, two = unet(latent, timestep, told()), unet(latent, timestep, told(tokens=2))
+    assert full.shape == latent.shape and not torch.allclose(full, two)
+    other = told(tokens=2)
+    states = other[:, 6:].view(-1, 3, 5)
+    states[:, :2] = states[:, :2].flip(1).clone()  # a set to attention; order is in the states themselves
+    torch.testing.assert_close(unet(latent, timestep, other), two, atol=1e-5, rtol=1e-4)
+    assert unet(latent, timestep, told(tokens=0)).isfinite().all()
+
+
+def test_a_condition_of_another_width_is_refused():
+    latent, timestep, embedding = inputs()
+    with pytest.raises(ValueError, match=r"embedding must be \(3, 21\), got \(3, 6\)"):
+        reading()(latent, timestep, embedding)
+    with pytest.raises(ValueError, match="tokens and token_width go together"):
+        UNetConfig(tokens=3)

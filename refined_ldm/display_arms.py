@@ -1,0 +1,96 @@
+"""The pictures of the experiment, each drawn from the tables below figures/data: axes in iterations, seconds and factors."""
+
+import textwrap
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from refined_ldm.claims import interval
+
+ARM_NAMES = {
+    "A": "A: baseline as published", "B": "B: baseline, mended and tuned", "C": "C: B with the other conditioner",
+    "D": "D: C with the recipe", "E": "E: B with the recipe",
+}  # fmt: skip
+COLOURS = {"A": "0.6", "B": "C0", "C": "C1", "D": "C3", "E": "C2"}
+MEASURES = {"error_250": "noise error, t ≥ 250", "frechet": "Fréchet distance, aiSFX", "recall": "class recall"}
+
+
+def curves(folder, runs):
+    """The noise errors along training of some runs -> table: label, seed, iterations, step, seconds, error, error_250."""
+    tables = []
+    for run in runs.to_dict("records"):
+        table = pd.read_csv(folder / f"{run['name']}.csv")
+        late = table[table["t"] >= 250].groupby("step")["error"].mean()
+        table = table.groupby("step").agg(seconds=("seconds", "max"), error=("error", "mean")).assign(error_250=late)
+        tables.append(table.reset_index().assign(label=run["label"], seed=run["seed"], iterations=run["iterations"]))
+    return pd.concat(tables)
+
+
+def plot_curves(table, formula, column="error_250", ax=None):
+    """A band over seeds for every arm, noise error against iterations, both in their logarithm; dashed, the formula."""
+    ax = ax or plt.figure(figsize=(8, 4)).subplots()
+    for label, rows in table.groupby("label"):
+        by_step = rows[rows["step"] > 0].groupby("step")[column]
+        middle = by_step.mean()
+        ax.fill_between(middle.index, by_step.min(), by_step.max(), color=COLOURS[label], alpha=0.25)
+        ax.plot(middle.index, middle, color=COLOURS[label], label=ARM_NAMES[label])
+    ax.axhline(formula, color="black", linestyle="--", linewidth=1, label="the formula, no network")
+    ax.set(xscale="log", yscale="log", xlabel="iterations", ylabel=MEASURES.get(column, "noise error"))
+    ax.legend(fontsize=9)
+    return ax
+
+
+def plot_targets(runs, targets, measures=MEASURES):
+    """Final quality against iterations: a point a run, a line an arm; dotted, what has to be reached -> figure."""
+    figure, axes = plt.subplots(1, len(measures), figsize=(4 * len(measures), 3.6), layout="constrained")
+    for (column, title), ax in zip(measures.items(), axes, strict=True):
+        for label, rows in runs.groupby("label"):
+            ax.plot(rows["iterations"], rows[column], "o", color=COLOURS[label], markersize=4, alpha=0.6)
+            middle = rows.groupby("iterations")[column].mean()
+            ax.plot(middle.index, middle, color=COLOURS[label], label=ARM_NAMES[label])
+        ax.axhline(targets[column], color="black", linestyle=":", label="B at its end")
+        ax.set(xscale="log", xlabel="iterations", title=title)
+        if column.startswith("error"):
+            ax.set_yscale("log")
+    axes[0].legend(fontsize=8)
+    return figure
+
+
+def plot_steps(rows, value, ylabel="", title="", reference=None, ax=None):
+    """Horizontal bars, one a row of {"label", value}, with `low` and `high` if there are; dashed, a reference -> axes."""
+    rows = pd.DataFrame(rows)
+    ax = ax or plt.figure(figsize=(8, 0.36 * len(rows) + 1)).subplots()
+    labels = [textwrap.shorten(str(label), 60) for label in rows["label"]]
+    ax.barh(labels, rows[value], color=["C3" if reference is not None and v < reference else "C0" for v in rows[value]])
+    if {"low", "high"} <= set(rows):
+        reach = np.maximum(0, [rows[value] - rows["low"], rows["high"] - rows[value]])
+        ax.errorbar(rows[value], labels, xerr=reach, fmt="none", ecolor="black", capsize=3)
+    if reference is not None:
+        ax.axvline(reference, color="black", linestyle="--", linewidth=1)
+    ax.invert_yaxis()
+    ax.set(xlabel=ylabel, title=title)
+    return ax
+
+
+def plot_by_timestep(tables, ax=None):
+    """{name: table of one run (step, t, error)} -> the error at the last step of each, by timestep, as share of the first's."""
+    ax = ax or plt.figure(figsize=(8, 3.4)).subplots()
+    for name, table in tables.items():
+        rows = table[table["step"] == table["step"].max()] if "step" in table else table
+        ax.plot(rows["t"], rows["error"], label=name)
+    ax.set(yscale="log", xlabel="timestep t (0 is the clean sound)", ylabel="noise error")
+    ax.legend(fontsize=9)
+    return ax
+
+
+def summary(runs, columns):
+    """One row for each label and number of iterations: mean and 95 % interval over seeds of some columns."""
+    rows = []
+    for (label, iterations), group in runs.groupby(["label", "iterations"]):
+        row = {"arm": ARM_NAMES.get(label, label), "iterations": iterations, "seeds": len(group)}
+        for column in columns:
+            mean, low, high = interval(group[column].dropna()) if group[column].notna().any() else (np.nan,) * 3
+            row |= {column: mean, f"{column}_low": low, f"{column}_high": high}
+        rows.append(row)
+    return pd.DataFrame(rows)

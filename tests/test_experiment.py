@@ -1,0 +1,145 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from refined_ldm.cli import main
+from refined_ldm.experiment import (
+    ARMS,
+    GRID,
+    PUBLISHED,
+    TOKENS,
+    TRAINING_LOSS,
+    Arm,
+    Card,
+    Experiment,
+    Oracle,
+    Run,
+    Tokens,
+    collect,
+    comparable,
+    marks,
+    plan,
+    run_arm,
+)
+from refined_ldm.scenes import SoundScenes
+
+CARD = Card(0.25, "v", "v", 0.0, 0.1, 16.0, 256, "stratified", "val-64")
+
+
+def test_losses_are_refused_with_every_difference_named():
+    comparable(CARD, replace(CARD, drop=0.19, parameterization="eps"))  # converted, and with captions alone
+    with pytest.raises(ValueError, match=r"differ in scale: 0\.25 and 0\.31$"):
+        comparable(CARD, replace(CARD, scale=0.31, drop=0.2))
+    with pytest.raises(ValueError, match=r"parameterization: v and eps; audio_share: 0\.0 and 0\.5; drop: 0\.1 and 0\.19"):
+        comparable(CARD, replace(CARD, parameterization="eps", audio_share=0.5, drop=0.19), TRAINING_LOSS)
+    comparable(CARD, replace(CARD, norm=1.0), TRAINING_LOSS, but=("norm",))
+
+
+def test_arms_differ_in_what_is_named_and_in_nothing_else():
+    def differences(a, b):
+        return {k for k, v in ARMS[a].__dict__.items() if v != ARMS[b].__dict__[k]}
+
+    assert differences("B", "C") == differences("D", "E") == differences("C", "oracle") == {"conditioner"}
+    assert differences("B", "E") == differences("C", "D")
+    assert differences("C", "tokens") == {"tokens"}
+    assert PUBLISHED.lr_schedule == "constant" and PUBLISHED.extra_drop and PUBLISHED.scale_from == "first batch"
+
+
+def test_the_plan_names_every_run_once_and_gives_every_arm_its_seeds():
+    runs = plan(1500, 3)
+    assert len({run.name for run in runs}) == len(runs)
+    for arm in "ABCDE":
+        assert {run.seed for run in runs if run.label == arm and run.iterations == 1500} == {0, 1, 2}
+    assert {run.iterations for run in runs if run.label == "D"} == {0, 150, 300, 500, 1500}
+
+
+def test_marks_are_even_in_the_logarithm():
+    found = sorted(marks(1500))
+    assert found[-1] == 1500 and len(found) == 12
+    assert np.ptp(np.diff(np.log(found))) < 0.1
+
+
+def test_the_oracle_tells_order_and_kind_and_nothing_else():
+    scenes = SoundScenes("test_order", 8)
+    a, b = scenes[0], scenes[1]  # twins
+    oracle = Oracle([a, b], 256)
+    found = oracle.embed_text([a["captions"][0], a["captions"][1], b["captions"][0], ""])
+    assert found.shape == (4, 256)
+    assert torch.equal(found[0], found[1])  # however it is worded
+    assert (found[0] * found[2]).sum() < 0.5  # the other order
+    assert not found[3].any()
+
+
+class _Reader(torch.nn.Module):
+    embedding_dim = 4
+
+    def text_states(self, captions):
+        lengths = [len(caption.split()) for caption in captions]
+        mask = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
+        return torch.ones(len(captions), max(lengths), 3), mask
+
+    def embed_text(self, captions):
+        return torch.zeros(len(captions), 4)
+
+
+def test_token_states_come_behind_the_embedding_and_padding_is_zero():
+    found = Tokens(_Reader()).embed_text(["a dog", " ".join(["rain"] * 30)])
+    states = found[:, 4:].unflatten(1, (TOKENS, 3))
+    assert (states.abs().sum(2) > 0).sum(1).tolist() == [2, TOKENS]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return Experiment(tmp_path_factory.mktemp("experiment"), clips=24, held_out=4, judged=6, probe=96, width=32)
+
+
+def test_a_run_is_judged_written_and_not_repeated(small, tmp_path):
+    run = Run("oracle", Arm("oracle"), 4, 0, "controls")
+    record = run_arm(small, run, tmp_path)
+    assert record["card"]["scale"] == pytest.approx(small.scale, rel=1e-4)
+    assert 0 <= record["recall"] <= 1 and record["frechet"] > 0 and record["iterations"] == 4
+    errors = pd.read_csv(tmp_path / "oracle-4-0.csv")
+    assert sorted(errors["t"].unique()) == list(GRID) and errors["step"].max() == 4
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert run_arm(small, run, tmp_path) == json.loads((tmp_path / "oracle-4-0.json").read_text())
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+    row = collect(tmp_path).iloc[0]
+    last = errors[errors["step"] == 4]
+    assert row["error_250"] == pytest.approx(last["error"][last["t"] >= 250].mean())
+    assert row["recall"] == pytest.approx(pd.read_csv(tmp_path / "oracle-4-0-heard.csv")["recall"].mean())
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_end(small, tmp_path):
+    run = Run("random", replace(ARMS["D"], conditioner="random"), 6, 1, "controls")
+    with pytest.raises(KeyboardInterrupt):
+        def stop(step):
+            if step.index == 3:
+                raise KeyboardInterrupt
+
+        run_arm(small, run, tmp_path / "a", on_step=stop, judge=False)
+    run_arm(small, run, tmp_path / "a", resume=True, judge=False)
+    again = replace(run, label="again")
+    run_arm(small, again, tmp_path / "b", judge=False)
+    a, b = pd.read_csv(tmp_path / "a" / f"{run.name}.csv"), pd.read_csv(tmp_path / "b" / f"{again.name}.csv")
+    last = [table[table["step"] == 6]["error"].to_numpy() for table in (a, b)]
+    assert np.array_equal(*last)
+    assert set(a["step"]) == set(b["step"])
+
+
+def test_all_arms_see_the_same_latents_and_noise(small):
+    models = [small.model(Arm("oracle"), 0, 4)[0], small.model(replace(ARMS["D"], conditioner="random"), 0, 4)[0]]
+    assert torch.equal(models[0].unet.conv_in.weight, models[1].unet.conv_in.weight)  # and the same beginning
+    assert models[0].scale == models[1].scale
+    first = small.model(replace(PUBLISHED, conditioner="oracle", audio_share=0.0), 0, 4)[0]
+    assert first.scale != models[0].scale
+
+
+def test_the_command_lists_the_plan_and_refuses_other_names(capsys, tmp_path):
+    assert main(["experiment", "--list", "--out", str(tmp_path)]) == 0
+    assert "B-1500-2" in capsys.readouterr().out
+    assert main(["experiment", "Z-1", "--run", str(tmp_path)]) == 2
+    assert "no run Z-1" in capsys.readouterr().err
