@@ -9,7 +9,7 @@ EXAMPLES = {
     "inspect": "refined-ldm inspect audioldm-s-full-v2.ckpt",
     "convert": "refined-ldm convert audioldm-s-full-v2.ckpt runs/audioldm-s --tokenizer roberta-base",
     "infer": "refined-ldm infer --config_yaml audioldm_custom.yaml --list_inference captions.lst "
-             "--reload_from_ckpt runs/audioldm_custom",
+    "--reload_from_ckpt runs/audioldm_custom",
     "evaluate": "refined-ldm evaluate runs/infer recordings --captions captions.csv --embedding tiny-gpt2",
     "budget": "refined-ldm budget --clips 50 --recordings captions.csv",
     "experiment": "refined-ldm experiment C-1500-0 --run runs/experiment",

@@ -1,8 +1,8 @@
 """The ledger of claims: every number that is stated, and how it comes out of the tables beside the figures.
 
 `figures/claims.yaml` lists claims. Each has an id, the words in which it was made, a status (reproduced, refuted, not
-testable here, or measured for what nobody claimed), what was found, the command that makes its tables, and the numbers in
-that sentence. `verify` computes each number anew, rounds it as it is written, and compares the digits.
+testable here, or measured for what nobody claimed), what was found, the command that makes its tables, and the numbers
+in that sentence. `verify` computes each number anew, rounds it as it is written, and compares the digits.
 """
 
 from dataclasses import dataclass
@@ -96,7 +96,9 @@ def read_ledger(path):
         if missing := [k for k in ("id", "words", "status", "found", "command") if k not in claim]:
             raise ValueError(f"{path}: claim {name} lacks {', '.join(missing)}")
         if claim["status"] not in STATUSES:
-            raise ValueError(f"{path}: the status of {name} must be one of {', '.join(STATUSES)}, got {claim['status']!r}")
+            raise ValueError(
+                f"{path}: the status of {name} must be one of {', '.join(STATUSES)}, got {claim['status']!r}"
+            )
         if name in seen:
             raise ValueError(f"{path}: there are two claims {name}")
         seen.add(name)
@@ -106,8 +108,8 @@ def read_ledger(path):
 def verify(path="figures/claims.yaml", root=None, on_claim=None):
     """Compute every number of the ledger from its table -> list of `Checked`. Paths are relative to the repository.
 
-    A number is at fault if its digits differ from those computed, if it is not in the sentence `found`, if it leaves the
-    interval it must lie in, or if a file that states the claim (`stated_in`) does not hold it.
+    A number is at fault if its digits differ from those computed, if it is not in the sentence `found`, if it leaves
+    the interval it must lie in, or if a file that states the claim (`stated_in`) does not hold it.
     """
     path = Path(path)
     root, tables, checked = Path(root) if root else path.resolve().parent.parent, {}, []

@@ -318,7 +318,9 @@ def experiment(options):
     for run in runs:
         with tqdm(total=run.iterations, desc=run.name, disable=None) as bar:
             record = run_arm(shared, run, options.out, True, run.part != "rates", lambda step, bar=bar: bar.update())
-        print(f"{run.name}: " + ", ".join(f"{k} {v:.4g}" for k, v in record.items() if isinstance(v, float)), flush=True)
+        print(
+            f"{run.name}: " + ", ".join(f"{k} {v:.4g}" for k, v in record.items() if isinstance(v, float)), flush=True
+        )
     _write_table(options.out.with_suffix(".csv"), collect(options.out).to_dict("records"))
 
 
@@ -384,7 +386,8 @@ def _literal(text):
 
 
 COMMANDS = {
-    run.__name__: run for run in (generate, train, inspect, convert, infer, evaluate, budget, experiment, verify, notebooks, bench)
+    run.__name__: run
+    for run in (generate, train, inspect, convert, infer, evaluate, budget, experiment, verify, notebooks, bench)
 }
 
 

@@ -1,7 +1,7 @@
 """Ten ways to get a lower loss without a better model: what is counted changes, the network does not.
 
-Each takes one trained model and one held-out set and counts the loss in another way. A factor below 1 is an improvement that
-nobody could hear.
+Each takes one trained model and one held-out set and counts the loss in another way. A factor below 1 is an improvement
+that nobody could hear.
 """
 
 import torch
@@ -62,8 +62,8 @@ def ten_ways(model, latents, embeddings, train_latents, train_embeddings, sounds
 class _rescaled:
     """A model that is given latents `factor` times as large, and the timestep at which its own would be as noisy.
 
-    z_t = a (f z_0) + s eps is, divided by the length of (a f, s), what the model knows: signal and noise whose squares sum
-    to 1. So its answer is exact but for the rounding of the timestep.
+    z_t = a (f z_0) + s eps is, divided by the length of (a f, s), what the model knows: signal and noise whose squares
+    sum to 1. So its answer is exact but for the rounding of the timestep.
     """
 
     def __init__(self, model, factor):

@@ -353,7 +353,9 @@ def cache_clips(folder: str | Path, dataset: Dataset, fingerprint: dict, on_clip
 
 def _plain(value):
     """Events become dicts, as JSON knows no dataclasses."""
-    return [asdict(event) for event in value] if isinstance(value, tuple) and value and is_dataclass(value[0]) else value
+    return (
+        [asdict(event) for event in value] if isinstance(value, tuple) and value and is_dataclass(value[0]) else value
+    )
 
 
 def encoded_at_once(samples: int) -> int:

@@ -165,9 +165,10 @@ def dpmpp_sample(denoise, z_T, c, schedule, steps=25, spacing="trailing", on_ste
                 r = h_previous / h
                 data = (1 + 1 / (2 * r)) * z_0 - 1 / (2 * r) * previous
             a, a_next = schedule.alpha_bar[now].double(), schedule.alpha_bar[following].double()
-            z_t = float(((1 - a_next) / (1 - a)).sqrt()) * z_t - float(a_next.sqrt()) * torch.expm1(
-                torch.tensor(-h)
-            ).item() * data
+            z_t = (
+                float(((1 - a_next) / (1 - a)).sqrt()) * z_t
+                - float(a_next.sqrt()) * torch.expm1(torch.tensor(-h)).item() * data
+            )
             previous, h_previous = z_0, h
         if on_step:
             on_step(k + 1, steps)

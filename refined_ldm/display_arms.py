@@ -1,4 +1,4 @@
-"""The pictures of the experiment, each drawn from the tables below figures/data: axes in iterations, seconds and factors."""
+"""The pictures of the experiment, each drawn from the tables below figures/data."""
 
 import textwrap
 
@@ -17,7 +17,7 @@ MEASURES = {"error_250": "noise error, t ≥ 250", "frechet": "Fréchet distance
 
 
 def curves(folder, runs):
-    """The noise errors along training of some runs -> table: label, seed, iterations, step, seconds, error, error_250."""
+    """Noise errors along training of some runs -> table: label, seed, iterations, step, seconds, error, error_250."""
     tables = []
     for run in runs.to_dict("records"):
         table = pd.read_csv(folder / f"{run['name']}.csv")
@@ -58,7 +58,7 @@ def plot_targets(runs, targets, measures=MEASURES):
 
 
 def plot_steps(rows, value, ylabel="", title="", reference=None, ax=None):
-    """Horizontal bars, one a row of {"label", value}, with `low` and `high` if there are; dashed, a reference -> axes."""
+    """A bar for each row of {"label", value}, with `low` and `high` if there are; dashed, a reference -> axes."""
     rows = pd.DataFrame(rows)
     ax = ax or plt.figure(figsize=(8, 0.36 * len(rows) + 1)).subplots()
     labels = [textwrap.shorten(str(label), 60) for label in rows["label"]]
@@ -74,7 +74,7 @@ def plot_steps(rows, value, ylabel="", title="", reference=None, ax=None):
 
 
 def plot_by_timestep(tables, ax=None):
-    """{name: table of one run (step, t, error)} -> the error at the last step of each, by timestep, as share of the first's."""
+    """{name: table of one run (step, t, error)} -> axes with the error at the last step of each, by timestep."""
     ax = ax or plt.figure(figsize=(8, 3.4)).subplots()
     for name, table in tables.items():
         rows = table[table["step"] == table["step"].max()] if "step" in table else table

@@ -1,9 +1,9 @@
 """The claim under control: arms that differ in what is named and in nothing else.
 
-Every arm trains the same U-Net on the same latents of one frozen VAE, in the same batch order, with the same noise and as
-many iterations. What differs is its `Arm`; what that does to a loss is on its card, and losses whose cards differ are not
-compared. Judges are the noise error on a fixed held-out set, at fixed timesteps and with fixed noise; an embedding nobody
-here trained; and the events the captions name.
+Every arm trains the same U-Net on the same latents of one frozen VAE, in the same batch order, with the same noise and
+as many iterations. What differs is its `Arm`; what that does to a loss is on its card, and losses whose cards differ
+are not compared. Judges are the noise error on a fixed held-out set, at fixed timesteps and with fixed noise; an
+embedding nobody here trained; and the events the captions name.
 """
 
 import json
@@ -62,8 +62,8 @@ class Arm:
     guidance: float = 3.0  # of the sounds that are judged
 
 
-PUBLISHED = Arm(parameterization="eps", lr=1e-4, lr_schedule="constant", ema_decay=0.9999, gain=1.0, timesteps="uniform", extra_drop=0.1,
-                audio_share=0.5, scale_from="first batch")  # fmt: skip
+PUBLISHED = Arm(parameterization="eps", lr=1e-4, lr_schedule="constant", ema_decay=0.9999, gain=1.0,
+                timesteps="uniform", extra_drop=0.1, audio_share=0.5, scale_from="first batch")  # fmt: skip
 RECIPE = {"parameterization": "caption-gaussian", "optimizer": "muon", "lr": 3e-3, "guidance": 1.5}
 ARMS = {
     "A": PUBLISHED,
@@ -71,10 +71,10 @@ ARMS = {
     "C": Arm("ms"),
     "D": Arm("ms", **RECIPE),
     "E": Arm(**RECIPE),
-    "random": Arm("random"),
-    "oracle": Arm("oracle"),
-    "tokens": Arm("ms", tokens=True),
-    "plain": Arm("ms-plain"),
+    "random": Arm("random", **RECIPE),
+    "oracle": Arm("oracle", **RECIPE),
+    "tokens": Arm("ms", tokens=True, **RECIPE),
+    "plain": Arm("ms-plain", **RECIPE),
 }
 
 
@@ -123,7 +123,9 @@ def plan(iterations=1500, seeds=3):
     runs.append(Run("D", ARMS["D"], 0, 0, "formula"))  # its U-Net has learned nothing
     for seed in range(seeds):
         runs += [Run(label, ARMS[label], iterations, seed, "arms") for label in "CBA"]
-        runs += [Run(label, ARMS[label], n, seed, "target") for n in short for label in ("DE" if n == short[0] else "D")]
+        runs += [Run("D", ARMS["D"], n, seed, "target") for n in short] + [
+            Run("E", ARMS["E"], short[0], seed, "target")
+        ]
     for seed in range(seeds):
         runs += [Run(label, ARMS[label], iterations, seed, "arms") for label in "DE"]
     runs += [Run(label, ARMS[label], iterations, 0, "controls") for label in ("tokens", "oracle", "random", "plain")]
@@ -308,8 +310,9 @@ class Experiment:
         unet = replace(self.config.unet, embedding_gain=arm.gain)
         if arm.tokens:
             unet = replace(unet, tokens=TOKENS, token_width=conditioner.clap.config.text_width)
-        config = replace(self.config, unet=unet, parameterization=arm.parameterization, guidance_scale=arm.guidance,
-                         unconditional_probability=arm.drop, training=self.config.training | {"ldm": steps})  # fmt: skip
+        config = replace(self.config, unet=unet, parameterization=arm.parameterization,
+                         guidance_scale=arm.guidance, unconditional_probability=arm.drop,
+                         training=self.config.training | {"ldm": steps})  # fmt: skip
         model = RefinedAudioLDM(config, seed, clap=conditioner)
         model.vae, model.vocoder, model.mel = self.base.vae, self.base.vocoder, self.base.mel
         model.scale.fill_(self.scale_of(arm, seed))
@@ -341,7 +344,7 @@ class Experiment:
 
     @torch.no_grad()
     def noise_error(self, model):
-        """Mean squared error of the predicted noise at every timestep of GRID, on the held-out clips -> (len(GRID),)."""
+        """Mean squared error of the predicted noise on the held-out clips, at every timestep of GRID (len(GRID),)."""
         model.eval()
         z_0 = model.scale * self.held_out_latents()
         c = model.clap.embed_text([item["caption"] for item in self.held_out])
@@ -412,7 +415,8 @@ def _heard(folder, clips, clap):
         waveform = torch.stack([clips[int(i)]["waveform"] for i in indices])
         return clap.embed_audio(waveform, 16_000)
 
-    return cache_latents(folder, Sounds(), lambda w: torch.zeros(len(w), 1), embed, {**clips.made_of, "of": folder.name})
+    made_of = {**clips.made_of, "of": folder.name}
+    return cache_latents(folder, Sounds(), lambda w: torch.zeros(len(w), 1), embed, made_of)
 
 
 def marks(max_steps, count=12):
@@ -422,7 +426,7 @@ def marks(max_steps, count=12):
 
 
 def run_arm(experiment, run, out, resume=False, judge=True, on_step=None):
-    """Carry out one `Run`: train and judge -> the record that is written to out/NAME.json, beside NAME.csv and NAME-steps.csv.
+    """Carry out one `Run`: train and judge -> its record, which is written to out/NAME.json beside the run's tables.
 
     NAME-steps.csv: the training loss of every iteration; NAME.csv: the noise error at marked iterations and timesteps.
     A finished run is not repeated, a broken one goes on from its checkpoint.
@@ -493,8 +497,8 @@ def _bins(rows):
 def _thinned(table, every=10):
     """Means over `every` iterations: a curve that is drawn needs no more."""
     groups = (table["step"] - 1) // every
-    return pd.DataFrame({"step": table["step"].groupby(groups).max(), "loss": table["loss"].groupby(groups).mean().round(6),
-                         "seconds": table["seconds"].groupby(groups).sum().round(3)})  # fmt: skip
+    step, loss, seconds = (table[column].groupby(groups) for column in ("step", "loss", "seconds"))
+    return pd.DataFrame({"step": step.max(), "loss": loss.mean().round(6), "seconds": seconds.sum().round(3)})
 
 
 def _write(table, path):
@@ -512,7 +516,8 @@ def collect(out):
         record = json.loads(path.read_text())
         errors = pd.read_csv(path.with_suffix(".csv"))
         last = errors[errors["step"] == errors["step"].max()]
-        row = {k: v for k, v in record.items() if not isinstance(v, dict)} | {"conditioner": record["arm"]["conditioner"]}
+        row = {k: v for k, v in record.items() if not isinstance(v, dict)}
+        row["conditioner"] = record["arm"]["conditioner"]
         row |= _bins(last.to_dict("records"))
         heard = path.with_name(f"{path.stem}-heard.csv")
         if heard.is_file():

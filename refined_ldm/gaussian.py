@@ -37,7 +37,7 @@ class GaussianDenoiser(nn.Module):
     def noise(self, z_t, alpha_bar, embedding=None):
         """E[eps | z_t] = s (a^2 S + s^2 I)^-1 (z_t - a m), with a^2 = alpha_bar, s^2 = 1 - alpha_bar, (B, 1, 1, 1).
 
-        It comes from the joint Gaussian of eps and z_t = a z_0 + s eps  (Bishop 2006, eq. 2.81). Captions are not heard.
+        It comes from the joint Gaussian of eps and z_t = a z_0 + s eps  (Bishop 2006, eq. 2.81). It hears no caption.
         """
         with torch.autocast(z_t.device.type, enabled=False):
             a, s = alpha_bar.float().flatten(1).sqrt()[:, None], (1 - alpha_bar.float()).flatten(1).sqrt()[:, None]
@@ -65,19 +65,19 @@ class GaussianDenoiser(nn.Module):
 class CaptionGaussian(nn.Module):
     """The same for whole clips, as their captions lead to expect them: latents are N(mean(c), S(c)) given a caption.
 
-    mean(c) is what least squares finds of the slow course (`slow` cosines in time) of every channel and bin. S(c) is that
-    of a process that does not change in time: its eigenvectors are cosines in time, which fit any length, times directions
-    among the C * F channels and bins that PCA finds. How much there is of each is told by the caption too, for bands of
-    cosines an octave wide: least squares on the logarithm. `frames`: T of the clips it was fitted to.
+    mean(c) is what least squares finds of the slow course (`slow` cosines in time) of every channel and bin. S(c) is
+    that of a process that does not change in time: its eigenvectors are cosines in time, which fit any length, times
+    directions among the C * F channels and bins that PCA finds. How much there is of each is told by the caption too,
+    for bands of cosines an octave wide: least squares on the logarithm. `frames`: T of the clips it was fitted to.
     """
 
     def __init__(self, channels, bins, embedding_dim, frames, slow=16):
         super().__init__()
-        if slow > frames:
-            raise ValueError(f"slow must be at most the {frames} frames of a latent, got {slow}")
+        slow = min(slow, frames)
         self.frames, self.slow, self.embedding_dim = frames, slow, embedding_dim
         width = channels * bins
-        octaves = torch.arange(frames).clamp(min=1).log2().long() + (torch.arange(frames) > 0)  # 0 | 1 | 2 3 | 4 5 6 7 …
+        place = torch.arange(frames)
+        octaves = place.clamp(min=1).log2().long() + (place > 0)  # 0 | 1 | 2 3 | 4 5 6 7 …
         self.register_buffer("octave", octaves, persistent=False)  # (T,) band of each cosine
         self.register_buffer("centre", torch.zeros(embedding_dim))  # the mean embedding
         self.register_buffer("course", torch.zeros(slow, width))  # of the mean embedding, and what others change in it
@@ -94,15 +94,16 @@ class CaptionGaussian(nn.Module):
         ridge: what is added to the squared lengths of embeddings, against chance (Hoerl & Kennard 1970).
         """
         if len(latents) != len(embeddings) or latents.shape[2] != self.frames:
-            raise ValueError(f"latents must be ({len(embeddings)}, C, {self.frames}, F), as many as there are embeddings, "
-                             f"got {tuple(latents.shape)}")  # fmt: skip
+            wanted = f"({len(embeddings)}, C, {self.frames}, F), as many as there are embeddings"
+            raise ValueError(f"latents must be {wanted}, got {tuple(latents.shape)}")
         waves, rows = self._cosines(self.frames, latents), self._to_rows(latents)
         self.centre.copy_(embeddings.mean((0, 1)))
         c = embeddings - self.centre
         self.course, self.course_weight = _least_squares(c, (waves.T @ rows)[:, : self.slow], ridge)
 
-        left = torch.cat([z - self.expected(e, self.frames) for z, e in zip(rows.split(256), embeddings[:, 0].split(256),
-                                                                           strict=True)])  # fmt: skip
+        said = embeddings[:, 0]  # one caption of each clip tells what is left
+        pairs = zip(rows.split(256), said.split(256), strict=True)
+        left = torch.cat([z - self.expected(e, self.frames) for z, e in pairs])
         flat = left.flatten(0, 1).double()
         self.basis.copy_(torch.linalg.eigh(flat.T @ flat)[1])
         power = (waves.T @ left @ self.basis).square()  # (N, T, C * F)
@@ -110,8 +111,8 @@ class CaptionGaussian(nn.Module):
         shares = power / self.variance
         shares = torch.stack([shares[:, self.octave == k].mean(1) for k in range(len(self.power))], dim=1)
         self.power, self.power_weight = _least_squares(c, (shares + 0.05).log(), ridge)
-        told = torch.cat([self._shares(e) for e in embeddings[:, 0].split(256)])
-        self.power += (shares.mean(0) / told.mean(0)).log()  # so that the mean share is right, not that of its logarithm
+        told = torch.cat([self._shares(e) for e in said.split(256)])
+        self.power += (shares.mean(0) / told.mean(0)).log()  # so that the mean share is right, not its logarithm's
         return self
 
     def expected(self, embedding, frames):

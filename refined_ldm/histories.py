@@ -1,9 +1,9 @@
 """What the two towers of a conditioner learned before they met: the published encoders' histories, in miniature.
 
-MS-CLAP's HTS-AT was first trained on 22 audio tasks and its GPT-2 on the next token (Elizalde et al. 2023); LAION-CLAP's
-HTS-AT on the classes of AudioSet and its RoBERTa on masked tokens (Wu et al. 2023). Here the tasks are those that the
-metadata of a scene can set, and the texts are the captions. Both histories get the same clips and as many updates, so
-that what a history gives can be measured beside what the architecture gives.
+MS-CLAP's HTS-AT was first trained on 22 audio tasks and its GPT-2 on the next token (Elizalde et al. 2023); LAION-
+CLAP's HTS-AT on the classes of AudioSet and its RoBERTa on masked tokens (Wu et al. 2023). Here the tasks are those
+that the metadata of a scene can set, and the texts are the captions. Both histories get the same clips and as many
+updates, so that what a history gives can be measured beside what the architecture gives.
 """
 
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from refined_ldm.config import StageConfig
+from refined_ldm.data import loader
 from refined_ldm.randomness import draw
 from refined_ldm.scenes import CLASSES
-from refined_ldm.data import loader
 from refined_ldm.train import one_caption_each, optimise, train_clap
 
 NAMES = tuple(sorted(CLASSES))
@@ -168,7 +168,7 @@ def train_reading(clap, loader, reading, captions, settings=READING, seed=0, run
 
 
 def train_conditioner(model, clips, history=None, seed=0, run_dir=None, resume=False, accelerator=None):
-    """Train `model.clap` from nothing -> yields (stage, Step): its `History` if there is one, then both towers together.
+    """Train `model.clap` from nothing -> yields (stage, Step): first its `History`, if any, then both towers together.
 
     clips: items of `SoundScenes`. The history draws the same batches for every conditioner.
     """

@@ -196,7 +196,9 @@ def cached_clips(config, run_dir, split="train", size=None, on_clips=None, skip_
         listed.parent.mkdir(parents=True, exist_ok=True)
         lines = "".join(f"{' '.join(fault.split())}\n" for fault in left_out)
         listed.write_text(lines, encoding="utf-8", errors="backslashreplace")
-    return cache_clips(Path(run_dir) / f"clips-{split}", data, {"data": data.fingerprint(), "kept": list(CACHED_KEYS)}, on_clips)
+    return cache_clips(
+        Path(run_dir) / f"clips-{split}", data, {"data": data.fingerprint(), "kept": list(CACHED_KEYS)}, on_clips
+    )
 
 
 @torch.no_grad()
@@ -235,7 +237,7 @@ def measure_latents(model, clips, latents):
 
 
 def fit_gaussian(model, latents, embeddings):
-    """Fit the model's linear denoiser to unscaled latents (N, C, T, F) and the embeddings (N, K, D) of their captions."""
+    """Fit the linear denoiser to unscaled latents (N, C, T, F) and the embeddings (N, K, D) of their captions."""
     scaled, embeddings = latents * model.scale.cpu(), embeddings[..., : model.config.unet.embedding_dim]
     heard = (embeddings,) if model.config.parameterization == "caption-gaussian" else ()
     model.gaussian.cpu().fit(scaled, *heard)

@@ -1,7 +1,7 @@
 """What a conditioner can tell apart: what is one point to it, no sampler steered by it can make two sounds of.
 
-Every probe is a choice with a known chance level: does the sound lie nearer to its own caption or to a twin that differs in
-one thing, the order, the count, a negation? Retrieval and naming say how much is there at all.
+Every probe is a choice with a known chance level: does the sound lie nearer to its own caption or to a twin that
+differs in one thing, the order, the count, a negation? Retrieval and naming say how much is there at all.
 """
 
 import re
@@ -19,7 +19,7 @@ COUNTED = re.compile(rf"\b({'|'.join(word for word in NUMBERS[2:])})\b|\b(once|t
 
 
 def share(right):
-    """(n,) of 0 to 1 -> {"value", "low", "high", "clips"}: the share, and its 95 % interval (Clopper & Pearson 1934)."""
+    """(n,) of 0 to 1 -> {"value", "low", "high", "clips"}: the share and its 95 % interval (Clopper & Pearson 1934)."""
     n, k = len(right), float(np.sum(right))
     low = beta.ppf(0.025, k, n - k + 1) if k > 0 else 0.0
     high = beta.ppf(0.975, k + 1, n - k) if k < n else 1.0
@@ -28,7 +28,7 @@ def share(right):
 
 @torch.no_grad()
 def nearer(clap, items, twins):
-    """items with a waveform and a caption, twins[i]: another caption of items[i] -> (n,) 1 if its own is the nearer one."""
+    """items with waveform and caption, twins[i]: another caption for items[i] -> (n,) 1 where its own is the nearer."""
     heard = _sounds(clap, items)
     own, other = (clap.embed_text(list(captions)) for captions in ([i["caption"] for i in items], twins))
     gap = ((heard * own).sum(1) - (heard * other).sum(1)).cpu().numpy()
@@ -48,7 +48,7 @@ def other_count(caption):
 
 
 def negated(items):
-    """Captions of clip i that deny what is heard in clip j and name what is heard in i: "a dog barks and no rain falls".
+    """Captions that name what is heard in clip i and deny what is heard in clip j: "a dog barking but not rain".
 
     The twin denies what is heard and names the other; a reader who skips "no" cannot tell which is which.
     """

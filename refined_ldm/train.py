@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Step:
-    """What one optimisation step did; `index` counts from 1. Inside `with step.averaged():` the network is its average."""
+    """What one optimisation step did; `index` counts from 1. Within `step.averaged()` the network is its average."""
 
     index: int
     loss: float

@@ -228,7 +228,9 @@ class UNet(nn.Module):
         self._check(latent, timestep, embedding)
         tokens = None
         if self.config.tokens:
-            embedding, tokens = embedding.split([self.config.embedding_dim, self.config.tokens * self.config.token_width], 1)
+            embedding, tokens = embedding.split(
+                [self.config.embedding_dim, self.config.tokens * self.config.token_width], 1
+            )
             tokens = tokens.unflatten(1, (self.config.tokens, -1))  # (B, K, W)
         time = self.time_embed(timestep_embedding(timestep, self.config.model_channels))
         caption = self.film_embed(embedding * self.config.embedding_gain)

@@ -47,7 +47,8 @@ def test_differences_are_taken_seed_by_seed():
 
 
 @pytest.mark.parametrize(("how", "value"), [
-    ({"take": "mean", "where": {"label": "C"}}, 85), ({"take": "ratio", "where": {"label": "B"}, "than": {"label": "C"}}, 110 / 85),
+    ({"take": "mean", "where": {"label": "C"}}, 85),
+    ({"take": "ratio", "where": {"label": "B"}, "than": {"label": "C"}}, 110 / 85),
     ({"take": "least", "where": {}}, 80), ({"take": "most"}, 120), ({"take": "count", "where": {"seed": [0, 1]}}, 4),
     ({"take": "difference", "where": {"label": "C"}, "than": {"label": "B"}}, -25),
     ({"take": "difference low", "where": {"label": "C"}, "than": {"label": "B"}}, -25 - 4.302653 * 5 / 3**0.5),
@@ -57,7 +58,8 @@ def test_compute(how, value):
 
 
 def test_compute_refuses_what_it_does_not_know():
-    for how, fault in (({"take": "median", "column": "frechet"}, "take must be"), ({"take": "mean", "column": "x"}, "'x'"),
+    for how, fault in (({"take": "median", "column": "frechet"}, "take must be"),
+                       ({"take": "mean", "column": "x"}, "'x'"),
                        ({"take": "mean", "column": "frechet", "where": {"label": "Z"}}, "no row"),
                        ({"take": "mean", "column": "frechet", "where": {"arm": "Z"}}, "no column 'arm'")):  # fmt: skip
         with pytest.raises(ValueError, match=fault):
@@ -86,7 +88,10 @@ def test_a_number_must_stand_in_the_sentence_in_its_interval_and_where_it_is_sta
 def test_a_ledger_that_lacks_something_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"claims\.yaml"):
         read_ledger(tmp_path / "claims.yaml")
-    for wrong, fault in ((claim(status="true"), "status of nearer"), ({"id": "nearer"}, "lacks words"),):
+    for wrong, fault in (
+        (claim(status="true"), "status of nearer"),
+        ({"id": "nearer"}, "lacks words"),
+    ):
         with pytest.raises(ValueError, match=fault):
             read_ledger(ledger(tmp_path, wrong))
     with pytest.raises(ValueError, match="two claims nearer"):
@@ -104,7 +109,8 @@ def test_the_ledger_of_this_repository_holds():
 def test_every_claim_of_the_seed_is_in_the_ledger_in_its_own_words():
     words = " ".join(claim["words"] for claim in read_ledger(LEDGER))
     for said in ("lower loss in fewer iterations (50k vs. 500k)", "Better semantic representations",
-                 "higher quality audio synthesis", "improve scene classification", "lower GPU consumption"):  # fmt: skip
+                 "higher quality audio synthesis", "improve scene classification",
+                 "lower GPU consumption"):  # fmt: skip
         assert said in words
 
 

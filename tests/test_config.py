@@ -50,7 +50,7 @@ def test_sizes_that_do_not_fit_each_other_are_refused():
 
 
 @pytest.mark.parametrize("changes, told", [
-    ({"parameterization": "epsilon"}, "parameterization must be eps, v, x0, gaussian or caption-gaussian, got 'epsilon'"),
+    ({"parameterization": "epsilon"}, "must be eps, v, x0, gaussian or caption-gaussian, got 'epsilon'"),
     ({"inversion": "hifi-gan"}, "inversion must be hifigan or griffin_lim, got 'hifi-gan'"),
 ])  # fmt: skip
 def test_a_choice_that_there_is_not_is_refused(changes, told):

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from refined_ldm.confounds import noise_errors, ten_ways
 from refined_ldm.diffusion import NoiseSchedule
 

@@ -2,6 +2,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
+from small import CLAP
 
 from refined_ldm.clap import Clap
 from refined_ldm.data import loader
@@ -18,7 +19,6 @@ from refined_ldm.histories import (
 )
 from refined_ldm.histories import READING as SETTINGS
 from refined_ldm.scenes import SoundScenes
-from small import CLAP
 
 STEPS = replace(SETTINGS, max_steps=25, batch_size=8, lr=3e-3, warmup_steps=5)
 

@@ -72,7 +72,7 @@ def test_data_is_opened_by_what_it_is(recordings, tmp_path):
         check_files(settings(tmp_path / "horns*.tar"), STAGES, tmp_path / "run")
 
 
-@pytest.mark.parametrize("parameterization", ["v", "gaussian"])
+@pytest.mark.parametrize("parameterization", ["v", "gaussian", "caption-gaussian"])
 def test_all_stages_feed_each_other_and_the_result_is_a_model(recordings, tmp_path, parameterization):
     # A Gaussian of 32 numbers takes more than 32 blocks of four frames: ten clips of 1.28 s have eighty.
     config = settings(recordings, parameterization=parameterization, seconds=1.28)

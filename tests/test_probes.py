@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 
 from refined_ldm.evaluation import Listener
 from refined_ldm.probes import nearer, negated, order_heard, other_count, share
 from refined_ldm.scenes import SoundScenes
-from scipy.stats import binomtest
 
 
 def test_share_has_the_exact_interval():

@@ -106,7 +106,7 @@ def test_the_latent_scale_is_undone(model):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("parameterization", ["eps", "v", "x0", "gaussian"])
+@pytest.mark.parametrize("parameterization", ["eps", "v", "x0", "gaussian", "caption-gaussian"])
 def test_whatever_the_unet_predicts_what_comes_out_is_noise(monkeypatch, parameterization):
     """A U-Net that predicts its target perfectly makes `denoise` return the noise."""
     small.use_small_clap(monkeypatch)
@@ -118,22 +118,24 @@ def test_whatever_the_unet_predicts_what_comes_out_is_noise(monkeypatch, paramet
     z_t = alpha_bar.sqrt() * z_0 + (1 - alpha_bar).sqrt() * eps
 
     def perfect(z, t, c):
-        if parameterization == "gaussian":
-            left = eps - model.gaussian.noise(z, alpha_bar)
+        if model.gaussian is not None:
+            left = eps - model.gaussian.noise(z, alpha_bar, c)
             return left / model.gaussian.residual(alpha_bar).sqrt()[:, None, None, None]
         return {"eps": eps, "x0": z_0, "v": alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * z_0}[parameterization]
 
-    torch.testing.assert_close(model.denoise(z_t, t, None, perfect), eps, atol=1e-4, rtol=1e-4)
+    c = torch.randn(4, 12, generator=generator)
+    torch.testing.assert_close(model.denoise(z_t, t, c, perfect), eps, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("parameterization", ["v", "gaussian"])
+@pytest.mark.parametrize("parameterization", ["v", "gaussian", "caption-gaussian"])
 def test_a_saved_model_sounds_the_same(monkeypatch, tmp_path, parameterization):
     small.use_small_clap(monkeypatch)
     model = RefinedAudioLDM(small.config(parameterization=parameterization), seed=3).eval()
     small.awake(model.unet)
     model.scale.fill_(1.9)
     if model.gaussian is not None:
-        model.gaussian.fit(torch.randn(40, 2, 8, 4, generator=torch.Generator().manual_seed(0)))
+        told = (torch.randn(40, 3, 12),) if parameterization == "caption-gaussian" else ()
+        model.gaussian.fit(torch.randn(40, 2, 8, 4, generator=torch.Generator().manual_seed(0)), *told)
     model.save(tmp_path)
     loaded = RefinedAudioLDM.load(tmp_path)
     assert loaded.config == model.config and not loaded.training
