@@ -133,6 +133,12 @@ def parser(runs):
     sub.add_argument("--iterations", type=int, default=1500, metavar="N", help="of the arms (1500)")
     sub.add_argument("--seeds", type=int, default=3)
     sub.add_argument("--clips", type=int, default=8000, metavar="N", help="scenes that all arms learn from (8000)")
+    sub.add_argument("--preset", default="tiny", help="or colab, paper, which need the published files below")
+    sub.add_argument("--audioldm", default="", metavar="PATH", help="an AudioLDM checkpoint: its VAE and vocoder")
+    sub.add_argument("--laion", default="", metavar="PATH", help="630k-audioset-best.pt")
+    sub.add_argument("--ms", default="", metavar="PATH", help="CLAP_weights_2023.pth")
+    sub.add_argument("--tokenizer", default="", metavar="DIR", help="roberta-base's vocabulary")
+    sub.add_argument("--device", default="auto")
 
     sub = command("verify", "Compute every claimed number again from the tables beside the figures.")
     sub.add_argument("--ledger", type=Path, default=Path("figures/claims.yaml"), metavar="YAML")

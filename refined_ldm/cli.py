@@ -301,7 +301,8 @@ def _write_table(path, rows):
 def experiment(options):
     from tqdm import tqdm
 
-    from refined_ldm.experiment import Experiment, collect, plan, prepare_conditioners, run_arm
+    from refined_ldm.devices import pick_device
+    from refined_ldm.experiment import collect, open_experiment, plan, prepare_conditioners, run_arm
 
     runs = plan(options.iterations, options.seeds)
     if options.list:
@@ -313,7 +314,8 @@ def experiment(options):
     if unknown := set(options.names) - named.keys():
         raise ValueError(f"no run {', '.join(sorted(unknown))}: --list prints those there are")
     runs = [named[name] for name in options.names] or runs
-    shared = Experiment(options.run_dir, options.clips)
+    o, device = options, pick_device(options.device)
+    shared = open_experiment(o.run_dir, o.preset, o.clips, o.audioldm, o.laion, o.ms, o.tokenizer, device)
     prepare_conditioners(shared, runs)
     for run in runs:
         with tqdm(total=run.iterations, desc=run.name, disable=None) as bar:

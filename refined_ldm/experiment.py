@@ -22,13 +22,13 @@ from refined_ldm.atomic import written_whole
 from refined_ldm.clap import CLAP_PRESETS, Clap
 from refined_ldm.config import StageConfig, preset
 from refined_ldm.curve import Curve
-from refined_ldm.data import cache_latents, loader
+from refined_ldm.data import SAMPLE_RATE, cache_latents, encoded_at_once, loader
 from refined_ldm.diffusion import add_noise
 from refined_ldm.evaluation import Listener, fit_probe, judge_embeddings, judge_generated, rendered_clips
 from refined_ldm.histories import HISTORIES, train_conditioner
 from refined_ldm.judges import Aisfx
 from refined_ldm.metrics import LinearProbe, frechet_distance, kernel_distance
-from refined_ldm.pipeline import cached_clips, fit_gaussian
+from refined_ldm.pipeline import cached_clips, fit_gaussian, weights_digest
 from refined_ldm.probes import names_in_order
 from refined_ldm.randomness import step_seed
 from refined_ldm.scenes import CLASSES
@@ -52,7 +52,7 @@ class Arm:
     lr: float = 1e-3
     lr_schedule: str = "cosine"
     ema_decay: float = 0.999
-    gain: float = 16.0  # norm that embeddings of unit length are given: sqrt(D), or 1 as LAION's
+    gain: float = 0.0  # norm that embeddings of unit length are given; 0: sqrt(D); 1: as LAION's have it
     timesteps: str = "stratified"
     weighting: str = "own"
     drop: float = 0.1  # captions blanked for guidance
@@ -216,74 +216,82 @@ class Examples(Dataset):
 class Experiment:
     """What all arms share, computed once into `folder`: clips, latents, their scale, held-out clips, the listener.
 
-    folder/clap-NAME.safetensors: the conditioners (`histories.train_conditioner`), with "-plain" those without history.
+    base: the model whose VAE and vocoder all arms have; config: that of the arms. files: {"laion": …, "ms": …}, where
+    the conditioners are; by default folder/clap-NAME.safetensors, with "-plain" those without history
+    (`prepare_conditioners`). `open_experiment` makes one for a preset.
     """
 
-    def __init__(self, folder, clips=8000, held_out=64, judged=192, probe=1500, width=32, on_clips=None):
-        self.folder, self.on_clips, self.towers = Path(folder), on_clips, TOWERS["tiny"]
-        self.config = preset("tiny", clips=clips)
-        unet = replace(self.config.unet, model_channels=width, norm_groups=8, head_channels=32)
-        self.config = replace(self.config, unet=unet)
-        self.base = RefinedAudioLDM.from_preset("tiny")
-        self.clips = cached_clips(self.config, folder, on_clips=on_clips)
-        self.latents = self._encoded(self.clips, "latents")
-        self.scale = self._scale(range(min(512, clips)))
-        self.held_out = rendered_clips(held_out, "val", seed=1)
+    def __init__(self, folder, config, base, files=None, tokenizer=None, held_out=64, judged=192, probe=1500,
+                 on_clips=None):  # fmt: skip
+        self.folder, self.config, self.base, self.on_clips = Path(folder), config, base.eval(), on_clips
+        self.towers = TOWERS["published" if files else "tiny"]
+        self.files, self.tokenizer = files or {}, tokenizer
+        self.clips = cached_clips(config, folder, on_clips=on_clips)
+        made_of = {**self.clips.made_of, "vae": weights_digest(base.vae)}
+        self.latents = cache_latents(
+            self.folder / "latents", self.clips, self._encode, _no_embedding, made_of, on_clips
+        )
+        self.scale = self._scale(range(min(512, config.clips)))
+        self.held_out = rendered_clips(held_out, "val", seed=1, seconds=config.seconds)
         self.judged, self.probe = judged, probe
 
-    def _encoded(self, clips, name):
-        made_of = {**clips.made_of, "vae": "tiny"}
-        return cache_latents(self.folder / name, clips, self._encode, lambda c: torch.zeros(len(c), 1), made_of,
-                             self.on_clips)  # fmt: skip
+    @property
+    def device(self):
+        """Where the models are."""
+        return self.base.device
 
     @torch.no_grad()
     def _encode(self, waveform):
-        return self.base.vae.encode(self.base.mel(waveform)).mean
+        return self.base.vae.encode(self.base.mel(waveform.to(self.device))).mean
 
     def _scale(self, rows):
-        waveform = torch.stack([self.clips[i]["waveform"] for i in rows])
-        return float(latent_scale(self.base.vae, (self.base.mel(w) for w in waveform.split(32))))
+        waveform = torch.stack([self.clips[i]["waveform"] for i in rows]).to(self.device)
+        return float(latent_scale(self.base.vae, (self.base.mel(w) for w in waveform.split(self._at_once))))
+
+    @property
+    def _at_once(self):
+        return encoded_at_once(self.config.samples)
 
     def scale_of(self, arm, seed):
         """The latent scale of an arm: one measured on 512 clips, or 1 / std of the first two clips that it sees."""
         if arm.scale_from == "fixed subset":
             return self.scale
-        first = next(iter(loader(range(len(self.clips)), 16, seed).batch_sampler))[:2]
+        first = next(iter(loader(range(len(self.clips)), self._batch_size, seed).batch_sampler))[:2]
         return self._scale(first)
 
     def conditioner(self, arm):
         """The frozen conditioner of an arm."""
         if arm.conditioner == "oracle":
             return Oracle([*self.clips.rest, *self.held_out, *self.test], self.config.unet.embedding_dim)
-        if arm.conditioner == "random":
+        kind, _, plain = arm.conditioner.partition("-")
+        if kind == "random":
             with torch.random.fork_rng():
                 torch.manual_seed(0)
-                clap = Clap(CLAP_PRESETS["tiny-gpt2"]).eval()
+                clap = Clap(CLAP_PRESETS[self.towers["ms"]])
         else:
-            kind, _, plain = arm.conditioner.partition("-")
-            tower = self.towers[kind]
-            path = self.folder / f"clap-{tower}{'-plain' if plain else ''}.safetensors"
-            clap = Clap.load(tower, path).eval()
+            path = self.files.get(kind) or self.folder / f"clap-{self.towers[kind]}{'-plain' * bool(plain)}.safetensors"
+            clap = Clap.load(self.towers[kind], path, self.tokenizer if kind == "laion" else None)
+        clap = clap.eval().to(self.device)
         return Tokens(clap) if arm.tokens else clap
 
     @property
     def test(self):
         """The test clips that sounds are judged by."""
         if not hasattr(self, "_test"):
-            self._test = rendered_clips(self.judged)
+            self._test = rendered_clips(self.judged, seconds=self.config.seconds)
         return self._test
 
     def listener(self):
         """The judge from outside and its probe, and what it hears in the test clips: (Listener, Judged)."""
         if not hasattr(self, "_listener"):
-            kept, judge = self.folder / f"probe-{self.probe}-{self.judged}.npz", Aisfx.load()
+            kept, judge = self.folder / f"probe-{self.probe}-{self.judged}.npz", Aisfx.load().to(self.device)
             if kept.is_file():
                 found = np.load(kept)
                 probe = LinearProbe(NAMES, multi_label=True)
                 probe.mean, probe.std, probe.weight, probe.bias = (found[k] for k in ("mean", "std", "weight", "bias"))
                 self._listener, real = Listener(judge, probe), found["real"]
             else:
-                self._listener = fit_probe(judge, self.probe)
+                self._listener = fit_probe(judge, self.probe, seconds=self.config.seconds)
                 real = self._listener.embed(torch.stack([item["waveform"] for item in self.test]))
                 probe = self._listener.probe
                 with written_whole(kept) as temporary, temporary.open("wb") as file:
@@ -304,23 +312,30 @@ class Experiment:
         """A fresh model of an arm, and its training set."""
         conditioner = self.conditioner(arm)
         examples = self.examples(arm, conditioner)
-        steps = StageConfig(max(1, max_steps), 16, arm.lr, arm.optimizer, arm.lr_schedule, min(100, max_steps // 10),
+        warmup = min(100, max_steps // 10)
+        steps = StageConfig(max(1, max_steps), self._batch_size, arm.lr, arm.optimizer, arm.lr_schedule, warmup,
                             ema_decay=arm.ema_decay, timesteps=arm.timesteps, weighting=arm.weighting,
                             audio_share=arm.audio_share, extra_drop=arm.extra_drop)  # fmt: skip
-        unet = replace(self.config.unet, embedding_gain=arm.gain)
+        width = conditioner.embedding_dim
+        unet = replace(self.config.unet, embedding_dim=width, embedding_gain=arm.gain or width**0.5)
         if arm.tokens:
             unet = replace(unet, tokens=TOKENS, token_width=conditioner.clap.config.text_width)
-        config = replace(self.config, unet=unet, parameterization=arm.parameterization,
+        name = self.towers.get(arm.conditioner.partition("-")[0], self.towers["ms"])
+        config = replace(self.config, clap=name, unet=unet, parameterization=arm.parameterization,
                          guidance_scale=arm.guidance, unconditional_probability=arm.drop,
                          training=self.config.training | {"ldm": steps})  # fmt: skip
         model = RefinedAudioLDM(config, seed, clap=conditioner)
         model.vae, model.vocoder, model.mel = self.base.vae, self.base.vocoder, self.base.mel
         model.scale.fill_(self.scale_of(arm, seed))
-        model.eval()  # and so it stays but for the U-Net: a conditioner's dropout would blur its captions
+        model.to(self.device).eval()  # and so all but the U-Net stays: dropout would blur the conditioner's captions
         if model.gaussian is not None:
             known = [examples[i] for i in range(min(4000, len(examples)))]
             fit_gaussian(model, *(torch.stack([item[key] for item in known]) for key in ("latent", "embeddings")))
         return model, examples
+
+    @property
+    def _batch_size(self):
+        return self.config.training["ldm"].batch_size
 
     def trained(self, run):
         """The model that a finished run left in this folder. Raises FileNotFoundError if it has not been run here."""
@@ -332,15 +347,16 @@ class Experiment:
         """Latents (B, C, T, F) of the held-out clips, not yet scaled."""
         if not hasattr(self, "_held_out_latents"):
             waveform = torch.stack([item["waveform"] for item in self.held_out])
-            self._held_out_latents = torch.cat([self._encode(w) for w in waveform.split(32)])
+            self._held_out_latents = torch.cat([self._encode(w) for w in waveform.split(self._at_once)])
         return self._held_out_latents
 
     def card(self, arm, model):
         """The card of an arm's losses."""
         drop = 1 - (1 - arm.drop) * (1 - arm.extra_drop)
         weighting = "eps" if arm.weighting == "eps" else arm.parameterization
-        return Card(round(float(model.scale), 6), arm.parameterization, weighting, arm.audio_share, drop, arm.gain,
-                    self.config.unet.embedding_dim, arm.timesteps, f"val-{len(self.held_out)}")  # fmt: skip
+        unet = model.config.unet
+        return Card(round(float(model.scale), 6), arm.parameterization, weighting, arm.audio_share, drop,
+                    unet.embedding_gain, unet.embedding_dim, arm.timesteps, f"val-{len(self.held_out)}")  # fmt: skip
 
     @torch.no_grad()
     def noise_error(self, model):
@@ -348,10 +364,10 @@ class Experiment:
         model.eval()
         z_0 = model.scale * self.held_out_latents()
         c = model.clap.embed_text([item["caption"] for item in self.held_out])
-        eps = torch.randn(z_0.shape, generator=torch.Generator().manual_seed(step_seed(0, 0)))
+        eps = torch.randn(z_0.shape, generator=torch.Generator().manual_seed(step_seed(0, 0))).to(z_0)
         errors = []
         for timestep in GRID:
-            t = torch.full((len(z_0),), timestep)
+            t = torch.full((len(z_0),), timestep, device=z_0.device)
             predicted = model.denoise(add_noise(z_0, eps, t, model.schedule), t, c)
             errors.append(float(((predicted - eps) ** 2).mean()))
         return np.array(errors)
@@ -363,10 +379,32 @@ class Experiment:
         return {**_measures(judged, real, [item["kind"] for item in self.test])}, judged
 
 
+def open_experiment(folder, name="tiny", clips=None, audioldm="", laion="", ms="", tokenizer="", device="cpu",
+                    **settings):  # fmt: skip
+    """The experiment of a preset -> Experiment.
+
+    tiny: the shipped VAE and vocoder, conditioners trained here, a small U-Net. colab, paper: those of a published
+    AudioLDM (`audioldm`, a file or a folder), with the published conditioners (`laion`, with the folder of its
+    `tokenizer`, and `ms`). Raises ValueError naming what is missing.
+    """
+    config = preset(name) if clips is None else preset(name, clips=clips)
+    if name == "tiny":
+        small = replace(config.unet, model_channels=32, norm_groups=8, head_channels=32)
+        return Experiment(folder, replace(config, unet=small), RefinedAudioLDM.from_preset("tiny", device), **settings)
+    given = {"audioldm": audioldm, "laion": laion, "ms": ms, "tokenizer": tokenizer}
+    if missing := [key for key, path in given.items() if not path]:
+        raise ValueError(f"preset {name} needs published files: give {', '.join(missing)}")
+    base = RefinedAudioLDM.from_audioldm(audioldm, clap_checkpoint=laion, tokenizer=tokenizer, device=device)
+    config = replace(config, mel=base.config.mel, vae=base.config.vae, vocoder=base.config.vocoder)
+    return Experiment(folder, config, base, {"laion": laion, "ms": ms}, tokenizer, **settings)
+
+
 def prepare_conditioners(experiment, runs, seed=0, on_step=None):
     """Train the conditioners that runs need and the folder does not hold yet, with their histories or plain."""
     wanted = {run.arm.conditioner for run in runs}
     for kind, tower in experiment.towers.items():
+        if kind in experiment.files:
+            continue
         for plain in ("", "-plain"):
             path = experiment.folder / f"clap-{tower}{plain}.safetensors"
             if kind + plain not in wanted or path.is_file():
@@ -396,9 +434,17 @@ def _measures(judged, real, kinds):
     }  # fmt: skip
 
 
+def _no_embedding(captions):
+    return torch.zeros(len(captions), 1)
+
+
+def _no_latent(waveform):
+    return torch.zeros(len(waveform), 1)
+
+
 def _embedded(folder, clips, embed):
     """Embeddings of every caption, cached: a shape of its own beside one set of latents."""
-    return cache_latents(folder, clips, lambda w: torch.zeros(len(w), 1), embed, {**clips.made_of, "of": folder.name})
+    return cache_latents(folder, clips, _no_latent, embed, {**clips.made_of, "of": folder.name})
 
 
 def _heard(folder, clips, clap):
@@ -413,10 +459,9 @@ def _heard(folder, clips, clap):
 
     def embed(indices):
         waveform = torch.stack([clips[int(i)]["waveform"] for i in indices])
-        return clap.embed_audio(waveform, 16_000)
+        return clap.embed_audio(waveform, SAMPLE_RATE)
 
-    made_of = {**clips.made_of, "of": folder.name}
-    return cache_latents(folder, Sounds(), lambda w: torch.zeros(len(w), 1), embed, made_of)
+    return cache_latents(folder, Sounds(), _no_latent, embed, {**clips.made_of, "of": folder.name})
 
 
 def marks(max_steps, count=12):
@@ -464,7 +509,13 @@ def run_arm(experiment, run, out, resume=False, judge=True, on_step=None):
 def _trained(experiment, model, examples, run, run_dir, rows, resume, on_step):
     """Train the model of a run -> the noise errors on the way and at the end, seconds."""
     at, seconds = marks(run.iterations), rows[-1]["seconds"] if rows else 0.0
-    steps = train_ldm(model, loader(examples, 16, run.seed), seed=run.seed, run_dir=run_dir, resume=resume)
+    steps = train_ldm(
+        model,
+        loader(examples, model.config.training["ldm"].batch_size, run.seed),
+        seed=run.seed,
+        run_dir=run_dir,
+        resume=resume,
+    )
     with Curve(run_dir / "steps.csv", resume) as write:
         for step in steps:
             write(step)

@@ -220,7 +220,7 @@ def encode_clips(model, clips, run_dir, on_clips=None):
     def embed(captions):
         return model.clap.embed_text(captions)
 
-    made_of = {**clips.made_of, "vae": _digest(model.vae), "clap": _digest(model.clap)}
+    made_of = {**clips.made_of, "vae": weights_digest(model.vae), "clap": weights_digest(model.clap)}
     return cache_latents(Path(run_dir) / "latents-train", clips, encode, embed, made_of, on_clips)
 
 
@@ -262,7 +262,7 @@ def load_scale(model, run_dir):
     return True
 
 
-def _digest(module):
+def weights_digest(module):
     """A short name of a module's weights, by content."""
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):

@@ -5,7 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from small import config, use_small_clap
 
+from refined_ldm.clap import CLAP_PRESETS
 from refined_ldm.cli import main
 from refined_ldm.experiment import (
     ARMS,
@@ -22,10 +24,12 @@ from refined_ldm.experiment import (
     collect,
     comparable,
     marks,
+    open_experiment,
     plan,
     run_arm,
 )
 from refined_ldm.scenes import SoundScenes
+from refined_ldm.text_to_audio import RefinedAudioLDM
 
 CARD = Card(0.25, "v", "v", 0.0, 0.1, 16.0, 256, "stratified", "val-64")
 
@@ -96,7 +100,7 @@ def test_token_states_come_behind_the_embedding_and_padding_is_zero():
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    return Experiment(tmp_path_factory.mktemp("experiment"), clips=24, held_out=4, judged=6, probe=96, width=32)
+    return open_experiment(tmp_path_factory.mktemp("experiment"), clips=24, held_out=4, judged=6, probe=96)
 
 
 def test_a_run_is_judged_written_and_not_repeated(small, tmp_path):
@@ -146,3 +150,23 @@ def test_the_command_lists_the_plan_and_refuses_other_names(capsys, tmp_path):
     assert "B-1500-2" in capsys.readouterr().out
     assert main(["experiment", "Z-1", "--run", str(tmp_path)]) == 2
     assert "no run Z-1" in capsys.readouterr().err
+
+
+def test_the_arms_train_on_another_models_latents_with_given_conditioners(monkeypatch, tmp_path):
+    """As at `colab` and `paper`, in small: a base model from elsewhere, and conditioners from files."""
+    use_small_clap(monkeypatch)
+    monkeypatch.setitem(CLAP_PRESETS, "ms-clap-2023", CLAP_PRESETS["tiny-gpt2"])
+    settings = config(seconds=1.28, clips=12, inversion="griffin_lim")
+    base = RefinedAudioLDM(settings, seed=1)
+    base.clap.save(tmp_path / "ms.safetensors")
+    shared = Experiment(tmp_path / "run", settings, base, {"laion": "", "ms": tmp_path / "ms.safetensors"}, held_out=4,
+                        judged=4, probe=96)  # fmt: skip
+    run = Run("C", replace(ARMS["C"], parameterization="caption-gaussian"), 2, 0, "arms")
+    record = run_arm(shared, run, tmp_path / "out", judge=False)
+    assert record["card"]["width"] == 12 and record["card"]["norm"] == pytest.approx(12**0.5)
+    assert shared.model(run.arm, 0, 2)[0].config.clap == "ms-clap-2023"
+
+
+def test_presets_that_need_published_files_say_which(tmp_path):
+    with pytest.raises(ValueError, match="preset paper needs published files: give audioldm, laion, tokenizer"):
+        open_experiment(tmp_path, "paper", ms="CLAP_weights_2023.pth")
