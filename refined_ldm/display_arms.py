@@ -50,9 +50,10 @@ def plot_targets(runs, targets, measures=MEASURES):
             middle = rows.groupby("iterations")[column].mean()
             ax.plot(middle.index, middle, color=COLOURS[label], label=ARM_NAMES[label])
         ax.axhline(targets[column], color="black", linestyle=":", label="B at its end")
+        at = sorted(runs["iterations"].unique())
         ax.set(xscale="log", xlabel="iterations", title=title)
-        if column.startswith("error"):
-            ax.set_yscale("log")
+        ax.set_xticks(at, [f"{n:g}" for n in at], fontsize=9)
+        ax.minorticks_off()
     axes[0].legend(fontsize=8)
     return figure
 
@@ -74,12 +75,16 @@ def plot_steps(rows, value, ylabel="", title="", reference=None, ax=None):
 
 
 def plot_by_timestep(tables, ax=None):
-    """{name: table of one run (step, t, error)} -> axes with the error at the last step of each, by timestep."""
+    """{name: table of one run (step, t, error)} -> axes: its last errors by timestep, as a factor of the first's."""
     ax = ax or plt.figure(figsize=(8, 3.4)).subplots()
+    reference = None
     for name, table in tables.items():
-        rows = table[table["step"] == table["step"].max()] if "step" in table else table
-        ax.plot(rows["t"], rows["error"], label=name)
-    ax.set(yscale="log", xlabel="timestep t (0 is the clean sound)", ylabel="noise error")
+        rows = table[table["step"] == table["step"].max()].set_index("t")["error"]
+        reference = rows if reference is None else reference
+        ax.plot(rows.index, rows / reference, label=name)
+    ax.set(yscale="log", xlabel="timestep t (0 is the clean sound)", ylabel="noise error over the formula's")
+    ax.set_yticks([0.8, 1, 1.5, 2, 3], ["0.8", "1", "1.5", "2", "3"])
+    ax.minorticks_off()
     ax.legend(fontsize=9)
     return ax
 

@@ -128,10 +128,11 @@ def plan(iterations=1500, seeds=3):
         ]
     for seed in range(seeds):
         runs += [Run(label, ARMS[label], iterations, seed, "arms") for label in "DE"]
-    runs += [Run(label, ARMS[label], iterations, 0, "controls") for label in ("tokens", "oracle", "random", "plain")]
+    runs += [Run(label, ARMS[label], short[2], 0, "controls") for label in ("tokens", "oracle", "random", "plain")]
     runs += [Run(label, replace(ARMS["D"], **change), short[1], 0, "ladder") for label, change in LADDER.items()
              if change]  # fmt: skip
-    return [*runs, Run("B", ARMS["B"], 4 * iterations, 0, "plateau")]
+    long = 4 * iterations  # is the baseline done? and a tenth of that
+    return [*runs, Run("B", ARMS["B"], long, 0, "plateau"), Run("D", ARMS["D"], long // 10, 0, "plateau")]
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def test_the_plan_names_every_run_once_and_gives_every_arm_its_seeds():
     assert len({run.name for run in runs}) == len(runs)
     for arm in "ABCDE":
         assert {run.seed for run in runs if run.label == arm and run.iterations == 1500} == {0, 1, 2}
-    assert {run.iterations for run in runs if run.label == "D"} == {0, 150, 300, 500, 1500}
+    assert {run.iterations for run in runs if run.label == "D"} == {0, 150, 300, 500, 600, 1500}
 
 
 def test_marks_are_even_in_the_logarithm():
