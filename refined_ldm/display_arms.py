@@ -56,7 +56,7 @@ def plot_targets(runs, targets, measures=MEASURES):
         ax.set_xticks(at, [f"{n:g}" for n in at], fontsize=9, rotation=45)
         ax.set_ylim(bottom=0)
         ax.minorticks_off()
-    axes[-1].legend(fontsize=8)
+    axes[1].legend(fontsize=8, loc="lower left")
     return figure
 
 
