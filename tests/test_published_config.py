@@ -152,7 +152,7 @@ def test_what_there_is_only_one_of_is_said(key):
     ({"model.params.batchsize": True}, "model.params.batchsize must be a whole number from 1 on, got True"),
     ({"model.params.base_learning_rate": "fast"}, "base_learning_rate must be a number, got 'fast'"),
     ({"model.params.base_learning_rate": -1}, "training.ldm: max_steps and lr must be positive"),
-    ({"model.params.parameterization": "mu"}, "parameterization must be eps, v, x0, gaussian or caption-gaussian, got 'mu'"),
+    ({"model.params.parameterization": "mu"}, "must be eps, v, x0, gaussian or caption-gaussian, got 'mu'"),
     ({UNET + "channel_mult": 3}, "channel_mult must be a list of whole numbers, got 3"),
     ({UNET + "channel_mult": []}, "channel_mult is empty"),
     ({UNET + "model_channels": 48}, "some.yaml: unet: level width 48 = 1 x model_channels 48 must divide by"),
