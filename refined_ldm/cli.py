@@ -301,8 +301,9 @@ def _write_table(path, rows):
 def experiment(options):
     from tqdm import tqdm
 
+    from refined_ldm.arms import plan
     from refined_ldm.devices import pick_device
-    from refined_ldm.experiment import collect, open_experiment, plan, prepare_conditioners, run_arm
+    from refined_ldm.experiment import collect, open_experiment, prepare_conditioners, run_arm
 
     runs = plan(options.iterations, options.seeds)
     if options.list:

@@ -7,27 +7,10 @@ import pytest
 import torch
 from small import config, use_small_clap
 
+from refined_ldm.arms import ARMS, PUBLISHED, TRAINING_LOSS, Arm, Card, Run, comparable, plan
 from refined_ldm.clap import CLAP_PRESETS
 from refined_ldm.cli import main
-from refined_ldm.experiment import (
-    ARMS,
-    GRID,
-    PUBLISHED,
-    TOKENS,
-    TRAINING_LOSS,
-    Arm,
-    Card,
-    Experiment,
-    Oracle,
-    Run,
-    Tokens,
-    collect,
-    comparable,
-    marks,
-    open_experiment,
-    plan,
-    run_arm,
-)
+from refined_ldm.experiment import GRID, TOKENS, Experiment, Oracle, Tokens, collect, marks, open_experiment, run_arm
 from refined_ldm.scenes import SoundScenes
 from refined_ldm.text_to_audio import RefinedAudioLDM
 
