@@ -1,4 +1,4 @@
-"""Ten ways to get a lower loss without a better model: what is counted changes, the network does not.
+"""Ten ways to another loss without another model: what is counted changes, the network does not.
 
 Each takes one trained model and one held-out set and counts the loss in another way. A factor below 1 is an improvement
 that nobody could hear.
@@ -7,19 +7,8 @@ that nobody could hear.
 import torch
 
 from refined_ldm.conditioning import drop_condition
-from refined_ldm.diffusion import add_noise, loss_weight
-from refined_ldm.experiment import GRID
-
-
-@torch.no_grad()
-def noise_errors(model, z_0, c, timesteps=GRID, seed=0):
-    """Squared error of the predicted noise (len(timesteps), B), with the same noise at every timestep."""
-    eps = torch.randn(z_0.shape, generator=torch.Generator().manual_seed(seed))
-    rows = []
-    for timestep in timesteps:
-        t = torch.full((len(z_0),), timestep)
-        rows.append(((model.denoise(add_noise(z_0, eps, t, model.schedule), t, c) - eps) ** 2).flatten(1).mean(1))
-    return torch.stack(rows)
+from refined_ldm.diffusion import loss_weight
+from refined_ldm.experiment import GRID, noise_errors
 
 
 @torch.no_grad()

@@ -26,22 +26,18 @@ from refined_ldm.curve import Curve
 from refined_ldm.data import SAMPLE_RATE, cache_latents, encoded_at_once, loader
 from refined_ldm.diffusion import add_noise
 from refined_ldm.evaluation import Listener, fit_probe, judge_embeddings, judge_generated, rendered_clips
-from refined_ldm.histories import HISTORIES, train_conditioner
+from refined_ldm.histories import HISTORIES, NAMES, train_conditioner
 from refined_ldm.judges import Aisfx
 from refined_ldm.metrics import LinearProbe, frechet_distance, kernel_distance
 from refined_ldm.pipeline import cached_clips, fit_gaussian, weights_digest
 from refined_ldm.probes import names_in_order
 from refined_ldm.randomness import step_seed
-from refined_ldm.scenes import CLASSES
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.train import train_ldm
 from refined_ldm.vae import latent_scale
 
-NAMES = tuple(sorted(CLASSES))
 GRID = tuple(range(25, 1000, 50))  # timesteps at which the noise error is measured
 TOKENS = 20  # of a caption that cross-attention sees
-
-
 CLAP_RATES = {"laion": 5e-4, "ms": 1e-3}  # of the contrastive stage, each its own best
 TOWERS = {  # the two conditioners in miniature, and as published
     "tiny": {"laion": "tiny-roberta", "ms": "tiny-gpt2"},
@@ -81,6 +77,17 @@ class Oracle(nn.Module):
             if self.known[caption]:
                 row[-1 - ("event", "sequence", "overlap").index(self.known[caption][0])] = 1
         return nn.functional.normalize(rows, dim=1)
+
+
+@torch.no_grad()
+def noise_errors(model, z_0, c, seed=0):
+    """Squared error of the predicted noise (len(GRID), B), with the same noise at every timestep of GRID."""
+    eps = torch.randn(z_0.shape, generator=torch.Generator().manual_seed(seed)).to(z_0)
+    rows = []
+    for timestep in GRID:
+        t = torch.full((len(z_0),), timestep, device=z_0.device)
+        rows.append(((model.denoise(add_noise(z_0, eps, t, model.schedule), t, c) - eps) ** 2).flatten(1).mean(1))
+    return torch.stack(rows)
 
 
 class Examples(Dataset):
@@ -248,13 +255,7 @@ class Experiment:
         model.eval()
         z_0 = model.scale * self.held_out_latents()
         c = model.clap.embed_text([item["caption"] for item in self.held_out])
-        eps = torch.randn(z_0.shape, generator=torch.Generator().manual_seed(step_seed(0, 0))).to(z_0)
-        errors = []
-        for timestep in GRID:
-            t = torch.full((len(z_0),), timestep, device=z_0.device)
-            predicted = model.denoise(add_noise(z_0, eps, t, model.schedule), t, c)
-            errors.append(float(((predicted - eps) ** 2).mean()))
-        return np.array(errors)
+        return noise_errors(model, z_0, c, step_seed(0, 0)).mean(1).cpu().numpy()
 
     def quality(self, model, steps=16):
         """What the listener hears in sounds made from the test captions -> ({measure: number}, Judged)."""
