@@ -22,6 +22,7 @@ class Arm:
     audio_share: float = 0.0  # of clips steered by their own sound
     scale_from: str = "fixed subset"  # or "first batch"
     guidance: float = 3.0  # of the sounds that are judged
+    wide: bool = False  # the U-Net of the preset itself, in place of the experiment's smaller one
 
 
 PUBLISHED = Arm(parameterization="eps", lr=1e-4, lr_schedule="constant", ema_decay=0.9999, gain=1.0,

@@ -109,14 +109,14 @@ class Experiment:
 
     base: the model whose VAE and vocoder all arms have; config: that of the arms. files: {"laion": …, "ms": …}, where
     the conditioners are; by default folder/clap-NAME.safetensors, with "-plain" those without history
-    (`prepare_conditioners`). `open_experiment` makes one for a preset.
+    (`prepare_conditioners`). wide: the U-Net of arms that ask for a wide one. `open_experiment` makes one for a preset.
     """
 
     def __init__(self, folder, config, base, files=None, tokenizer=None, held_out=64, judged=192, probe=1500,
-                 on_clips=None):  # fmt: skip
+                 on_clips=None, wide=None):  # fmt: skip
         self.folder, self.config, self.base, self.on_clips = Path(folder), config, base.eval(), on_clips
         self.towers = TOWERS["published" if files else "tiny"]
-        self.files, self.tokenizer = files or {}, tokenizer
+        self.files, self.tokenizer, self.wide = files or {}, tokenizer, wide or config.unet
         self.clips = cached_clips(config, folder, on_clips=on_clips)
         made_of = {**self.clips.made_of, "vae": weights_digest(base.vae)}
         self.latents = cache_latents(
@@ -208,7 +208,8 @@ class Experiment:
                             ema_decay=arm.ema_decay, timesteps=arm.timesteps, weighting=arm.weighting,
                             audio_share=arm.audio_share, extra_drop=arm.extra_drop)  # fmt: skip
         width = conditioner.embedding_dim
-        unet = replace(self.config.unet, embedding_dim=width, embedding_gain=arm.gain or width**0.5)
+        unet = self.wide if arm.wide else self.config.unet
+        unet = replace(unet, embedding_dim=width, embedding_gain=arm.gain or width**0.5)
         if arm.tokens:
             unet = replace(unet, tokens=TOKENS, token_width=conditioner.clap.config.text_width)
         name = self.towers.get(arm.conditioner.partition("-")[0], self.towers["ms"])
@@ -275,7 +276,8 @@ def open_experiment(folder, name="tiny", clips=None, audioldm="", laion="", ms="
     config = preset(name) if clips is None else preset(name, clips=clips)
     if name == "tiny":
         small = replace(config.unet, model_channels=32, norm_groups=8, head_channels=32)
-        return Experiment(folder, replace(config, unet=small), RefinedAudioLDM.from_preset("tiny", device), **settings)
+        base = RefinedAudioLDM.from_preset("tiny", device)
+        return Experiment(folder, replace(config, unet=small), base, wide=config.unet, **settings)
     given = {"audioldm": audioldm, "laion": laion, "ms": ms, "tokenizer": tokenizer}
     if missing := [key for key, path in given.items() if not path]:
         raise ValueError(f"preset {name} needs published files: give {', '.join(missing)}")

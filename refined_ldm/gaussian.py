@@ -174,4 +174,4 @@ def _least_squares(c, wanted, ridge):
     target = (wanted - mean).flatten(1).double()  # the same for all captions of a clip
     normal = flat.T @ flat / c.shape[1] + ridge * torch.eye(c.shape[2], dtype=torch.double)
     weight = torch.linalg.solve(normal, c.sum(1).double().T @ target / c.shape[1])
-    return mean, weight.float().unflatten(1, wanted.shape[1:])
+    return mean, weight.float().contiguous().unflatten(1, wanted.shape[1:])  # laid out as it will be when it is loaded
