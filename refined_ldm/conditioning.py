@@ -36,14 +36,16 @@ def drop_condition(embedding, unconditional, probability, generator=None):
     return torch.where(dropped[:, None], unconditional.to(embedding), embedding)
 
 
-def guided_noise(denoise, z_t, t, embedding, unconditional, guidance_scale):
+def guided_noise(denoise, z_t, t, embedding, unconditional, guidance_scale, interval=None):
     """Classifier-free guidance: eps_u + g * (eps_c - eps_u)  (Ho & Salimans 2022, eq. 6, with g = 1 + w).
 
     Both halves run as one batch. g = 1 is the plain condition, g = 0 ignores the caption; each then costs one half.
     `unconditional` (D,) or (B, D): the embedding of "" or, for a negative caption, of what to move away from.
+    interval: the first and the last timestep that are guided; at others g = 1, which costs one half (Kynkäänniemi et
+    al. 2024: where there is nearly only noise guidance hurts, where there is hardly any it does nothing).
     """
     unconditional = unconditional.to(embedding).expand_as(embedding)
-    if guidance_scale == 1:
+    if guidance_scale == 1 or (interval is not None and not interval[0] <= int(t[0]) <= interval[1]):
         return denoise(z_t, t, embedding)
     if guidance_scale == 0:
         return denoise(z_t, t, unconditional)

@@ -90,6 +90,7 @@ class Config:
 
     steps: int = 25  # of DPM-Solver++
     guidance_scale: float = 3.0
+    guidance_interval: tuple[int, int] = (0, 1000)  # timesteps at which there is guidance: all
     candidates: int = 1  # sounds drawn for each caption, of which the conditioner keeps the nearest to it
     inversion: str = "hifigan"  # mel -> waveform; or "griffin_lim", which needs no training
 
@@ -157,7 +158,8 @@ def _one_of(name, value, choices):
         raise ValueError(f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}, got {value!r}")
 
 
-MAY_BE_ZERO = {"griffin_lim_iterations", "mel_corrections", "attention_layers", "scales", "tokens", "token_width"}
+MAY_BE_ZERO = {"guidance_interval", "griffin_lim_iterations", "mel_corrections", "attention_layers", "scales", "tokens",
+               "token_width"}  # fmt: skip
 
 
 def _refuse_impossible(config):
@@ -168,6 +170,8 @@ def _refuse_impossible(config):
         raise ValueError(f"seconds must be between 0 and 3600, got {config.seconds}")
     if not 0 < config.beta_start < config.beta_end < 1:
         raise ValueError(f"0 < beta_start < beta_end < 1, got {config.beta_start} and {config.beta_end}")
+    if not 0 <= config.guidance_interval[0] <= config.guidance_interval[1]:
+        raise ValueError(f"guidance_interval must be two timesteps, the lower first, got {config.guidance_interval}")
     if not 0 <= config.unconditional_probability <= 1:
         raise ValueError(f"unconditional_probability must be between 0 and 1, got {config.unconditional_probability}")
     for part in (None, "mel", "vae", "unet", "vocoder", "discriminators", "patches"):

@@ -108,13 +108,13 @@ def judge_copied(listener, model, items, batch_size=8):
     return judge_embeddings(listener, np.concatenate(embeddings), items)
 
 
-def judge_generated(listener, model, items, guidance=None, steps=None, seed=0, batch_size=8, on_clips=None):
-    """Clips generated from the captions of `items`. guidance, steps: None takes the preset's."""
+def judge_generated(listener, model, items, guidance=None, steps=None, seed=0, batch_size=8, on_clips=None, **how):
+    """Clips generated from the captions of `items`. guidance, steps: None takes the preset's; how: as in `generate`."""
     captions, embeddings = [item["caption"] for item in items], []
     seconds = items[0]["waveform"].shape[0] / listener.sample_rate
     for start in range(0, len(items), batch_size):
         batch = captions[start : start + batch_size]
-        embeddings.append(listener.embed(model.generate(batch, seconds, steps, guidance, seed)))
+        embeddings.append(listener.embed(model.generate(batch, seconds, steps, guidance, seed, **how)))
         if on_clips:
             on_clips(start + len(batch), len(items))
     return judge_embeddings(listener, np.concatenate(embeddings), items)

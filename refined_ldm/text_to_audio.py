@@ -121,13 +121,14 @@ class RefinedAudioLDM(nn.Module):
     @torch.no_grad()
     def generate(
         self, captions, seconds=None, steps=None, guidance_scale=None, seed=0, negative_caption="", sampler="dpmpp",
-        eta=1.0, candidates=None, on_step=None,
+        eta=1.0, candidates=None, on_step=None, guidance_interval=None,
     ):  # fmt: skip
         """Captions (a list of B strings) -> waveforms (B, N) in [-1, 1], N = seconds * 16000.
 
         None takes the preset's value. The noise of a caption depends on `seed` and on the caption alone, so its sound
         does not change with the others in the list. negative_caption: what guidance moves away from. sampler: "dpmpp",
-        or "ddim" with its eta. candidates: how many to draw per caption, of which the CLAP embedding keeps the nearest.
+        or "ddim" with its eta. guidance_interval: the first and the last timestep that are guided; the others take half
+        the time. candidates: how many to draw per caption, of which the CLAP embedding keeps the nearest.
         """
         if isinstance(captions, str):
             raise ValueError(f"captions must be a list of strings, got one string: write [{captions!r}]")
@@ -147,6 +148,7 @@ class RefinedAudioLDM(nn.Module):
         latent = self.sample_latent(
             embedding, noise_like(embedding.new_empty(len(repeated), *self._latent_shape(seconds)), generators),
             steps, guidance_scale, self.clap.embed_text([negative_caption])[0], sampler, eta, generators, on_step,
+            guidance_interval,
         )  # fmt: skip
         check_sound("latent", latent, repeated, is_constant(latent))
         mel = self.decode(latent)
@@ -162,19 +164,21 @@ class RefinedAudioLDM(nn.Module):
     @torch.no_grad()
     def sample_latent(
         self, embedding, z_T, steps=None, guidance_scale=None, unconditional=None, sampler="dpmpp", eta=1.0,
-        generator=None, on_step=None,
+        generator=None, on_step=None, guidance_interval=None,
     ):  # fmt: skip
         """Embeddings (B, D) and noise z_T (B, C, T, F) -> scaled latents, by guided diffusion.
 
-        unconditional: the embedding (D,) that guidance moves away from, that of "" if None; generator: of DDIM's noise.
+        unconditional: the embedding (D,) that guidance moves away from, that of "" if None; generator: of DDIM's noise;
+        guidance_interval: first and last timestep that are guided.
         """
         steps = self.config.steps if steps is None else steps
         guidance = self.config.guidance_scale if guidance_scale is None else guidance_scale
+        interval = self.config.guidance_interval if guidance_interval is None else guidance_interval
         if unconditional is None:
             unconditional = self.clap.embed_text([""])[0]
 
         def guided(z_t, t, c):
-            return guided_noise(self.denoise, z_t, t, c, unconditional, guidance)
+            return guided_noise(self.denoise, z_t, t, c, unconditional, guidance, interval)
 
         if sampler == "ddim":
             return ddim_sample(guided, z_T, embedding, self.schedule, steps, eta, generator, on_step=on_step)
