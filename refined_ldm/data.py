@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import sys
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
@@ -328,12 +329,40 @@ def _write_npy_header(file, dtype, shape):
     np.lib.format.write_array_header_1_0(file, told)
 
 
-def _batches(dataset, batch_size, on_clips):
-    for start in range(0, len(dataset), batch_size):
-        items = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
+def _batches(dataset, batch_size, on_clips, workers=0):
+    """Lists of items in order; `workers`: processes that make them."""
+    done, context = 0, "fork" if workers else None
+    batches = DataLoader(_Told(dataset), batch_size, collate_fn=list, num_workers=workers,
+                         multiprocessing_context=context, generator=torch.Generator())  # fmt: skip
+    for items in batches:
+        for item in items:
+            if isinstance(item, Exception):
+                raise item
         yield items
+        done += len(items)
         if on_clips:
-            on_clips(start + len(items), len(dataset))
+            on_clips(done, len(dataset))
+
+
+class _Told(Dataset):
+    """A data set whose errors are items too: what a process raises would reach another one in words not its own."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        try:
+            return self.dataset[index]
+        except (ValueError, OSError) as fault:
+            return fault
+
+
+def render_workers(clips: int) -> int:
+    """How many processes render `clips`: one for each core where they can be forked and it is worth their start."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" and clips >= 256 else 0
 
 
 def cache_clips(folder: str | Path, dataset: Dataset, fingerprint: dict, on_clips=None) -> Cached:
@@ -343,7 +372,7 @@ def cache_clips(folder: str | Path, dataset: Dataset, fingerprint: dict, on_clip
     """
 
     def rows():
-        for items in _batches(dataset, 64, on_clips):
+        for items in _batches(dataset, 64, on_clips, render_workers(len(dataset))):
             waveforms = np.stack([item["waveform"].numpy() for item in items])
             rest = [{k: _plain(item[k]) for k in CACHED_KEYS if k in item} for item in items]
             yield {"waveform": np.round(waveforms * 32767).astype(np.int16)}, rest

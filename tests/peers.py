@@ -1,15 +1,11 @@
 """What the equality tests share: random weights in which every tensor counts, AudioLDM's package, a made-up ESC-50."""
 
-import importlib
-import importlib.util
-import sys
-import types
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
-import librosa
 import pytest
 import torch
 
+from refined_ldm import peers
 from refined_ldm.audio import save_audio
 
 
@@ -49,22 +45,10 @@ def write_esc50(folder, classes=("dog", "sea_waves", "hand_saw"), each=2):
 
 @contextmanager
 def audioldm_package():
-    """AudioLDM's modules can be imported, without what its packages ask for at their top and with today's librosa."""
-    found = importlib.util.find_spec("audioldm")
-    if found is None or importlib.util.find_spec("einops") is None:
-        pytest.skip("audioldm is not here: pip install --no-deps audioldm==0.1.1 einops")
-    (root,) = found.submodule_search_locations
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("audioldm", "audioldm.audio"):  # their __init__ asks for torchaudio
-            package = types.ModuleType(name)
-            package.__path__ = [f"{root}/{name.removeprefix('audioldm').strip('.')}"]
-            patch.setitem(sys.modules, name, package)
-        stft = importlib.import_module("audioldm.audio.stft")
-        names = ("sr", "n_fft", "n_mels", "fmin", "fmax")
-        patch.setattr(
-            stft, "librosa_mel_fn", lambda *sizes: librosa.filters.mel(**dict(zip(names, sizes, strict=True)))
-        )
-        patch.setattr(stft, "pad_center", lambda window, size: librosa.util.pad_center(window, size=size))
+    """That of refined_ldm.peers; where it is not installed, the test is skipped."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(peers.audioldm_package())
+        except ImportError as missing:
+            pytest.skip(str(missing))
         yield
-        for name in [name for name in sys.modules if name.startswith("audioldm.")]:
-            patch.delitem(sys.modules, name, raising=False)

@@ -20,7 +20,7 @@ def test_a_process_is_measured_by_time_and_by_its_peak():
 def test_the_best_of_some_runs_counts(monkeypatch):
     clock = iter([0.0, 5.0, 10.0, 12.0, 20.0, 23.0])
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
-    assert bench._best(lambda: None) == 2.0
+    assert bench.best_of(lambda: None) == 2.0
 
 
 def test_every_row_stands_beside_its_goal(monkeypatch):

@@ -7,6 +7,7 @@ from torch import nn
 
 from refined_ldm.checkpoints import load_into
 from refined_ldm.diffusion import NoiseSchedule, ddim_sample, dpmpp_sample
+from refined_ldm.peers import diffusers_unet, diffusers_vae
 from refined_ldm.published_ldm import unet_config, unet_from_diffusers, vae_config, vae_from_diffusers
 from refined_ldm.unet import UNet
 from refined_ldm.vae import MelVAE, VAEConfig
@@ -14,18 +15,6 @@ from refined_ldm.vae import MelVAE, VAEConfig
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not here: pip install diffusers")
 CLOSE = dict(atol=1e-4, rtol=1e-4)
 TIMESTEPS = torch.tensor([7, 801])
-
-
-def published_unet(film_dim=512):
-    """AudioLDM-S as diffusers' pipeline has it."""
-    widths = (128, 256, 384, 640)
-    return diffusers.UNet2DConditionModel(
-        in_channels=8, out_channels=8, block_out_channels=widths, layers_per_block=2, cross_attention_dim=widths,
-        down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * 3),
-        up_block_types=(*["CrossAttnUpBlock2D"] * 3, "UpBlock2D"), attention_head_dim=tuple(w // 32 for w in widths),
-        class_embed_type="simple_projection", class_embeddings_concat=True,
-        projection_class_embeddings_input_dim=film_dim,
-    )  # fmt: skip
 
 
 def small_unet(**changes):
@@ -38,13 +27,6 @@ def small_unet(**changes):
         class_embed_type="simple_projection", class_embeddings_concat=True, projection_class_embeddings_input_dim=24,
     )  # fmt: skip
     return diffusers.UNet2DConditionModel(**settings | changes)
-
-
-def published_vae():
-    return diffusers.AutoencoderKL(
-        in_channels=1, out_channels=1, latent_channels=8, block_out_channels=(128, 256, 512), layers_per_block=2,
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-    )  # fmt: skip
 
 
 def assert_same_unet(theirs, latent, head_channels):
@@ -71,7 +53,7 @@ def assert_same_vae(theirs, ours, mel):
 @pytest.mark.parametrize("film_dim", [512, 1024])  # LAION-CLAP's, MS-CLAP's
 def test_unet_of_published_size(film_dim):
     torch.manual_seed(0)
-    assert_same_unet(randomised(published_unet(film_dim), scale=0.01), noise(2, 8, 24, 16), head_channels=32)
+    assert_same_unet(randomised(diffusers_unet(film_dim), scale=0.01), noise(2, 8, 24, 16), head_channels=32)
 
 
 @pytest.mark.parametrize("changes", [
@@ -90,7 +72,7 @@ def test_unet_of_another_shape(changes):
 
 def test_vae_of_published_size():
     torch.manual_seed(0)
-    theirs = randomised(published_vae(), scale=0.01)
+    theirs = randomised(diffusers_vae(), scale=0.01)
     state = vae_from_diffusers(theirs.state_dict())
     assert vae_config(state) == VAEConfig()
     assert_same_vae(theirs, load_into(MelVAE(), state, "diffusers").eval(), noise(1, 1, 60, 64))
@@ -110,7 +92,7 @@ def test_vae_of_another_shape():
 
 def test_the_sizes_that_are_read_off_the_tensors_are_ours():
     with torch.device("meta"):
-        theirs, ours = [published_unet(), published_vae()], [UNet(), MelVAE()]
+        theirs, ours = [diffusers_unet(), diffusers_vae()], [UNet(), MelVAE()]
     states = unet_from_diffusers(theirs[0].state_dict()), vae_from_diffusers(theirs[1].state_dict())
     for state, network in zip(states, ours, strict=True):
         shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
