@@ -30,7 +30,6 @@ def bench(notebooks=False, on_row=print):
     row("its peak memory", memory, "GB", 4)
 
     import torch
-
     from torch.utils.data import Subset
 
     from refined_ldm.data import cache_clips, render_workers

@@ -75,7 +75,7 @@ def against_peers(on_row=print, rounds=2, only=None):
     """Time every work in turn with its peers -> rows (dicts); `only`: those whose name holds this."""
     peaks = matrix_peaks()
     on_row(f"matrix products: {peaks['fp32']:.0f} GFLOP/s in float32, {peaks['bf16']:.0f} in bfloat16")
-    rows, missing = [{"work": "matrix products", "peaks": peaks}], Missing()
+    missing, rows = Missing(), [{"work": "matrix products", **{f"{k}_gflops": round(v, 1) for k, v in peaks.items()}}]
     for make in WORKS:
         if only is None or only in make.__doc__:
             with ExitStack() as stack:
@@ -84,7 +84,7 @@ def against_peers(on_row=print, rounds=2, only=None):
             del work
     for told in missing:
         on_row(f"left out: {told}")
-    return [*rows, {"work": "left out", "peers": list(missing)}]
+    return [*rows, *({"work": "left out", "peer": told} for told in missing)]
 
 
 def _timed(work, peaks, rounds, on_row):
@@ -95,10 +95,9 @@ def _timed(work, peaks, rounds, on_row):
     share = speed / peaks["bf16" if precision == "bf16" else "fp32"]
     row = {"work": work.name, "seconds": round(seconds, 4), "gflop": round(work.operations / 1e9, 1),
            "share_fp32": round(speed / peaks["fp32"], 3), "share_bf16": round(speed / max(peaks["bf16"], 1e-9), 3),
-           "memory_gb": memory, "where": where}  # fmt: skip
-    told = ", ".join(f"{kind} {part:.0%}" for kind, part in where.items())
+           "memory_gb": memory, "where": ", ".join(f"{kind} {part:.0%}" for kind, part in where.items())}  # fmt: skip
     of_peak = f"{work.operations / 1e9:7.0f} GFLOP, {share:4.0%} of the peak" if work.operations else ""
-    on_row(f"{work.name:<52}{seconds:9.3f} s {of_peak}\n    {told}")
+    on_row(f"{work.name:<52}{seconds:9.3f} s {of_peak}\n    {row['where']}" + ("" if memory is None else f"; {memory:.2f} GB at the peak"))
     rows = [row]
     if work.limit:
         row |= {"goal": work.limit, "met": seconds <= work.limit}
