@@ -78,7 +78,7 @@ def few_steps(model, listener, real, items, samplers=SAMPLERS, guidance=None, on
 
     real: embeddings (N, D) of the rendered clips of `items`.
     """
-    dimensions, rows = min(64, len(items) // 3), []
+    dimensions, rows = min(64, len(items) // 3, real.shape[1]), []
     for name, how in samplers.items():
         judged = judge_generated(listener, model, items, guidance, batch_size=16, **how)
         low, high = bootstrap_interval(
@@ -99,7 +99,8 @@ def measure_accuracy(on_row=print, clips=8):
     model, items = RefinedAudioLDM.from_preset("tiny"), rendered_clips(clips)
     rows = rounding(model, items)
     for row in rows:
-        on_row(f"{row['way']:<24} U-Net {row['unet_error']:.2%} off, {row['unet_error_worst']:.2%} at the worst timestep, "
+        error, worst = row["unet_error"], row["unet_error_worst"]
+        on_row(f"{row['way']:<24} U-Net {error:.2%} off, {worst:.2%} at the worst timestep, "
                f"log-mel L1 {row['mel_l1']:.3f} ({row['mel_l1_change']:+.2%})")  # fmt: skip
     near = against_reference(model, [item["caption"] for item in items])
     for row in near:

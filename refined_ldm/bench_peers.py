@@ -90,14 +90,15 @@ def against_peers(on_row=print, rounds=2, only=None):
 def _timed(work, peaks, rounds, on_row):
     best = in_turn({"ours": work.ours, **work.peers}, rounds)
     memory, where = peak_memory(work.ours), profile(work.ours)
+    where = ", ".join(f"{kind} {part:.0%}" for kind, part in where.items())
     seconds, speed = best["ours"], work.operations / best["ours"] / 1e9
-    precision = pick_precision("cpu")
-    share = speed / peaks["bf16" if precision == "bf16" else "fp32"]
+    share = speed / peaks["bf16" if pick_precision("cpu") == "bf16" else "fp32"]
     row = {"work": work.name, "seconds": round(seconds, 4), "gflop": round(work.operations / 1e9, 1),
-           "share_fp32": round(speed / peaks["fp32"], 3), "share_bf16": round(speed / max(peaks["bf16"], 1e-9), 3),
-           "memory_gb": memory, "where": ", ".join(f"{kind} {part:.0%}" for kind, part in where.items())}  # fmt: skip
+           "share_fp32": round(speed / peaks["fp32"], 3), "share_bf16": round(speed / peaks["bf16"], 3),
+           "memory_gb": memory, "where": where}  # fmt: skip
     of_peak = f"{work.operations / 1e9:7.0f} GFLOP, {share:4.0%} of the peak" if work.operations else ""
-    on_row(f"{work.name:<52}{seconds:9.3f} s {of_peak}\n    {row['where']}" + ("" if memory is None else f"; {memory:.2f} GB at the peak"))
+    in_memory = "" if memory is None else f"; {memory:.2f} GB at the peak"
+    on_row(f"{work.name:<52}{seconds:9.3f} s {of_peak}\n    {where}{in_memory}")
     rows = [row]
     if work.limit:
         row |= {"goal": work.limit, "met": seconds <= work.limit}
@@ -285,27 +286,29 @@ def _listening(name, package, missing, what):
     ours = Clap(config).eval()
     if name == "laion-clap":
         ours._tokenizer = small_roberta_tokenizer()
-    waveform = 0.3 * torch.randn(8, config.samples, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
-    captions = [f"a dog barks {n} times while a bell rings far away" for n in range(64)]
+    waveform = 0.3 * torch.randn(32, config.samples, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+    captions = [f"a dog barks {n} times while a bell rings far away" for n in range(256)]
     ids, mask = ours.tokenizer(captions, config.max_tokens)
     peers = {}
     with missing.noted():
         theirs = OfficialClap(name, ms_clap_model() if name == "ms-clap-2023" else laion_clap_model())
-        peers[package] = lambda: (theirs.embed_audio(waveform, config.sample_rate), theirs.embed_tokens(ids, mask))
+        peers[package] = lambda: ([theirs.embed_audio(clips, config.sample_rate) for clips in waveform.split(8)],
+                                  theirs.embed_tokens(ids, mask))  # fmt: skip
 
     def hear_and_read():
-        return ours.embed_audio(waveform, config.sample_rate), ours.embed_text(captions)
+        heard = [ours.embed_audio(clips, config.sample_rate) for clips in waveform.split(8)]
+        return torch.cat(heard), ours.embed_text(captions)
 
     return Work(what, _without_grad(hear_and_read), peers, {package: 2})
 
 
 def ms_clap(stack, missing):
-    """MS-CLAP: 8 clips of 7 s and 64 captions"""
+    """MS-CLAP: 32 clips of 7 s and 256 captions"""
     return _listening("ms-clap-2023", "msclap", missing, ms_clap.__doc__)
 
 
 def laion_clap(stack, missing):
-    """LAION-CLAP: 8 clips of 10 s and 64 captions"""
+    """LAION-CLAP: 32 clips of 10 s and 256 captions"""
     return _listening("laion-clap", "laion_clap", missing, laion_clap.__doc__)
 
 
@@ -314,8 +317,8 @@ def log_mel(stack, missing):
     mel, waveform = MelSpectrogram(), torch.randn(100, 160_000, generator=torch.Generator().manual_seed(0)) * 0.1
     peers = {}
     with missing.noted():
+        librosa_log_mel(waveform[:1].numpy())  # here it is said if it is not installed
         peers["librosa"] = lambda: librosa_log_mel(waveform.numpy())
-        librosa_log_mel(waveform[:1].numpy())
     with missing.noted():
         front = torchlibrosa_log_mel().eval()
         peers["torchlibrosa"] = _without_grad(lambda: torch.cat([front(clips) for clips in waveform.split(10)]))

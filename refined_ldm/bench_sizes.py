@@ -52,10 +52,12 @@ def cost_against_size(on_row=print, lengths=LENGTHS, batches=BATCHES, widths=WID
 
 
 def exponent(sizes, costs):
-    """k of cost = a * size^k, least squares on logarithms over the larger half of the sizes -> float.
+    """k of cost = a * size^k, least squares on logarithms over the larger half of the sizes; NaN for a single one.
 
     The smaller half is left out: there what costs the same at any size still counts.
     """
+    if len(sizes) < 2:
+        return float("nan")
     order = np.argsort(sizes)[len(sizes) // 2 - (len(sizes) < 4) :]
     size, cost = np.log(np.asarray(sizes, float)[order]), np.log(np.maximum(np.asarray(costs, float)[order], 1e-9))
     return float(np.polyfit(size, cost, 1)[0])

@@ -58,8 +58,9 @@ class Attention(nn.Module):
     def forward(self, h):
         B, C, T, F_ = h.shape
         normed = self.norm(h)
-        q, k, v = (to(normed).flatten(2).transpose(1, 2)[:, None] for to in (self.q, self.k, self.v))  # (B, 1, TF, C)
-        mixed = F.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2).reshape(B, C, T, F_)
+        q, k, v = (to(normed).flatten(2).transpose(1, 2).contiguous() for to in (self.q, self.k, self.v))
+        mixed = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]  # (B, TF, C)
+        mixed = mixed.transpose(1, 2).reshape(B, C, T, F_)
         return h + self.proj_out(mixed)
 
 
