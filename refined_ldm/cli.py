@@ -44,7 +44,7 @@ def generate(options):
     from refined_ldm.devices import pick_device
 
     device = pick_device(options.device)
-    model = _open(options, device)
+    model = _quick(_open(options, device), options)
     options.out.mkdir(parents=True, exist_ok=True)
     start, written = time.perf_counter(), []
     with tqdm(total=options.steps or model.config.steps, unit="step", disable=None) as bar:
@@ -72,6 +72,14 @@ def _open(options, device):
     if options.checkpoint:
         return RefinedAudioLDM.load(options.checkpoint, device)
     return RefinedAudioLDM.from_preset(options.preset, device)
+
+
+def _quick(model, options):
+    """The model in the precision that was asked for, as quick as its device allows."""
+    from refined_ldm.fast import hasten
+
+    hasten(model, {"auto": None, "bf16": "bf16", "fp32": "no"}[options.precision])
+    return model
 
 
 def _say_written(written, start, as_json):
@@ -149,16 +157,19 @@ def _train(options, signals):
         with bar, clips, Curve(run_dir / f"{stage}.csv", options.resume) as write:
             steps = train_stage(model, stage, run_dir, options.seed, options.resume, options.max_steps,
                                 options.lr, not options.no_adversary, on_clips, options.skip_bad)  # fmt: skip
-            step = None
+            step, waited, spent = None, 0.0, 0.0
             with closing(steps):
                 for step in steps:
+                    waited, spent = waited + step.waited, spent + step.seconds
                     bar.update(step.index - bar.n)
                     bar.set_postfix(loss=f"{step.loss:.4f}")
                     if accelerator.is_main_process:
                         write(step)
         stop_if_asked(f"stopped after {stage}, which is finished")
         if accelerator.is_main_process:
-            told = f"{step.index} steps, loss {step.loss:.4f}" if step else "it was finished before"
+            told = "it was finished before"
+            if step:
+                told = f"{step.index} steps, loss {step.loss:.4f}, {waited / spent:.0%} of the time waiting for data"
             print(f"{stage}: {told}, written to {run_dir}")
     if accelerator.is_main_process and (run_dir / LEFT_OUT).is_file():
         left_out = len((run_dir / LEFT_OUT).read_text(encoding="utf-8").splitlines())
@@ -220,6 +231,7 @@ def infer(options):
     for fault in left_out or ():
         print(f"left out: {fault}", file=sys.stderr)
     model = open_model(_with_conditioner(config, options), options.reload_from_ckpt, pick_device(options.device))
+    model = _quick(model, options)
     options.out.mkdir(parents=True, exist_ok=True)
     start, written, rate = time.perf_counter(), [], model.config.mel.sample_rate
     made = sounds(model, lines, options.seed, options.steps, options.guidance, options.candidates)

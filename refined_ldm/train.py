@@ -44,6 +44,7 @@ class Step:
     losses: dict[str, float]
     lr: float
     seconds: float
+    waited: float = 0.0  # seconds of these in which the batch was loaded
     averaged: Callable = field(default=nullcontext, repr=False, compare=False)
 
 
@@ -189,6 +190,7 @@ def optimise(stage, networks, loader, settings, seed, run_dir, resume, accelerat
             start, losses = time.perf_counter(), {}
             with held_back() as signals:
                 batch, lr = next(batches), learning_rate(index, settings)
+                waited = time.perf_counter() - start
                 if index == settings.adversary_start + 1 > 1:
                     for learner in learners:
                         learner.begin_phase()
@@ -204,7 +206,7 @@ def optimise(stage, networks, loader, settings, seed, run_dir, resume, accelerat
                 log.warning("%s: the loss of step %d, %.4g, is %.1f times the usual", stage, index, first, factor)
             kept = run_dir and (index % settings.save_every == 0 or index == settings.max_steps or number)
             try:
-                yield Step(index, first, losses, lr, time.perf_counter() - start, learners[0].averaged)
+                yield Step(index, first, losses, lr, time.perf_counter() - start, waited, learners[0].averaged)
             finally:  # told first and saved then, so that whoever keeps a curve has it up to any checkpoint
                 if kept and main:
                     save_run(run_dir, stage, learners, index, about)
