@@ -65,6 +65,7 @@ class Oracle(nn.Module):
     def __init__(self, items, embedding_dim):
         super().__init__()
         self.embedding_dim, self.known = embedding_dim, {"": ()}
+        self.register_buffer("place", torch.zeros(0), persistent=False)  # where the model is
         for item in items:
             names = [name for name in names_in_order(item) if name in item["labels"]]
             self.known |= {caption: (item["kind"], *names) for caption in item["captions"]}
@@ -76,7 +77,7 @@ class Oracle(nn.Module):
                 row[place * len(NAMES) + NAMES.index(name)] = 1
             if self.known[caption]:
                 row[-1 - ("event", "sequence", "overlap").index(self.known[caption][0])] = 1
-        return nn.functional.normalize(rows, dim=1)
+        return nn.functional.normalize(rows, dim=1).to(self.place.device)
 
 
 @torch.no_grad()
@@ -153,7 +154,8 @@ class Experiment:
     def conditioner(self, arm):
         """The frozen conditioner of an arm."""
         if arm.conditioner == "oracle":
-            return Oracle([*self.clips.rest, *self.held_out, *self.test], self.config.unet.embedding_dim)
+            known = [*self.clips.rest, *self.held_out, *self.test]
+            return Oracle(known, self.config.unet.embedding_dim).to(self.device)
         kind, _, plain = arm.conditioner.partition("-")
         if kind == "random":
             with torch.random.fork_rng():
@@ -298,7 +300,8 @@ def prepare_conditioners(experiment, runs, seed=0, on_step=None):
                 continue
             clap = replace(experiment.config.training["clap"], max_steps=800, batch_size=32, lr=CLAP_RATES[kind])
             config = replace(experiment.config, clap=tower, training=experiment.config.training | {"clap": clap})
-            model, run_dir = RefinedAudioLDM(config, seed), experiment.folder / f"{tower}{plain}"
+            run_dir = experiment.folder / f"{tower}{plain}"
+            model = RefinedAudioLDM(config, seed).to(experiment.device)
             history = None if plain else HISTORIES[tower]
             with ExitStack() as stack:
                 curves = {}
