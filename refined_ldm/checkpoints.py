@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 
 from refined_ldm.atomic import written_whole
 from refined_ldm.hifigan import HiFiGAN
@@ -72,7 +72,7 @@ def read_weights(path):
     try:
         with safe_open(path, framework="pt") as file:
             metadata = {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
-            tensors = {k: file.get_tensor(k) for k in file.keys()}
+        tensors = load(path.read_bytes())  # safetensors 0.8 loses 30 bytes of memory for each get_tensor
     except (SafetensorError, json.JSONDecodeError) as fault:
         raise ValueError(f"{path} is not a whole safetensors file of ours ({fault}): copy or train it again") from fault
     return {k: _widened(v) for k, v in tensors.items()}, metadata
