@@ -160,6 +160,7 @@ def parser(runs):
     sub.add_argument("--no-peers", action="store_true", help="leave out other people's code for the same work")
     sub.add_argument("--sizes", action="store_true", help="cost against length, batch and width too (minutes)")
     sub.add_argument("--accuracy", action="store_true", help="what quick arithmetic and few steps change (minutes)")
+    sub.add_argument("--few-steps", type=int, metavar="CLIPS", help="how good few sampling steps are (96: an hour)")
     sub.add_argument("--notebooks", action="store_true", help="the notebooks too (minutes)")
     sub.add_argument("--out", type=Path, metavar="DIR", help="write pictures and tables there")
     sub.add_argument("--json", action="store_true", help="print the figures as JSON")

@@ -71,6 +71,46 @@ def bench(notebooks=False, on_row=print):
     return rows
 
 
+def measure_more(peers=True, sizes=False, accuracy=False, few_steps=0, out=None, on_row=print):
+    """What takes minutes -> rows; with `out`, tables to out/data and pictures to out.
+
+    peers: the same work by other people's code; sizes: cost against size; accuracy: what quick arithmetic and few
+    steps change; few_steps: how many clips of each sampler are judged, 0 for none.
+    """
+    rows = []
+
+    def keep(name, found, draw=None):
+        rows.extend(found)
+        if out is not None:
+            from refined_ldm.display import save_figure, save_table
+
+            if draw is None:
+                save_table(found, name, Path(out).absolute())
+            else:
+                save_figure(draw(found), name, found, {}, start, Path(out).absolute())
+
+    start = time.perf_counter()
+    if peers:
+        from refined_ldm.bench_peers import against_peers
+        from refined_ldm.display_speed import ratio_bars
+
+        keep("bench", against_peers(on_row), ratio_bars)
+    if sizes:
+        from refined_ldm.bench_sizes import cost_against_size
+        from refined_ldm.display_speed import cost_curves
+
+        keep("bench_sizes", cost_against_size(on_row), cost_curves)
+    if accuracy:
+        from refined_ldm.accuracy import measure_accuracy
+
+        keep("bench_accuracy", measure_accuracy(on_row))
+    if few_steps:
+        from refined_ldm.accuracy import measure_few_steps
+
+        keep("bench_few_steps", measure_few_steps(on_row, few_steps))
+    return rows
+
+
 def _import_seconds():
     def process(code):
         start = time.perf_counter()

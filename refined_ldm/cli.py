@@ -386,36 +386,13 @@ def notebooks(options):
 
 def bench(options):
     from refined_ldm.bench import bench as measure
+    from refined_ldm.bench import measure_more
 
     say = (lambda line: None) if options.json else print
-    rows, began = measure(options.notebooks, on_row=say), time.perf_counter()
-    if not options.no_peers:
-        from refined_ldm.bench_peers import against_peers
-
-        rows += (peers := against_peers(say))
-        if options.out:
-            from refined_ldm.display_speed import ratio_bars
-
-            _save_picture(ratio_bars(peers), "bench", peers, began, options.out)
-    if options.sizes:
-        from refined_ldm.bench_sizes import cost_against_size
-        from refined_ldm.display_speed import cost_curves
-
-        rows += (sizes := cost_against_size(say))
-        if options.out:
-            _save_picture(cost_curves(sizes), "bench_sizes", sizes, began, options.out)
-    if options.accuracy:
-        from refined_ldm.accuracy import measure_accuracy
-
-        rows += measure_accuracy(say)
+    rows = measure(options.notebooks, on_row=say)
+    rows += measure_more(not options.no_peers, options.sizes, options.accuracy, options.few_steps, options.out, say)
     if options.json:
         print(json.dumps(rows, indent=1))
-
-
-def _save_picture(figure, name, table, began, folder):
-    from refined_ldm.display import save_figure
-
-    save_figure(figure, name, table, {}, began, folder.absolute())
 
 
 def _literal(text):

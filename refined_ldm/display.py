@@ -317,6 +317,13 @@ def save_figure(figure, name, table=None, parameters=None, started=None, folder=
     _replace(folder / "data" / f"{name}.json", lambda path: path.write_text(json.dumps(origin, indent=1) + "\n"))
 
 
+def save_table(table, name, folder="figures"):
+    """Write a table alone, as `save_figure` does: `folder`/data/name.csv."""
+    folder = (REPOSITORY or Path.cwd()) / folder / "data"
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / f"{name}.csv", lambda path: _write_csv(path, table_rows(table)))
+
+
 def table_rows(table):
     """A pandas DataFrame, {column: values} or rows as dicts -> rows as dicts."""
     if hasattr(table, "to_dict"):

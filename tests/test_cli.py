@@ -126,6 +126,22 @@ def test_bench_prints_its_rows_as_json(monkeypatch, capsys):
     assert status == 0 and json.loads("\n".join(printed)) == [row]
 
 
+def test_bench_writes_tables_and_pictures(monkeypatch, capsys, tmp_path):
+    rows = [{"work": "thinking", "seconds": 1.0}, {"work": "thinking", "peer": "others", "ratio": 2.0, "goal": 3.0}]
+    size = {"against": "length", "size": 2.56, "part": "vocoder", "seconds": 1.0, "memory_gb": 0.1}
+    monkeypatch.setattr("refined_ldm.bench.bench", lambda notebooks, on_row: [])
+    monkeypatch.setattr("refined_ldm.bench_peers.against_peers", lambda on_row: rows)
+    monkeypatch.setattr("refined_ldm.bench_sizes.cost_against_size", lambda on_row: [size, {**size, "size": 5.12}])
+    monkeypatch.setattr("refined_ldm.accuracy.measure_accuracy", lambda on_row: [{"way": "quick"}])
+    monkeypatch.setattr("refined_ldm.accuracy.measure_few_steps", lambda on_row, clips: [{"clips": clips}])
+    more = ["--sizes", "--accuracy", "--few-steps", "5", "--out", tmp_path, "--json"]
+    status, printed, _ = run(capsys, "bench", *more)
+    assert status == 0 and len(json.loads("\n".join(printed))) == 6
+    assert {path.name for path in tmp_path.glob("*.png")} == {"bench.png", "bench_sizes.png"}
+    assert (tmp_path / "data" / "bench_few_steps.csv").read_text() == "clips\n5\n"
+    assert (tmp_path / "data" / "bench.csv").read_text().splitlines()[2] == "thinking,,others,2.0,3.0"
+
+
 def test_train_then_generate_from_a_yaml_file(tmp_path, capsys):
     (tmp_path / "tiny.yaml").write_text(TINY)
     run_dir = tmp_path / "run"
