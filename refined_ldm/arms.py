@@ -62,7 +62,7 @@ class Run:
     arm: Arm
     iterations: int
     seed: int
-    part: str  # formula, arms, target, controls, plateau, ladder or rates
+    part: str  # formula, arms, target, controls, plateau, ladder, rates or wide
 
     @property
     def name(self):
@@ -87,7 +87,10 @@ def plan(iterations=1500, seeds=3):
     runs += [Run(label, replace(ARMS["D"], **change), short[1], 0, "ladder") for label, change in LADDER.items()
              if change]  # fmt: skip
     long = 4 * iterations  # is the baseline done? and a tenth of that
-    return [*runs, Run("B", ARMS["B"], long, 0, "plateau"), Run("D", ARMS["D"], long // 10, 0, "plateau")]
+    for seed in range(seeds):
+        runs += [Run("B", ARMS["B"], long, seed, "plateau"), Run("D", ARMS["D"], long // 10, seed, "plateau")]
+    wide = [replace(ARMS[label], wide=True) for label in "BD"]  # or is it the width of the U-Net that is in the way?
+    return [*runs, Run("B, wide", wide[0], long, 0, "wide"), Run("D, wide", wide[1], long // 10, 0, "wide")]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@
   time are done as those of pictures one pixel high, for which libraries have that layout.
 - **Winograd** on a CPU in float32: 3 x 3 convolutions of large maps by the minimal filtering of Lavin & Gray (2016),
   which multiplies a quarter as often; NNPACK has it, which torch carries.
-- **torch.compile**, on request: it takes minutes once, and keeps its work in a cache of its own.
+- **torch.compile** of the U-Net, on request: it takes minutes once, and keeps its work in a cache of its own.
 """
 
 from dataclasses import dataclass
@@ -65,8 +65,7 @@ def hasten(model, precision=None, compile=False):
             if isinstance(layer, nn.Conv1d | nn.ConvTranspose1d):
                 layer.forward = _as_picture(layer)
     if compile:
-        for part in (model.unet, model.vae.decoder, model.vocoder):
-            part.compile()
+        model.unet.compile()
     if half:
         for part in (model.unet, model.vae.decoder, model.vae.post_quant_conv, model.vocoder):
             part.forward = _autocast(part.forward, device)

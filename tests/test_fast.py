@@ -92,6 +92,13 @@ def test_the_vocoder_with_an_inverse_stft_too(monkeypatch):
         torch.testing.assert_close(model.vocoder(mel), plain, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.slow
+def test_compiled_the_sounds_stay_the_same(model):
+    quick = copy.deepcopy(model)
+    assert hasten(quick, "no", compile=True).compiled
+    torch.testing.assert_close(quick.generate(CAPTIONS), model.generate(CAPTIONS), atol=1e-4, rtol=1e-4)
+
+
 def test_another_precision_is_refused(model):
     with pytest.raises(ValueError, match='"bf16", "no" or None, got \'fp16\''):
         hasten(model, "fp16")
