@@ -56,7 +56,8 @@ def plot_targets(runs, targets, measures=MEASURES):
         ax.set_xticks(at, [f"{n:g}" for n in at], fontsize=9, rotation=45)
         ax.set_ylim(bottom=0)
         ax.minorticks_off()
-    axes[1].legend(fontsize=8, loc="lower left")
+    names = axes[1].get_legend_handles_labels()  # the first has no arm A
+    axes[0].legend(*names, fontsize=8, loc="center left", bbox_to_anchor=(0.02, 0.72))
     return figure
 
 
