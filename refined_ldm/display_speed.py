@@ -43,7 +43,8 @@ def cost_curves(rows):
             ax.set(xscale="log", yscale="log")
             ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             ax.minorticks_off()
-            ax.legend(fontsize=7)
+            if ax.get_lines():
+                ax.legend(fontsize=7)
             if against == "length":
                 ax.set_ylabel(unit)
         column[-1].set_xlabel(label)
