@@ -159,12 +159,11 @@ def _published():
 
 def _unet_inputs():
     generator = torch.Generator().manual_seed(0)
-    draw = lambda *shape: torch.randn(shape, generator=generator)  # noqa: E731
-    return draw(2, 8, 256, 16), torch.tensor([500, 500]), draw(2, 512)
+    z_t, c = (torch.randn(shape, generator=generator) for shape in ((2, 8, 256, 16), (2, 512)))
+    return z_t, torch.tensor([500, 500]), c
 
 
-def _without_grad(call):
-    return torch.no_grad()(call)
+_without_grad = torch.no_grad()  # wraps a call
 
 
 def _half(call):
@@ -183,12 +182,6 @@ def _and_half(name, call):
     return found | ({f"{name} bf16": _half(call)} if pick_precision("cpu") == "bf16" else {})
 
 
-def _operations(kind, both=False):
-    """Operations of a published network, counted: (make, run) -> float."""
-    counted = count(*kind)
-    return counted.both if both else counted.forward
-
-
 def _published_unet():
     return UNet(replace(preset("baseline").unet, embedding_dim=512))
 
@@ -203,8 +196,7 @@ def unet_step(stack, missing):
     model = _published()
     model.unet = _awake(_published_unet())
     hasten(model)
-    denoise = lambda z, t, c: model.unet(z, t, c)  # noqa: E731
-    ours = _without_grad(lambda: guided_noise(denoise, z_t[:1], t[:1], c[:1], c[1], 3.0))
+    ours = _without_grad(lambda: guided_noise(model.unet, z_t[:1], t[:1], c[:1], c[1], 3.0))
     peers = {}
     with missing.noted():
         unet = _awake(diffusers_unet())
@@ -213,7 +205,7 @@ def unet_step(stack, missing):
         stack.enter_context(audioldm_package())
         theirs = _awake(audioldm_unet())
         peers["AudioLDM fp32"] = _without_grad(lambda: theirs(z_t, t, y=c))
-    operations = 2 * _operations((_published_unet, _run_unet))
+    operations = 2 * count(_published_unet, _run_unet).forward
     return Work(unet_step.__doc__, ours, peers, {"diffusers fp32": 2.5, "AudioLDM fp32": 5}, operations)
 
 
@@ -243,7 +235,7 @@ def training_step(stack, missing):
         stack.enter_context(audioldm_package())
         peers["AudioLDM fp32"] = _training(_awake(audioldm_unet()), lambda unet: unet(z_t, t, y=c), False)
     goals = {"AudioLDM fp32": 5, "diffusers bf16": 2}
-    operations = 2 * _operations((_published_unet, _run_unet), both=True)
+    operations = 2 * count(_published_unet, _run_unet).both
     return Work(training_step.__doc__, _half(ours) if precision == "bf16" else ours, peers, goals, operations)
 
 
@@ -255,8 +247,7 @@ def vae_decode(stack, missing):
     with missing.noted():
         theirs = diffusers_vae().eval()
         peers |= _and_half("diffusers", _without_grad(lambda: theirs.decode(latent).sample))
-    make = lambda: MelVAE(preset("baseline").vae)  # noqa: E731
-    operations = _operations((make, lambda vae, batch: vae.decode(torch.randn(batch, 8, 256, 16))))
+    operations = count(MelVAE, lambda vae, batch: vae.decode(torch.randn(batch, 8, 256, 16))).forward
     return Work(vae_decode.__doc__, _without_grad(lambda: model.vae.decode(latent)), peers,
                 {"diffusers fp32": 2.5}, operations)  # fmt: skip
 
@@ -266,7 +257,7 @@ def vocoder(stack, missing):
     model, mel = _published(), torch.randn(1, 1, 1024, 64, generator=torch.Generator().manual_seed(0))
     hasten(model)
     theirs = transformers_vocoder().eval()
-    operations = _operations((HiFiGAN, lambda vocoder, batch: vocoder(torch.randn(batch, 1, 1024, 64))))
+    operations = count(HiFiGAN, lambda vocoder, batch: vocoder(torch.randn(batch, 1, 1024, 64))).forward
     peers = _and_half("transformers", _without_grad(lambda: theirs(mel[0, 0])))
     return Work(vocoder.__doc__, _without_grad(lambda: model.vocoder(mel)), peers, {"transformers fp32": 1.8},
                 operations)  # fmt: skip

@@ -313,7 +313,7 @@ def save_figure(figure, name, table=None, parameters=None, started=None, folder=
     }
     _replace(folder / f"{name}.png", lambda path: figure.savefig(path, dpi=110, format="png"))
     if table is not None:
-        _replace(folder / "data" / f"{name}.csv", lambda path: _write_csv(path, table_rows(table)))
+        save_table(table, name, folder)
     _replace(folder / "data" / f"{name}.json", lambda path: path.write_text(json.dumps(origin, indent=1) + "\n"))
 
 

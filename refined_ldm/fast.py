@@ -19,7 +19,7 @@ from torch import nn
 
 from refined_ldm.devices import pick_precision
 
-LARGE_MAP = 4096  # places (T x F) from which on Winograd wins: measured on two CPUs without bfloat16
+LARGE_MAP = 4096  # places (T x F) from which on Winograd wins: measured on one CPU without bfloat16
 WIDE = 64  # channels, likewise
 EXACT = ("conv_in", "conv_out", "time_embed", "film_embed", "film")  # a third of bfloat16's error, hardly any time
 
@@ -36,7 +36,7 @@ class Hastened:
 def hasten(model, precision=None, compile=False):
     """Make a `RefinedAudioLDM` quick at generating, in place -> Hastened. For inference: training wants its weights.
 
-    precision: "bf16" or "no"; None measures. Outputs change by rounding: in float32 by about 1e-6 of their size, in
+    precision: "bf16" or "no"; None measures. Outputs change by rounding: in float32 by about 1e-5 of their size, in
     bfloat16 by about 1 % (`refined-ldm bench --accuracy` measures both). Raises ValueError for another precision.
     """
     if precision not in (None, "bf16", "no"):
@@ -55,7 +55,7 @@ def hasten(model, precision=None, compile=False):
         for layer in _layers(decoder, model.vocoder):
             layer.to(torch.bfloat16)
         decoder.to(memory_format=torch.channels_last)
-    elif device == "cpu" and _nnpack():
+    elif device == "cpu" and torch.backends.nnpack.is_available():
         for layer in _layers(decoder):
             if _suits_winograd(layer):
                 layer.forward = partial(_by_winograd, layer)
@@ -91,10 +91,6 @@ def _autocast(forward, device):
             return forward(*inputs).float()
 
     return quick
-
-
-def _nnpack():
-    return torch.backends.nnpack.is_available()
 
 
 def _suits_winograd(layer):

@@ -7,6 +7,7 @@ from refined_ldm.clap import CLAP_PRESETS, ClapConfig
 from refined_ldm.config import Config, StageConfig
 from refined_ldm.hifigan import DiscriminatorsConfig, HiFiGANConfig
 from refined_ldm.mel import MelConfig
+from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.unet import UNetConfig
 from refined_ldm.vae import VAEConfig
 
@@ -43,6 +44,14 @@ def awake(module):
         if not p.any():
             nn.init.normal_(p, std=0.1, generator=generator)
     return module
+
+
+def awake_model(monkeypatch, **changes):
+    """A `RefinedAudioLDM` of this size with random weights whose U-Net says something."""
+    use_small_clap(monkeypatch)
+    model = RefinedAudioLDM(config(**changes), seed=3).eval()
+    awake(model.unet)
+    return model
 
 
 def clips(count=6, samples=5120):

@@ -4,15 +4,11 @@ import small
 import torch
 
 from refined_ldm import accuracy
-from refined_ldm.text_to_audio import RefinedAudioLDM
 
 
 @pytest.fixture
 def model(monkeypatch):
-    small.use_small_clap(monkeypatch)
-    model = RefinedAudioLDM(small.config(), seed=3).eval()
-    small.awake(model.unet)
-    return model
+    return small.awake_model(monkeypatch)
 
 
 def test_rounding_is_told_beside_plain_float32(model):

@@ -16,10 +16,7 @@ CAPTIONS = ["a dog barks", "rain falls"]
 
 @pytest.fixture
 def model(monkeypatch):
-    small.use_small_clap(monkeypatch)
-    model = RefinedAudioLDM(small.config(), seed=3).eval()
-    small.awake(model.unet)
-    return model
+    return small.awake_model(monkeypatch)
 
 
 def test_in_float32_the_sounds_stay_the_same(model):

@@ -129,9 +129,7 @@ def test_whatever_the_unet_predicts_what_comes_out_is_noise(monkeypatch, paramet
 
 @pytest.mark.parametrize("parameterization", ["v", "gaussian", "caption-gaussian"])
 def test_a_saved_model_sounds_the_same(monkeypatch, tmp_path, parameterization):
-    small.use_small_clap(monkeypatch)
-    model = RefinedAudioLDM(small.config(parameterization=parameterization), seed=3).eval()
-    small.awake(model.unet)
+    model = small.awake_model(monkeypatch, parameterization=parameterization)
     model.scale.fill_(1.9)
     if model.gaussian is not None:
         told = (torch.randn(40, 3, 12),) if parameterization == "caption-gaussian" else ()
