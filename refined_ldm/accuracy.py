@@ -2,11 +2,10 @@
 
 import copy
 
-import numpy as np
 import torch
 
 from refined_ldm.diffusion import add_noise
-from refined_ldm.evaluation import fit_probe, judge_generated, rendered_clips
+from refined_ldm.evaluation import fit_probe, judge_generated, rendered_clips, summary
 from refined_ldm.fast import hasten
 from refined_ldm.judges import Aisfx
 from refined_ldm.metrics import bootstrap_interval, frechet_distance
@@ -85,11 +84,11 @@ def few_steps(model, listener, real, items, samplers=SAMPLERS, guidance=None, on
         low, high = bootstrap_interval(
             lambda a: frechet_distance(a, real, dimensions), judged.embeddings, resamples=100, centre=True
         )
-        recall_low, recall_high = bootstrap_interval(np.mean, judged.recall)
+        heard = summary(judged)
         rows.append({
             "sampler": name, "clips": len(items), "frechet": frechet_distance(judged.embeddings, real, dimensions),
-            "low": low, "high": high, "recall": float(judged.recall.mean()), "recall_low": recall_low,
-            "recall_high": recall_high,
+            "low": low, "high": high, "recall": heard["recall"], "recall_low": heard["low"],
+            "recall_high": heard["high"],
         })  # fmt: skip
         on_row(f"{name:<32} Fréchet {rows[-1]['frechet']:.1f} ({low:.1f}-{high:.1f}), recall {rows[-1]['recall']:.3f}")
     return rows

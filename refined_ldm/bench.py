@@ -34,7 +34,7 @@ def bench(notebooks=False, on_row=print):
     import torch
     from torch.utils.data import Subset
 
-    from refined_ldm.data import cache_clips, render_workers
+    from refined_ldm.caches import cache_clips, render_workers
     from refined_ldm.scenes import SoundScenes
     from refined_ldm.text_to_audio import RefinedAudioLDM
 

@@ -314,8 +314,9 @@ def experiment(options):
     from tqdm import tqdm
 
     from refined_ldm.arms import plan
+    from refined_ldm.conditioners import prepare_conditioners
     from refined_ldm.devices import pick_device
-    from refined_ldm.experiment import collect, open_experiment, prepare_conditioners, run_arm
+    from refined_ldm.experiment import collect, open_experiment, run_arm
 
     runs = plan(options.iterations, options.seeds)
     if options.list:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import torch
 
+from refined_ldm.caches import CACHED_KEYS, cache_clips, cache_latents, encoded_at_once
 from refined_ldm.checkpoints import load_into, read_weights, save_weights
-from refined_ldm.data import CACHED_KEYS, CaptionedAudio, cache_clips, cache_latents, encoded_at_once, loader
+from refined_ldm.data import CaptionedAudio, loader
 from refined_ldm.devices import pick_accelerator
 from refined_ldm.hifigan import Discriminators
 from refined_ldm.run_state import precision_of, refuse_old

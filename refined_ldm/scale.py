@@ -12,9 +12,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from refined_ldm.caches import encoded_at_once
 from refined_ldm.clap import CLAP_PRESETS, Clap
 from refined_ldm.config import preset
-from refined_ldm.data import encoded_at_once
 from refined_ldm.hifigan import HiFiGAN
 from refined_ldm.mel import mel_filterbank
 from refined_ldm.run_state import KEPT

@@ -28,7 +28,7 @@ def test_every_row_stands_beside_its_goal(monkeypatch):
     model = RefinedAudioLDM(small.config())
     monkeypatch.setattr(RefinedAudioLDM, "from_preset", lambda name: model)
     monkeypatch.setattr("refined_ldm.scenes.SoundScenes", lambda split, size: range(size))  # quick to render
-    monkeypatch.setattr("refined_ldm.data.cache_clips", lambda folder, scenes, made_of: time.sleep(0.001))
+    monkeypatch.setattr("refined_ldm.caches.cache_clips", lambda folder, scenes, made_of: time.sleep(0.001))
     monkeypatch.setattr(bench, "_import_seconds", lambda: 0.1)
     monkeypatch.setattr(bench, "_process", lambda command: (99.0, 1.5))
     lines = []

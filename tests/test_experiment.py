@@ -10,8 +10,7 @@ from small import config, use_small_clap
 from refined_ldm.arms import ARMS, PUBLISHED, TRAINING_LOSS, Arm, Card, Run, comparable, plan
 from refined_ldm.clap import CLAP_PRESETS
 from refined_ldm.cli import main
-from refined_ldm.experiment import GRID, TOKENS, Experiment, Oracle, Tokens, collect, marks, open_experiment, run_arm
-from refined_ldm.scenes import SoundScenes
+from refined_ldm.experiment import GRID, Experiment, collect, marks, open_experiment, run_arm
 from refined_ldm.text_to_audio import RefinedAudioLDM
 
 CARD = Card(0.25, "v", "v", 0.0, 0.1, 16.0, 256, "stratified", "val-64")
@@ -50,35 +49,6 @@ def test_marks_are_even_in_the_logarithm():
     found = sorted(marks(1500))
     assert found[-1] == 1500 and len(found) == 12
     assert np.ptp(np.diff(np.log(found))) < 0.1
-
-
-def test_the_oracle_tells_order_and_kind_and_nothing_else():
-    scenes = SoundScenes("test_order", 8)
-    a, b = scenes[0], scenes[1]  # twins
-    oracle = Oracle([a, b], 256)
-    found = oracle.embed_text([a["captions"][0], a["captions"][1], b["captions"][0], ""])
-    assert found.shape == (4, 256)
-    assert torch.equal(found[0], found[1])  # however it is worded
-    assert (found[0] * found[2]).sum() < 0.5  # the other order
-    assert not found[3].any()
-
-
-class _Reader(torch.nn.Module):
-    embedding_dim = 4
-
-    def text_states(self, captions):
-        lengths = [len(caption.split()) for caption in captions]
-        mask = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
-        return torch.ones(len(captions), max(lengths), 3), mask
-
-    def embed_text(self, captions):
-        return torch.zeros(len(captions), 4)
-
-
-def test_token_states_come_behind_the_embedding_and_padding_is_zero():
-    found = Tokens(_Reader()).embed_text(["a dog", " ".join(["rain"] * 30)])
-    states = found[:, 4:].unflatten(1, (TOKENS, 3))
-    assert (states.abs().sum(2) > 0).sum(1).tolist() == [2, TOKENS]
 
 
 @pytest.fixture(scope="module")

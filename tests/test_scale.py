@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from refined_ldm import scale
-from refined_ldm.data import cache_clips, cache_latents, loader
+from refined_ldm.caches import cache_clips, cache_latents
+from refined_ldm.data import loader
 from refined_ldm.scale import Gpu, checkpoint_bytes, clip_bytes, count, latent_bytes, page
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.train import train_ldm
