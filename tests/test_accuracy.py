@@ -4,6 +4,7 @@ import small
 import torch
 
 from refined_ldm import accuracy
+from refined_ldm.evaluation import Judged
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def test_few_steps_are_judged_with_intervals(monkeypatch):
     made = {3: generator.normal(size=(30, 6)), 9: 5 + generator.normal(size=(30, 6))}
 
     def judged(listener, model, items, guidance, batch_size, steps):
-        return type("Judged", (), {"embeddings": made[steps], "recall": np.full(30, steps / 9)})
+        return Judged([{"recall": steps / 9}] * 30, made[steps])
 
     monkeypatch.setattr(accuracy, "judge_generated", judged)
     real, said = generator.normal(size=(30, 6)), []
