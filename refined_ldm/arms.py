@@ -90,7 +90,8 @@ def plan(iterations=1500, seeds=3):
     for seed in range(seeds):
         runs += [Run("B", ARMS["B"], long, seed, "plateau"), Run("D", ARMS["D"], long // 10, seed, "plateau")]
     wide = [replace(ARMS[label], wide=True) for label in "BD"]  # or is it the width of the U-Net that is in the way?
-    return [*runs, Run("B, wide", wide[0], long, 0, "wide"), Run("D, wide", wide[1], long // 10, 0, "wide")]
+    runs.append(Run("B, wide", wide[0], long, 0, "wide"))
+    return runs + [Run("D, wide", wide[1], n, 0, "wide") for n in (long // 10, long // 3)]
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from refined_ldm.claims import interval
 ARM_NAMES = {
     "A": "A: baseline as published", "B": "B: baseline, mended and tuned", "C": "C: B with the other conditioner",
     "D": "D: C with the recipe", "E": "E: B with the recipe",
+    "B, wide": "B, twice the channels", "D, wide": "D, twice the channels",
 }  # fmt: skip
-COLOURS = {"A": "0.6", "B": "C0", "C": "C1", "D": "C3", "E": "C2"}
+COLOURS = {"A": "0.6", "B": "C0", "C": "C1", "D": "C3", "E": "C2"}  # by the first letter; wide ones are dashed
 MEASURES = {"error_250": "noise error, t ≥ 250", "frechet": "Fréchet distance, aiSFX", "recall": "class recall"}
 
 
@@ -47,9 +48,10 @@ def plot_targets(runs, targets, measures=MEASURES):
     for (column, title), ax in zip(measures.items(), axes, strict=True):
         error = column.startswith("error")  # A's has another latent scale, and is not compared
         for label, rows in runs[runs["label"] != "A"].groupby("label") if error else runs.groupby("label"):
-            ax.plot(rows["iterations"], rows[column], "o", color=COLOURS[label], markersize=4, alpha=0.6)
+            style = {"color": COLOURS[label[0]], "linestyle": "--" if "wide" in label else "-"}
+            ax.plot(rows["iterations"], rows[column], "o", color=style["color"], markersize=4, alpha=0.6)
             middle = rows.groupby("iterations")[column].mean()
-            ax.plot(middle.index, middle, color=COLOURS[label], label=ARM_NAMES[label])
+            ax.plot(middle.index, middle, label=ARM_NAMES[label], **style)
         ax.axhline(targets[column], color="black", linestyle=":", label="B at its end")
         at = sorted(runs["iterations"].unique())
         ax.set(xscale="log", xlabel="iterations", title=title)
