@@ -371,24 +371,32 @@ def notebooks(options):
     if missing or not chosen:
         raise FileNotFoundError(f"no notebook {', '.join(missing) or '0N_*.ipynb'} in {NOTEBOOKS}; there are "
                                 f"{', '.join(p.stem for p in found) or 'none'}")  # fmt: skip
+    known = {path: papermill.inspect_notebook(str(path)) for path in chosen}
+    unused = [name for name, _ in options.p if not any(name in names for names in known.values())]
+    if unused:
+        there = sorted({name for names in known.values() for name in names})
+        raise ValueError(f"no notebook has a parameter {', '.join(unused)}; there are {', '.join(there)}")
     parameters = {"preset": options.preset, **{name: _literal(value) for name, value in options.p}}
     options.out.mkdir(parents=True, exist_ok=True)
     for path in chosen:
-        start, known = time.perf_counter(), papermill.inspect_notebook(str(path))
-        papermill.execute_notebook(
-            str(path), str(options.out / path.name), {k: v for k, v in parameters.items() if k in known},
-            kernel_name="python3", cwd=str(NOTEBOOKS), progress_bar=sys.stderr.isatty(),
-        )  # fmt: skip
-        print(f"{path.stem}: {time.perf_counter() - start:.0f} s -> {options.out / path.name}", flush=True)
-    unused = [n for n, _ in options.p if all(n not in papermill.inspect_notebook(str(p)) for p in chosen)]
-    if unused:
-        raise ValueError(f"no notebook has a parameter {', '.join(unused)}")
+        start, out = time.perf_counter(), options.out / path.name
+        try:
+            papermill.execute_notebook(
+                str(path), str(out), {k: v for k, v in parameters.items() if k in known[path]}, kernel_name="python3",
+                cwd=str(NOTEBOOKS), progress_bar=sys.stderr.isatty(), extra_arguments=["--log-level=ERROR"],
+            )  # fmt: skip
+        except papermill.PapermillExecutionError as fault:
+            raise ValueError(f"{path.stem} stopped at cell {fault.exec_count}, {fault.ename}: {fault.evalue}; "
+                             f"see {out}") from fault  # fmt: skip
+        print(f"{path.stem}: {time.perf_counter() - start:.0f} s -> {out}", flush=True)
 
 
 def bench(options):
     from refined_ldm.bench import bench as measure
     from refined_ldm.bench import measure_more
 
+    if options.few_steps and options.few_steps < 12:
+        raise ValueError(f"--few-steps must be 12 clips or more, got {options.few_steps}: a distance needs a set")
     say = (lambda line: None) if options.json else print
     rows = measure(options.notebooks, on_row=say)
     rows += measure_more(not options.no_peers, options.sizes, options.accuracy, options.few_steps, options.out, say)

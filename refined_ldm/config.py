@@ -1,6 +1,7 @@
 """Named experiments: every number of one model and of its training, in one frozen record that reads and writes YAML."""
 
 import dataclasses
+import math
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -58,7 +59,7 @@ class StageConfig:
         for name in ("audio_share", "extra_drop"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
-        if self.max_steps < 1 or self.lr <= 0:
+        if self.max_steps < 1 or not 0 < self.lr < math.inf:
             raise ValueError(f"max_steps and lr must be positive, got {self.max_steps} and {self.lr}")
         if self.batch_size < 1 or self.save_every < 1:
             raise ValueError(f"batch_size and save_every must be positive, got {self.batch_size} and {self.save_every}")

@@ -1,6 +1,7 @@
 """The whole model: caption -> CLAP embedding -> latent diffusion -> VAE decoder -> HiFi-GAN -> waveform."""
 
 import hashlib
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -173,6 +174,8 @@ class RefinedAudioLDM(nn.Module):
         """
         steps = self.config.steps if steps is None else steps
         guidance = self.config.guidance_scale if guidance_scale is None else guidance_scale
+        if not math.isfinite(guidance):
+            raise ValueError(f"guidance_scale must be a finite number, got {guidance}")
         interval = self.config.guidance_interval if guidance_interval is None else guidance_interval
         if unconditional is None:
             unconditional = self.clap.embed_text([""])[0]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import nbformat
 import pytest
 import small
 import soundfile
@@ -87,6 +88,9 @@ def test_json_tells_what_was_written(checkpoint, tmp_path, capsys):
     (["train", "-c", "SMALL", "--stage", "ldm", "--run", "r"], "vae.safetensors"),
     (["notebooks", "99"], "no notebook 99"),
     (["notebooks", "--preset", "huge"], "no preset 'huge'"),
+    (["notebooks", "01", "-p", "colour", "red"], "no notebook has a parameter colour; there are "),
+    (["generate", "rain", "--checkpoint", "CHECKPOINT", "--out", "o", "--guidance", "nan"], "guidance_scale must be a"),
+    (["bench", "--few-steps", "-3"], "--few-steps must be 12 clips or more, got -3"),
 ])  # fmt: skip
 def test_bad_input_is_one_line_on_stderr_and_status_2(checkpoint, tmp_path, monkeypatch, capsys, arguments, told):
     monkeypatch.chdir(tmp_path)
@@ -126,6 +130,19 @@ def test_bench_prints_its_rows_as_json(monkeypatch, capsys):
     assert status == 0 and json.loads("\n".join(printed)) == [row]
 
 
+def test_a_notebook_that_fails_is_told_in_one_line(tmp_path, monkeypatch, capsys):
+    cells = [nbformat.v4.new_code_cell("clips = 3", metadata={"tags": ["parameters"]}),
+             nbformat.v4.new_code_cell("if clips < 2: raise ValueError('clips must be 2 or more')")]  # fmt: skip
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), tmp_path / "01_small.ipynb")
+    monkeypatch.setattr(cli, "NOTEBOOKS", tmp_path)
+    status, printed, errors = run(capsys, "notebooks", "01", "-p", "clips", "1", "--out", tmp_path / "out")
+    assert status == 2 and printed == []
+    assert errors[-1] == ("refined-ldm notebooks: 01_small stopped at cell 3, ValueError: clips must be 2 or more; "
+                          f"see {tmp_path / 'out' / '01_small.ipynb'}")  # fmt: skip
+    assert run(capsys, "notebooks", "01", "--out", tmp_path / "out")[0] == 0
+
+
 def test_bench_writes_tables_and_pictures(monkeypatch, capsys, tmp_path):
     rows = [{"work": "thinking", "seconds": 1.0}, {"work": "thinking", "peer": "others", "ratio": 2.0, "goal": 3.0}]
     size = {"against": "length", "size": 2.56, "part": "vocoder", "seconds": 1.0, "memory_gb": 0.1}
@@ -134,11 +151,11 @@ def test_bench_writes_tables_and_pictures(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("refined_ldm.bench_sizes.cost_against_size", lambda on_row: [size, {**size, "size": 5.12}])
     monkeypatch.setattr("refined_ldm.accuracy.measure_accuracy", lambda on_row: [{"way": "quick"}])
     monkeypatch.setattr("refined_ldm.accuracy.measure_few_steps", lambda on_row, clips: [{"clips": clips}])
-    more = ["--sizes", "--accuracy", "--few-steps", "5", "--out", tmp_path, "--json"]
+    more = ["--sizes", "--accuracy", "--few-steps", "12", "--out", tmp_path, "--json"]
     status, printed, _ = run(capsys, "bench", *more)
     assert status == 0 and len(json.loads("\n".join(printed))) == 6
     assert {path.name for path in tmp_path.glob("*.png")} == {"bench.png", "bench_sizes.png"}
-    assert (tmp_path / "data" / "bench_few_steps.csv").read_text() == "clips\n5\n"
+    assert (tmp_path / "data" / "bench_few_steps.csv").read_text() == "clips\n12\n"
     assert (tmp_path / "data" / "bench.csv").read_text().splitlines()[2] == "thinking,,others,2.0,3.0"
 
 

@@ -171,6 +171,7 @@ def test_files_that_do_not_fit_are_refused(model, monkeypatch, tmp_path):
     ({"seconds": 121}, "seconds must be between"),
     ({"steps": 0}, "sampling steps must be between 1 and 1000, got 0"),
     ({"steps": 1001}, "sampling steps must be between 1 and 1000, got 1001"),
+    ({"guidance_scale": float("inf")}, "guidance_scale must be a finite number, got inf"),
     ({"candidates": 0}, "candidates must be at least 1, got 0"),
 ])  # fmt: skip
 def test_bad_requests_are_refused(model, arguments, told):
