@@ -79,6 +79,15 @@ def plot_steps(rows, value, ylabel="", title="", reference=None, ax=None):
     return ax
 
 
+def plot_beside(runs, label, measures=MEASURES):
+    """A bar a run in every measure; dashed, the one called `label`, which they differ from in one thing -> figure."""
+    figure, axes = plt.subplots(1, len(measures), figsize=(11, 0.36 * len(runs) + 1.2), sharey=True)
+    for (column, title), ax in zip(measures.items(), axes, strict=True):
+        plot_steps(runs, column, title, reference=float(runs.loc[runs["label"] == label, column].iloc[0]), ax=ax)
+        ax.set_xscale("log" if column.startswith("error") else "linear")
+    return figure
+
+
 def plot_by_timestep(tables, ax=None):
     """{name: table of one run (step, t, error)} -> axes: its last errors by timestep, as a factor of the first's."""
     ax = ax or plt.figure(figsize=(8, 3.4)).subplots()
