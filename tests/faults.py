@@ -27,7 +27,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 import small
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load
 
 from refined_ldm import checkpoints, cli, curve, run_state, train  # noqa: F401  (forked with all imported)
 from refined_ldm.audio import save_audio
@@ -140,7 +140,7 @@ class Campaign:
         rows = [line.split(",") for line in (run / f"{stage}.csv").read_text().splitlines()]
         found = {"curve": [row[:2] + row[3:] for row in rows], "checkpoint": newest.name}  # without the seconds
         for path in (part_path(run, stage, self.config), *newest.glob("*.safetensors")):
-            found[str(path.relative_to(run))] = load_file(path)
+            found[str(path.relative_to(run))] = load(path.read_bytes())  # load_file would lose memory
         return found
 
     def faults(self, stage, run):
