@@ -44,14 +44,16 @@ def plot_curves(table, formula, column="error_250", ax=None):
 
 def plot_targets(runs, targets, measures=MEASURES):
     """Final quality against iterations: a point a run, a line an arm; dotted, what has to be reached -> figure."""
-    figure, axes = plt.subplots(1, len(measures), figsize=(4 * len(measures), 3.6), layout="constrained")
+    figure, axes = plt.subplots(1, len(measures), figsize=(4 * len(measures), 4.0), layout="constrained")
     for (column, title), ax in zip(measures.items(), axes, strict=True):
         error = column.startswith("error")  # A's has another latent scale, and is not compared
         for label, rows in runs[runs["label"] != "A"].groupby("label") if error else runs.groupby("label"):
-            style = {"color": COLOURS[label[0]], "linestyle": "--" if "wide" in label else "-"}
-            ax.plot(rows["iterations"], rows[column], "o", color=style["color"], markersize=4, alpha=0.6)
+            wide = "wide" in label
+            marker = {"marker": "s", "markersize": 6, "fillstyle": "none"} if wide else {"marker": "o", "markersize": 4}
+            ax.plot(rows["iterations"], rows[column], color=COLOURS[label[0]], alpha=0.8, linestyle="none", **marker)
             middle = rows.groupby("iterations")[column].mean()
-            ax.plot(middle.index, middle, label=ARM_NAMES[label], **style)
+            marker = marker if wide else {}
+            ax.plot(middle.index, middle, "--" * wide or "-", color=COLOURS[label[0]], label=ARM_NAMES[label], **marker)
         ax.axhline(targets[column], color="black", linestyle=":", label="B at its end")
         at = sorted(runs["iterations"].unique())
         ax.set(xscale="log", xlabel="iterations", title=title)
@@ -59,7 +61,7 @@ def plot_targets(runs, targets, measures=MEASURES):
         ax.set_ylim(bottom=0)
         ax.minorticks_off()
     names = axes[1].get_legend_handles_labels()  # the first has no arm A
-    axes[0].legend(*names, fontsize=8, loc="center left", bbox_to_anchor=(0.02, 0.72))
+    figure.legend(*names, fontsize=9, loc="outside lower center", ncols=4)
     return figure
 
 
