@@ -11,7 +11,7 @@ _HOME = {  # public name -> the module that is its one home
     "Config": "config", "PRESETS": "config", "preset": "config", "load_config": "config",
     "load_audio": "audio", "save_audio": "audio", "pad_or_trim": "audio",
     "SoundScenes": "scenes",
-    "CaptionedAudio": "data", "cache_latents": "data",
+    "CaptionedAudio": "data", "cache_latents": "caches",
     "MelConfig": "mel", "LDM_MEL": "mel", "MelSpectrogram": "mel", "griffin_lim": "mel",
     "Clap": "clap", "CLAP_PRESETS": "clap", "contrastive_loss": "clap",
     "MelVAE": "vae", "vae_loss": "vae", "latent_scale": "vae",
