@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from refined_ldm.audio import audio_seconds, load_audio, normalize, pad_or_trim
+from refined_ldm.caches import cache_latents as cache_latents  # also found here, beside the data sets it caches
 from refined_ldm.published_data import audioldm_entries, wav_and_captions
 from refined_ldm.shards import Member, find_shards, shard_sounds
 from refined_ldm.tables import caption_lines, clean_caption, field, read_rows
