@@ -27,7 +27,7 @@ class Arm:
 
 PUBLISHED = Arm(parameterization="eps", lr=1e-4, lr_schedule="constant", ema_decay=0.9999, gain=1.0,
                 timesteps="uniform", extra_drop=0.1, audio_share=0.5, scale_from="first batch")  # fmt: skip
-RECIPE = {"parameterization": "caption-gaussian", "optimizer": "muon", "lr": 3e-3, "guidance": 1.5}
+RECIPE = {"parameterization": "caption-gaussian", "optimizer": "muon", "lr": 3e-3, "guidance": 2.0}
 ARMS = {
     "A": PUBLISHED,
     "B": Arm(),
@@ -90,8 +90,10 @@ def plan(iterations=1500, seeds=3):
     for seed in range(seeds):
         runs += [Run("B", ARMS["B"], long, seed, "plateau"), Run("D", ARMS["D"], long // 10, seed, "plateau")]
     wide = [replace(ARMS[label], wide=True) for label in "BD"]  # or is it the width of the U-Net that is in the way?
-    runs.append(Run("B, wide", wide[0], long, 0, "wide"))
-    return runs + [Run("D, wide", wide[1], n, 0, "wide") for n in (long // 10, long // 3)]
+    for seed in range(seeds):
+        runs += [Run("D, wide", wide[1], long // part, seed, "wide") for part in (10, 6, 3)]
+        runs.append(Run("B, wide", wide[0], long, seed, "wide"))
+    return runs
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch.utils.data import Dataset
 
-from refined_ldm.arms import Card
+from refined_ldm.arms import Arm, Card
 from refined_ldm.atomic import written_whole
 from refined_ldm.caches import cache_latents, encoded_at_once
 from refined_ldm.clap import CLAP_PRESETS, Clap
@@ -218,10 +218,13 @@ class Experiment:
         c = model.clap.embed_text([item["caption"] for item in self.held_out])
         return noise_errors(model, z_0, c, step_seed(0, 0)).mean(1).cpu().numpy()
 
-    def quality(self, model, steps=16):
-        """What the listener hears in sounds made from the test captions -> ({measure: number}, Judged)."""
+    def quality(self, model, guidance=None, steps=16):
+        """What the listener hears in sounds made from the test captions -> ({measure: number}, Judged).
+
+        guidance: None takes the arm's.
+        """
         listener, real = self.listener()
-        judged = judge_generated(listener, model, self.test, steps=steps, batch_size=16)
+        judged = judge_generated(listener, model, self.test, guidance, steps, batch_size=16)
         return {**_measures(judged, real, [item["kind"] for item in self.test])}, judged
 
 
@@ -270,12 +273,19 @@ def run_arm(experiment, run, out, resume=False, judge=True, on_step=None):
     """Carry out one `Run`: train and judge -> its record, which is written to out/NAME.json beside the run's tables.
 
     NAME-steps.csv: the training loss of every iteration; NAME.csv: the noise error at marked iterations and timesteps.
-    A finished run is not repeated, a broken one goes on from its checkpoint.
+    A finished run is not repeated, a broken one goes on from its checkpoint; where nothing but the guidance of its arm
+    has changed, its sounds are made and judged anew. Raises ValueError where the record is of another arm.
     """
     name, arm, seed, max_steps = run.name, run.arm, run.seed, run.iterations
     out, run_dir = Path(out), experiment.folder / "runs" / name
-    if (out / f"{name}.json").is_file():
-        return json.loads((out / f"{name}.json").read_text())
+    kept = out / f"{name}.json"
+    if kept.is_file():
+        record = json.loads(kept.read_text())
+        _check_same_training(record, arm, kept)
+        if judge and arm.guidance != record["arm"]["guidance"]:
+            record |= {"arm": asdict(arm), **_judged(experiment, experiment.trained(run), out / f"{name}-heard.csv")}
+            _write_record(record, kept)
+        return record
     out.mkdir(parents=True, exist_ok=True)
     model, examples = experiment.model(arm, seed, max_steps)
     errors = run_dir / "errors.csv"
@@ -289,17 +299,34 @@ def run_arm(experiment, run, out, resume=False, judge=True, on_step=None):
               "seconds": round(seconds, 1), **_bins(rows[-len(GRID):]), "arm": asdict(arm),
               "card": asdict(experiment.card(arm, model))}  # fmt: skip
     if judge:
-        begin = time.perf_counter()
-        measures, judged = experiment.quality(model)
-        record |= measures | {"judged": len(judged.rows), "judging_seconds": round(time.perf_counter() - begin, 1)}
-        _write(pd.DataFrame(judged.rows)[["id", "kind", "labels", "heard", "recall"]], out / f"{name}-heard.csv")
+        record |= _judged(experiment, model, out / f"{name}-heard.csv")
     model.save_part("ldm", run_dir)
     if max_steps:
         _write(_thinned(pd.read_csv(run_dir / "steps.csv")), out / f"{name}-steps.csv")
     _write(pd.DataFrame(rows), out / f"{name}.csv")
-    with written_whole(out / f"{name}.json") as temporary:
-        temporary.write_text(json.dumps(record, indent=1))
+    _write_record(record, kept)
     return record
+
+
+def _check_same_training(record, arm, path):
+    """Raise ValueError, naming what differs, unless a record is of this arm, whatever its guidance."""
+    was = asdict(replace(Arm(**record["arm"]), guidance=arm.guidance))
+    if different := [f"{k}: {was[k]} there, {v} here" for k, v in asdict(arm).items() if was[k] != v]:
+        raise ValueError(f"{path} is of an arm with other settings ({'; '.join(different)}): move its files away, or "
+                         "write to another folder")  # fmt: skip
+
+
+def _judged(experiment, model, heard):
+    """Judge a model, and write what was heard in every clip to a CSV file -> measures."""
+    begin = time.perf_counter()
+    measures, judged = experiment.quality(model)
+    _write(pd.DataFrame(judged.rows)[["id", "kind", "labels", "heard", "recall"]], heard)
+    return measures | {"judged": len(judged.rows), "judging_seconds": round(time.perf_counter() - begin, 1)}
+
+
+def _write_record(record, path):
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=1))
 
 
 def _trained(experiment, model, examples, run, run_dir, rows, resume, on_step):

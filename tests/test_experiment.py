@@ -72,6 +72,20 @@ def test_a_run_is_judged_written_and_not_repeated(small, tmp_path):
     assert row["recall"] == pytest.approx(pd.read_csv(tmp_path / "oracle-4-0-heard.csv")["recall"].mean())
 
 
+def test_a_run_is_judged_anew_at_another_guidance_and_refused_with_another_arm(small, tmp_path):
+    run = Run("B", replace(ARMS["B"], conditioner="oracle", guidance=1.0), 4, 0, "arms")
+    first = run_arm(small, run, tmp_path)
+    curve = (tmp_path / "B-4-0.csv").read_bytes()
+    louder = replace(run, arm=replace(run.arm, guidance=9.0))
+    second = run_arm(small, louder, tmp_path)
+    assert second["arm"]["guidance"] == 9.0 and second["frechet"] != first["frechet"]
+    assert second["seconds"] == first["seconds"] and (tmp_path / "B-4-0.csv").read_bytes() == curve
+    assert json.loads((tmp_path / "B-4-0.json").read_text()) == second == run_arm(small, louder, tmp_path)
+    with pytest.raises(ValueError, match=r"B-4-0.json is of an arm with other settings \(lr: 0.001 there, 0.01 here\)"):
+        run_arm(small, replace(run, arm=replace(run.arm, lr=1e-2)), tmp_path)
+    assert json.loads((tmp_path / "B-4-0.json").read_text()) == second
+
+
 def test_a_run_that_was_stopped_goes_on_to_the_same_end(small, tmp_path):
     run = Run("random", replace(ARMS["D"], conditioner="random"), 6, 1, "controls")
     with pytest.raises(KeyboardInterrupt):
