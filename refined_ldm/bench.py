@@ -55,10 +55,10 @@ def bench(notebooks=False, on_row=print):
         row(f"the same on {cores} cores, cached, times as many", all_at_once / one, "x", 0.7 * cores, at_least=True)
 
     if notebooks:
-        from refined_ldm.cli import NOTEBOOKS
+        from refined_ldm.notebooks import find_notebooks
 
         total = 0.0
-        for path in sorted(NOTEBOOKS.glob("0[1-9]_*.ipynb")):
+        for path in find_notebooks():
             with tempfile.TemporaryDirectory() as folder:
                 command = [sys.executable, "-m", "refined_ldm", "notebooks", path.stem, "--out", folder]
                 seconds, memory = _process(command)

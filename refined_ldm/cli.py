@@ -10,8 +10,6 @@ from pathlib import Path
 
 from refined_ldm.arguments import parser
 
-NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
-
 
 def main(arguments=None):
     """Run one command -> exit status: 0, or 2 with one line on stderr for bad usage or bad input."""
@@ -360,35 +358,17 @@ def verify(options):
 
 
 def notebooks(options):
-    import papermill
-
     from refined_ldm.config import preset
+    from refined_ldm.notebooks import execute_notebooks, find_notebooks, parameters_for
 
     preset(options.preset)  # an unknown one is refused before anything runs
-    found = sorted(NOTEBOOKS.glob("0[1-9]_*.ipynb"))
-    chosen = [p for p in found if not options.names or p.stem[:2] in options.names or p.stem in options.names]
-    missing = [n for n in options.names if not any(p.stem[:2] == n or p.stem == n for p in found)]
-    if missing or not chosen:
-        raise FileNotFoundError(f"no notebook {', '.join(missing) or '0N_*.ipynb'} in {NOTEBOOKS}; there are "
-                                f"{', '.join(p.stem for p in found) or 'none'}")  # fmt: skip
-    known = {path: papermill.inspect_notebook(str(path)) for path in chosen}
-    unused = [name for name, _ in options.p if not any(name in names for names in known.values())]
-    if unused:
-        there = sorted({name for names in known.values() for name in names})
-        raise ValueError(f"no notebook has a parameter {', '.join(unused)}; there are {', '.join(there)}")
-    parameters = {"preset": options.preset, **{name: _literal(value) for name, value in options.p}}
-    options.out.mkdir(parents=True, exist_ok=True)
-    for path in chosen:
-        start, out = time.perf_counter(), options.out / path.name
-        try:
-            papermill.execute_notebook(
-                str(path), str(out), {k: v for k, v in parameters.items() if k in known[path]}, kernel_name="python3",
-                cwd=str(NOTEBOOKS), progress_bar=sys.stderr.isatty(), extra_arguments=["--log-level=ERROR"],
-            )  # fmt: skip
-        except papermill.PapermillExecutionError as fault:
-            raise ValueError(f"{path.stem} stopped at cell {fault.exec_count}, {fault.ename}: {fault.evalue}; "
-                             f"see {out}") from fault  # fmt: skip
-        print(f"{path.stem}: {time.perf_counter() - start:.0f} s -> {out}", flush=True)
+    given = {name: _literal(value) for name, value in options.p}
+    wanted = parameters_for(find_notebooks(options.names), options.preset, given)
+
+    def say(path, seconds):
+        print(f"{path.stem}: {seconds:.0f} s -> {options.out / path.name}", flush=True)
+
+    execute_notebooks(wanted, options.out, options.jobs, say)
 
 
 def bench(options):

@@ -49,11 +49,10 @@ def plot_targets(runs, targets, measures=MEASURES):
         error = column.startswith("error")  # A's has another latent scale, and is not compared
         for label, rows in runs[runs["label"] != "A"].groupby("label") if error else runs.groupby("label"):
             wide = "wide" in label
-            marker = {"marker": "s", "markersize": 6, "fillstyle": "none"} if wide else {"marker": "o", "markersize": 4}
-            ax.plot(rows["iterations"], rows[column], color=COLOURS[label[0]], alpha=0.8, linestyle="none", **marker)
+            point = {"marker": "s", "markersize": 6, "fillstyle": "none"} if wide else {"marker": "o", "markersize": 4}
+            ax.plot(rows["iterations"], rows[column], color=COLOURS[label[0]], alpha=0.8, linestyle="none", **point)
             middle = rows.groupby("iterations")[column].mean()
-            marker = marker if wide else {}
-            ax.plot(middle.index, middle, "--" * wide or "-", color=COLOURS[label[0]], label=ARM_NAMES[label], **marker)
+            ax.plot(middle.index, middle, "--" if wide else "-", color=COLOURS[label[0]], label=ARM_NAMES[label])
         ax.axhline(targets[column], color="black", linestyle=":", label="B at its end")
         at = sorted(runs["iterations"].unique())
         ax.set(xscale="log", xlabel="iterations", title=title)
@@ -88,6 +87,17 @@ def plot_beside(runs, label, measures=MEASURES):
         plot_steps(runs, column, title, reference=float(runs.loc[runs["label"] == label, column].iloc[0]), ax=ax)
         ax.set_xscale("log" if column.startswith("error") else "linear")
     return figure
+
+
+def plot_guidance(table, column, ax):
+    """One measure against guidance, a line for each run of a table (label, iterations, guidance, measures) -> axes."""
+    for (label, iterations), rows in table.groupby(["label", "iterations"], sort=False):
+        style = "s--" if "wide" in label else "o-"
+        ax.plot(rows["guidance"], rows[column], style, color=COLOURS[label[0]], fillstyle="none",
+                label=f"{label}, {iterations:,} iterations", alpha=0.5 if iterations < 1000 else 1)  # fmt: skip
+    ax.set(xlabel="guidance", title=MEASURES[column])
+    ax.legend(fontsize=8)
+    return ax
 
 
 def plot_by_timestep(tables, ax=None):
