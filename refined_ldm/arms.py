@@ -21,7 +21,7 @@ class Arm:
     extra_drop: float = 0.0  # and those the conditioner blanks beside them, which it never stops
     audio_share: float = 0.0  # of clips steered by their own sound
     scale_from: str = "fixed subset"  # or "first batch"
-    guidance: float = 3.0  # of the sounds that are judged
+    guidance: float = 4.0  # of the sounds that are judged: the best of several for each recipe (figure 06_guidance)
     wide: bool = False  # the U-Net of the preset itself, in place of the experiment's smaller one
 
 
@@ -43,8 +43,8 @@ ARMS = {
 # The recipe with one ingredient taken out, and the baseline with one put in: what each is worth.
 LADDER = {
     "D": {},
-    "D, formula deaf to captions": {"parameterization": "gaussian", "guidance": 3.0},
-    "D, no formula": {"parameterization": "v", "guidance": 3.0},
+    "D, formula deaf to captions": {"parameterization": "gaussian", "guidance": 4.0},
+    "D, no formula": {"parameterization": "v", "guidance": 4.0},
     "D, AdamW": {"optimizer": "adamw", "lr": 1e-3},
     "D, faint captions": {"gain": 1.0},
     "D, uniform timesteps": {"timesteps": "uniform"},
