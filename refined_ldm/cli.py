@@ -314,7 +314,8 @@ def experiment(options):
     from refined_ldm.arms import plan
     from refined_ldm.conditioners import prepare_conditioners
     from refined_ldm.devices import pick_device
-    from refined_ldm.experiment import collect, open_experiment, run_arm
+    from refined_ldm.experiment import open_experiment
+    from refined_ldm.runs import collect, run_arm
 
     runs = plan(options.iterations, options.seeds)
     if options.list:
