@@ -26,7 +26,8 @@ class Arm:
 
 
 PUBLISHED = Arm(parameterization="eps", lr=1e-4, lr_schedule="constant", ema_decay=0.9999, gain=1.0,
-                timesteps="uniform", extra_drop=0.1, audio_share=0.5, scale_from="first batch")  # fmt: skip
+                timesteps="uniform", extra_drop=0.1, audio_share=0.5, scale_from="first batch",
+                guidance=3.0)  # fmt: skip
 RECIPE = {"parameterization": "caption-gaussian", "optimizer": "muon", "lr": 3e-3, "guidance": 2.0}
 ARMS = {
     "A": PUBLISHED,
