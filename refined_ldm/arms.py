@@ -74,8 +74,9 @@ class Run:
 def plan(iterations=1500, seeds=3):
     """Every run of the experiment, the most telling ones first."""
     runs, short = [], [iterations // k for k in (10, 5, 3)]
-    runs += [Run("C", replace(ARMS["C"], lr=lr), iterations // 3, 0, "rates") for lr in RATES]
-    runs = [replace(run, label=f"C lr {run.arm.lr:g}") for run in runs]
+    runs += [Run(f"C lr {lr:g}", replace(ARMS["C"], lr=lr), iterations // 3, 0, "rates") for lr in RATES]
+    runs += [Run(f"B wide lr {lr:g}", replace(ARMS["B"], wide=True, lr=lr), iterations // 3, 0, "rates")
+             for lr in RATES[:2]]  # fmt: skip
     runs.append(Run("D", ARMS["D"], 0, 0, "formula"))  # its U-Net has learned nothing
     for seed in range(seeds):
         runs += [Run(label, ARMS[label], iterations, seed, "arms") for label in "CBA"]
@@ -90,6 +91,7 @@ def plan(iterations=1500, seeds=3):
     long = 4 * iterations  # is the baseline done? and a tenth of that
     for seed in range(seeds):
         runs += [Run("B", ARMS["B"], long, seed, "plateau"), Run("D", ARMS["D"], long // 10, seed, "plateau")]
+    runs.append(Run("B", ARMS["B"], 2 * long, 0, "plateau"))
     wide = [replace(ARMS[label], wide=True) for label in "BD"]  # or is it the width of the U-Net that is in the way?
     for seed in range(seeds):
         runs += [Run("D, wide", wide[1], long // part, seed, "wide") for part in (10, 6, 3)]

@@ -43,11 +43,17 @@ class Oracle(nn.Module):
         super().__init__()
         self.embedding_dim, self.known = embedding_dim, {"": ()}
         self.register_buffer("place", torch.zeros(0), persistent=False)  # where the model is
+        self.learn(items)
+
+    def learn(self, items):
+        """Be told the captions of more scenes."""
         for item in items:
             names = [name for name in names_in_order(item) if name in item["labels"]]
             self.known |= {caption: (item["kind"], *names) for caption in item["captions"]}
 
     def embed_text(self, captions):
+        if unknown := [caption for caption in captions if caption not in self.known]:
+            raise ValueError(f"the oracle cannot read {unknown[0]!r}: it has to be told its scene first (`learn`)")
         rows = torch.zeros(len(captions), self.embedding_dim)
         for row, caption in zip(rows, captions, strict=True):
             for place, name in enumerate(self.known[caption][1:]):

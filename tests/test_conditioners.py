@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from refined_ldm.caches import cache_clips
@@ -14,6 +15,15 @@ def test_the_oracle_tells_order_and_kind_and_nothing_else():
     assert torch.equal(found[0], found[1])  # however it is worded
     assert (found[0] * found[2]).sum() < 0.5  # the other order
     assert not found[3].any()
+
+
+def test_the_oracle_cannot_read_and_can_be_told_more():
+    scenes = SoundScenes("test_order", 8)
+    oracle = Oracle([scenes[0]], 256)
+    with pytest.raises(ValueError, match="cannot read '.*': it has to be told its scene first"):
+        oracle.embed_text(scenes[2]["captions"])
+    oracle.learn([scenes[2]])
+    assert oracle.embed_text(scenes[2]["captions"]).any(1).all()
 
 
 class _Reader(torch.nn.Module):
