@@ -52,7 +52,7 @@ LADDER = {
     "D, last weights": {"ema_decay": 0.0},
     "C": ARMS["C"].__dict__,
 }
-RATES = (1e-3, 3e-3, 1e-2)  # of which the baseline's was taken
+RATES = (3e-4, 1e-3, 3e-3, 1e-2)  # of which the second is the baseline's
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def plan(iterations=1500, seeds=3):
     runs, short = [], [iterations // k for k in (10, 5, 3)]
     runs += [Run(f"C lr {lr:g}", replace(ARMS["C"], lr=lr), iterations // 3, 0, "rates") for lr in RATES]
     runs += [Run(f"B wide lr {lr:g}", replace(ARMS["B"], wide=True, lr=lr), iterations // 3, 0, "rates")
-             for lr in RATES[:2]]  # fmt: skip
+             for lr in RATES[:3]]  # fmt: skip
     runs.append(Run("D", ARMS["D"], 0, 0, "formula"))  # its U-Net has learned nothing
     for seed in range(seeds):
         runs += [Run(label, ARMS[label], iterations, seed, "arms") for label in "CBA"]

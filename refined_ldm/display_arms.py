@@ -48,12 +48,14 @@ def plot_targets(runs, targets, measures=MEASURES):
     for (column, title), ax in zip(measures.items(), axes, strict=True):
         error = column.startswith("error")  # A's has another latent scale, and is not compared
         for label, rows in runs[runs["label"] != "A"].groupby("label") if error else runs.groupby("label"):
-            wide = "wide" in label
-            point = {"marker": "s", "markersize": 6, "fillstyle": "none"} if wide else {"marker": "o", "markersize": 4}
+            twice = "wide" in label
+            point = {"marker": "s", "markersize": 6, "fillstyle": "none"} if twice else {"marker": "o", "markersize": 4}
             ax.plot(rows["iterations"], rows[column], color=COLOURS[label[0]], alpha=0.8, linestyle="none", **point)
             middle = rows.groupby("iterations")[column].mean()
-            ax.plot(middle.index, middle, "--" if wide else "-", color=COLOURS[label[0]], label=ARM_NAMES[label])
+            ax.plot(middle.index, middle, "--" if twice else "-", color=COLOURS[label[0]], label=ARM_NAMES[label])
         ax.axhline(targets[column], color="black", linestyle=":", label="B at its end")
+        if len(wide := runs[runs["label"] == "B, wide"]):
+            ax.axhline(wide[column].mean(), color=COLOURS["B"], linestyle=":", label="B, twice the channels, at its end")
         at = sorted(runs["iterations"].unique())
         ax.set(xscale="log", xlabel="iterations", title=title)
         ax.set_xticks(at, [f"{n:g}" for n in at], fontsize=9, rotation=45)
@@ -65,11 +67,15 @@ def plot_targets(runs, targets, measures=MEASURES):
 
 
 def plot_steps(rows, value, ylabel="", title="", reference=None, ax=None):
-    """A bar for each row of {"label", value}, with `low` and `high` if there are; dashed, a reference -> axes."""
+    """A bar for each row of {"label", value}, with `low` and `high` if there are; dashed, a reference -> axes.
+
+    A bar that is below the reference, with all of its interval, is red.
+    """
     rows = pd.DataFrame(rows)
     ax = ax or plt.figure(figsize=(8, 0.36 * len(rows) + 1)).subplots()
     labels = [textwrap.shorten(str(label), 60) for label in rows["label"]]
-    ax.barh(labels, rows[value], color=["C3" if reference is not None and v < reference else "C0" for v in rows[value]])
+    most = rows["high"] if "high" in rows else rows[value]
+    ax.barh(labels, rows[value], color=["C3" if reference is not None and v < reference else "C0" for v in most])
     if {"low", "high"} <= set(rows):
         reach = np.maximum(0, [rows[value] - rows["low"], rows["high"] - rows[value]])
         ax.errorbar(rows[value], labels, xerr=reach, fmt="none", ecolor="black", capsize=3)
@@ -81,23 +87,28 @@ def plot_steps(rows, value, ylabel="", title="", reference=None, ax=None):
 
 
 def plot_beside(runs, label, measures=MEASURES):
-    """A bar a run in every measure; dashed, the one called `label`, which they differ from in one thing -> figure."""
+    """A bar a run in every measure; grey and dashed, the one called `label`, which they differ from in one thing."""
     figure, axes = plt.subplots(1, len(measures), figsize=(11, 0.36 * len(runs) + 1.2), sharey=True)
     for (column, title), ax in zip(measures.items(), axes, strict=True):
-        plot_steps(runs, column, title, reference=float(runs.loc[runs["label"] == label, column].iloc[0]), ax=ax)
-        ax.set_xscale("log" if column.startswith("error") else "linear")
+        ax.barh(runs["label"], runs[column], color=["0.6" if name == label else "C0" for name in runs["label"]])
+        ax.axvline(float(runs.loc[runs["label"] == label, column].iloc[0]), color="black", linestyle="--", linewidth=1)
+        ax.set(xlabel=title)
+        ax.locator_params(axis="x", nbins=4)
+    axes[0].invert_yaxis()
     return figure
 
 
-def plot_guidance(table, column, ax):
-    """One measure against guidance, a line for each run of a table (label, iterations, guidance, measures) -> axes."""
-    for (label, iterations), rows in table.groupby(["label", "iterations"], sort=False):
-        style = "s--" if "wide" in label else "o-"
-        ax.plot(rows["guidance"], rows[column], style, color=COLOURS[label[0]], fillstyle="none",
-                label=f"{label}, {iterations:,} iterations", alpha=0.5 if iterations < 1000 else 1)  # fmt: skip
-    ax.set(xlabel="guidance", title=MEASURES[column])
-    ax.legend(fontsize=8)
-    return ax
+def plot_guidance(table, measures=("frechet", "recall")):
+    """Measures against guidance, a line for each run of a table (label, iterations, guidance, measures) -> figure."""
+    figure, axes = plt.subplots(1, len(measures), figsize=(10, 3.2), layout="constrained")
+    for column, ax in zip(measures, axes, strict=True):
+        for (label, iterations), rows in table.groupby(["label", "iterations"], sort=False):
+            style = "s--" if "wide" in label else "o-"
+            ax.plot(rows["guidance"], rows[column], style, color=COLOURS[label[0]], fillstyle="none",
+                    label=f"{label}, {iterations:,} iterations", alpha=0.5 if iterations < 1000 else 1)  # fmt: skip
+        ax.set(xlabel="guidance", title=MEASURES[column])
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=9, loc="outside right center")
+    return figure
 
 
 def plot_by_timestep(tables, ax=None):

@@ -28,19 +28,26 @@ def test_targets_show_a_point_for_every_run_and_leave_out_the_loss_of_another_sc
     assert [line.get_ydata()[0] for line in figure.axes[1].lines[-1:]] == [50.0]
 
 
-def test_bars_beside_one_run_are_red_where_they_are_lower():
+def test_the_run_that_others_differ_from_is_grey_and_its_value_is_drawn_through_all():
     figure = display_arms.plot_beside(RUNS[RUNS["seed"] == 0], "B")
     bars = figure.axes[1].patches
     assert [bar.get_width() for bar in bars] == pytest.approx([90, 50, 40, 30])
-    assert len({bar.get_facecolor() for bar in bars[:2]}) == 1 and bars[2].get_facecolor() != bars[1].get_facecolor()
+    assert len({bar.get_facecolor() for bar in bars}) == 2 and bars[0].get_facecolor() != bars[1].get_facecolor()
+    assert figure.axes[1].lines[0].get_xdata()[0] == 50
 
 
 def test_guidance_is_a_line_for_every_run():
     table = pd.concat([RUNS[RUNS["seed"] == 0].assign(guidance=g) for g in (1.0, 2.0)])
-    ax = display_arms.plot_guidance(table, "recall", plt.figure().subplots())
-    assert [t.get_text() for t in ax.get_legend().get_texts()] == [
+    figure = display_arms.plot_guidance(table)
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == [
         "A, 100 iterations", "B, 100 iterations", "D, 10 iterations", "D, wide, 10 iterations"]  # fmt: skip
-    np.testing.assert_allclose(ax.lines[1].get_ydata(), [0.5, 0.5])
+    np.testing.assert_allclose(figure.axes[1].lines[1].get_ydata(), [0.5, 0.5])
+
+
+def test_a_wide_baseline_is_a_target_of_its_own():
+    wide = RUNS[RUNS["label"] == "B"].assign(label="B, wide", frechet=20.0)
+    figure = display_arms.plot_targets(pd.concat([RUNS, wide]), RUNS[list(display_arms.MEASURES)].mean())
+    assert figure.axes[1].lines[-1].get_ydata()[0] == 20 and figure.axes[1].lines[-1].get_linestyle() == ":"
 
 
 def test_errors_by_timestep_are_a_factor_of_the_first():
