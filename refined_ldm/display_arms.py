@@ -55,7 +55,8 @@ def plot_targets(runs, targets, measures=MEASURES):
             ax.plot(middle.index, middle, "--" if twice else "-", color=COLOURS[label[0]], label=ARM_NAMES[label])
         ax.axhline(targets[column], color="black", linestyle=":", label="B at its end")
         if len(wide := runs[runs["label"] == "B, wide"]):
-            ax.axhline(wide[column].mean(), color=COLOURS["B"], linestyle=":", label="B, twice the channels, at its end")
+            end = {"color": COLOURS["B"], "label": f"{ARM_NAMES['B, wide']}, at its end"}
+            ax.axhline(wide[column].mean(), linestyle=":", **end)
         at = sorted(runs["iterations"].unique())
         ax.set(xscale="log", xlabel="iterations", title=title)
         ax.set_xticks(at, [f"{n:g}" for n in at], fontsize=9, rotation=45)

@@ -61,6 +61,29 @@ def run_arm(experiment, run, out, resume=False, judge=True, on_step=None):
     return record
 
 
+def iteration_seconds(experiment, arms, rounds=20, warm=3):
+    """Time iterations of several arms in turn, so that whatever disturbs one disturbs all -> rows for a table.
+
+    arms: {label: Arm}. A row an arm: {"label", "seconds", "times_the_first"}, medians over `rounds` after `warm` others.
+    """
+    steps = {}
+    for label, arm in arms.items():
+        model, examples = experiment.model(arm, 0, warm + rounds)
+        steps[label] = train_ldm(model, loader(examples, model.config.training["ldm"].batch_size, 0), seed=0)
+    times = []
+    for _ in range(warm + rounds):
+        row = {}
+        for label, iterations in steps.items():
+            begin = time.perf_counter()
+            next(iterations)
+            row[label] = time.perf_counter() - begin
+        times.append(row)
+    table = pd.DataFrame(times[warm:])
+    factors = table.div(table.iloc[:, 0], axis=0).median()
+    return [{"label": label, "seconds": float(table[label].median()), "times_the_first": float(factors[label])}
+            for label in arms]  # fmt: skip
+
+
 def _check_same_training(record, arm, path):
     """Raise ValueError, naming what differs, unless a record is of this arm, whatever its guidance."""
     was = asdict(replace(Arm(**record["arm"]), guidance=arm.guidance))

@@ -7,7 +7,7 @@ import pytest
 
 from refined_ldm.arms import ARMS, Arm, Run
 from refined_ldm.experiment import GRID, open_experiment
-from refined_ldm.runs import collect, marks, run_arm
+from refined_ldm.runs import collect, iteration_seconds, marks, run_arm
 
 
 def test_marks_are_even_in_the_logarithm():
@@ -49,6 +49,13 @@ def test_a_run_is_judged_anew_at_another_guidance_and_refused_with_another_arm(s
     with pytest.raises(ValueError, match=r"B-4-0.json is of an arm with other settings \(lr: 0.001 there, 0.01 here\)"):
         run_arm(small, replace(run, arm=replace(run.arm, lr=1e-2)), tmp_path)
     assert json.loads((tmp_path / "B-4-0.json").read_text()) == second
+
+
+def test_iterations_of_arms_are_timed_in_turn(small):
+    oracle = {label: replace(ARMS[label], conditioner="oracle") for label in "BD"}
+    rows = iteration_seconds(small, oracle, rounds=3, warm=1)
+    assert [row["label"] for row in rows] == ["B", "D"] and rows[0]["times_the_first"] == 1
+    assert all(row["seconds"] > 0 for row in rows) and rows[1]["times_the_first"] > 0
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_end(small, tmp_path):
