@@ -86,6 +86,7 @@ def plan(iterations=1500, seeds=3):
     for seed in range(seeds):
         runs += [Run(label, ARMS[label], iterations, seed, "arms") for label in "DE"]
     runs += [Run(label, ARMS[label], short[2], 0, "controls") for label in ("tokens", "oracle", "random", "plain")]
+    runs.append(Run("tokens", ARMS["tokens"], iterations, 0, "controls"))  # does order need time to be learned?
     runs += [Run(label, replace(ARMS["D"], **change), short[1], 0, "ladder") for label, change in LADDER.items()
              if change]  # fmt: skip
     long = 4 * iterations  # is the baseline done? and a tenth of that

@@ -64,7 +64,7 @@ def run_arm(experiment, run, out, resume=False, judge=True, on_step=None):
 def iteration_seconds(experiment, arms, rounds=20, warm=3):
     """Time iterations of several arms in turn, so that whatever disturbs one disturbs all -> rows for a table.
 
-    arms: {label: Arm}. A row an arm: {"label", "seconds", "times_the_first"}, medians over `rounds` after `warm` others.
+    arms: {label: Arm}. A row an arm: {"label", "seconds", "times_the_first"}, medians of `rounds` after `warm` others.
     """
     steps = {}
     for label, arm in arms.items():
