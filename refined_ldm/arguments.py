@@ -135,7 +135,8 @@ def parser(runs):
     sub.add_argument("names", nargs="*", metavar="NAME", help="of runs, as --list prints them; all if not given")
     sub.add_argument("--list", action="store_true", help="print the plan and what of it is finished")
     sub.add_argument("--run", type=Path, default=Path("runs/experiment"), metavar="DIR", dest="run_dir")
-    sub.add_argument("--out", type=Path, default=Path("figures/data/experiment"), metavar="DIR")
+    sub.add_argument("--out", type=Path, metavar="DIR",
+                     help="of the tables: figures/data/experiment; with other settings than its own, tables/ of --run")
     sub.add_argument("--iterations", type=int, default=1500, metavar="N", help="of the arms (1500)")
     sub.add_argument("--seeds", type=int, default=3)
     sub.add_argument("--clips", type=int, default=8000, metavar="N", help="scenes that all arms learn from (8000)")

@@ -317,26 +317,27 @@ def experiment(options):
     from refined_ldm.experiment import open_experiment
     from refined_ldm.runs import collect, run_arm
 
-    runs = plan(options.iterations, options.seeds)
-    if options.list:
+    o, runs = options, plan(options.iterations, options.seeds)
+    as_stored = (o.preset, o.iterations, o.clips) == ("tiny", 1500, 8000)
+    out = o.out or (Path("figures/data/experiment") if as_stored else o.run_dir / "tables")
+    if o.list:
         for run in runs:
-            done = (options.out / f"{run.name}.json").is_file()
-            print(f"{run.name:40} {run.part:9} {'finished' if done else ''}")
+            print(f"{run.name:40} {run.part:9} {'finished' if (out / f'{run.name}.json').is_file() else ''}")
         return
     named = {run.name: run for run in runs}
-    if unknown := set(options.names) - named.keys():
+    if unknown := set(o.names) - named.keys():
         raise ValueError(f"no run {', '.join(sorted(unknown))}: --list prints those there are")
-    runs = [named[name] for name in options.names] or runs
-    o, device = options, pick_device(options.device)
-    shared = open_experiment(o.run_dir, o.preset, o.clips, o.audioldm, o.laion, o.ms, o.tokenizer, device)
+    runs = [named[name] for name in o.names] or runs
+    files = (o.audioldm, o.laion, o.ms, o.tokenizer)
+    shared = open_experiment(o.run_dir, o.preset, o.clips, *files, pick_device(o.device))
     prepare_conditioners(shared, runs)
     for run in runs:
         with tqdm(total=run.iterations, desc=run.name, disable=None) as bar:
-            record = run_arm(shared, run, options.out, True, run.part != "rates", lambda step, bar=bar: bar.update())
+            record = run_arm(shared, run, out, True, run.part != "rates", lambda step, bar=bar: bar.update())
         print(
             f"{run.name}: " + ", ".join(f"{k} {v:.4g}" for k, v in record.items() if isinstance(v, float)), flush=True
         )
-    _write_table(options.out.with_suffix(".csv"), collect(options.out).to_dict("records"))
+    _write_table(out.with_suffix(".csv"), collect(out).to_dict("records"))
 
 
 def verify(options):
