@@ -84,6 +84,18 @@ def iteration_seconds(experiment, arms, rounds=20, warm=3):
             for label in arms]  # fmt: skip
 
 
+def iterations_to(table, column, value):
+    """After how many iterations the runs of one arm have a value of a measure that falls: interpolated between them.
+
+    table: runs of one arm, of any lengths; seeds of one length are averaged. 0 where they are past it from the start,
+    infinity where the longest is not there yet.
+    """
+    found = table.groupby("iterations")[column].mean().cummin()
+    if value < found.iloc[-1]:
+        return np.inf
+    return float(np.interp(-value, -found.to_numpy(), found.index))
+
+
 def _check_same_training(record, arm, path):
     """Raise ValueError, naming what differs, unless a record is of this arm, whatever its guidance."""
     was = asdict(replace(Arm(**record["arm"]), guidance=arm.guidance))

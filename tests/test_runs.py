@@ -7,7 +7,7 @@ import pytest
 
 from refined_ldm.arms import ARMS, Arm, Run
 from refined_ldm.experiment import GRID, open_experiment
-from refined_ldm.runs import collect, iteration_seconds, marks, run_arm
+from refined_ldm.runs import collect, iteration_seconds, iterations_to, marks, run_arm
 
 
 def test_marks_are_even_in_the_logarithm():
@@ -49,6 +49,12 @@ def test_a_run_is_judged_anew_at_another_guidance_and_refused_with_another_arm(s
     with pytest.raises(ValueError, match=r"B-4-0.json is of an arm with other settings \(lr: 0.001 there, 0.01 here\)"):
         run_arm(small, replace(run, arm=replace(run.arm, lr=1e-2)), tmp_path)
     assert json.loads((tmp_path / "B-4-0.json").read_text()) == second
+
+
+def test_an_arm_is_as_good_after_some_iterations_between_its_runs():
+    table = pd.DataFrame({"iterations": [0, 100, 100, 300, 400], "frechet": [200.0, 120.0, 80.0, 50.0, 60.0]})
+    reached = [iterations_to(table, "frechet", value) for value in (250.0, 200.0, 150.0, 100.0, 75.0, 49.0)]
+    assert reached == [0, 0, 50, 100, 200, np.inf]
 
 
 def test_iterations_of_arms_are_timed_in_turn(small):
