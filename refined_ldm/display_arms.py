@@ -45,6 +45,7 @@ def plot_curves(table, formula, column="error_250", ax=None):
 def plot_targets(runs, targets, measures=MEASURES):
     """Final quality against iterations: a point a run, a line an arm; dotted, what has to be reached -> figure."""
     figure, axes = plt.subplots(1, len(measures), figsize=(4 * len(measures), 4.0), layout="constrained")
+    first = runs.loc[runs["label"] == "B", "iterations"].min()
     for (column, title), ax in zip(measures.items(), axes, strict=True):
         error = column.startswith("error")  # A's has another latent scale, and is not compared
         for label, rows in runs[runs["label"] != "A"].groupby("label") if error else runs.groupby("label"):
@@ -53,7 +54,7 @@ def plot_targets(runs, targets, measures=MEASURES):
             ax.plot(rows["iterations"], rows[column], color=COLOURS[label[0]], alpha=0.8, linestyle="none", **point)
             middle = rows.groupby("iterations")[column].mean()
             ax.plot(middle.index, middle, "--" if twice else "-", color=COLOURS[label[0]], label=ARM_NAMES[label])
-        ax.axhline(targets[column], color="black", linestyle=":", label="B at its end")
+        ax.axhline(targets[column], color="black", linestyle=":", label=f"B after {first:,} iterations")
         if len(wide := runs[runs["label"] == "B, wide"]):
             end = {"color": COLOURS["B"], "label": f"{ARM_NAMES['B, wide']}, at its end"}
             ax.axhline(wide[column].mean(), linestyle=":", **end)
