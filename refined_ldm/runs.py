@@ -87,8 +87,8 @@ def iteration_seconds(experiment, arms, rounds=20, warm=3):
 def iterations_to(table, column, value):
     """After how many iterations the runs of one arm have a value of a measure that falls: interpolated between them.
 
-    table: runs of one arm, of any lengths; seeds of one length are averaged. 0 where they are past it from the start,
-    infinity where the longest is not there yet.
+    table: runs of one arm, of any lengths; seeds of one length are averaged. Where the shortest is past it already, its
+    length; infinity where the longest is not there yet.
     """
     found = table.groupby("iterations")[column].mean().cummin()
     if value < found.iloc[-1]:
