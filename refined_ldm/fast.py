@@ -1,6 +1,6 @@
 """The same model sooner: `hasten` picks what a device computes fastest, and says what it picked.
 
-- **bfloat16** where the device multiplies it at least twice as fast as float32 (measured, `devices.pick_precision`):
+- **bfloat16** where the device multiplies it clearly faster than float32 (measured, `devices.pick_precision`):
   convolutions and linear layers hold their weights in it; norms, the first and the last layer and those that bring in
   timestep and caption stay in float32; autocast decides the rest.
 - **Channels last**: the numbers of one place of a map lie side by side, as matrix products want them. Convolutions in
