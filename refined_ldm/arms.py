@@ -52,6 +52,7 @@ LADDER = {
     "D, last weights": {"ema_decay": 0.0},
     "C": ARMS["C"].__dict__,
 }
+STORED = {"preset": "tiny", "iterations": 1500, "clips": 8000, "judged": 192}  # what the repository's tables are of
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)  # of which the second is the baseline's
 
 
@@ -92,11 +93,11 @@ def plan(iterations=1500, seeds=3):
     long = 4 * iterations  # is the baseline done? and a tenth of that
     for seed in range(seeds):
         runs += [Run("B", ARMS["B"], long, seed, "plateau"), Run("D", ARMS["D"], long // 10, seed, "plateau")]
-    runs.append(Run("B", ARMS["B"], 2 * long, 0, "plateau"))
     wide = [replace(ARMS[label], wide=True) for label in "BD"]  # or is it the width of the U-Net that is in the way?
     for seed in range(seeds):
         runs += [Run("D, wide", wide[1], long // part, seed, "wide") for part in (10, 6, 3)]
         runs.append(Run("B, wide", wide[0], long, seed, "wide"))
+    runs += [Run("B, wide", wide[0], 2 * long, 0, "wide"), Run("D, wide", wide[1], 2 * long // 3, 0, "wide")]
     return runs
 
 

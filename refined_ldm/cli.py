@@ -311,14 +311,14 @@ def _write_table(path, rows):
 def experiment(options):
     from tqdm import tqdm
 
-    from refined_ldm.arms import plan
+    from refined_ldm.arms import STORED, plan
     from refined_ldm.conditioners import prepare_conditioners
     from refined_ldm.devices import pick_device
     from refined_ldm.experiment import open_experiment
     from refined_ldm.runs import collect, run_arm
 
     o, runs = options, plan(options.iterations, options.seeds)
-    as_stored = (o.preset, o.iterations, o.clips) == ("tiny", 1500, 8000)
+    as_stored = all(getattr(o, name) == STORED[name] for name in ("preset", "iterations", "clips"))
     out = o.out or (Path("figures/data/experiment") if as_stored else o.run_dir / "tables")
     if o.list:
         for run in runs:

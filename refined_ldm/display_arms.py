@@ -55,9 +55,8 @@ def plot_targets(runs, targets, measures=MEASURES):
             middle = rows.groupby("iterations")[column].mean()
             ax.plot(middle.index, middle, "--" if twice else "-", color=COLOURS[label[0]], label=ARM_NAMES[label])
         ax.axhline(targets[column], color="black", linestyle=":", label=f"B after {first:,} iterations")
-        if len(wide := runs[runs["label"] == "B, wide"]):
-            end = {"color": COLOURS["B"], "label": f"{ARM_NAMES['B, wide']}, at its end"}
-            ax.axhline(wide[column].mean(), linestyle=":", **end)
+        for n, end in runs[runs["label"] == "B, wide"].groupby("iterations")[column].mean().items():
+            ax.axhline(end, color=COLOURS["B"], linestyle=":", label=f"{ARM_NAMES['B, wide']}, after {n:,}")
         at = sorted(runs["iterations"].unique())
         ax.set(xscale="log", xlabel="iterations", title=title)
         ax.set_xticks(at, [f"{n:g}" for n in at], fontsize=9, rotation=45)

@@ -12,7 +12,9 @@ from refined_ldm.arms import Arm
 from refined_ldm.atomic import written_whole
 from refined_ldm.curve import Curve
 from refined_ldm.data import loader
+from refined_ldm.devices import pick_accelerator
 from refined_ldm.experiment import GRID
+from refined_ldm.run_state import precision_of
 from refined_ldm.train import train_ldm
 
 
@@ -40,6 +42,7 @@ def run_arm(experiment, run, out, resume=False, judge=True, on_step=None):
             _write_record(record, kept)
         return record
     out.mkdir(parents=True, exist_ok=True)
+    accelerator = pick_accelerator(experiment.device.type, precision_of(run_dir))
     model, examples = experiment.model(arm, seed, max_steps)
     errors = run_dir / "errors.csv"
     rows = pd.read_csv(errors).to_dict("records") if resume and errors.is_file() else []
@@ -47,10 +50,10 @@ def run_arm(experiment, run, out, resume=False, judge=True, on_step=None):
         rows = _error_rows(experiment.noise_error(model), 0, 0.0)
     seconds = 0.0
     if max_steps:
-        rows, seconds = _trained(experiment, model, examples, run, run_dir, rows, resume, on_step)
+        rows, seconds = _trained(experiment, model, examples, run, run_dir, rows, resume, accelerator, on_step)
     record = {"name": name, "label": run.label, "part": run.part, "seed": seed, "iterations": max_steps,
-              "seconds": round(seconds, 1), **_bins(rows[-len(GRID):]), "arm": asdict(arm),
-              "card": asdict(experiment.card(arm, model))}  # fmt: skip
+              "seconds": round(seconds, 1), **_bins(rows[-len(GRID):]), "precision": accelerator.mixed_precision,
+              "arm": asdict(arm), "card": asdict(experiment.card(arm, model))}  # fmt: skip
     if judge:
         record |= _judged(experiment, model, out / f"{name}-heard.csv")
     model.save_part("ldm", run_dir)
@@ -117,7 +120,7 @@ def _write_record(record, path):
         temporary.write_text(json.dumps(record, indent=1))
 
 
-def _trained(experiment, model, examples, run, run_dir, rows, resume, on_step):
+def _trained(experiment, model, examples, run, run_dir, rows, resume, accelerator, on_step):
     """Train the model of a run -> the noise errors on the way and at the end, seconds."""
     at, seconds = marks(run.iterations), rows[-1]["seconds"] if rows else 0.0
     steps = train_ldm(
@@ -126,6 +129,7 @@ def _trained(experiment, model, examples, run, run_dir, rows, resume, on_step):
         seed=run.seed,
         run_dir=run_dir,
         resume=resume,
+        accelerator=accelerator,
     )
     with Curve(run_dir / "steps.csv", resume) as write:
         for step in steps:

@@ -44,10 +44,12 @@ def test_guidance_is_a_line_for_every_run():
     np.testing.assert_allclose(figure.axes[1].lines[1].get_ydata(), [0.5, 0.5])
 
 
-def test_a_wide_baseline_is_a_target_of_its_own():
+def test_a_wide_baseline_is_a_target_of_its_own_at_each_of_its_lengths():
     wide = RUNS[RUNS["label"] == "B"].assign(label="B, wide", frechet=20.0)
-    figure = display_arms.plot_targets(pd.concat([RUNS, wide]), RUNS[list(display_arms.MEASURES)].mean())
-    assert figure.axes[1].lines[-1].get_ydata()[0] == 20 and figure.axes[1].lines[-1].get_linestyle() == ":"
+    longer = wide.assign(iterations=2 * wide["iterations"], frechet=15.0)
+    figure = display_arms.plot_targets(pd.concat([RUNS, wide, longer]), RUNS[list(display_arms.MEASURES)].mean())
+    ends = figure.axes[1].lines[-2:]
+    assert [end.get_ydata()[0] for end in ends] == [20, 15] and {end.get_linestyle() for end in ends} == {":"}
 
 
 def test_errors_by_timestep_are_a_factor_of_the_first():

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from refined_ldm.arms import ARMS, Arm, Run
+from refined_ldm.devices import pick_accelerator
 from refined_ldm.experiment import GRID, open_experiment
 from refined_ldm.runs import collect, iteration_seconds, iterations_to, marks, run_arm
 
@@ -26,6 +27,7 @@ def test_a_run_is_judged_written_and_not_repeated(small, tmp_path):
     record = run_arm(small, run, tmp_path)
     assert record["card"]["scale"] == pytest.approx(small.scale, rel=1e-4)
     assert 0 <= record["recall"] <= 1 and record["frechet"] > 0 and record["iterations"] == 4
+    assert record["precision"] == pick_accelerator("cpu").mixed_precision
     errors = pd.read_csv(tmp_path / "oracle-4-0.csv")
     assert sorted(errors["t"].unique()) == list(GRID) and errors["step"].max() == 4
     before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
