@@ -16,6 +16,7 @@ QUICK = {"float32, hastened": ("no", False), "bfloat16": ("bf16", False), "compi
 SAMPLERS = {  # name -> settings of `generate`; the last one is AudioLDM's
     "dpmpp 25": {"steps": 25}, "dpmpp 15": {"steps": 15},
     "dpmpp 15, guided at 200-900": {"steps": 15, "guidance_interval": (200, 900)},
+    "dpmpp 8": {"steps": 8}, "dpmpp 6, guided at 300-800": {"steps": 6, "guidance_interval": (300, 800)},
     "ddim 200": {"steps": 200, "sampler": "ddim", "eta": 1.0},
 }  # fmt: skip
 

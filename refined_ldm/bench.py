@@ -141,7 +141,7 @@ def best_of(work, runs=3):
 def in_turn(works, rounds=2):
     """{name: call} -> {name: the least seconds}: once to warm up, then in turn, what takes long just once."""
     best = {name: _seconds(work) for name, work in works.items()}
-    for _ in range(1 if sum(best.values()) > 20 else rounds):
+    for _ in range(1 if sum(best.values()) > 32 else rounds):
         best = {name: min(best[name], _seconds(work)) for name, work in works.items()}
     return best
 
