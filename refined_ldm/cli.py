@@ -131,7 +131,7 @@ def _train(options, signals):
         raise ValueError(f"no stage {', '.join(sorted(unknown))}: choose from {', '.join(STAGES)}")
     check_files(config, wanted, run_dir, options.resume)
     device = pick_device(options.device)
-    accelerator = accelerator_of(run_dir, device.type, options.resume)
+    accelerator = accelerator_of(Path(run_dir) / "checkpoints", device.type, options.resume)
     if accelerator.num_processes > 1:
         device = accelerator.device  # this process's own
     model = RefinedAudioLDM(config, options.seed).to(device)

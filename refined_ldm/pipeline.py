@@ -67,9 +67,12 @@ def check_files(config, stages, run_dir, resume=False):
         find_named_files(config, _lacking(config, stage, run_dir, resume))
 
 
-def accelerator_of(run_dir, device_type, resume=False):
-    """The Accelerator of a run; on a CPU, where the precision is measured, a run that goes on keeps the one it had."""
-    kept = precision_of(Path(run_dir) / "checkpoints") if resume and device_type == "cpu" else None
+def accelerator_of(checkpoints, device_type, resume=False):
+    """The Accelerator of a run; on a CPU, where the precision is measured, a run that goes on keeps the one it had.
+
+    checkpoints: the folder that those of the run are in, a folder for each stage.
+    """
+    kept = precision_of(checkpoints) if resume and device_type == "cpu" else None
     return pick_accelerator(device_type, kept)
 
 
@@ -94,7 +97,7 @@ def train_stage(model, stage, run_dir, seed=0, resume=False, max_steps=None, lr=
                       "that captions enter by is new", stacklevel=2)  # fmt: skip
     if stage == "ldm":
         _load_feeders(model, {"vae", "clap"} - named, run_dir)
-    accelerator = accelerator_of(run_dir, model.device.type, resume)
+    accelerator = accelerator_of(Path(run_dir) / "checkpoints", model.device.type, resume)
     common = {"max_steps": max_steps, "lr": lr, "seed": seed, "run_dir": run_dir / "checkpoints", "resume": resume,
               "accelerator": accelerator}  # fmt: skip
     judges = _judges(model, stage, settings, seed) if adversarial else None

@@ -12,9 +12,8 @@ from refined_ldm.arms import Arm
 from refined_ldm.atomic import written_whole
 from refined_ldm.curve import Curve
 from refined_ldm.data import loader
-from refined_ldm.devices import pick_accelerator
 from refined_ldm.experiment import GRID
-from refined_ldm.run_state import precision_of
+from refined_ldm.pipeline import accelerator_of
 from refined_ldm.train import train_ldm
 
 
@@ -42,7 +41,7 @@ def run_arm(experiment, run, out, resume=False, judge=True, on_step=None):
             _write_record(record, kept)
         return record
     out.mkdir(parents=True, exist_ok=True)
-    accelerator = pick_accelerator(experiment.device.type, precision_of(run_dir))
+    accelerator = accelerator_of(run_dir, experiment.device.type, resume)
     model, examples = experiment.model(arm, seed, max_steps)
     errors = run_dir / "errors.csv"
     rows = pd.read_csv(errors).to_dict("records") if resume and errors.is_file() else []
