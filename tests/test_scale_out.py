@@ -16,6 +16,7 @@ import small
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
 
@@ -50,7 +51,10 @@ def curves(run):
     return {path.stem: list(csv.reader(path.open())) for path in sorted(run.glob("*.csv"))}
 
 
-def test_two_processes_train_as_one_and_either_goes_on(settings, tmp_path):
+def test_two_processes_train_as_one_and_either_goes_on(settings, tmp_path, monkeypatch):
+    AcceleratorState._reset_state(reset_partial_state=True)  # tests before this one may train in bfloat16
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # as the two are launched
+
     def command(run, stages, *more):
         words = ["train", "-c", settings, "--run", tmp_path / run, "--device", "cpu", "--stage", *stages, *more]
         return [str(word) for word in words]
