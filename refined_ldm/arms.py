@@ -93,6 +93,8 @@ def plan(iterations=1500, seeds=3):
     long = 4 * iterations  # is the baseline done? and a tenth of that
     for seed in range(seeds):
         runs += [Run("B", ARMS["B"], long, seed, "plateau"), Run("D", ARMS["D"], long // 10, seed, "plateau")]
+    for seed in range(seeds):
+        runs += [Run(label, ARMS[label], long, seed, "plateau") for label in "CADE"]
     wide = [replace(ARMS[label], wide=True) for label in "BD"]  # or is it the width of the U-Net that is in the way?
     for seed in range(seeds):
         runs += [Run("D, wide", wide[1], long // part, seed, "wide") for part in (10, 6, 3)]

@@ -10,6 +10,7 @@ import pandas as pd
 
 from refined_ldm.arms import Arm
 from refined_ldm.atomic import written_whole
+from refined_ldm.claims import paired, rows_where
 from refined_ldm.curve import Curve
 from refined_ldm.data import loader
 from refined_ldm.experiment import GRID
@@ -96,6 +97,21 @@ def iterations_to(table, column, value):
     if value < found.iloc[-1]:
         return np.inf
     return float(np.interp(-value, -found.to_numpy(), found.index))
+
+
+def times_fewer(table, column, one, other, at, paced, rises=False):
+    """How many times fewer iterations arm `one` takes to be where arm `other` ends, seed by seed -> (seeds,).
+
+    table: runs; at: iterations that both were trained for; paced: two lengths of `one` between which its pace is taken;
+    rises: more is better. The mean over the seeds of `one` changes between them as a power b of the iterations, so a
+    change by a factor f takes f ** (1 / b) times as many (a power law of learning, Hestness et al. 2017). Below 1, it
+    takes more; NaN where `one` does not get better with more. Raises ValueError where one of these has not been run.
+    """
+    arms = [{"label": label, "iterations": at} for label in (one, other)]
+    ahead = paired(table.assign(log=np.log(table[column])), "log", *arms)
+    start, end = (rows_where(table, {"label": one, "iterations": n})[column].mean() for n in paced)
+    b = np.log(end / start) / np.log(paced[1] / paced[0])
+    return np.exp(ahead / b) if (b > 0 if rises else b < 0) else np.full(len(ahead), np.nan)
 
 
 def _check_same_training(record, arm, path):

@@ -39,8 +39,9 @@ def test_the_plan_names_every_run_once_and_gives_every_arm_its_seeds():
     runs = plan(1500, 3)
     assert len({run.name for run in runs}) == len(runs)
     for arm in "ABCDE":
-        assert {run.seed for run in runs if run.label == arm and run.iterations == 1500} == {0, 1, 2}
-    assert {run.iterations for run in runs if run.label == "D"} == {0, 150, 300, 500, 600, 1500}
+        for iterations in (1500, 6000):
+            assert {run.seed for run in runs if (run.label, run.iterations) == (arm, iterations)} == {0, 1, 2}
+    assert {run.iterations for run in runs if run.label == "D"} == {0, 150, 300, 500, 600, 1500, 6000}
 
 
 @pytest.fixture(scope="module")

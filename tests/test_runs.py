@@ -8,7 +8,7 @@ import pytest
 from refined_ldm.arms import ARMS, Arm, Run
 from refined_ldm.devices import pick_accelerator
 from refined_ldm.experiment import GRID, open_experiment
-from refined_ldm.runs import collect, iteration_seconds, iterations_to, marks, run_arm
+from refined_ldm.runs import collect, iteration_seconds, iterations_to, marks, run_arm, times_fewer
 
 
 def test_marks_are_even_in_the_logarithm():
@@ -57,6 +57,19 @@ def test_an_arm_is_as_good_after_some_iterations_between_its_runs():
     table = pd.DataFrame({"iterations": [0, 100, 100, 300, 400], "frechet": [200.0, 120.0, 80.0, 50.0, 60.0]})
     reached = [iterations_to(table, "frechet", value) for value in (250.0, 200.0, 150.0, 100.0, 75.0, 49.0)]
     assert reached == [0, 0, 50, 100, 200, np.inf]
+
+
+@pytest.mark.parametrize("power", [-0.5, 0.5])  # of an error, which falls, and of a recall
+def test_how_many_times_fewer_iterations_comes_out_of_a_power_law(power):
+    rows = [{"label": label, "iterations": n, "seed": seed, "measure": (1 + seed) * (n * sooner) ** power}
+            for label, sooner in (("B", 1.0), ("C", 1.3)) for n in (100, 400) for seed in range(3)]  # fmt: skip
+    table, rises = pd.DataFrame(rows), power > 0
+    for at in (100, 400):
+        assert times_fewer(table, "measure", "C", "B", at, (100, 400), rises) == pytest.approx([1.3] * 3)
+        assert times_fewer(table, "measure", "B", "C", at, (100, 400), rises) == pytest.approx([1 / 1.3] * 3)
+    assert np.isnan(times_fewer(table, "measure", "C", "B", 400, (100, 400), not rises)).all()
+    with pytest.raises(ValueError, match="no row has"):
+        times_fewer(table, "measure", "C", "B", 400, (100, 800))
 
 
 def test_iterations_of_arms_are_timed_in_turn(small):
