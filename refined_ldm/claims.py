@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import yaml
-from scipy.stats import t as student
+
+from refined_ldm.comparisons import collect, interval, paired, rows_where
 
 STATUSES = ("reproduced", "refuted", "not testable here", "measured")
 
@@ -24,39 +25,6 @@ class Checked:
     written: str
     computed: float
     fault: str = ""
-
-
-def rows_where(table, where):
-    """The rows of a table in which every named column has the given value, or one of the given values.
-
-    Raises ValueError if a column is missing or no row is left.
-    """
-    for column, value in where.items():
-        if column not in table:
-            raise ValueError(f"no column {column!r}, there are {', '.join(table.columns)}")
-        table = table[table[column].isin(value if isinstance(value, list) else [value])]
-    if table.empty:
-        raise ValueError(f"no row has {where}")
-    return table
-
-
-def interval(values, confidence=0.95):
-    """(mean, low, high) of few independent values, by Student's t (1908); of one value, itself three times."""
-    values = np.asarray(values, dtype=float)
-    mean = values.mean()
-    if len(values) < 2:
-        return mean, mean, mean
-    half = student.ppf((1 + confidence) / 2, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-    return mean, mean - half, mean + half
-
-
-def paired(table, column, one, other, on="seed"):
-    """column of the rows `one` minus that of the rows `other`, for every seed both have -> (n,)."""
-    a, b = (rows_where(table, where).set_index(on)[column] for where in (one, other))
-    seeds = sorted(set(a.index) & set(b.index))
-    if not seeds:
-        raise ValueError(f"{one} and {other} have no {on} in common")
-    return (a[seeds] - b[seeds]).to_numpy(dtype=float)
 
 
 def compute(how, table):
@@ -124,9 +92,9 @@ def verify(path="figures/claims.yaml", root=None, on_claim=None):
 def _check(claim, number, root, tables):
     written, source = str(number["value"]), number.get("table", claim.get("table"))
     if source not in tables:
-        if not (root / source).is_file():
+        if not (root / source).exists():
             raise FileNotFoundError(f"claim {claim['id']} needs {root / source}: {claim['command']} makes it")
-        tables[source] = pd.read_csv(root / source)
+        tables[source] = collect(root / source) if (root / source).is_dir() else pd.read_csv(root / source)
     try:
         computed = compute(number, tables[source])
     except (ValueError, KeyError) as fault:

@@ -312,10 +312,11 @@ def experiment(options):
     from tqdm import tqdm
 
     from refined_ldm.arms import STORED, plan
+    from refined_ldm.comparisons import collect
     from refined_ldm.conditioners import prepare_conditioners
     from refined_ldm.devices import pick_device
     from refined_ldm.experiment import open_experiment
-    from refined_ldm.runs import collect, run_arm
+    from refined_ldm.runs import run_arm
 
     o, runs = options, plan(options.iterations, options.seeds)
     as_stored = all(getattr(o, name) == STORED[name] for name in ("preset", "iterations", "clips"))

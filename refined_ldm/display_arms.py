@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from refined_ldm.claims import interval
+from refined_ldm.comparisons import interval
 
 ARM_NAMES = {
     "A": "A: baseline as published", "B": "B: baseline, mended and tuned", "C": "C: B with the other conditioner",
@@ -38,7 +38,6 @@ def plot_curves(table, formula, column="error_250", ax=None):
         ax.plot(middle.index, middle, color=COLOURS[label], label=ARM_NAMES[label])
     ax.axhline(formula, color="black", linestyle="--", linewidth=1, label="the formula, no network")
     ax.set(xscale="log", yscale="log", xlabel="iterations", ylabel=MEASURES.get(column, "noise error"))
-    ax.legend(fontsize=9)
     return ax
 
 
@@ -58,6 +57,7 @@ def plot_targets(runs, targets, measures=MEASURES):
         for n, end in runs[runs["label"] == "B, wide"].groupby("iterations")[column].mean().items():
             ax.axhline(end, color=COLOURS["B"], linestyle=":", label=f"{ARM_NAMES['B, wide']}, after {n:,}")
         at = sorted(runs["iterations"].unique())
+        at = [n for n, before in zip(at, [0, *at], strict=False) if n > 1.25 * before]  # labels would touch
         ax.set(xscale="log", xlabel="iterations", title=title)
         ax.set_xticks(at, [f"{n:g}" for n in at], fontsize=9, rotation=45)
         ax.set_ylim(bottom=0)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from refined_ldm.arms import Arm
 from refined_ldm.atomic import written_whole
-from refined_ldm.claims import paired, rows_where
+from refined_ldm.comparisons import bins
 from refined_ldm.curve import Curve
 from refined_ldm.data import loader
 from refined_ldm.experiment import GRID
@@ -52,7 +52,7 @@ def run_arm(experiment, run, out, resume=False, judge=True, on_step=None):
     if max_steps:
         rows, seconds = _trained(experiment, model, examples, run, run_dir, rows, resume, accelerator, on_step)
     record = {"name": name, "label": run.label, "part": run.part, "seed": seed, "iterations": max_steps,
-              "seconds": round(seconds, 1), **_bins(rows[-len(GRID):]), "precision": accelerator.mixed_precision,
+              "seconds": round(seconds, 1), **bins(rows[-len(GRID):]), "precision": accelerator.mixed_precision,
               "arm": asdict(arm), "card": asdict(experiment.card(arm, model))}  # fmt: skip
     if judge:
         record |= _judged(experiment, model, out / f"{name}-heard.csv")
@@ -85,33 +85,6 @@ def iteration_seconds(experiment, arms, rounds=20, warm=3):
     factors = table.div(table.iloc[:, 0], axis=0).median()
     return [{"label": label, "seconds": float(table[label].median()), "times_the_first": float(factors[label])}
             for label in arms]  # fmt: skip
-
-
-def iterations_to(table, column, value):
-    """After how many iterations the runs of one arm have a value of a measure that falls: interpolated between them.
-
-    table: runs of one arm, of any lengths; seeds of one length are averaged. Where the shortest is past it already, its
-    length; infinity where the longest is not there yet.
-    """
-    found = table.groupby("iterations")[column].mean().cummin()
-    if value < found.iloc[-1]:
-        return np.inf
-    return float(np.interp(-value, -found.to_numpy(), found.index))
-
-
-def times_fewer(table, column, one, other, at, paced, rises=False):
-    """How many times fewer iterations arm `one` takes to be where arm `other` ends, seed by seed -> (seeds,).
-
-    table: runs; at: iterations that both were trained for; paced: two lengths of `one` between which its pace is taken;
-    rises: more is better. The mean over the seeds of `one` changes between them as a power b of the iterations, so a
-    change by a factor f takes f ** (1 / b) times as many (a power law of learning, Hestness et al. 2017). Below 1, it
-    takes more; NaN where `one` does not get better with more. Raises ValueError where one of these has not been run.
-    """
-    arms = [{"label": label, "iterations": at} for label in (one, other)]
-    ahead = paired(table.assign(log=np.log(table[column])), "log", *arms)
-    start, end = (rows_where(table, {"label": one, "iterations": n})[column].mean() for n in paced)
-    b = np.log(end / start) / np.log(paced[1] / paced[0])
-    return np.exp(ahead / b) if (b > 0 if rises else b < 0) else np.full(len(ahead), np.nan)
 
 
 def _check_same_training(record, arm, path):
@@ -167,14 +140,6 @@ def _error_rows(errors, step, seconds):
             for t, e in zip(GRID, errors, strict=True)]  # fmt: skip
 
 
-def _bins(rows):
-    """The mean noise error over timesteps, and over those from 250, 500 and 750 on."""
-    found = {}
-    for low in (0, 250, 500, 750):
-        found[f"error_{low}"] = float(np.mean([row["error"] for row in rows if row["t"] >= low]))
-    return found
-
-
 def _thinned(table, every=10):
     """Means over `every` iterations: a curve that is drawn needs no more."""
     groups = (table["step"] - 1) // every
@@ -185,25 +150,3 @@ def _thinned(table, every=10):
 def _write(table, path):
     with written_whole(path) as temporary:
         table.to_csv(temporary, index=False)
-
-
-def collect(out):
-    """The records of all finished runs as a table, one row each, with what their CSV files say -> DataFrame.
-
-    Noise errors and recalls are computed from the files, not taken from the record.
-    """
-    rows = []
-    for path in sorted(Path(out).glob("*.json")):
-        record = json.loads(path.read_text())
-        errors = pd.read_csv(path.with_suffix(".csv"))
-        last = errors[errors["step"] == errors["step"].max()]
-        row = {k: v for k, v in record.items() if not isinstance(v, dict)}
-        row["conditioner"] = record["arm"]["conditioner"]
-        row |= _bins(last.to_dict("records"))
-        heard = path.with_name(f"{path.stem}-heard.csv")
-        if heard.is_file():
-            table = pd.read_csv(heard)
-            row["recall"] = table["recall"].mean()
-            row["recall_one"] = table["recall"][table["kind"] == "event"].mean()
-        rows.append(row)
-    return pd.DataFrame(rows)

@@ -2,13 +2,11 @@ import re
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from scipy.stats import ttest_1samp
 
-from refined_ldm.claims import compute, interval, paired, read_ledger, rows_where, verify
+from refined_ldm.claims import compute, read_ledger, verify
 from refined_ldm.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -32,20 +30,6 @@ def ledger(folder, *claims):
     return path
 
 
-def test_interval_is_students():
-    values = [0.3, 0.5, 0.45]
-    mean, low, high = interval(values)
-    known = ttest_1samp(values, 0).confidence_interval(0.95)
-    assert np.allclose((mean, low, high), (np.mean(values), known.low, known.high))
-    assert interval([2.0]) == (2, 2, 2)
-
-
-def test_differences_are_taken_seed_by_seed():
-    assert paired(TABLE, "frechet", {"label": "C"}, {"label": "B"}).tolist() == [-20, -25, -30]
-    with pytest.raises(ValueError, match="no seed in common"):
-        paired(TABLE, "frechet", {"label": "C", "seed": 0}, {"label": "B", "seed": 1})
-
-
 @pytest.mark.parametrize(("how", "value"), [
     ({"take": "mean", "where": {"label": "C"}}, 85),
     ({"take": "ratio", "where": {"label": "B"}, "than": {"label": "C"}}, 110 / 85),
@@ -64,7 +48,6 @@ def test_compute_refuses_what_it_does_not_know():
                        ({"take": "mean", "column": "frechet", "where": {"arm": "Z"}}, "no column 'arm'")):  # fmt: skip
         with pytest.raises(ValueError, match=fault):
             compute(how, TABLE)
-    assert len(rows_where(TABLE, {})) == 6
 
 
 NUMBER = {"value": "85.0", "take": "mean", "column": "frechet", "where": {"label": "C"}}
@@ -75,6 +58,19 @@ def test_a_true_number_passes_and_any_changed_digit_fails(tmp_path):
     for wrong in ("86.0", "85.1", "75.0", "85.00001"):
         found = claim(found=f"C is at {wrong}", numbers=[NUMBER | {"value": wrong}])
         assert "comes out as 85.0" in verify(ledger(tmp_path, found))[0].fault, wrong
+
+
+def test_numbers_of_runs_are_computed_from_the_files_of_the_runs(tmp_path):
+    source = ROOT / "figures" / "data" / "experiment"
+    for path in source.glob("D-150-*"):
+        shutil.copy(path, tmp_path)
+    number = {"value": "0.0139", "take": "mean", "column": "error_250", "where": {"label": "D"}}
+    path = ledger(tmp_path, claim(found="at 0.0139", table=".", numbers=[number]))
+    assert verify(path)[0].fault == ""
+    errors = pd.read_csv(tmp_path / "D-150-1.csv")
+    errors["error"] *= 1.1  # in one seed of three
+    errors.to_csv(tmp_path / "D-150-1.csv", index=False)
+    assert "comes out as 0.014" in verify(path)[0].fault
 
 
 def test_a_number_must_stand_in_the_sentence_in_its_interval_and_where_it_is_stated(tmp_path):

@@ -6,9 +6,10 @@ import pandas as pd
 import pytest
 
 from refined_ldm.arms import ARMS, Arm, Run
+from refined_ldm.comparisons import collect
 from refined_ldm.devices import pick_accelerator
 from refined_ldm.experiment import GRID, open_experiment
-from refined_ldm.runs import collect, iteration_seconds, iterations_to, marks, run_arm, times_fewer
+from refined_ldm.runs import iteration_seconds, marks, run_arm
 
 
 def test_marks_are_even_in_the_logarithm():
@@ -51,25 +52,6 @@ def test_a_run_is_judged_anew_at_another_guidance_and_refused_with_another_arm(s
     with pytest.raises(ValueError, match=r"B-4-0.json is of an arm with other settings \(lr: 0.001 there, 0.01 here\)"):
         run_arm(small, replace(run, arm=replace(run.arm, lr=1e-2)), tmp_path)
     assert json.loads((tmp_path / "B-4-0.json").read_text()) == second
-
-
-def test_an_arm_is_as_good_after_some_iterations_between_its_runs():
-    table = pd.DataFrame({"iterations": [0, 100, 100, 300, 400], "frechet": [200.0, 120.0, 80.0, 50.0, 60.0]})
-    reached = [iterations_to(table, "frechet", value) for value in (250.0, 200.0, 150.0, 100.0, 75.0, 49.0)]
-    assert reached == [0, 0, 50, 100, 200, np.inf]
-
-
-@pytest.mark.parametrize("power", [-0.5, 0.5])  # of an error, which falls, and of a recall
-def test_how_many_times_fewer_iterations_comes_out_of_a_power_law(power):
-    rows = [{"label": label, "iterations": n, "seed": seed, "measure": (1 + seed) * (n * sooner) ** power}
-            for label, sooner in (("B", 1.0), ("C", 1.3)) for n in (100, 400) for seed in range(3)]  # fmt: skip
-    table, rises = pd.DataFrame(rows), power > 0
-    for at in (100, 400):
-        assert times_fewer(table, "measure", "C", "B", at, (100, 400), rises) == pytest.approx([1.3] * 3)
-        assert times_fewer(table, "measure", "B", "C", at, (100, 400), rises) == pytest.approx([1 / 1.3] * 3)
-    assert np.isnan(times_fewer(table, "measure", "C", "B", 400, (100, 400), not rises)).all()
-    with pytest.raises(ValueError, match="no row has"):
-        times_fewer(table, "measure", "C", "B", 400, (100, 800))
 
 
 def test_iterations_of_arms_are_timed_in_turn(small):
