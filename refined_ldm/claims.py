@@ -1,8 +1,9 @@
 """The ledger of claims: every number that is stated, and how it comes out of the tables beside the figures.
 
 `figures/claims.yaml` lists claims. Each has an id, the words in which it was made, a status (reproduced, refuted, not
-testable here, or measured for what nobody claimed), what was found, the command that makes its tables, and the numbers
-in that sentence. `verify` computes each number anew, rounds it as it is written, and compares the digits.
+testable here, or measured for what nobody claimed), what was found, the command that makes its table (a CSV file, or a
+folder of runs), and the numbers in that sentence. `verify` computes each number anew, rounds it as it is written, and
+compares the digits.
 """
 
 from dataclasses import dataclass

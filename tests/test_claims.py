@@ -5,16 +5,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from test_comparisons import TABLE
 
 from refined_ldm.claims import compute, read_ledger, verify
 from refined_ldm.cli import main
 
 ROOT = Path(__file__).parent.parent
 LEDGER = ROOT / "figures" / "claims.yaml"
-
-TABLE = pd.DataFrame({
-    "label": ["B"] * 3 + ["C"] * 3, "seed": [0, 1, 2, 2, 1, 0], "frechet": [100.0, 110, 120, 90, 85, 80],
-})  # fmt: skip
 
 
 def claim(**changes):
