@@ -15,14 +15,15 @@ import torch
 
 from refined_ldm import display
 from refined_ldm.config import StageConfig
-from refined_ldm.data import loader
-from refined_ldm.evaluation import rendered_clips
-from refined_ldm.hifigan import Discriminators, DiscriminatorsConfig, HiFiGAN, HiFiGANConfig, stft_loss
-from refined_ldm.judges import Aisfx
-from refined_ldm.metrics import bootstrap_interval, frechet_distance
-from refined_ldm.pipeline import cached_clips
+from refined_ldm.data.captioned_audio import loader
+from refined_ldm.discriminators import Discriminators, DiscriminatorsConfig, stft_loss
+from refined_ldm.evaluation.adherence import rendered_clips
+from refined_ldm.evaluation.embeddings.aisfx import Aisfx
+from refined_ldm.evaluation.metrics import bootstrap_interval, frechet_distance
+from refined_ldm.hifigan import HiFiGAN, HiFiGANConfig
 from refined_ldm.text_to_audio import RefinedAudioLDM
-from refined_ldm.train import train_hifigan
+from refined_ldm.training.pipeline import cached_clips
+from refined_ldm.training.stages import train_hifigan
 
 SMALL = HiFiGANConfig(channels=128)  # the published layout, 1/8 of its channels
 

@@ -20,17 +20,17 @@ import pandas as pd
 import torch
 
 from refined_ldm import display
-from refined_ldm.budget import error_budget
-from refined_ldm.checkpoints import load_into, read_weights, save_weights
 from refined_ldm.clap import Clap
-from refined_ldm.evaluation import adherence, class_prompt, fit_probe, rendered_clips
-from refined_ldm.hifigan import Discriminators
-from refined_ldm.judges import Aisfx
-from refined_ldm.metrics import recall_at_k, zero_shot
-from refined_ldm.pipeline import JUDGES
-from refined_ldm.pitch import Crepe
+from refined_ldm.discriminators import Discriminators
+from refined_ldm.evaluation.adherence import adherence, class_prompt, fit_probe, rendered_clips
+from refined_ldm.evaluation.budget import error_budget
+from refined_ldm.evaluation.embeddings.aisfx import Aisfx
+from refined_ldm.evaluation.metrics import recall_at_k, zero_shot
+from refined_ldm.evaluation.pitch import Crepe
 from refined_ldm.text_to_audio import WEIGHTS, RefinedAudioLDM
+from refined_ldm.training.pipeline import JUDGES
 from refined_ldm.vae import PatchDiscriminator
+from refined_ldm.weights import load_into, read_weights, save_weights
 
 FOLDER = WEIGHTS / "tiny"
 COMMANDS = {

@@ -10,10 +10,10 @@ from typing import get_args, get_origin, get_type_hints
 
 import yaml
 
-from refined_ldm.atomic import written_whole
-from refined_ldm.hifigan import DiscriminatorsConfig, HiFiGANConfig
+from refined_ldm.discriminators import DiscriminatorsConfig
+from refined_ldm.files import written_whole
+from refined_ldm.hifigan import HiFiGANConfig
 from refined_ldm.mel import MelConfig
-from refined_ldm.published_config import LARGEST_NUMBER, is_published, settings_of
 from refined_ldm.unet import UNetConfig
 from refined_ldm.vae import PatchDiscriminatorConfig, VAEConfig
 
@@ -23,6 +23,7 @@ OPTIMIZERS = ("adamw", "muon")
 LR_SCHEDULES = ("cosine", "constant")
 TIMESTEPS = ("stratified", "uniform")
 WEIGHTINGS = ("own", "eps")
+LARGEST_NUMBER = 1e12  # of all settings; beyond it arithmetic fails without naming which
 
 
 @dataclass(frozen=True)
@@ -302,6 +303,8 @@ def load_config(path):
         raise ValueError(f"{path} is not plain YAML: {' '.join(str(fault).split())}") from fault
     if not isinstance(written, dict):
         raise ValueError(f"{path} must hold settings by name, got {type(written).__name__}")
+    from refined_ldm.published.audioldm_yaml import is_published, settings_of
+
     if is_published(written):
         with _at(path):
             written = settings_of(written)
