@@ -15,7 +15,7 @@ _under_way = set()  # temporary names that this process writes to now
 
 
 @contextmanager
-def written_whole(path):
+def atomic_write(path):
     """Yield a name beside `path` to write a file or a folder under; at the end that takes the place of `path`.
 
     Until then, and whenever anything goes wrong, what was there before stays as it is. Raises OSError; of a full disk

@@ -1,4 +1,4 @@
-"""The same model sooner: `hasten` picks what a device computes fastest, and says what it picked.
+"""The same model sooner: `optimize_for_inference` picks what a device computes fastest, and says what it picked.
 
 - **bfloat16** where the device multiplies it clearly faster than float32 (measured, `devices.pick_precision`):
   convolutions and linear layers hold their weights in it; norms, the first and the last layer and those that bring in
@@ -25,16 +25,16 @@ EXACT = ("conv_in", "conv_out", "time_embed", "film_embed", "film")  # a third o
 
 
 @dataclass(frozen=True)
-class Hastened:
-    """What `hasten` did: precision "bf16" or "no" (float32), how many layers by Winograd, whether compiled."""
+class Optimizations:
+    """What `optimize_for_inference` did: precision "bf16" or "no" (float32), how many layers by Winograd, whether compiled."""
 
     precision: str
     winograd: int
     compiled: bool
 
 
-def hasten(model, precision=None, compile=False):
-    """Make a `RefinedAudioLDM` quick at generating, in place -> Hastened. For inference: training wants its weights.
+def optimize_for_inference(model, precision=None, compile=False):
+    """Make a `RefinedAudioLDM` quick at generating, in place -> Optimizations. For inference: training wants its weights.
 
     precision: "bf16" or "no"; None measures. Outputs change by rounding: in float32 by about 1e-5 of their size, in
     bfloat16 by about 1 % (`python -m tests.benchmark --accuracy` measures both). Raises ValueError for another precision.
@@ -69,7 +69,7 @@ def hasten(model, precision=None, compile=False):
     if half:
         for part in (model.unet, model.vae.decoder, model.vae.post_quant_conv, model.vocoder):
             part.forward = _autocast(part.forward, device)
-    return Hastened(precision, winograd, compile)
+    return Optimizations(precision, winograd, compile)
 
 
 def _layers(*parts):

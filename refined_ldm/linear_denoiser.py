@@ -62,7 +62,7 @@ class GaussianDenoiser(nn.Module):
         return blocks.reshape(B, -1, C, self.block_frames, F).permute(0, 2, 1, 3, 4).reshape(shape)
 
 
-class CaptionGaussian(nn.Module):
+class ConditionalLinearDenoiser(nn.Module):
     """The same for whole clips, as their captions lead to expect them: latents are N(mean(c), S(c)) given a caption.
 
     mean(c) is what least squares finds of the slow course (`slow` cosines in time) of every channel and bin. S(c) is

@@ -15,7 +15,7 @@ from refined_ldm.conditioning import guided_noise
 from refined_ldm.config import Config, load_config, preset
 from refined_ldm.diffusion import NoiseSchedule, ddim_sample, dpmpp_sample, loss_weight, noise_like, to_noise
 from refined_ldm.hifigan import HiFiGAN
-from refined_ldm.linear_denoiser import CaptionGaussian, GaussianDenoiser
+from refined_ldm.linear_denoiser import ConditionalLinearDenoiser, GaussianDenoiser
 from refined_ldm.mel import MelSpectrogram, griffin_lim, is_silent_mel
 from refined_ldm.unet import UNet
 from refined_ldm.vae import MelVAE
@@ -56,7 +56,7 @@ class RefinedAudioLDM(nn.Module):
             self.clap = Clap(CLAP_PRESETS[config.clap]) if clap is None else clap
             self.vae = MelVAE(config.vae)
             self.unet = UNet(config.unet)
-            self.vocoder = HiFiGAN(config.vocoder, config.mel)
+            self.vocoder = HiFiGAN(config.hifigan, config.mel)
         if self.clap.embedding_dim != config.unet.embedding_dim:
             raise ValueError(f"{config.clap} embeds in {self.clap.embedding_dim} numbers, the U-Net expects "
                              f"{config.unet.embedding_dim}: change unet.embedding_dim")  # fmt: skip
@@ -66,7 +66,7 @@ class RefinedAudioLDM(nn.Module):
             self.gaussian = GaussianDenoiser(channels, bins)
         if config.parameterization == "caption-gaussian":
             frames = config.samples // config.mel.hop_length // config.vae.downsampling
-            self.gaussian = CaptionGaussian(channels, bins, config.unet.embedding_dim, frames)
+            self.gaussian = ConditionalLinearDenoiser(channels, bins, config.unet.embedding_dim, frames)
         self.register_buffer("scale", torch.tensor(1.0))  # latents times this have unit variance
 
     @property
@@ -89,7 +89,7 @@ class RefinedAudioLDM(nn.Module):
 
         What Griffin-Lim makes louder than full scale is turned down as a whole, not clipped.
         """
-        if self.config.inversion == "griffin_lim":
+        if self.config.vocoder == "griffin_lim":
             waveform = griffin_lim(mel, self.config.mel)
             return waveform / waveform.abs().amax(1, keepdim=True).clamp(min=1)
         return self.vocoder(mel)
@@ -272,7 +272,7 @@ class RefinedAudioLDM(nn.Module):
         model = cls(config, clap=_load_clap(config, folder))
         for part in ("vae", "ldm"):
             model.load_part(part, folder)
-        if model.config.inversion == "hifigan" or part_path(folder, "hifigan", model.config).is_file():
+        if model.config.vocoder == "hifigan" or part_path(folder, "hifigan", model.config).is_file():
             model.load_part("hifigan", folder)  # a run has none until it is trained
         return model.to(device).eval()
 

@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save_file
 
-from refined_ldm.files import written_whole
+from refined_ldm.files import atomic_write
 
 
 def save_weights(path, module, config=None, dtype=torch.float32, **metadata):
@@ -20,7 +20,7 @@ def save_weights(path, module, config=None, dtype=torch.float32, **metadata):
     state = module if isinstance(module, dict) else module.state_dict()
     tensors = {k: _packed(v.detach(), dtype).cpu().contiguous() for k, v in state.items()}
     header = {"config": asdict(config) if config is not None else None, **metadata}
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode  # as the umask has it; safetensors would let nobody else read the file
         save_file(tensors, temporary, metadata={k: json.dumps(v) for k, v in header.items()})

@@ -72,7 +72,8 @@ def parser(runs):
     sub.add_argument("--lr", type=float, help="learning rate of each stage (the configuration's if not given)")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--resume", action="store_true", help="go on from the last checkpoint of the run")
-    sub.add_argument("--no-adversary", action="store_true", help="hifigan: train on spectral distances alone")
+    sub.add_argument("--no-discriminators", "--no-adversary", action="store_true",
+                     help="hifigan: train on spectral distances alone")  # fmt: skip
     sub.add_argument("--device", default="auto")
 
     sub = command("inspect", "Show what a published file, a pipeline or a run holds, without running it.")

@@ -74,9 +74,9 @@ def _open(options, device):
 
 def _quick(model, options):
     """The model in the precision that was asked for, as quick as its device allows."""
-    from refined_ldm.inference import hasten
+    from refined_ldm.inference import optimize_for_inference
 
-    hasten(model, {"auto": None, "bf16": "bf16", "fp32": "no"}[options.precision])
+    optimize_for_inference(model, {"auto": None, "bf16": "bf16", "fp32": "no"}[options.precision])
     return model
 
 
@@ -98,9 +98,9 @@ def _free_name(folder, caption, seed, taken):
 
 
 def train(options):
-    from refined_ldm.durable.signals import held_back
+    from refined_ldm.durable.signals import defer_signals
 
-    with held_back() as signals:  # until there is something to save, or until it is saved
+    with defer_signals() as signals:  # until there is something to save, or until it is saved
         _train(options, signals)
 
 
@@ -111,7 +111,7 @@ def _train(options, signals):
 
     from refined_ldm.config import load_config, preset
     from refined_ldm.devices import pick_device
-    from refined_ldm.durable.csv_log import Curve
+    from refined_ldm.durable.csv_log import CsvLogger
     from refined_ldm.durable.signals import Stopped
     from refined_ldm.text_to_audio import RefinedAudioLDM
     from refined_ldm.training.pipeline import LEFT_OUT, STAGES, accelerator_of, check_files, default_stages, train_stage
@@ -152,9 +152,9 @@ def _train(options, signals):
             clips.total = total
             clips.update(done - clips.n)
 
-        with bar, clips, Curve(run_dir / f"{stage}.csv", options.resume) as write:
+        with bar, clips, CsvLogger(run_dir / f"{stage}.csv", options.resume) as write:
             steps = train_stage(model, stage, run_dir, options.seed, options.resume, options.max_steps,
-                                options.lr, not options.no_adversary, on_clips, options.skip_bad)  # fmt: skip
+                                options.lr, not options.no_discriminators, on_clips, options.skip_bad)  # fmt: skip
             step, waited, spent = None, 0.0, 0.0
             with closing(steps):
                 for step in steps:
@@ -300,9 +300,9 @@ def _write_table(path, rows):
     """Rows as CSV, whole or not at all."""
     import csv
 
-    from refined_ldm.files import written_whole
+    from refined_ldm.files import atomic_write
 
-    with written_whole(path) as temporary, temporary.open("w", newline="") as file:
+    with atomic_write(path) as temporary, temporary.open("w", newline="") as file:
         table = csv.DictWriter(file, rows[0])
         table.writeheader()
         table.writerows(rows)

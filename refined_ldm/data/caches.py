@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from refined_ldm.files import written_whole
+from refined_ldm.files import atomic_write
 
 CACHED_KEYS = ("caption", "captions", "id", "kind", "events", "labels", "label")  # of a clip, beside its waveform
 
@@ -44,7 +44,7 @@ def _cache(folder: Path, fingerprint: dict, count: int, batches: Iterator[tuple[
     """Write (arrays, other values) batch by batch, whole or not at all; an equal earlier cache is taken as it is."""
     if kept := _kept(folder, fingerprint):
         return kept
-    with written_whole(folder) as temporary:
+    with atomic_write(folder) as temporary:
         temporary.mkdir()
         items = []
         with ExitStack() as stack:

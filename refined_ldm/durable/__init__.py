@@ -4,7 +4,7 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "run_state": ["load_run", "save_run"],
-    "csv_log": ["Curve"],
-    "signals": ["Stopped", "held_back"],
+    "csv_log": ["CsvLogger"],
+    "signals": ["Stopped", "defer_signals"],
     "loss_guard": ["SpikeWatch"],
 })

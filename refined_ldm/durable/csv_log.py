@@ -4,13 +4,13 @@ import csv
 import os
 from pathlib import Path
 
-from refined_ldm.files import written_whole
+from refined_ldm.files import atomic_write
 
 
-class Curve:
+class CsvLogger:
     """Append the figures of every step to `path`; a resumed run goes on with the lines it had.
 
-    with Curve(path, resume) as write: write(step) for every `train.Step`. Raises OSError if it cannot be written.
+    with CsvLogger(path, resume) as write: write(step) for every `train.Step`. Raises OSError if it cannot be written.
     """
 
     def __init__(self, path, resume=False):
@@ -32,7 +32,7 @@ class Curve:
     def _begin(self, step):
         header = ",".join(["step", "lr", "seconds", *step.losses]) + "\r\n"
         kept = self._lines_before(step.index) if self.resume and self.path.is_file() else []
-        with written_whole(self.path) as temporary:
+        with atomic_write(self.path) as temporary:
             temporary.write_text("".join(kept or [header]), newline="")
         self.file = open(self.path, "a", newline="")
 

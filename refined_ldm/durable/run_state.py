@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from refined_ldm.files import sha256, written_whole
+from refined_ldm.files import atomic_write, sha256
 from refined_ldm.weights import load_into, read_weights
 
 SCALE_FILE = "checkpoints/ldm/scale.safetensors"  # of a run: what its U-Net's latents are multiplied by
@@ -26,7 +26,7 @@ def save_run(run_dir, stage, learners, index, told):
     odd = [f"{name} {k}" for name, tensors in files.items() for k, v in tensors.items() if not v.isfinite().all()]
     if odd:
         raise FloatingPointError(f"NaN or infinity in {', '.join(odd[:3])} after step {index}, which was not saved")
-    with written_whole(folder / f"step-{index:07d}") as temporary:
+    with atomic_write(folder / f"step-{index:07d}") as temporary:
         temporary.mkdir()
         digests = {}
         for name, tensors in files.items():

@@ -16,7 +16,7 @@ class Stopped(KeyboardInterrupt):
 
 
 @contextmanager
-def held_back():
+def defer_signals():
     """Yield the list of signals (SIGINT, SIGTERM) that have come: whoever holds them back empties it, and raises
     `Stopped` when it suits.
 

@@ -35,7 +35,7 @@ ESC50_PROMPTS = {  # of the authors' own scripts, zero_shot_classification.py an
 ESC50_ACCURACY = {"ms-clap-2023": 0.939, "laion-clap": 0.910}  # published: Elizalde et al. 2023, Wu et al. 2023
 
 
-class Listener:
+class ProbedEmbedding:
     """A judge, waveform (B, N), sample rate -> embedding (B, D), with a fitted probe: embedding -> class names."""
 
     def __init__(self, judge, probe, sample_rate=16_000):
@@ -47,7 +47,7 @@ class Listener:
 
 
 @dataclass(frozen=True)
-class Judged:
+class AdherenceResult:
     """What a listener heard in n clips."""
 
     rows: list  # n dicts: id, kind, caption, labels (what was asked for), heard (as many names), recall (0 to 1)
@@ -60,7 +60,7 @@ class Judged:
 
 
 def fit_probe(judge, size=1500, seed=0, seconds=2.56, batch_size=32, on_clips=None):
-    """Train a probe on `size` rendered scenes of `val` -> Listener. on_clips(done, all) reports progress."""
+    """Train a probe on `size` rendered scenes of `val` -> ProbedEmbedding. on_clips(done, all) reports progress."""
     scenes = SoundScenes("val", size, seconds, seed)
     embeddings, labels = [], []
     for start in range(0, size, batch_size):
@@ -70,7 +70,7 @@ def fit_probe(judge, size=1500, seed=0, seconds=2.56, batch_size=32, on_clips=No
         if on_clips:
             on_clips(len(labels), size)
     probe = LinearProbe(scenes.classes, multi_label=True)
-    return Listener(judge, probe.fit(np.concatenate(embeddings), labels))
+    return ProbedEmbedding(judge, probe.fit(np.concatenate(embeddings), labels))
 
 
 def rendered_clips(count, split="test", kinds=KINDS, seed=0, seconds=2.56):
@@ -80,7 +80,7 @@ def rendered_clips(count, split="test", kinds=KINDS, seed=0, seconds=2.56):
 
 
 def judge_embeddings(listener, embeddings, items):
-    """embeddings (n, D) of what was made for items[i] -> Judged."""
+    """embeddings (n, D) of what was made for items[i] -> AdherenceResult."""
     if len(embeddings) != len(items):
         raise ValueError(f"one clip an item: got {len(embeddings)} and {len(items)}")
     logits = listener.probe.logits(embeddings)
@@ -93,7 +93,7 @@ def judge_embeddings(listener, embeddings, items):
             "heard": " + ".join(listener.probe.classes[k] for k in heard),
             "recall": class_recall(scores[None], labels[None]),
         })  # fmt: skip
-    return Judged(rows, embeddings)
+    return AdherenceResult(rows, embeddings)
 
 
 def judge_rendered(listener, items):
@@ -132,7 +132,7 @@ def judge_shuffled(listener, judged, items):
 
 
 def summary(judged, reference=None, pca=64):
-    """{"clips", "recall", "low", "high"}, a 95 % bootstrap interval over clips, and "frechet" to a reference Judged."""
+    """{"clips", "recall", "low", "high"}, a 95 % bootstrap interval over clips, and "frechet" to a reference AdherenceResult."""
     low, high = bootstrap_interval(np.mean, judged.recall)
     told = {"clips": len(judged.rows), "recall": float(judged.recall.mean()), "low": low, "high": high}
     if reference is not None:
@@ -142,7 +142,7 @@ def summary(judged, reference=None, pca=64):
 
 
 def adherence(listener, model, count=200, guidance=None, steps=None, seed=0, on_clips=None):
-    """The whole comparison on `count` one-event and `count` mixed clips of `test` -> (table rows, {name: Judged}).
+    """The whole comparison on `count` one-event and `count` mixed clips of `test` -> (table rows, {name: AdherenceResult}).
 
     Names: rendered, copied (through VAE and vocoder), generated, shuffled; each "…, one event" and "…, all kinds".
     A row's Frechet distance is to the rendered clips of the same captions.

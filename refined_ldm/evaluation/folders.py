@@ -18,8 +18,8 @@ from refined_ldm.audio import SILENCE, audio_seconds, load_audio
 from refined_ldm.data.captioned_audio import AUDIO_SUFFIXES
 from refined_ldm.data.tables import clean_caption, field, read_rows
 from refined_ldm.evaluation.embeddings.registry import open_embedding
-from refined_ldm.evaluation.scores import METRICS, Heard, Score, count_scores
-from refined_ldm.files import written_whole
+from refined_ldm.evaluation.scores import METRICS, FolderEmbeddings, Score, count_scores
+from refined_ldm.files import atomic_write
 
 RESAMPLER = f"soxr HQ {soxr.__version__}"  # what `load_audio` uses, at its default quality
 
@@ -55,7 +55,7 @@ class Comparison:
 
     def save(self, path):
         """Write it as JSON, whole or not at all."""
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
 
     def table(self):
@@ -160,7 +160,7 @@ def _listen(paths, folder, ear, sample_rate, tell):
         rows.append(heard.double().cpu().numpy())
         classes += [] if probabilities is None else [probabilities]
         tell()
-    return Heard(_names(paths, folder), rows, torch.cat(classes).numpy() if classes else None)
+    return FolderEmbeddings(_names(paths, folder), rows, torch.cat(classes).numpy() if classes else None)
 
 
 # The comparison

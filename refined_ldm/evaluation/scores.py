@@ -55,7 +55,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Heard:
+class FolderEmbeddings:
     """The clips of one folder, heard."""
 
     names: list[str]
@@ -69,7 +69,7 @@ class Heard:
 
     def map(self, change):
         """The same clips with every (K, D) changed."""
-        return Heard(self.names, [change(rows) for rows in self.rows], self.classes)
+        return FolderEmbeddings(self.names, [change(rows) for rows in self.rows], self.classes)
 
 
 def main_directions(rows, k):
@@ -169,7 +169,7 @@ def _recall(audio, text, k, seed):
 
 
 def count_scores(generated, reference, captioned, text, pca, seed, tell):
-    """Two Heard -> all Score that can be counted, {metric: what it needs} of the others.
+    """Two FolderEmbeddings -> all Score that can be counted, {metric: what it needs} of the others.
 
     captioned: the numbers of the generated clips that `text`, the embeddings (n, D) of captions or None, belongs to;
     pca: dimensions of the Frechet distances, or None. tell() is called after each.

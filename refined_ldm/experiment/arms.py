@@ -16,9 +16,9 @@ class Arm:
     ema_decay: float = 0.999
     gain: float = 0.0  # norm that embeddings of unit length are given; 0: sqrt(D); 1: as LAION's have it
     timesteps: str = "stratified"
-    weighting: str = "own"
+    loss_weighting: str = "prediction"
     drop: float = 0.1  # captions blanked for guidance
-    extra_drop: float = 0.0  # and those the conditioner blanks beside them, which it never stops
+    conditioner_dropout: float = 0.0  # and those the conditioner blanks beside them, which it never stops
     audio_share: float = 0.0  # of clips steered by their own sound
     scale_from: str = "fixed subset"  # or "first batch"
     guidance: float = 4.0  # of the sounds that are judged: the best of several for each recipe (figure 06_guidance)
@@ -26,7 +26,7 @@ class Arm:
 
 
 PUBLISHED = Arm(parameterization="eps", lr=1e-4, lr_schedule="constant", ema_decay=0.9999, gain=1.0,
-                timesteps="uniform", extra_drop=0.1, audio_share=0.5, scale_from="first batch",
+                timesteps="uniform", conditioner_dropout=0.1, audio_share=0.5, scale_from="first batch",
                 guidance=3.0)  # fmt: skip
 RECIPE = {"parameterization": "caption-gaussian", "optimizer": "muon", "lr": 3e-3, "guidance": 2.0}
 ARMS = {
@@ -42,7 +42,7 @@ ARMS = {
 }
 
 # The recipe with one ingredient taken out, and the baseline with one put in: what each is worth.
-LADDER = {
+ABLATIONS = {
     "D": {},
     "D, formula deaf to captions": {"parameterization": "gaussian", "guidance": 4.0},
     "D, no formula": {"parameterization": "v", "guidance": 4.0},
@@ -88,7 +88,7 @@ def plan(iterations=1500, seeds=3):
         runs += [Run(label, ARMS[label], iterations, seed, "arms") for label in "DE"]
     runs += [Run(label, ARMS[label], short[2], 0, "controls") for label in ("tokens", "oracle", "random", "plain")]
     runs.append(Run("tokens", ARMS["tokens"], iterations, 0, "controls"))  # does order need time to be learned?
-    runs += [Run(label, replace(ARMS["D"], **change), short[1], 0, "ladder") for label, change in LADDER.items()
+    runs += [Run(label, replace(ARMS["D"], **change), short[1], 0, "ladder") for label, change in ABLATIONS.items()
              if change]  # fmt: skip
     long = 4 * iterations  # is the baseline done? and a tenth of that
     for seed in range(seeds):

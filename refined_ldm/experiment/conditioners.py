@@ -9,8 +9,8 @@ from torch.utils.data import Dataset
 
 from refined_ldm.data.caches import cache_latents
 from refined_ldm.data.captioned_audio import SAMPLE_RATE
-from refined_ldm.durable.csv_log import Curve
-from refined_ldm.experiment.pretraining import HISTORIES, NAMES, train_conditioner
+from refined_ldm.durable.csv_log import CsvLogger
+from refined_ldm.experiment.pretraining import NAMES, PRETRAINING, train_conditioner
 from refined_ldm.experiment.probes import names_in_order
 from refined_ldm.text_to_audio import RefinedAudioLDM
 
@@ -77,12 +77,12 @@ def prepare_conditioners(experiment, runs, seed=0, on_step=None):
             config = replace(experiment.config, clap=tower, training=experiment.config.training | {"clap": clap})
             run_dir = experiment.folder / f"{tower}{plain}"
             model = RefinedAudioLDM(config, seed).to(experiment.device)
-            history = None if plain else HISTORIES[tower]
+            history = None if plain else PRETRAINING[tower]
             with ExitStack() as stack:
                 curves = {}
                 for stage, step in train_conditioner(model, experiment.clips, history, seed, run_dir, resume=True):
                     if stage not in curves:
-                        curves[stage] = stack.enter_context(Curve(run_dir / f"{stage}.csv", resume=True))
+                        curves[stage] = stack.enter_context(CsvLogger(run_dir / f"{stage}.csv", resume=True))
                     curves[stage](step)
                     if on_step:
                         on_step(stage, step)

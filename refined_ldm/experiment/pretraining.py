@@ -29,16 +29,16 @@ MASK_ID = 3  # <unk>, which no caption holds, stands for a token that is hidden
 
 
 @dataclass(frozen=True)
-class History:
+class Pretraining:
     """hearing: tasks of the audio tower; reading: "next token" or "masked token" for the text tower."""
 
     hearing: tuple[str, ...]
     reading: str
 
 
-HISTORIES = {
-    "tiny-gpt2": History(tuple(TASKS), "next token"),
-    "tiny-roberta": History(("class",), "masked token"),
+PRETRAINING = {
+    "tiny-gpt2": Pretraining(tuple(TASKS), "next token"),
+    "tiny-roberta": Pretraining(("class",), "masked token"),
 }
 HEARING = StageConfig(500, 32, 1e-3, weight_decay=0.05)  # one for both, as the updates are to be the same
 READING = StageConfig(500, 64, 1e-3, weight_decay=0.05)
@@ -169,7 +169,7 @@ def train_reading(clap, loader, reading, captions, settings=READING, seed=0, run
 
 
 def train_conditioner(model, clips, history=None, seed=0, run_dir=None, resume=False, accelerator=None):
-    """Train `model.clap` from nothing -> yields (stage, Step): first its `History`, if any, then both towers together.
+    """Train `model.clap` from nothing -> yields (stage, Step): first its `Pretraining`, if any, then both towers together.
 
     clips: items of `SoundScenes`. The history draws the same batches for every conditioner.
     """

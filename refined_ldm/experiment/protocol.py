@@ -18,13 +18,19 @@ from refined_ldm.config import StageConfig, preset
 from refined_ldm.data.caches import cache_latents, encoded_at_once
 from refined_ldm.data.captioned_audio import loader
 from refined_ldm.diffusion import add_noise
-from refined_ldm.evaluation.adherence import Listener, fit_probe, judge_embeddings, judge_generated, rendered_clips
+from refined_ldm.evaluation.adherence import (
+    ProbedEmbedding,
+    fit_probe,
+    judge_embeddings,
+    judge_generated,
+    rendered_clips,
+)
 from refined_ldm.evaluation.embeddings.aisfx import Aisfx
 from refined_ldm.evaluation.metrics import LinearProbe, frechet_distance, kernel_distance
 from refined_ldm.experiment.arms import Card
 from refined_ldm.experiment.conditioners import TOKENS, TOWERS, Oracle, Tokens, embedded_captions, embedded_sounds
 from refined_ldm.experiment.pretraining import NAMES
-from refined_ldm.files import written_whole
+from refined_ldm.files import atomic_write
 from refined_ldm.randomness import step_seed
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.training.pipeline import cached_clips, fit_gaussian, weights_digest
@@ -128,19 +134,19 @@ class Experiment:
         return self._test
 
     def listener(self):
-        """The judge from outside and its probe, and what it hears in the test clips: (Listener, Judged)."""
+        """The judge from outside and its probe, and what it hears in the test clips: (ProbedEmbedding, AdherenceResult)."""
         if not hasattr(self, "_listener"):
             kept, judge = self.folder / f"probe-{self.probe}-{self.judged}.npz", Aisfx.load().to(self.device)
             if kept.is_file():
                 found = np.load(kept)
                 probe = LinearProbe(NAMES, multi_label=True)
                 probe.mean, probe.std, probe.weight, probe.bias = (found[k] for k in ("mean", "std", "weight", "bias"))
-                self._listener, real = Listener(judge, probe), found["real"]
+                self._listener, real = ProbedEmbedding(judge, probe), found["real"]
             else:
                 self._listener = fit_probe(judge, self.probe, seconds=self.config.seconds)
                 real = self._listener.embed(torch.stack([item["waveform"] for item in self.test]))
                 probe = self._listener.probe
-                with written_whole(kept) as temporary, temporary.open("wb") as file:
+                with atomic_write(kept) as temporary, temporary.open("wb") as file:
                     np.savez(file, mean=probe.mean, std=probe.std, weight=probe.weight, bias=probe.bias, real=real)
             self._real = judge_embeddings(self._listener, real, self.test)
         return self._listener, self._real
@@ -160,8 +166,8 @@ class Experiment:
         examples = self.examples(arm, conditioner)
         warmup = min(100, max_steps // 10)
         steps = StageConfig(max(1, max_steps), self._batch_size, arm.lr, arm.optimizer, arm.lr_schedule, warmup,
-                            ema_decay=arm.ema_decay, timesteps=arm.timesteps, weighting=arm.weighting,
-                            audio_share=arm.audio_share, extra_drop=arm.extra_drop)  # fmt: skip
+                            ema_decay=arm.ema_decay, timesteps=arm.timesteps, loss_weighting=arm.loss_weighting,
+                            audio_share=arm.audio_share, conditioner_dropout=arm.conditioner_dropout)  # fmt: skip
         width = conditioner.embedding_dim
         unet = self.wide if arm.wide else self.config.unet
         unet = replace(unet, embedding_dim=width, embedding_gain=arm.gain or width**0.5)
@@ -199,8 +205,8 @@ class Experiment:
 
     def card(self, arm, model):
         """The card of an arm's losses."""
-        drop = 1 - (1 - arm.drop) * (1 - arm.extra_drop)
-        weighting = "eps" if arm.weighting == "eps" else arm.parameterization
+        drop = 1 - (1 - arm.drop) * (1 - arm.conditioner_dropout)
+        weighting = "eps" if arm.loss_weighting == "eps" else arm.parameterization
         unet = model.config.unet
         return Card(round(float(model.scale), 6), arm.parameterization, weighting, arm.audio_share, drop,
                     unet.embedding_gain, unet.embedding_dim, arm.timesteps, f"val-{len(self.held_out)}")  # fmt: skip
@@ -214,7 +220,7 @@ class Experiment:
         return noise_errors(model, z_0, c, step_seed(0, 0)).mean(1).cpu().numpy()
 
     def quality(self, model, guidance=None, steps=16):
-        """What the listener hears in sounds made from the test captions -> ({measure: number}, Judged).
+        """What the listener hears in sounds made from the test captions -> ({measure: number}, AdherenceResult).
 
         guidance: None takes the arm's.
         """
@@ -240,7 +246,7 @@ def open_experiment(folder, name="tiny", clips=None, audioldm="", laion="", ms="
     if missing := [key for key, path in given.items() if not path]:
         raise ValueError(f"preset {name} needs published files: give {', '.join(missing)}")
     base = RefinedAudioLDM.from_audioldm(audioldm, clap_checkpoint=laion, tokenizer=tokenizer, device=device)
-    config = replace(config, mel=base.config.mel, vae=base.config.vae, vocoder=base.config.vocoder)
+    config = replace(config, mel=base.config.mel, vae=base.config.vae, hifigan=base.config.hifigan)
     return Experiment(folder, config, base, {"laion": laion, "ms": ms}, tokenizer, **settings)
 
 

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 
 from refined_ldm.data.captioned_audio import loader
-from refined_ldm.durable.csv_log import Curve
+from refined_ldm.durable.csv_log import CsvLogger
 from refined_ldm.experiment.arms import Arm
 from refined_ldm.experiment.protocol import GRID
 from refined_ldm.experiment.statistics import bins
-from refined_ldm.files import written_whole
+from refined_ldm.files import atomic_write
 from refined_ldm.training.pipeline import accelerator_of
 from refined_ldm.training.stages import train_ldm
 
@@ -104,7 +104,7 @@ def _judged(experiment, model, heard):
 
 
 def _write_record(record, path):
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(record, indent=1))
 
 
@@ -119,7 +119,7 @@ def _trained(experiment, model, examples, run, run_dir, rows, resume, accelerato
         resume=resume,
         accelerator=accelerator,
     )
-    with Curve(run_dir / "steps.csv", resume) as write:
+    with CsvLogger(run_dir / "steps.csv", resume) as write:
         for step in steps:
             write(step)
             rows = [row for row in rows if row["step"] < step.index]  # what comes after the checkpoint is done again
@@ -148,5 +148,5 @@ def _thinned(table, every=10):
 
 
 def _write(table, path):
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         table.to_csv(temporary, index=False)

@@ -103,7 +103,7 @@ def audioldm_parts(published, average=True):
     return {part: tensors for part, tensors in parts.items() if tensors}
 
 
-def lone_part(kind, published):
+def single_component(kind, published):
     """A U-Net, first stage ("vae") or vocoder ("hifigan") on its own, whoever named it -> parts as `audioldm_parts`."""
     if kind == "unet":
         named = unet_from_diffusers if "class_embedding.weight" in published else unet_from_audioldm
@@ -126,7 +126,7 @@ def audioldm_config(parts, betas=None):
             raise ValueError(f"the noise schedule from {noise['beta_start']} to {noise['beta_end']} is not AudioLDM's, "
                              "in which the square roots of betas are even")  # fmt: skip
     vocoder = hifigan_config(parts["hifigan"])
-    return preset("baseline", unet=unet_config(parts["unet"]), vae=vae_config(parts["vae"]), vocoder=vocoder,
+    return preset("baseline", unet=unet_config(parts["unet"]), vae=vae_config(parts["vae"]), hifigan=vocoder,
                   mel=MelConfig(n_mels=vocoder.n_mels), **noise)  # fmt: skip
 
 
@@ -160,7 +160,7 @@ def pipeline_config(settings, tensors):
         "baseline",
         unet=unet_config(unet, _head_channels(settings["unet"], published_head_channels(unet))),
         vae=replace(vae_config(vae), norm_groups=settings["vae"].get("norm_num_groups", 32)),
-        vocoder=HiFiGANConfig(
+        hifigan=HiFiGANConfig(
             n_mels=vocoder["model_in_dim"], channels=vocoder["upsample_initial_channel"],
             rates=tuple(vocoder["upsample_rates"]), kernels=tuple(vocoder["upsample_kernel_sizes"]),
             res_kernels=tuple(vocoder["resblock_kernel_sizes"]),

@@ -77,7 +77,7 @@ def is_published(written):
     return not {"model", "preprocessing"}.isdisjoint(written)
 
 
-def settings_of(written):
+def convert_config(written):
     """AudioLDM's tree of settings -> ours by the names of `Config`; ValueError naming a key that cannot be followed."""
     keys = _Keys(written)
     for place, part in AUDIOLDM_TARGETS.items():
@@ -160,7 +160,7 @@ def _networks(keys, embedding_gain):
                  "attention_resolutions": keys.take(UNET + "attention_resolutions", list),
                  "head_channels": keys.take(UNET + "num_head_channels", int),
                  "embedding_dim": keys.take(UNET + "extra_film_condition_dim", int), "embedding_gain": embedding_gain},
-        "vocoder": {"n_mels": bins},
+        "hifigan": {"n_mels": bins},
         "seconds": seconds,
     }  # fmt: skip
 
@@ -210,7 +210,7 @@ def _training(keys):
     return {
         "vae": {**common, "lr": vae_lr},
         "clap": {**common, "lr": 1e-5},  # MS-CLAP's
-        "ldm": {**common, "lr": lr, "betas": [0.9, 0.999], "weight_decay": 0.01, "clip_norm": 0, "ema_decay": 0.9999},
+        "ldm": {**common, "lr": lr, "betas": [0.9, 0.999], "weight_decay": 0.01, "max_grad_norm": 0, "ema_decay": 0.9999},
         "hifigan": {**common, "lr": 2e-4, "betas": [0.8, 0.99], "crop_frames": 52},  # HiFi-GAN's
     }
 

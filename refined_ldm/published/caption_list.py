@@ -116,7 +116,7 @@ def _open_published(config, path):
     if "vae" not in read:
         raise ValueError(f"{path} holds no first stage, and the settings name no file for it")
     if "hifigan" not in read:
-        model.config = replace(model.config, inversion="griffin_lim")
+        model.config = replace(model.config, vocoder="griffin_lim")
     return model
 
 
@@ -124,11 +124,11 @@ def _open_run(config, run_dir, step=None):
     """The model of a run: its finished U-Net, or the one of a step, averaged if an average was kept."""
     trained = load_config(run_dir / "config.yaml")
     unet = replace(config.unet, embedding_gain=trained.unet.embedding_gain)  # neither is in AudioLDM's YAML
-    config = replace(config, unet=unet, vocoder=trained.vocoder)
+    config = replace(config, unet=unet, hifigan=trained.hifigan)
     _refuse_other(config, trained, run_dir)
     config = replace(config, clap_checkpoint=config.clap_checkpoint or trained.clap_checkpoint,
                      tokenizer=config.tokenizer or trained.tokenizer)  # fmt: skip
-    model = RefinedAudioLDM(replace(config, inversion=trained.inversion))
+    model = RefinedAudioLDM(replace(config, vocoder=trained.vocoder))
     for part in ("vae", "clap", "hifigan"):
         if part != "hifigan" or part_path(run_dir, part, config).is_file():
             model.load_part(part, run_dir)

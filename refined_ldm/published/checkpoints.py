@@ -8,16 +8,16 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from refined_ldm.files import sha256, written_whole
+from refined_ldm.files import atomic_write, sha256
 from refined_ldm.hifigan import HiFiGAN
 from refined_ldm.published.audioldm_weights import (
     PIPELINE_PARTS,
     audioldm_config,
     audioldm_parts,
     hifigan_config,
-    lone_part,
     pipeline_config,
     pipeline_parts,
+    single_component,
     vae_config,
 )
 from refined_ldm.published.clap_weights import NO_FUSION, clap_kind
@@ -61,7 +61,7 @@ def _opened(path):
         raise ValueError(f"{path} was refused: it is cut or damaged safetensors ({fault}): fetch it again") from fault
 
 
-def recognise(tensors):
+def detect_checkpoint_type(tensors):
     """What tensors of these names are: "audioldm" (a whole checkpoint), "unet", "vae", "hifigan", "ms-clap-2023",
     "laion-clap", "laion-clap fusion"; of our own files "ldm" and "clap"; or "unknown".
     """
@@ -87,13 +87,13 @@ def read_parts(path, average=True):
     if Path(path).is_dir():
         return read_audioldm(path)[1]
     tensors = read_tensors(path)
-    kind = recognise(tensors)
+    kind = detect_checkpoint_type(tensors)
     if kind == "audioldm":
         return audioldm_parts(tensors, average)
     if kind in ("ms-clap-2023", "laion-clap"):
         return {"clap": tensors}
     if kind in ("unet", "vae", "hifigan"):
-        return lone_part(kind, tensors)
+        return single_component(kind, tensors)
     raise ValueError(f"{path} holds no part of AudioLDM that can be read: it is {kind}")
 
 
@@ -108,8 +108,8 @@ def read_audioldm(path, average=True):
                 tensors[part] = read_tensors(_weights(path / part))
         return pipeline_config(settings, tensors), pipeline_parts(settings, tensors)
     tensors = read_tensors(path)
-    if recognise(tensors) != "audioldm":
-        raise ValueError(f"{path} is no whole AudioLDM checkpoint but {recognise(tensors)}")
+    if detect_checkpoint_type(tensors) != "audioldm":
+        raise ValueError(f"{path} is no whole AudioLDM checkpoint but {detect_checkpoint_type(tensors)}")
     parts = audioldm_parts(tensors, average)
     if missing := [part for part in ("unet", "vae", "hifigan") if part not in parts]:
         raise ValueError(f"{path} holds no {' and no '.join(missing)}")
@@ -169,7 +169,7 @@ class Inspection:
     """What a file or a directory of files holds, found without executing it."""
 
     path: str
-    kind: str  # as `recognise` says; "pipeline", "run" (a folder of ours), or "refused"
+    kind: str  # as `detect_checkpoint_type` says; "pipeline", "run" (a folder of ours), or "refused"
     bytes: int
     sha256: str = ""  # of a file
     wrapper: str | None = None  # the key its tensors are under
@@ -195,7 +195,7 @@ def inspect_checkpoint(path):
     if names:
         return Inspection(str(path), "refused", size, sha256(path), forbidden=names)
     wrapper, tensors = _tensors(path)
-    kind = recognise({re.sub(WRAPPED, "", name): tensor for name, tensor in tensors.items()})
+    kind = detect_checkpoint_type({re.sub(WRAPPED, "", name): tensor for name, tensor in tensors.items()})
     found = Inspection(str(path), kind, size, sha256(path), wrapper, _groups(tensors))
     return _told(found, "ldm" if kind in ("vae", "hifigan") and is_ours(path) else kind)
 
@@ -244,20 +244,20 @@ def convert_checkpoint(path, out, force=False, tokenizer=None):
     from refined_ldm.text_to_audio import RefinedAudioLDM
 
     path, out = Path(path), Path(out)
-    whole = path.is_dir() or recognise(tensors := read_tensors(path)) == "audioldm"
+    whole = path.is_dir() or detect_checkpoint_type(tensors := read_tensors(path)) == "audioldm"
     _refuse_to_overwrite(out, force, whole)
     if whole:
         model = RefinedAudioLDM.from_audioldm(path, tokenizer=tokenizer)
-        with written_whole(out) as temporary:
+        with atomic_write(out) as temporary:
             model.save(temporary)
         return out
-    kind = recognise(tensors)
+    kind = detect_checkpoint_type(tensors)
     if out.suffix != ".safetensors":
         raise ValueError(f"{path} is {kind}, which becomes one file: give a name that ends in .safetensors, got {out}")
     if kind in ("ms-clap-2023", "laion-clap", "laion-clap fusion"):
         Clap.load(kind.removesuffix(" fusion"), path).save(out)
     elif kind in ("vae", "hifigan"):
-        state = lone_part(kind, tensors)[kind]
+        state = single_component(kind, tensors)[kind]
         module = MelVAE(vae_config(state)) if kind == "vae" else HiFiGAN(hifigan_config(state))
         save_weights(out, load_into(module, state, path), module.config)
     else:

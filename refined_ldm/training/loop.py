@@ -19,8 +19,8 @@ from accelerate.utils import gather, gather_object
 from refined_ldm.devices import pick_accelerator
 from refined_ldm.durable.loss_guard import SpikeWatch
 from refined_ldm.durable.run_state import drop_others, last_checkpoint, load_run, refuse_old, save_run
-from refined_ldm.durable.signals import Stopped, held_back
-from refined_ldm.randomness import ShareGenerator, step_seed
+from refined_ldm.durable.signals import Stopped, defer_signals
+from refined_ldm.randomness import RankGenerator, step_seed
 from refined_ldm.training.muon import Muon, split_parameters
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class Learner:
             for group in optimizer.param_groups:
                 group["lr"] = lr
         accelerator.backward(losses["loss"])
-        norm = accelerator.clip_grad_norm_(self.bare.parameters(), self.settings.clip_norm or math.inf)
+        norm = accelerator.clip_grad_norm_(self.bare.parameters(), self.settings.max_grad_norm or math.inf)
         told = _mean_of_all(told, accelerator)
         for name, value in {**told, "gradient": norm.item()}.items():
             if not math.isfinite(value):
@@ -117,9 +117,9 @@ class Learner:
 
 def phase(index, settings):
     """(start, end, peak rate) of the part of the run that step `index` is in: before discriminators join, or after."""
-    if index > settings.adversary_start:
-        return settings.adversary_start, settings.max_steps, settings.adversary_lr or settings.lr
-    return 0, min(settings.adversary_start, settings.max_steps), settings.lr
+    if index > settings.disc_start:
+        return settings.disc_start, settings.max_steps, settings.disc_lr or settings.lr
+    return 0, min(settings.disc_start, settings.max_steps), settings.lr
 
 
 def learning_rate(index, settings):
@@ -142,11 +142,11 @@ def _mean_of_all(told, accelerator):
 
 def _rows_of_all(own, generator):
     """The rows (B, D) of all processes one below the other, the own ones with their gradient."""
-    if generator.shares == 1:
+    if generator.world_size == 1:
         return own
-    rows = list(gather(own.detach()).chunk(generator.shares))
-    rows[generator.share] = own.clone()
-    rows[generator.share].register_hook(lambda gradient: generator.shares * gradient)  # of which the mean will be taken
+    rows = list(gather(own.detach()).chunk(generator.world_size))
+    rows[generator.rank] = own.clone()
+    rows[generator.rank].register_hook(lambda gradient: generator.world_size * gradient)  # of which the mean will be taken
     return torch.cat(rows)
 
 
@@ -179,15 +179,15 @@ def optimise(stage, networks, loader, settings, seed, run_dir, resume, accelerat
     try:
         for index in range(done + 1, settings.max_steps + 1):
             start, losses = time.perf_counter(), {}
-            with held_back() as signals:
+            with defer_signals() as signals:
                 batch, lr = next(batches), learning_rate(index, settings)
                 waited = time.perf_counter() - start
-                if index == settings.adversary_start + 1 > 1:
+                if index == settings.disc_start + 1 > 1:
                     for learner in learners:
                         learner.begin_phase()
                 with torch.random.fork_rng():
                     torch.manual_seed(step_seed(seed, index) + accelerator.process_index)  # of dropout
-                    generator = ShareGenerator(accelerator.process_index, shares).manual_seed(step_seed(seed, index))
+                    generator = RankGenerator(accelerator.process_index, shares).manual_seed(step_seed(seed, index))
                     for learner in learners:
                         of = learner.update(batch, generator, lr, index, accelerator)
                         losses |= of if len(learners) == 1 else {f"{learner.name}/{k}": v for k, v in of.items()}

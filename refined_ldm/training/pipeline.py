@@ -29,7 +29,7 @@ from refined_ldm.weights import load_into, read_weights, save_weights
 STAGES = ("vae", "clap", "ldm", "hifigan")
 NEEDED = {"vae": {"vae"}, "clap": {"clap"}, "ldm": set(STAGES), "hifigan": {"hifigan"}}  # parts, by stage
 LEFT_OUT = "left-out.txt"  # of a run: the recordings that could not be used, and why
-JUDGES = {stage: f"discriminators/{stage}.safetensors" for stage in ("vae", "hifigan")}  # what a stage was judged by
+DISCRIMINATOR_FILES = {stage: f"discriminators/{stage}.safetensors" for stage in ("vae", "hifigan")}  # what a stage was judged by
 
 
 def open_data(config, split="train", size=None, skip_bad=False):
@@ -63,7 +63,7 @@ def check_files(config, stages, run_dir, resume=False):
     if config.data != "scenes" and not (Path(config.data).exists() or find_shards(config.data)):
         raise FileNotFoundError(f"no recordings at {config.data} (in AudioLDM's YAML metadata_root): give --data PATH")
     for stage in stages:
-        find_named_files(config, _lacking(config, stage, run_dir, resume))
+        find_named_files(config, _missing_parts(config, stage, run_dir, resume))
 
 
 def accelerator_of(checkpoints, device_type, resume=False):
@@ -89,13 +89,13 @@ def train_stage(model, stage, run_dir, seed=0, resume=False, max_steps=None, lr=
     settings = stage_settings(model, stage, max_steps, lr)  # refused before the clips are rendered
     if not resume:
         refuse_old(run_dir / "checkpoints", stage)
-    lacking = _lacking(config, stage, run_dir, resume)
+    lacking = _missing_parts(config, stage, run_dir, resume)
     named = load_named_parts(model, lacking)
     if config.start_from and "ldm" in lacking - named:
         warnings.warn(f"the U-Net of {config.start_from} listened to another conditioner than {config.clap}: the layer "
                       "that captions enter by is new", stacklevel=2)  # fmt: skip
     if stage == "ldm":
-        _load_feeders(model, {"vae", "clap"} - named, run_dir)
+        _load_frozen_parts(model, {"vae", "clap"} - named, run_dir)
     accelerator = accelerator_of(Path(run_dir) / "checkpoints", model.device.type, resume)
     common = {"max_steps": max_steps, "lr": lr, "seed": seed, "run_dir": run_dir / "checkpoints", "resume": resume,
               "accelerator": accelerator}  # fmt: skip
@@ -111,7 +111,7 @@ def train_stage(model, stage, run_dir, seed=0, resume=False, max_steps=None, lr=
                     measure_latents(model, clips, latents)
                 save_weights(run_dir / SCALE_FILE, _scale_state(model))
         if accelerator.is_main_process:
-            _keep(model, named, run_dir)
+            _save_parts(model, named, run_dir)
         yield from train_ldm(model, loader(latents, settings.batch_size, seed), **common)
     else:
         batches = loader(clips, settings.batch_size, seed)
@@ -127,7 +127,7 @@ def train_stage(model, stage, run_dir, seed=0, resume=False, max_steps=None, lr=
             yield from train_hifigan(model, batches, discriminators=judges, **common)
     if accelerator.is_main_process:
         if judges is not None:
-            save_weights(run_dir / JUDGES[stage], judges, judges.config)
+            save_weights(run_dir / DISCRIMINATOR_FILES[stage], judges, judges.config)
         model.save_part(stage, run_dir)
         _save_config(model, run_dir)
     accelerator.wait_for_everyone()  # before the next stage reads what was written
@@ -136,20 +136,20 @@ def train_stage(model, stage, run_dir, seed=0, resume=False, max_steps=None, lr=
 def _judges(model, stage, settings, seed):
     """The discriminators of a stage, if it has some that would ever join; those beside a vocoder go on with it."""
     config = model.config
-    if settings.adversary_start >= settings.max_steps or stage not in JUDGES:
+    if settings.disc_start >= settings.max_steps or stage not in DISCRIMINATOR_FILES:
         return None
     if stage == "vae" and not settings.adversarial_weight:
         return None
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        judges = Discriminators(config.discriminators) if stage == "hifigan" else PatchDiscriminator(config.patches)
-    beside = Path(config.vocoder_checkpoint).parent / JUDGES[stage]
+        judges = Discriminators(config.discriminators) if stage == "hifigan" else PatchDiscriminator(config.vae_discriminator)
+    beside = Path(config.vocoder_checkpoint).parent / DISCRIMINATOR_FILES[stage]
     if stage == "hifigan" and config.vocoder_checkpoint and beside.is_file():
         load_into(judges, read_weights(beside)[0], beside)
     return judges.to(model.device)
 
 
-def _load_feeders(model, parts, run_dir):
+def _load_frozen_parts(model, parts, run_dir):
     """What the U-Net learns from, as far as no file is named for it."""
     if "vae" in parts:
         model.load_part("vae", run_dir)
@@ -161,7 +161,7 @@ def _load_feeders(model, parts, run_dir):
                                     f"one before (--stage clap ldm); {fault}") from fault  # fmt: skip
 
 
-def _lacking(config, stage, run_dir, resume):
+def _missing_parts(config, stage, run_dir, resume):
     """The parts that a stage starts from and the run does not hold: finished or, its own, in a checkpoint."""
     needed = NEEDED[stage] | ({"vae"} if stage == "hifigan" and config.training[stage].vae_mels else set())
     lacking = {part for part in needed if part == stage or not part_path(run_dir, part, config).is_file()}
@@ -169,7 +169,7 @@ def _lacking(config, stage, run_dir, resume):
     return lacking - {stage} if goes_on else lacking
 
 
-def _keep(model, named, run_dir):
+def _save_parts(model, named, run_dir):
     """Write what `RefinedAudioLDM.load` will need beside the U-Net, once: parts from files, and the settings.
 
     A conditioner with a file of its own (`clap_checkpoint`) stays there: it is large, and the same for many runs.
@@ -183,7 +183,7 @@ def _save_config(model, run_dir):
     """Write the settings of a run; sounds come from Griffin-Lim as long as it has no vocoder."""
     config = model.config
     if not part_path(run_dir, "hifigan", config).is_file():
-        config = replace(config, inversion="griffin_lim")
+        config = replace(config, vocoder="griffin_lim")
     for setting in ("clap_checkpoint", "tokenizer"):
         if getattr(config, setting):
             config = replace(config, **{setting: str(Path(getattr(config, setting)).absolute())})

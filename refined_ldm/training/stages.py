@@ -11,7 +11,7 @@ import torch
 
 from refined_ldm.clap import contrastive_loss
 from refined_ldm.conditioning import drop_condition
-from refined_ldm.diffusion import diffusion_loss, random_timesteps, uniform_timesteps
+from refined_ldm.diffusion import diffusion_loss, stratified_timesteps, uniform_timesteps
 from refined_ldm.discriminators import discriminator_loss, generator_loss, stft_loss
 from refined_ldm.randomness import draw
 from refined_ldm.training.loop import _rows_of_all, optimise
@@ -25,7 +25,7 @@ def stage_settings(model, stage, max_steps=None, lr=None, judged=True):
     """
     changes = {k: v for k, v in {"max_steps": max_steps, "lr": lr}.items() if v is not None}
     settings = replace(model.config.training[stage], **changes)
-    return settings if judged else replace(settings, adversary_start=settings.max_steps)
+    return settings if judged else replace(settings, disc_start=settings.max_steps)
 
 
 def _crops(waveform, frames, hop, generator):
@@ -39,8 +39,8 @@ def _crops(waveform, frames, hop, generator):
 
 def one_caption_each(captions, generator):
     """[captions of a clip, …] -> one of each clip's, drawn by the generator."""
-    own = range(generator.share * len(captions), (generator.share + 1) * len(captions))  # rows of the whole batch
-    counts = [len(captions[row - own.start]) if row in own else 1 for row in range(generator.shares * len(captions))]
+    own = range(generator.rank * len(captions), (generator.rank + 1) * len(captions))  # rows of the whole batch
+    counts = [len(captions[row - own.start]) if row in own else 1 for row in range(generator.world_size * len(captions))]
     choice = [torch.randint(count, (), generator=generator).item() for count in counts]
     return [of[choice[row]] for of, row in zip(captions, own, strict=True)]
 
@@ -50,7 +50,7 @@ def train_vae(
 ):
     """Train `model.vae` on batches with "waveform" (B, N), cut to `crop_frames` frames each.
 
-    Mel distance and KL first. A `PatchDiscriminator` is trained beside the decoder once `adversary_start` steps are
+    Mel distance and KL first. A `PatchDiscriminator` is trained beside the decoder once `disc_start` steps are
     done; the encoder then stays as it is, so that latents mean the same before and after.
     """
     settings = stage_settings(model, "vae", max_steps, lr, judged=discriminator is not None)
@@ -58,15 +58,15 @@ def train_vae(
 
     def vae_losses(vae, batch, generator, index):
         crops = _crops(batch["waveform"], settings.crop_frames, model.config.mel.hop_length, generator)
-        judged = index > settings.adversary_start
+        judged = index > settings.disc_start
         made["real"] = model.mel(crops.to(model.device))
-        made["fake"], posterior = vae(made["real"], generator, settled=judged and settings.adversary_start > 0)
+        made["fake"], posterior = vae(made["real"], generator, freeze_encoder=judged and settings.disc_start > 0)
         said = {k: discriminator(made[k].float()) for k in ("real", "fake")} if judged else {}
         return vae_loss(made["real"], made["fake"].float(), posterior, **said,
                         adversarial_weight=settings.adversarial_weight)  # fmt: skip
 
     def patch_losses(judge, batch, generator, index):
-        if index <= settings.adversary_start:
+        if index <= settings.disc_start:
             return {"loss": torch.zeros(())}
         return {"loss": patch_loss(judge(made["real"]), judge(made["fake"].detach().float()))}
 
@@ -99,7 +99,7 @@ def train_ldm(model, loader, max_steps=None, lr=None, seed=0, run_dir=None, resu
     """
     config, schedule = model.config, model.schedule
     settings = stage_settings(model, "ldm", max_steps, lr)
-    draw_timesteps = {"stratified": random_timesteps, "uniform": uniform_timesteps}[settings.timesteps]
+    draw_timesteps = {"stratified": stratified_timesteps, "uniform": uniform_timesteps}[settings.timesteps]
     with torch.no_grad():
         unconditional = model.clap.embed_text([""])[0]
 
@@ -116,8 +116,8 @@ def train_ldm(model, loader, max_steps=None, lr=None, seed=0, run_dir=None, resu
                 heard = model.clap.embed_audio(batch["waveform"].to(z_0), config.mel.sample_rate)
             by_sound = draw(torch.rand, (len(c),), generator) < settings.audio_share
             c = torch.where(by_sound[:, None].to(c.device), heard.to(c), c)
-        if settings.extra_drop:
-            c = drop_condition(c, unconditional, settings.extra_drop, generator)
+        if settings.conditioner_dropout:
+            c = drop_condition(c, unconditional, settings.conditioner_dropout, generator)
         return drop_condition(c, unconditional, config.unconditional_probability, generator)
 
     def losses(unet, batch, generator, index):
@@ -129,7 +129,7 @@ def train_ldm(model, loader, max_steps=None, lr=None, seed=0, run_dir=None, resu
         c = condition(batch, z_0, generator)
         t = draw_timesteps(len(z_0), schedule, generator).to(z_0.device)
         eps = draw(torch.randn, z_0.shape, generator).to(z_0)
-        weight = None if settings.weighting == "eps" else model.loss_weight(t)
+        weight = None if settings.loss_weighting == "eps" else model.loss_weight(t)
         denoise = lambda z_t, t, c: model.denoise(z_t, t, c, unet)  # noqa: E731
         return {"loss": diffusion_loss(denoise, z_0, c, t, eps, schedule, weight)}
 
@@ -143,7 +143,7 @@ def train_hifigan(
     """Train `model.vocoder` on batches with "waveform" (B, N), cut to `config.crop_frames` frames each.
 
     The published objective, with `stft_weight` times the multi-resolution STFT distance beside that of the mels. A
-    `Discriminators` is trained beside the vocoder and judges it once `adversary_start` steps are done; without one, the
+    `Discriminators` is trained beside the vocoder and judges it once `disc_start` steps are done; without one, the
     distances are all there is. With `vae_mels` it is given the VAE's copies of the mels, and still has to make the
     clips they were made of.
     """
@@ -158,7 +158,7 @@ def train_hifigan(
         with torch.no_grad():
             given = model.vae.decode(model.vae.encode(mel).mean).float() if settings.vae_mels else mel
         made["fake"] = vocoder(given).float()
-        judged = index > settings.adversary_start
+        judged = index > settings.disc_start
         real, fake = (discriminators(made[k]) if judged else [] for k in ("real", "fake"))
         loss, terms = generator_loss(real, fake, mel, model.mel(made["fake"]))
         if settings.stft_weight:
@@ -167,7 +167,7 @@ def train_hifigan(
         return {"loss": loss, **terms}
 
     def discriminator_losses(judges, batch, generator, index):
-        if index <= settings.adversary_start:
+        if index <= settings.disc_start:
             return {"loss": torch.zeros(())}
         return {"loss": discriminator_loss(judges(made["real"]), judges(made["fake"].detach()))}
 

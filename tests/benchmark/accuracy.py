@@ -8,7 +8,7 @@ from refined_ldm.diffusion import add_noise
 from refined_ldm.evaluation.adherence import fit_probe, judge_generated, rendered_clips, summary
 from refined_ldm.evaluation.embeddings.aisfx import Aisfx
 from refined_ldm.evaluation.metrics import bootstrap_interval, frechet_distance
-from refined_ldm.inference import hasten
+from refined_ldm.inference import optimize_for_inference
 from refined_ldm.text_to_audio import RefinedAudioLDM
 
 TIMESTEPS = (50, 250, 500, 750, 950)
@@ -23,7 +23,7 @@ SAMPLERS = {  # name -> settings of `generate`; the last one is AudioLDM's
 
 @torch.no_grad()
 def rounding(model, items, ways=QUICK):
-    """What each way of `hasten` changes -> rows: way, unet_error, unet_error_worst, mel_l1, mel_l1_change.
+    """What each way of `optimize_for_inference` changes -> rows: way, unet_error, unet_error_worst, mel_l1, mel_l1_change.
 
     unet_error: relative error |y - y32| / |y32| of the U-Net's output, over all of TIMESTEPS and at the worst of them.
     mel_l1: log-mel L1 of clips through VAE and vocoder to the clips; mel_l1_change: relative to that of plain float32.
@@ -47,7 +47,7 @@ def rounding(model, items, ways=QUICK):
     rows = [{"way": "float32", **nothing, "mel_l1": round(plain_l1, 5)}]
     for way, (precision, compiled) in ways.items():
         quick = copy.deepcopy(model)
-        hasten(quick, precision, compiled)
+        optimize_for_inference(quick, precision, compiled)
         found, l1 = outputs(quick)
         each = (found - plain).flatten(1).norm(dim=1) / plain.flatten(1).norm(dim=1)
         error = (found - plain).norm() / plain.norm()

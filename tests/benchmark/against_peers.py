@@ -18,7 +18,7 @@ from refined_ldm.config import preset
 from refined_ldm.data.captioned_audio import loader
 from refined_ldm.devices import pick_precision
 from refined_ldm.hifigan import HiFiGAN
-from refined_ldm.inference import hasten
+from refined_ldm.inference import optimize_for_inference
 from refined_ldm.mel import MelSpectrogram
 from refined_ldm.published.reference_clap import OfficialClap, laion_clap_model, ms_clap_model
 from refined_ldm.text_to_audio import RefinedAudioLDM
@@ -195,7 +195,7 @@ def unet_step(stack, missing):
     z_t, t, c = _unet_inputs()
     model = _published()
     model.unet = _awake(_published_unet())
-    hasten(model)
+    optimize_for_inference(model)
     ours = _without_grad(lambda: guided_noise(model.unet, z_t[:1], t[:1], c[:1], c[1], 3.0))
     peers = {}
     with missing.noted():
@@ -242,7 +242,7 @@ def training_step(stack, missing):
 def vae_decode(stack, missing):
     """VAE decode of 10.24 s"""
     model, latent = _published(), torch.randn(1, 8, 256, 16, generator=torch.Generator().manual_seed(0))
-    hasten(model)
+    optimize_for_inference(model)
     peers = {}
     with missing.noted():
         theirs = diffusers_vae().eval()
@@ -255,7 +255,7 @@ def vae_decode(stack, missing):
 def vocoder(stack, missing):
     """HiFi-GAN of 10.24 s"""
     model, mel = _published(), torch.randn(1, 1, 1024, 64, generator=torch.Generator().manual_seed(0))
-    hasten(model)
+    optimize_for_inference(model)
     theirs = transformers_vocoder().eval()
     operations = count(HiFiGAN, lambda vocoder, batch: vocoder(torch.randn(batch, 1, 1024, 64))).forward
     peers = _and_half("transformers", _without_grad(lambda: theirs(mel[0, 0])))
@@ -266,7 +266,7 @@ def vocoder(stack, missing):
 def whole_path(stack, missing):
     """caption -> 10.24 s waveform, 6 steps, guided at timesteps 300 to 800"""
     model = _published()
-    hasten(model)
+    optimize_for_inference(model)
     ours = lambda: model.generate(["a dog barks"], 10.24, 6, 2.5, guidance_interval=(300, 800))  # noqa: E731
     return Work(whole_path.__doc__, ours, {}, limit=10.24)
 

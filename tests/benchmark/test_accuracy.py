@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from refined_ldm.evaluation.adherence import Judged
+from refined_ldm.evaluation.adherence import AdherenceResult
 from tests.benchmark import accuracy
 from tests.support import small
 
@@ -37,7 +37,7 @@ def test_few_steps_are_judged_with_intervals(monkeypatch):
     made = {3: generator.normal(size=(30, 6)), 9: 5 + generator.normal(size=(30, 6))}
 
     def judged(listener, model, items, guidance, batch_size, steps):
-        return Judged([{"recall": steps / 9}] * 30, made[steps])
+        return AdherenceResult([{"recall": steps / 9}] * 30, made[steps])
 
     monkeypatch.setattr(accuracy, "judge_generated", judged)
     real, said = generator.normal(size=(30, 6)), []

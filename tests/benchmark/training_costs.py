@@ -128,7 +128,7 @@ def parts_of(config):
         "U-Net": count(lambda: UNet(config.unet), denoise),
         "VAE": count(lambda: MelVAE(config.vae), lambda vae, batch: vae(torch.randn(batch, *mel))[0]),
         "encoder": count(lambda: MelVAE(config.vae).encoder, lambda encoder, batch: encoder(torch.randn(batch, *mel))),
-        "vocoder": count(lambda: HiFiGAN(config.vocoder, config.mel),
+        "vocoder": count(lambda: HiFiGAN(config.hifigan, config.mel),
                          lambda vocoder, batch: vocoder(torch.randn(batch, 1, crop, bins))),
     }  # fmt: skip
 

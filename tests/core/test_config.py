@@ -51,7 +51,7 @@ def test_sizes_that_do_not_fit_each_other_are_refused():
 
 @pytest.mark.parametrize("changes, told", [
     ({"parameterization": "epsilon"}, "must be eps, v, x0, gaussian or caption-gaussian, got 'epsilon'"),
-    ({"inversion": "hifi-gan"}, "inversion must be hifigan or griffin_lim, got 'hifi-gan'"),
+    ({"vocoder": "hifi-gan"}, "vocoder must be hifigan or griffin_lim, got 'hifi-gan'"),
 ])  # fmt: skip
 def test_a_choice_that_there_is_not_is_refused(changes, told):
     with pytest.raises(ValueError, match=told):
@@ -92,7 +92,7 @@ def test_yaml_changes_a_preset_at_any_depth(tmp_path):
     paper = preset("paper")
     assert config == preset(
         "paper", seconds=5.12, vae=replace(paper.vae, channels=96), unet=replace(paper.unet, channel_mult=(1, 2, 3)),
-        vocoder=replace(paper.vocoder, res_dilations=((1, 3), (1, 3), (1, 3))),
+        hifigan=replace(paper.hifigan, res_dilations=((1, 3), (1, 3), (1, 3))),
         training=paper.training | {
             "ldm": replace(paper.training["ldm"], lr=1e-4, max_steps=7, betas=(0.5, 0.9)),
             "vae": replace(paper.training["vae"], weight_decay=1.0),
@@ -123,7 +123,7 @@ def test_yaml_anchors_work_and_no_preset_means_the_paper(tmp_path):
     ("unet: {film_scale: 1}", "film_scale must be bool, got 1"),
     ("unet: {channel_mult: 3}", "channel_mult must be tuple, got 3"),
     ("seconds: 0.333", "some.yaml: seconds=0.333 .* not a whole number"),
-    ("inversion: wavenet", "some.yaml: inversion must be hifigan or griffin_lim, got 'wavenet'"),
+    ("vocoder: wavenet", "some.yaml: vocoder must be hifigan or griffin_lim, got 'wavenet'"),
     ("training: {ldm: {max_steps: 0}}", "training.ldm: max_steps and lr must be positive"),
     ("unet: {model_channels: 60}", "some.yaml: unet: level width 60"),
     ("data_sets: audiocaps", "data_sets must be tuple, got 'audiocaps'"),
@@ -152,11 +152,11 @@ def test_yaml_anchors_work_and_no_preset_means_the_paper(tmp_path):
     ("beta_start: 0.5", "0 < beta_start < beta_end < 1, got 0.5 and 0.0195"),
     ("unconditional_probability: 2", "unconditional_probability must be between 0 and 1, got 2.0"),
     ("steps: 0", "steps must be at least 1, got 0"),
-    ("vocoder: {rates: [5, 4, 2, 2, -2]}", "vocoder.rates must be at least 1"),
+    ("vocoder: {rates: [5, 4, 2, 2, -2]}", "hifigan.rates must be at least 1"),
     ("vae: {channel_mult: []}", "vae.channel_mult is empty"),
     ("unet: {norm_groups: 0}", "must divide by norm_groups 0"),
     ("vae: {channels: 40}", "vae: level width 40 = 1 x channels 40 must divide by norm_groups 32"),
-    ("vocoder: {channels: 72}", "vocoder.channels=72 must divide by 32: each of the 5 rates halves them"),
+    ("vocoder: {channels: 72}", "hifigan.channels=72 must divide by 32: each of the 5 rates halves them"),
     ("mel: {n_mels: 48}", "mel.n_mels=48 is not a whole number of 32 = VAE 4 x U-Net 8"),
     ("mel: {n_mels: 96}", "vocoder reads 64 mel bands, mel has 96"),
 ])  # fmt: skip
@@ -174,7 +174,7 @@ def test_saved_yaml_shows_every_setting(tmp_path):
     preset("paper").save(tmp_path / "c.yaml")
     tree = yaml.safe_load((tmp_path / "c.yaml").read_text())
     assert tree["unet"]["channel_mult"] == [1, 2, 3, 5] and tree["training"]["ldm"]["optimizer"] == "adamw"
-    assert tree["vocoder"]["res_dilations"] == [[1, 3, 5]] * 3 and tree["mel"]["fmax"] == 8000.0
+    assert tree["hifigan"]["res_dilations"] == [[1, 3, 5]] * 3 and tree["mel"]["fmax"] == 8000.0
 
 
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.dates()

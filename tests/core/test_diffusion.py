@@ -12,7 +12,7 @@ from refined_ldm.diffusion import (
     diffusion_loss,
     dpmpp_sample,
     loss_weight,
-    random_timesteps,
+    stratified_timesteps,
     to_noise,
 )
 
@@ -94,11 +94,11 @@ def test_weight_turns_the_error_in_eps_into_that_of_the_prediction(parameterizat
 
 @pytest.mark.parametrize("count", [1, 3, 16, 64])
 def test_random_timesteps_take_one_from_every_slice(count):
-    t = random_timesteps(count, SCHEDULE, torch.Generator().manual_seed(0))
+    t = stratified_timesteps(count, SCHEDULE, torch.Generator().manual_seed(0))
     edges = torch.arange(count + 1) * 1000 / count
     assert t.dtype == torch.int64 and (edges[:-1].floor() <= t.sort().values).all()
     assert (t.sort().values < edges[1:].ceil()).all()
-    assert torch.equal(t, random_timesteps(count, SCHEDULE, torch.Generator().manual_seed(0)))
+    assert torch.equal(t, stratified_timesteps(count, SCHEDULE, torch.Generator().manual_seed(0)))
 
 
 def test_loss_of_the_truth_is_zero_of_silence_one_and_weights_count():

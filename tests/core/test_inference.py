@@ -7,7 +7,7 @@ from torch import nn
 
 from refined_ldm import inference as fast
 from refined_ldm.hifigan import HiFiGANConfig
-from refined_ldm.inference import hasten
+from refined_ldm.inference import optimize_for_inference
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from tests.support import small
 
@@ -21,7 +21,7 @@ def model(monkeypatch):
 
 def test_in_float32_the_sounds_stay_the_same(model):
     quick = copy.deepcopy(model)
-    done = hasten(quick, "no")
+    done = optimize_for_inference(quick, "no")
     assert done.precision == "no" and not done.compiled
     torch.testing.assert_close(quick.generate(CAPTIONS), model.generate(CAPTIONS), atol=1e-4, rtol=1e-4)
     weights = [layer.weight for layer in quick.unet.modules() if isinstance(layer, nn.Conv2d)]
@@ -63,7 +63,7 @@ def test_which_layers_suit_winograd(layer, suits):
 
 def test_bfloat16_is_near_and_norms_and_ends_stay_exact(model):
     quick = copy.deepcopy(model)
-    assert hasten(quick, "bf16").precision == "bf16"
+    assert optimize_for_inference(quick, "bf16").precision == "bf16"
     dtypes = {name: weight.dtype for name, weight in quick.unet.named_parameters()}
     for name, dtype in dtypes.items():
         exact = "norm" in name or any(part in name.split(".") for part in fast.EXACT)
@@ -81,21 +81,21 @@ def test_the_vocoder_with_an_inverse_stft_too(monkeypatch):
     small.use_small_clap(monkeypatch)
     head = HiFiGANConfig(n_mels=16, channels=16, rates=(2,), kernels=(4,), res_kernels=(3,), res_dilations=((1, 3),),
                          istft_n_fft=320, istft_hop=80)  # fmt: skip
-    model = RefinedAudioLDM(small.config(vocoder=head), seed=3).eval()
+    model = RefinedAudioLDM(small.config(hifigan=head), seed=3).eval()
     mel = F.pad(torch.randn(1, 1, 12, 16), (0, 0, 2, 2), value=-8.0)
     with torch.no_grad():
         plain = model.vocoder(mel)
-        hasten(model, "no")
+        optimize_for_inference(model, "no")
         torch.testing.assert_close(model.vocoder(mel), plain, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.slow
 def test_compiled_the_sounds_stay_the_same(model):
     quick = copy.deepcopy(model)
-    assert hasten(quick, "no", compile=True).compiled
+    assert optimize_for_inference(quick, "no", compile=True).compiled
     torch.testing.assert_close(quick.generate(CAPTIONS), model.generate(CAPTIONS), atol=1e-4, rtol=1e-4)
 
 
 def test_another_precision_is_refused(model):
     with pytest.raises(ValueError, match='"bf16", "no" or None, got \'fp16\''):
-        hasten(model, "fp16")
+        optimize_for_inference(model, "fp16")

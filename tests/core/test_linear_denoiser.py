@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from refined_ldm.linear_denoiser import CaptionGaussian, GaussianDenoiser
+from refined_ldm.linear_denoiser import ConditionalLinearDenoiser, GaussianDenoiser
 
 CHANNELS, BINS, BLOCK = 2, 3, 4
 SIZE = CHANNELS * BINS * BLOCK
@@ -93,7 +93,7 @@ def captioned(clips, frames=16, seed=0):
 
 def test_a_caption_tells_the_mean_and_the_variance():
     z, embeddings = captioned(3000)
-    denoiser = CaptionGaussian(CHANNELS, BINS, 2, 16, slow=4).fit(z, embeddings, ridge=1e-3)
+    denoiser = ConditionalLinearDenoiser(CHANNELS, BINS, 2, 16, slow=4).fit(z, embeddings, ridge=1e-3)
     for row, (mean, spread) in enumerate(((-1.0, 0.3), (1.0, 1.2))):
         expected = torch.full((1, 16, CHANNELS * BINS), mean)
         torch.testing.assert_close(denoiser.expected(embeddings[row, :1], 16), expected,
@@ -106,7 +106,7 @@ def test_a_caption_tells_the_mean_and_the_variance():
 def test_captions_bring_the_formula_nearer_to_the_noise():
     z, embeddings = captioned(2000)
     deaf = embeddings.mean(0, keepdim=True).expand_as(embeddings)
-    hearing, plain = (CaptionGaussian(CHANNELS, BINS, 2, 16, slow=4).fit(z, e) for e in (embeddings, deaf))
+    hearing, plain = (ConditionalLinearDenoiser(CHANNELS, BINS, 2, 16, slow=4).fit(z, e) for e in (embeddings, deaf))
     new, told = captioned(1000, seed=5)
     eps = torch.randn(new.shape, generator=torch.Generator().manual_seed(1))
     for alpha_bar in (0.9, 0.5, 0.1):
@@ -119,7 +119,7 @@ def test_captions_bring_the_formula_nearer_to_the_noise():
 
 def test_the_caption_formula_equals_an_explicit_inverse():
     z, embeddings = captioned(500)
-    denoiser = CaptionGaussian(CHANNELS, BINS, 2, 16, slow=4).fit(z, embeddings)
+    denoiser = ConditionalLinearDenoiser(CHANNELS, BINS, 2, 16, slow=4).fit(z, embeddings)
     c, z_t, alpha_bar = embeddings[1, :1], z[1:2], 0.6
     waves, width = denoiser._cosines(16, z).double(), CHANNELS * BINS
     full = torch.kron(waves, denoiser.basis.double())  # (T * CF, T * CF): rows of time, then of channel and bin
@@ -133,7 +133,7 @@ def test_the_caption_formula_equals_an_explicit_inverse():
 
 def test_the_caption_formula_takes_clips_of_any_length_and_refuses_others():
     z, embeddings = captioned(500)
-    denoiser = CaptionGaussian(CHANNELS, BINS, 2, 16, slow=4).fit(z, embeddings)
+    denoiser = ConditionalLinearDenoiser(CHANNELS, BINS, 2, 16, slow=4).fit(z, embeddings)
     for frames in (2, 8, 40):
         mean = denoiser.expected(embeddings[1, :1], frames)
         torch.testing.assert_close(mean.mean(), torch.tensor(1.0), atol=0.15, rtol=0)  # as loud at every length
@@ -142,4 +142,4 @@ def test_the_caption_formula_takes_clips_of_any_length_and_refuses_others():
         denoiser.noise(torch.zeros(1, CHANNELS, 16, BINS + 1), level(0.5), embeddings[1, :1])
     with pytest.raises(ValueError, match="as many as there are embeddings"):
         denoiser.fit(z[:10], embeddings)
-    assert CaptionGaussian(CHANNELS, BINS, 2, 8).slow == 8  # no more cosines than frames
+    assert ConditionalLinearDenoiser(CHANNELS, BINS, 2, 8).slow == 8  # no more cosines than frames

@@ -47,7 +47,7 @@ def test_a_sound_does_not_depend_on_its_neighbours(model, settings):
 
 @torch.no_grad()
 def test_griffin_lim_stands_in_for_the_vocoder(model, monkeypatch):
-    monkeypatch.setattr(model, "config", small.config(inversion="griffin_lim"))
+    monkeypatch.setattr(model, "config", small.config(vocoder="griffin_lim"))
     mel = model.mel(torch.stack([clip["waveform"] for clip in small.clips(2)]))
     together = model.to_waveform(mel)
     assert together.shape == (2, 5120) and together.abs().max() <= 1

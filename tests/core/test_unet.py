@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from refined_ldm.conditioning import drop_condition
-from refined_ldm.diffusion import NoiseSchedule, diffusion_loss, random_timesteps
+from refined_ldm.diffusion import NoiseSchedule, diffusion_loss, stratified_timesteps
 from refined_ldm.unet import GEGLU, SelfAttention, Transformer, UNet, UNetConfig, timestep_embedding
 
 SMALL = dict(latent_channels=2, model_channels=16, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(2,),
@@ -131,7 +131,7 @@ def test_it_learns_one_batch_by_heart():
     optimizer, generator = torch.optim.Adam(unet.parameters(), 4e-3), torch.Generator().manual_seed(0)
 
     def loss(c):
-        t = random_timesteps(16, schedule, generator)
+        t = stratified_timesteps(16, schedule, generator)
         return diffusion_loss(unet, z_0, c, t, torch.randn(z_0.shape, generator=generator), schedule)
 
     for _ in range(100):

@@ -135,7 +135,7 @@ def test_patches_are_judged_where_they_are():
 def test_the_discriminator_adds_two_terms_and_no_gradient_to_itself_or_to_a_settled_encoder(vae):
     torch.manual_seed(0)
     judge, mel = PatchDiscriminator(PatchDiscriminatorConfig(channels=8)), mels(2, 1, 32, 64)
-    copy, posterior = vae(mel, settled=True)
+    copy, posterior = vae(mel, freeze_encoder=True)
     real, fake = judge(mel), judge(copy)
     terms = vae_loss(mel, copy, posterior, real=real, fake=fake, adversarial_weight=0.5)
     plain = vae_loss(mel, copy, posterior)

@@ -8,7 +8,7 @@ from torch import nn
 from refined_ldm.config import preset
 from refined_ldm.evaluation.adherence import (
     ESC50_PROMPTS,
-    Judged,
+    AdherenceResult,
     accept_conditioner,
     adherence,
     fit_probe,
@@ -93,7 +93,7 @@ def test_two_captioned_events_give_half_a_recall_for_one_of_them(listener):
 def test_summary_has_an_interval_and_a_distance():
     rng = np.random.default_rng(0)
     rows = [{"recall": float(i % 4 > 0)} for i in range(100)]
-    told = summary(Judged(rows, rng.normal(size=(100, 6))), Judged(rows, rng.normal(size=(100, 6)) + 2))
+    told = summary(AdherenceResult(rows, rng.normal(size=(100, 6))), AdherenceResult(rows, rng.normal(size=(100, 6)) + 2))
     assert told["recall"] == 0.75 and 0.6 < told["low"] < 0.75 < told["high"] < 0.9
     assert 20 < told["frechet"] < 30 and (told["clips"], told["pca"]) == (100, 6)  # six dimensions, each 2 apart
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from refined_ldm.evaluation.metrics import found_at_k, frechet_distance, recall_at_k, zero_shot
-from refined_ldm.evaluation.scores import METRICS, Heard, count_scores, main_directions
+from refined_ldm.evaluation.scores import METRICS, FolderEmbeddings, count_scores, main_directions
 
 
 def normal(n, d, seed, mean=0.0):
@@ -10,7 +10,7 @@ def normal(n, d, seed, mean=0.0):
 
 
 def heard(rows, classes=None):
-    return Heard([f"clip {i}" for i in range(len(rows))], [row[None] for row in rows], classes)
+    return FolderEmbeddings([f"clip {i}" for i in range(len(rows))], [row[None] for row in rows], classes)
 
 
 def count(generated, reference, **more):
@@ -55,7 +55,7 @@ def test_a_perfect_model_scores_the_floor_at_its_size_and_elsewhere_does_not():
 
 
 def test_windows_are_drawn_clip_by_clip_and_averaged_for_kernel_distances():
-    windows = Heard(["a", "b", "c", "d"], [normal(k, 3, k) for k in (2, 3, 4, 5)], None)
+    windows = FolderEmbeddings(["a", "b", "c", "d"], [normal(k, 3, k) for k in (2, 3, 4, 5)], None)
     scores, _ = count(windows, heard(normal(20, 3, 9)))
     assert scores["frechet_distance"].clips == 4
     means = heard(np.stack([rows.mean(0) for rows in windows.rows]))

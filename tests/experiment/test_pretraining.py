@@ -6,8 +6,8 @@ import torch
 from refined_ldm.clap import Clap
 from refined_ldm.data.captioned_audio import loader
 from refined_ldm.experiment.pretraining import (
-    HISTORIES,
     NAMES,
+    PRETRAINING,
     TASKS,
     Hearing,
     hearing_loss,
@@ -64,9 +64,9 @@ def test_what_is_not_known_costs_nothing():
         Hearing(clap("tiny-gpt2"), ("class", "smell"))
 
 
-@pytest.mark.parametrize("name", HISTORIES)
+@pytest.mark.parametrize("name", PRETRAINING)
 def test_towers_learn_their_history_and_leave_the_rest_alone(name):
-    items, model, history = scenes(), clap(name), HISTORIES[name]
+    items, model, history = scenes(), clap(name), PRETRAINING[name]
     before = {k: v.clone() for k, v in model.state_dict().items()}
     steps = list(train_hearing(model, loader(items, 8), history.hearing, STEPS))
     assert set(steps[0].losses) == {"loss", *history.hearing}

@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from refined_ldm.evaluation.adherence import Listener
+from refined_ldm.evaluation.adherence import ProbedEmbedding
 from refined_ldm.experiment.probes import nearer, negated, order_heard, other_count, share
 from refined_ldm.scenes.dataset import SoundScenes
 
@@ -58,7 +58,7 @@ def test_order_is_heard_from_the_halves():
     def judge(waveform, rate):  # the first class is what is positive, the second what is negative
         return torch.stack([waveform.clamp(min=0).mean(1), (-waveform).clamp(min=0).mean(1)], 1)
 
-    listener = Listener(judge, _Probe())
+    listener = ProbedEmbedding(judge, _Probe())
     dog_first = torch.cat([torch.ones(100), -torch.ones(100)])
     events = [{"name": "dog", "onset": 0.0}, {"name": "rain", "onset": 1.0}]
     items = [{"id": "a", "events": events}, {"id": "b", "events": events}]

@@ -32,7 +32,7 @@ def test_arms_differ_in_what_is_named_and_in_nothing_else():
     assert differences("B", "C") == differences("D", "E") == differences("D", "oracle") == {"conditioner"}
     assert differences("B", "E") == differences("C", "D")
     assert differences("D", "tokens") == {"tokens"}
-    assert PUBLISHED.lr_schedule == "constant" and PUBLISHED.extra_drop and PUBLISHED.scale_from == "first batch"
+    assert PUBLISHED.lr_schedule == "constant" and PUBLISHED.conditioner_dropout and PUBLISHED.scale_from == "first batch"
 
 
 def test_the_plan_names_every_run_once_and_gives_every_arm_its_seeds():
@@ -68,7 +68,7 @@ def test_the_arms_train_on_another_models_latents_with_given_conditioners(monkey
     """As at `colab` and `paper`, in small: a base model from elsewhere, and conditioners from files."""
     use_small_clap(monkeypatch)
     monkeypatch.setitem(CLAP_PRESETS, "ms-clap-2023", CLAP_PRESETS["tiny-gpt2"])
-    settings = config(seconds=1.28, clips=12, inversion="griffin_lim")
+    settings = config(seconds=1.28, clips=12, vocoder="griffin_lim")
     base = RefinedAudioLDM(settings, seed=1)
     base.clap.save(tmp_path / "ms.safetensors")
     shared = Experiment(tmp_path / "run", settings, base, {"laion": "", "ms": tmp_path / "ms.safetensors"}, held_out=4,

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from refined_ldm.config import load_config, preset
-from refined_ldm.published.audioldm_yaml import ONLY, is_published, settings_of
+from refined_ldm.published.audioldm_yaml import ONLY, convert_config, is_published
 from tests.support import published_yaml
 from tests.support.published_yaml import FILM, FIRST, REMOVED, SMALL, UNET, tree
 
@@ -25,7 +25,7 @@ def test_the_seeds_file_is_the_paper_with_its_own_training(tmp_path):
     (tmp_path / "audioldm_custom.yaml").write_text(published_yaml.CUSTOM)
     config, paper = load_config(tmp_path / "audioldm_custom.yaml"), preset("paper")
     assert (config.name, config.clap) == ("audioldm_custom", "ms-clap-2023")
-    for part in ("mel", "vae", "vocoder", "diffusion_steps", "beta_start", "beta_end", "parameterization", "seconds",
+    for part in ("mel", "vae", "hifigan", "diffusion_steps", "beta_start", "beta_end", "parameterization", "seconds",
                  "steps", "unconditional_probability"):  # fmt: skip
         assert getattr(config, part) == getattr(paper, part), part
     assert config.unet == replace(paper.unet, embedding_gain=32.0)  # MS-CLAP's embeddings were 32 long there
@@ -36,18 +36,18 @@ def test_the_seeds_file_is_the_paper_with_its_own_training(tmp_path):
     assert {(s.max_steps, s.batch_size, s.save_every, s.lr_schedule, s.warmup_steps)
             for s in config.training.values()} == {(800_000, 2, 5000, "constant", 2000)}  # fmt: skip
     ldm = config.training["ldm"]
-    assert (ldm.lr, ldm.ema_decay, ldm.betas, ldm.weight_decay, ldm.clip_norm) == (1e-4, 0.9999, (0.9, 0.999), 0.01, 0)
+    assert (ldm.lr, ldm.ema_decay, ldm.betas, ldm.weight_decay, ldm.max_grad_norm) == (1e-4, 0.9999, (0.9, 0.999), 0.01, 0)
     assert config.training["vae"].lr == 8e-6
     config.save(tmp_path / "ours.yaml")
     assert load_config(tmp_path / "ours.yaml") == config
 
 
 def test_the_baselines_file_names_laion_clap():
-    settings = settings_of(published_yaml.original())
+    settings = convert_config(published_yaml.original())
     assert (settings["clap"], settings["unet"]["embedding_dim"], settings["unet"]["embedding_gain"]) == (
         "laion-clap", 512, 1.0)  # fmt: skip
     assert settings["clap_checkpoint"] == "data/checkpoints/clap_music_speech_audioset_epoch_15_esc_89.98.pt"
-    seeds = settings_of(tree())
+    seeds = convert_config(tree())
     assert {k: v for k, v in settings.items() if k not in ("clap", "unet", "clap_checkpoint")} == {
         k: v for k, v in seeds.items() if k not in ("clap", "unet", "clap_checkpoint")}  # fmt: skip
 
@@ -105,7 +105,7 @@ def test_every_published_key_is_known_and_none_beside_it():
     for key in leaves(tree()):
         if not key.startswith(("variables.", FIRST + "lossconfig")):  # sections of which nothing is read
             with pytest.raises(ValueError, match=f"unknown key {key}_$"):
-                settings_of(tree({key + "_": 1}))
+                convert_config(tree({key + "_": 1}))
 
 
 @pytest.mark.parametrize("key", [
@@ -118,14 +118,14 @@ def test_every_published_key_is_known_and_none_beside_it():
     FILM + "params.amodel",
 ])  # fmt: skip
 def test_a_key_without_meaning_here_may_say_anything(key):
-    assert settings_of(tree({key: 987})) == settings_of(tree())
+    assert convert_config(tree({key: 987})) == convert_config(tree())
 
 
 @pytest.mark.parametrize("key", ONLY)
 def test_what_there_is_only_one_of_is_said(key):
-    settings_of(tree({key: ONLY[key]}))
+    convert_config(tree({key: ONLY[key]}))
     with pytest.raises(ValueError, match=f"{key} is 'other': here it can only be"):
-        settings_of(tree({key: "other"}))
+        convert_config(tree({key: "other"}))
 
 
 @pytest.mark.parametrize("changes, told", [
@@ -185,9 +185,9 @@ def test_no_target_is_imported(tmp_path):
     try:
         for place in ("model.", "model.params.first_stage_config.", "model.params.unet_config.", FILM):
             with pytest.raises(ValueError, match="trap.Door"):
-                settings_of(tree({place + "target": "trap.Door"}))
+                convert_config(tree({place + "target": "trap.Door"}))
         prefixed = "trap.modules.latent_diffusion.ddpm.LatentDiffusion"
-        assert settings_of(tree({"model.target": prefixed})) == settings_of(tree())
+        assert convert_config(tree({"model.target": prefixed})) == convert_config(tree())
     finally:
         sys.path.remove(str(tmp_path))
     assert "trap" not in sys.modules
@@ -195,7 +195,7 @@ def test_no_target_is_imported(tmp_path):
 
 def test_other_places_of_the_known_parts_are_known_too():
     for target in ("msclap.models.clap.CLAP", "audioldm_train.modules.MSCLAP.msclap.models.clap2.CLAP"):
-        assert settings_of(tree({FILM + "target": target}))["clap"] == "ms-clap-2023"
+        assert convert_config(tree({FILM + "target": target}))["clap"] == "ms-clap-2023"
 
 
 def test_a_shrunken_copy_is_small(tmp_path):

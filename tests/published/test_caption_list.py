@@ -182,7 +182,7 @@ def test_a_published_checkpoint_and_a_run_of_the_same_weights_sound_the_same(mod
 def test_without_a_vocoder_sounds_come_from_griffin_lim(model, tmp_path):
     state = torch.load("audioldm.ckpt")["state_dict"]
     torch.save({"state_dict": {k: v for k, v in state.items() if ".vocoder." not in k}}, "mute.ckpt")
-    assert open_model(load_config("c.yaml"), "mute.ckpt").config.inversion == "griffin_lim"
+    assert open_model(load_config("c.yaml"), "mute.ckpt").config.vocoder == "griffin_lim"
 
 
 @pytest.mark.parametrize("changes, checkpoint, told", [

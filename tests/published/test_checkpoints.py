@@ -22,14 +22,13 @@ from torch import nn
 from refined_ldm.clap import Clap, ClapConfig
 from refined_ldm.cli import commands as cli
 from refined_ldm.hifigan import HiFiGAN, HiFiGANConfig
-from refined_ldm.published import checkpoints
 from refined_ldm.published.checkpoints import (
     convert_checkpoint,
+    detect_checkpoint_type,
     inspect_checkpoint,
     read_audioldm,
     read_parts,
     read_tensors,
-    recognise,
 )
 from refined_ldm.published.unpickling import forbidden, unpickle
 from refined_ldm.vae import MelVAE, VAEConfig
@@ -285,7 +284,7 @@ def test_tensors_come_out_of_whichever_wrapper(tmp_path, wrapper, prefix):
     (["weight"], "unknown"), ([], "unknown"),
 ])  # fmt: skip
 def test_a_file_is_recognised_by_the_names_of_its_tensors(names, kind):
-    assert recognise(dict.fromkeys(names)) == kind
+    assert detect_checkpoint_type(dict.fromkeys(names)) == kind
 
 
 def test_a_fusion_checkpoint_is_refused_with_what_to_take_instead(tmp_path):

@@ -28,13 +28,13 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 import torch
 from safetensors.torch import load
 
+from refined_ldm import weights
 from refined_ldm.audio import save_audio
 from refined_ldm.clap import CLAP_PRESETS
 from refined_ldm.cli import commands as cli
 from refined_ldm.devices import pick_precision
 from refined_ldm.discriminators import DiscriminatorsConfig
 from refined_ldm.durable import csv_log, run_state  # noqa: F401  (forked with all imported)
-from refined_ldm import weights
 from refined_ldm.text_to_audio import part_path
 from refined_ldm.tokenizer import TOKENIZERS
 from refined_ldm.training.pipeline import STAGES

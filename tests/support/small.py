@@ -26,7 +26,7 @@ def config(**changes):
         unet=UNetConfig(latent_channels=2, model_channels=16, channel_mult=(1, 2), num_res_blocks=1,
                         attention_resolutions=(2,), head_channels=8, attention_layers=1, embedding_dim=12,
                         embedding_gain=3.5, norm_groups=4, film_scale=True),
-        vocoder=HiFiGANConfig(n_mels=16, channels=32, res_kernels=(3,), res_dilations=((1,),)),
+        hifigan=HiFiGANConfig(n_mels=16, channels=32, res_kernels=(3,), res_dilations=((1,),)),
         discriminators=DiscriminatorsConfig(width=4, periods=(2, 3), scales=2),
         training={stage: STAGE for stage in ("vae", "clap", "ldm", "hifigan")},
     )  # fmt: skip

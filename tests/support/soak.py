@@ -100,10 +100,10 @@ DISK = faults.FileEvents("", 0, faults.disk_full)
 
 def report(samples, tried):
     print(", ".join(f"{what} {count}" for what, count in tried.items()))
-    settled = np.array(samples[len(samples) // 3 :])  # until then caches fill
-    hours = (settled[:, 0] - samples[0][0]) / 3600
+    freeze_encoder = np.array(samples[len(samples) // 3 :])  # until then caches fill
+    hours = (freeze_encoder[:, 0] - samples[0][0]) / 3600
     for column, name in enumerate(("memory in MB", "open files", "threads"), 1):
-        values = settled[:, column]
+        values = freeze_encoder[:, column]
         if len(values) > 2:
             slope, error = fit(hours, values)
             print(f"{name}: {values[0]:.0f} to {values[-1]:.0f}, slope {slope:+.1f} +- {error:.1f} an hour")

@@ -321,11 +321,11 @@ def test_the_unet_learns_from_published_parts_alone_and_the_run_is_a_model(donor
     assert {path.name for path in run.iterdir()} == {"checkpoints", "clips-train", "latents-train", "config.yaml",
                                                      "vae.safetensors", "ldm.safetensors"}  # fmt: skip
     loaded = RefinedAudioLDM.load(run)  # the conditioner stays where it is, and no file has a vocoder
-    assert loaded.config == config.changed(inversion="griffin_lim")
+    assert loaded.config == config.changed(vocoder="griffin_lim")
     assert same(loaded.vae, donor.vae) and same(loaded.clap, donor.clap) and loaded.scale not in (0.7, 1)
     assert loaded.generate(["bell"]).shape == (1, 5120)
     list(train_stage(RefinedAudioLDM(config), "hifigan", run))
-    assert RefinedAudioLDM.load(run).config.inversion == "hifigan"
+    assert RefinedAudioLDM.load(run).config.vocoder == "hifigan"
 
 
 def test_a_checkpoint_starts_the_unet_with_its_own_scale_and_first_stage(donor, tmp_path):
@@ -382,8 +382,8 @@ def test_discriminators_are_kept_and_go_on_with_their_vocoder(recordings, tmp_pa
 def test_a_vae_has_a_discriminator_if_it_is_to_weigh_something(recordings, tmp_path):
     list(train_stage(RefinedAudioLDM(settings(recordings)), "vae", tmp_path / "alone"))
     assert not (tmp_path / "alone" / "discriminators/vae.safetensors").exists()
-    config, judged = settings(recordings), replace(small.STAGE, adversarial_weight=0.1, adversary_start=2)
-    config = replace(config, patches=PatchDiscriminatorConfig(8, 2), training={**config.training, "vae": judged})
+    config, judged = settings(recordings), replace(small.STAGE, adversarial_weight=0.1, disc_start=2)
+    config = replace(config, vae_discriminator=PatchDiscriminatorConfig(8, 2), training={**config.training, "vae": judged})
     steps = list(train_stage(RefinedAudioLDM(config), "vae", tmp_path / "judged"))
     assert [step.losses["patches/loss"] > 0 for step in steps] == [False] * 2 + [True] * 4
     assert (tmp_path / "judged" / "discriminators/vae.safetensors").is_file()

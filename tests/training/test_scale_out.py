@@ -24,7 +24,7 @@ from refined_ldm.cli import commands as cli
 from refined_ldm.config import preset
 from refined_ldm.data.captioned_audio import loader
 from refined_ldm.durable.run_state import last_checkpoint
-from refined_ldm.randomness import ShareGenerator, draw
+from refined_ldm.randomness import RankGenerator, draw
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.training.stages import one_caption_each, train_vae
 from refined_ldm.unet import UNet
@@ -87,7 +87,7 @@ def test_two_processes_train_as_one_and_either_goes_on(settings, tmp_path, monke
 def test_shares_of_a_draw_are_the_draw(make):
     whole = draw(make, (6, 3), torch.Generator().manual_seed(5))
     assert torch.equal(whole, make((6, 3), generator=torch.Generator().manual_seed(5)))
-    shares = [draw(make, (2, 3), ShareGenerator(share, 3).manual_seed(5)) for share in range(3)]
+    shares = [draw(make, (2, 3), RankGenerator(share, 3).manual_seed(5)) for share in range(3)]
     assert torch.equal(torch.cat(shares), whole)
 
 
@@ -96,7 +96,7 @@ def test_shares_of_the_captions_are_those_of_the_whole_batch():
 
     def chosen(share, shares):
         own = captions[share * 12 // shares : (share + 1) * 12 // shares]
-        return one_caption_each(own, ShareGenerator(share, shares).manual_seed(5))
+        return one_caption_each(own, RankGenerator(share, shares).manual_seed(5))
 
     whole, shares = chosen(0, 1), [chosen(share, 3) for share in range(3)]
     assert sum(shares, []) == whole and len({caption[-1] for caption in whole}) > 2

@@ -32,9 +32,9 @@ CASES = {  # name: (stage, settings of its training, other settings)
     "ldm-latents": ("ldm", small.STAGE, {"parameterization": "gaussian"}),
     "hifigan": ("hifigan", replace(small.STAGE, ema_decay=0.99), {}),
     "hifigan-adversarial": ("hifigan", replace(small.STAGE, crop_frames=16), {}),
-    "hifigan-joined": ("hifigan", replace(small.STAGE, crop_frames=16, ema_decay=0.9, adversary_start=3), {}),
+    "hifigan-joined": ("hifigan", replace(small.STAGE, crop_frames=16, ema_decay=0.9, disc_start=3), {}),
     "hifigan-of-vae-mels": ("hifigan", replace(small.STAGE, vae_mels=True), {}),
-    "vae-adversarial": ("vae", replace(small.STAGE, adversarial_weight=0.1, adversary_start=2), {}),
+    "vae-adversarial": ("vae", replace(small.STAGE, adversarial_weight=0.1, disc_start=2), {}),
 }
 
 
@@ -119,9 +119,9 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_clips(tmp_path):
     assert not model.vae.training
 
 
-@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
-def test_a_gradient_that_is_no_number_stops_the_run_before_the_step(clip_norm):
-    settings = replace(small.STAGE, clip_norm=clip_norm)
+@pytest.mark.parametrize("max_grad_norm", [0.0, 1.0])
+def test_a_gradient_that_is_no_number_stops_the_run_before_the_step(max_grad_norm):
+    settings = replace(small.STAGE, max_grad_norm=max_grad_norm)
     model = RefinedAudioLDM(small.config(training={"vae": settings}))
     before = {name: p.clone() for name, p in model.vae.named_parameters()}
     model.vae.decoder.conv_out.weight.register_hook(lambda gradient: gradient * math.inf)  # the loss itself is fine
@@ -204,11 +204,11 @@ def test_learning_rate_warms_up_and_falls_to_zero():
 
 
 def test_when_discriminators_join_a_second_phase_begins():
-    settings = replace(small.STAGE, max_steps=100, warmup_steps=5, lr=2.0, adversary_start=60, adversary_lr=0.5)
+    settings = replace(small.STAGE, max_steps=100, warmup_steps=5, lr=2.0, disc_start=60, disc_lr=0.5)
     rates = [learning_rate(i, settings) for i in range(1, 101)]
     assert max(rates[:60]) == pytest.approx(2.0, rel=0.05) and rates[59] < 0.01
     assert rates[60] == pytest.approx(0.1) and max(rates[60:]) == pytest.approx(0.5, rel=0.05) and rates[-1] < 0.01
-    assert learning_rate(61, replace(settings, adversary_lr=0.0)) == pytest.approx(0.4)  # lr's
+    assert learning_rate(61, replace(settings, disc_lr=0.0)) == pytest.approx(0.4)  # lr's
 
     modules, steps = begin("vae-adversarial")
     states = [{k: v.clone() for k, v in modules.state_dict().items()} for _ in steps]
