@@ -1,4 +1,7 @@
-"""Sound files in and out: any file becomes a mono float waveform of shape (N,), and back to 16-bit WAV."""
+"""Sound files: any file -> a mono float waveform (N,), and a waveform -> a 16-bit WAV file.
+
+Notebook: 01
+"""
 
 import math
 import os
@@ -27,6 +30,8 @@ def load_audio(path, sample_rate: int = 16_000, seconds: float | None = None, st
     on are decoded and checked. Channels are averaged; a peak above 1 (float files, resampling ripple) is scaled down to
     1. Silence is allowed. A file that is no sound, holds no samples, NaN or infinity, or lacks over 1 % of the samples
     that it announces is a ValueError. Ogg announces no length, so a cut Ogg file is read up to the cut.
+
+    Notebook: 01
     """
     path = _checked(path)
     samples = None if seconds is None else round(seconds * sample_rate)
@@ -51,9 +56,10 @@ def audio_seconds(path) -> float:
 
 
 def save_audio(path: str | Path, waveform: torch.Tensor | np.ndarray, sample_rate: int = 16_000) -> Path:
-    """Write a waveform, (N,) in [-1, 1], as a mono 16-bit PCM WAV file.
+    """Write a waveform, (N,) in [-1, 1], as a mono 16-bit PCM WAV file -> its path.
 
-    Values outside [-1, 1] are refused rather than clipped: scale them first, e.g. by `normalize`.
+    Raises ValueError for another shape or file type, non-finite values, or values outside [-1, 1], which are not
+    clipped: scale them first, e.g. by `normalize`.
     """
     path = Path(path)
     waveform = torch.as_tensor(waveform).detach().cpu().double()
@@ -83,7 +89,7 @@ def pad_or_trim(waveform: torch.Tensor, samples: int) -> torch.Tensor:
 
 
 def normalize(waveform: torch.Tensor) -> torch.Tensor:
-    """AudioLDM's level: zero mean and peak 0.5 over the last axis; silence stays silence. (..., N) -> (..., N)"""
+    """Scale to AudioLDM's level, zero mean and peak 0.5 over the last axis; silence stays. (..., N) -> (..., N)"""
     centred = waveform - waveform.mean(dim=-1, keepdim=True)
     peak = centred.abs().amax(dim=-1, keepdim=True)
     return 0.5 * centred / peak.clamp(min=SILENCE)
@@ -195,6 +201,6 @@ def _mono_of_audioread(file, first: int, wanted: int | None) -> np.ndarray:
     return samples.mean(axis=1, dtype=np.float32) / 32_768
 
 
-def is_silent_waveform(waveform):
-    """Which of the waveforms (B, N) would be all zeros in a 16-bit file -> (B,)."""
+def is_silent_waveform(waveform: torch.Tensor) -> torch.Tensor:
+    """Waveforms (B, N) -> bool (B,): whether a 16-bit file of it would be all zeros."""
     return waveform.abs().amax(1) < SILENT

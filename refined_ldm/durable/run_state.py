@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from refined_ldm.files import atomic_write, sha256
-from refined_ldm.weights import load_into, read_weights
+from refined_ldm.weights import load_into, present_names, read_weights
 
 SCALE_FILE = "checkpoints/ldm/scale.safetensors"  # of a run: what its U-Net's latents are multiplied by
 KEPT = 2  # checkpoints of a run: the last, and the one before in case the last is damaged
@@ -98,7 +98,7 @@ def _read(path, state):
     digest = state.get("sha256", {}).get(path.stem)  # checkpoints of earlier versions have none
     if digest and digest != sha256(path):
         raise ValueError(f"{path.name} is not what was written: its sha256 is another")
-    return load_file(path)
+    return present_names(load_file(path))
 
 
 def _names(learner):

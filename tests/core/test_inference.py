@@ -34,7 +34,7 @@ def test_in_float32_the_sounds_stay_the_same(model):
 def test_a_convolution_in_time_is_one_of_a_picture_one_pixel_high(layer):
     x = torch.randn(2, 6, 50)
     with torch.no_grad():
-        found = fast._as_picture(layer)(x)
+        found = fast._as_image(layer)(x)
         torch.testing.assert_close(found, layer(x))
     assert found[:, :, None].is_contiguous(memory_format=torch.channels_last)  # the next one need not turn it
 

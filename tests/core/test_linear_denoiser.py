@@ -96,7 +96,7 @@ def test_a_caption_tells_the_mean_and_the_variance():
     denoiser = ConditionalLinearDenoiser(CHANNELS, BINS, 2, 16, slow=4).fit(z, embeddings, ridge=1e-3)
     for row, (mean, spread) in enumerate(((-1.0, 0.3), (1.0, 1.2))):
         expected = torch.full((1, 16, CHANNELS * BINS), mean)
-        torch.testing.assert_close(denoiser.expected(embeddings[row, :1], 16), expected,
+        torch.testing.assert_close(denoiser.conditional_mean(embeddings[row, :1], 16), expected,
                                    atol=0.1, rtol=0)  # fmt: skip
         assert denoiser._variances(embeddings[row, :1], 16).mean().sqrt() == pytest.approx(
             spread, rel=0.3
@@ -124,7 +124,7 @@ def test_the_caption_formula_equals_an_explicit_inverse():
     waves, width = denoiser._cosines(16, z).double(), CHANNELS * BINS
     full = torch.kron(waves, denoiser.basis.double())  # (T * CF, T * CF): rows of time, then of channel and bin
     covariance = full @ denoiser._variances(c, 16).double().flatten().diag() @ full.T
-    left = denoiser._to_rows(z_t).double().flatten() - alpha_bar**0.5 * denoiser.expected(c, 16).double().flatten()
+    left = denoiser._to_rows(z_t).double().flatten() - alpha_bar**0.5 * denoiser.conditional_mean(c, 16).double().flatten()
     inverse = torch.linalg.inv(alpha_bar * covariance + (1 - alpha_bar) * torch.eye(16 * width, dtype=torch.double))
     expected = ((1 - alpha_bar) ** 0.5 * inverse @ left).view(1, 16, width).float()
     found = denoiser.noise(z_t, torch.full((1, 1, 1, 1), alpha_bar), c)
@@ -135,7 +135,7 @@ def test_the_caption_formula_takes_clips_of_any_length_and_refuses_others():
     z, embeddings = captioned(500)
     denoiser = ConditionalLinearDenoiser(CHANNELS, BINS, 2, 16, slow=4).fit(z, embeddings)
     for frames in (2, 8, 40):
-        mean = denoiser.expected(embeddings[1, :1], frames)
+        mean = denoiser.conditional_mean(embeddings[1, :1], frames)
         torch.testing.assert_close(mean.mean(), torch.tensor(1.0), atol=0.15, rtol=0)  # as loud at every length
         assert denoiser.noise(torch.randn(1, CHANNELS, frames, BINS), level(0.5), embeddings[1, :1]).isfinite().all()
     with pytest.raises(ValueError, match=r"C \* F = 6"):
