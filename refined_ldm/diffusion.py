@@ -95,8 +95,8 @@ def to_noise(prediction: Tensor, z_t: Tensor, t: Tensor, schedule: NoiseSchedule
     raise ValueError(f"parameterization must be eps, v or x0, got {parameterization!r}")
 
 
-def loss_weight(t, schedule, parameterization):
-    """The factor (B,) that turns a squared error in eps into one in what the network predicts.
+def loss_weight(t: Tensor, schedule: NoiseSchedule, parameterization: str) -> Tensor:
+    """The factor (B,) from a squared error in eps to a squared error in the prediction of the network.
 
     v: 1 / alpha_bar; x0: (1 - alpha_bar) / alpha_bar, the inverse signal-to-noise ratio; eps: 1.
     """
@@ -107,7 +107,7 @@ def loss_weight(t, schedule, parameterization):
 def stratified_timesteps(count: int, schedule: NoiseSchedule, generator: torch.Generator | None = None) -> Tensor:
     """(count,) timesteps, one from each of `count` equal slices of the schedule: a batch covers all noise levels."""
 
-    def one_from_each_slice(shape, generator):
+    def one_from_each_slice(shape: tuple[int], generator: torch.Generator | None) -> Tensor:
         offsets, slices = torch.rand(shape, generator=generator), torch.randperm(*shape, generator=generator)
         return ((slices + offsets) / shape[0] * schedule.steps).long().clamp(max=schedule.steps - 1)
 

@@ -201,7 +201,7 @@ def _inverse_stft(spectrum: Tensor, config: MelConfig) -> Tensor:
     window = torch.hann_window(config.n_fft, device=spectrum.device)
     size = (1, (spectrum.shape[2] - 1) * config.hop_length + config.n_fft)
 
-    def overlap_add(frames):  # (B, n_fft, T) -> (B, N + n_fft - hop)
+    def overlap_add(frames: Tensor) -> Tensor:  # (B, n_fft, T) -> (B, N + n_fft - hop)
         return F.fold(frames, size, (1, config.n_fft), stride=(1, config.hop_length))[:, 0, 0]
 
     norm = overlap_add((window**2)[None, :, None].expand(1, -1, spectrum.shape[2])).clamp(min=1e-8)

@@ -110,7 +110,7 @@ def order_heard(listener, waveforms, items):
     Halves are played twice, as the judge needs more than half a clip. Items whose events are of one class are refused.
     """
     first, second = waveforms.chunk(2, dim=1)
-    logits = [listener.probe.logits(listener.embed(half.repeat(1, 2))) for half in (first, second)]
+    logits = [listener.probe.logits(listener.embed_audio(half.repeat(1, 2))) for half in (first, second)]
     moved = logits[0] - logits[1]  # (n, K): heard more at the start than at the end
     classes, right = listener.probe.classes, []
     for row, item in zip(moved, items, strict=True):

@@ -20,9 +20,9 @@ from refined_ldm.data.captioned_audio import loader
 from refined_ldm.diffusion import add_noise
 from refined_ldm.evaluation.adherence import (
     ProbedEmbedding,
+    evaluate_embeddings,
+    evaluate_generated,
     fit_probe,
-    judge_embeddings,
-    judge_generated,
     rendered_clips,
 )
 from refined_ldm.evaluation.embeddings.aisfx import Aisfx
@@ -144,11 +144,11 @@ class Experiment:
                 self._listener, real = ProbedEmbedding(judge, probe), found["real"]
             else:
                 self._listener = fit_probe(judge, self.probe, seconds=self.config.seconds)
-                real = self._listener.embed(torch.stack([item["waveform"] for item in self.test]))
+                real = self._listener.embed_audio(torch.stack([item["waveform"] for item in self.test]))
                 probe = self._listener.probe
                 with atomic_write(kept) as temporary, temporary.open("wb") as file:
                     np.savez(file, mean=probe.mean, std=probe.std, weight=probe.weight, bias=probe.bias, real=real)
-            self._real = judge_embeddings(self._listener, real, self.test)
+            self._real = evaluate_embeddings(self._listener, real, self.test)
         return self._listener, self._real
 
     def examples(self, arm, conditioner):
@@ -225,7 +225,7 @@ class Experiment:
         guidance: None takes the arm's.
         """
         listener, real = self.listener()
-        judged = judge_generated(listener, model, self.test, guidance, steps, batch_size=16)
+        judged = evaluate_generated(listener, model, self.test, guidance, steps, batch_size=16)
         return {**_measures(judged, real, [item["kind"] for item in self.test])}, judged
 
 

@@ -146,7 +146,7 @@ def test_of_a_file_of_hours_no_more_is_read_than_is_wanted(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac"])
-def test_a_header_that_promises_more_than_memory_is_told_before_it_is_believed(tmp_path, suffix):
+def test_a_header_that_promises_more_than_memory_is_refused_first(tmp_path, suffix):
     path = tmp_path / f"lies.{suffix}"
     soundfile.write(path, tone(16_000), 16_000)
     data = bytearray(path.read_bytes())
@@ -184,7 +184,7 @@ def test_values_beyond_float32_are_no_sound(tmp_path):
     ("mp3", None), ("flac", None), ("au", "PCM_16"), ("aiff", "PCM_16"), ("w64", "PCM_16"), ("caf", "PCM_16"),
     ("wav", "IMA_ADPCM"), ("wav", "GSM610"),
 ])  # fmt: skip
-def test_half_a_file_of_any_format_is_told(tmp_path, suffix, subtype):
+def test_half_a_file_of_any_format_is_refused(tmp_path, suffix, subtype):
     path = tmp_path / f"half.{suffix}"
     soundfile.write(path, np.random.default_rng(0).uniform(-0.3, 0.3, 64_000), 16_000, subtype=subtype)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

@@ -64,7 +64,7 @@ def test_what_killed_processes_left_is_removed_and_what_others_write_now_is_not(
     assert names(tmp_path) == sorted([f".b.{os.getppid()}.new.tmp", ".mine.tmp", "another", "file", "step"])
 
 
-def test_a_full_disk_is_told_whoever_finds_out(tmp_path):
+def test_a_full_disk_is_named_whichever_library_finds_it(tmp_path):
     (tmp_path / "file").write_text("one")
     before = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[0][1]))  # no file may grow over 1000 bytes

@@ -79,8 +79,16 @@ def test_bfloat16_is_near_and_norms_and_ends_stay_exact(model):
 
 def test_the_vocoder_with_an_inverse_stft_too(monkeypatch):
     small.use_small_clap(monkeypatch)
-    head = HiFiGANConfig(n_mels=16, channels=16, rates=(2,), kernels=(4,), res_kernels=(3,), res_dilations=((1, 3),),
-                         istft_n_fft=320, istft_hop=80)  # fmt: skip
+    head = HiFiGANConfig(
+        n_mels=16,
+        channels=16,
+        rates=(2,),
+        kernels=(4,),
+        res_kernels=(3,),
+        res_dilations=((1, 3),),
+        istft_n_fft=320,
+        istft_hop=80,
+    )
     model = RefinedAudioLDM(small.config(hifigan=head), seed=3).eval()
     mel = F.pad(torch.randn(1, 1, 12, 16), (0, 0, 2, 2), value=-8.0)
     with torch.no_grad():

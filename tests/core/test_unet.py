@@ -8,8 +8,17 @@ from refined_ldm.diffusion import NoiseSchedule, diffusion_loss, stratified_time
 from refined_ldm.unet import GEGLU, SelfAttention, Transformer, UNet, UNetConfig, timestep_embedding
 from refined_ldm.weights import load_into, read_weights, save_weights
 
-SMALL = dict(latent_channels=2, model_channels=16, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(2,),
-             head_channels=8, attention_layers=1, embedding_dim=6, norm_groups=4)  # fmt: skip
+SMALL = dict(
+    latent_channels=2,
+    model_channels=16,
+    channel_mult=(1, 2),
+    num_res_blocks=1,
+    attention_resolutions=(2,),
+    head_channels=8,
+    attention_layers=1,
+    embedding_dim=6,
+    norm_groups=4,
+)
 
 
 def awake(module):
@@ -28,8 +37,11 @@ def small(**changes):
 
 def inputs(B=3, C=2, T=12, F=4, D=6):
     generator = torch.Generator().manual_seed(2)
-    return (torch.randn(B, C, T, F, generator=generator), torch.arange(B) * 300,
-            nn.functional.normalize(torch.randn(B, D, generator=generator)))  # fmt: skip
+    return (
+        torch.randn(B, C, T, F, generator=generator),
+        torch.arange(B) * 300,
+        nn.functional.normalize(torch.randn(B, D, generator=generator)),
+    )
 
 
 @torch.no_grad()

@@ -69,8 +69,10 @@ def test_a_clip_does_not_depend_on_its_batch_its_offset_or_the_folding_of_batch_
 
 def test_other_files_are_refused_by_name(tmp_path):
     network, tensors = small()
-    for name, state in {"vocoder.pth": {"conv_pre.weight": torch.zeros(1)},
-                        "8k.pth": tensors | {f"{FFT}.conv_real.weight": torch.zeros(129, 1, 256)}}.items():  # fmt: skip
+    for name, state in {
+        "vocoder.pth": {"conv_pre.weight": torch.zeros(1)},
+        "8k.pth": tensors | {f"{FFT}.conv_real.weight": torch.zeros(129, 1, 256)},
+    }.items():
         torch.save(state, tmp_path / name)
         with pytest.raises(ValueError, match=f"{name} is not Cnn14 of PANNs at 16 or 32 kHz") as refused:
             Cnn14.load(tmp_path / name)
