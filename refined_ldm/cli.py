@@ -282,8 +282,6 @@ def budget(options):
     from refined_ldm.judges import Aisfx
     from refined_ldm.pitch import Crepe
 
-    if options.clips < 2:
-        raise ValueError(f"--clips must be 2 or more, got {options.clips}: a distance between sets needs a set")
     model = _open(options, pick_device(options.device))
     recordings = read_recordings(options.recordings, model.config.seconds) if options.recordings else None
     judge, tracker = Aisfx.load(), None if options.recordings else Crepe.load()
@@ -378,8 +376,6 @@ def bench(options):
     from refined_ldm.bench import bench as measure
     from refined_ldm.bench import measure_more
 
-    if options.few_steps and options.few_steps < 12:
-        raise ValueError(f"--few-steps must be 12 clips or more, got {options.few_steps}: a distance needs a set")
     say = (lambda line: None) if options.json else print
     rows = measure(options.notebooks, on_row=say)
     rows += measure_more(not options.no_peers, options.sizes, options.accuracy, options.few_steps, options.out, say)
@@ -388,9 +384,9 @@ def bench(options):
 
 
 def _literal(text):
-    """A parameter as JSON would read it, else as the string it is: 3 -> 3, true -> True, rain -> "rain"."""
+    """A parameter as JSON would read it, else as the string it is: 3 -> 3, true and True -> True, rain -> "rain"."""
     try:
-        return json.loads(text)
+        return {"True": True, "False": False}[text] if text in ("True", "False") else json.loads(text)
     except ValueError:
         return text
 

@@ -23,6 +23,7 @@ from refined_ldm.data import loader
 from refined_ldm.diffusion import add_noise
 from refined_ldm.evaluation import Listener, fit_probe, judge_embeddings, judge_generated, rendered_clips
 from refined_ldm.histories import NAMES
+from refined_ldm.integers import whole
 from refined_ldm.judges import Aisfx
 from refined_ldm.metrics import LinearProbe, frechet_distance, kernel_distance
 from refined_ldm.pipeline import cached_clips, fit_gaussian, weights_digest
@@ -68,6 +69,8 @@ class Experiment:
 
     def __init__(self, folder, config, base, files=None, tokenizer=None, held_out=64, judged=192, probe=1500,
                  on_clips=None, wide=None):  # fmt: skip
+        self.judged, self.probe = whole("judged", judged, 2), whole("probe", probe, 2)
+        held_out = whole("held_out", held_out, 2)
         self.folder, self.config, self.base, self.on_clips = Path(folder), config, base.eval(), on_clips
         self.towers = TOWERS["published" if files else "tiny"]
         self.files, self.tokenizer, self.wide = files or {}, tokenizer, wide or config.unet
@@ -78,7 +81,6 @@ class Experiment:
         )
         self.scale = self._scale(range(min(512, config.clips)))
         self.held_out = rendered_clips(held_out, "val", seed=1, seconds=config.seconds)
-        self.judged, self.probe = judged, probe
 
     @property
     def device(self):

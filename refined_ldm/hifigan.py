@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
+from refined_ldm.integers import settle_numbers
 from refined_ldm.mel import LDM_MEL, MelConfig, griffin_lim, match_mel
 
 
@@ -34,6 +35,9 @@ class HiFiGANConfig:
     istft_hop: int = 1  # samples a frame of the inverse STFT stands for
     griffin_lim_iterations: int = 0  # more: the inverse STFT corrects what Griffin-Lim makes of the mel
     mel_corrections: int = 0  # how often what came out is held against the mel that went in (`match_mel`)
+
+    def __post_init__(self):
+        settle_numbers(self)
 
     @property
     def hop_length(self) -> int:
@@ -213,6 +217,9 @@ class DiscriminatorsConfig:
     periods: tuple[int, ...] = (2, 3, 5, 7, 11)  # samples; primes overlap least
     scales: int = 3  # the waveform, and its averages over 2 and 4 samples
     resolutions: tuple[int, ...] = ()  # samples; windows of the spectrograms that are judged too
+
+    def __post_init__(self):
+        settle_numbers(self)
 
 
 def _judge(convs, conv_post, x):

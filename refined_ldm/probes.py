@@ -12,6 +12,7 @@ import torch
 from scipy.stats import beta
 
 from refined_ldm.evaluation import class_prompt, rendered_clips
+from refined_ldm.integers import whole
 from refined_ldm.metrics import found_at_k, unit, zero_shot
 from refined_ldm.scenes import NUMBERS, TIMES
 
@@ -61,6 +62,7 @@ def negated(items):
 @torch.no_grad()
 def probe_conditioner(clap, count=200):
     """A conditioner with both towers -> rows: probe, value, low, high, clips, chance."""
+    count = whole("count", count, 2)
     mixed, single = rendered_clips(count), rendered_clips(count, kinds=("event",))
     twins, unseen = rendered_clips(count, "test_order"), rendered_clips(count, "test_pairs")
     rows = []

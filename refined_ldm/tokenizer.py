@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from refined_ldm.integers import whole
+
 # of GPT-2's sorted (piece, id) and its merges as JSON, whatever files they came in
 GPT2_SHA256 = "98de00669996e48e8db9590e7c13d37461bb11178e80fa2abcafb3e49f542baf"
 MERGES = 50_000  # of both: a list cut short still knows the frequent words
@@ -44,7 +46,7 @@ class CaptionTokenizer:
     def __call__(self, captions, max_tokens=77):
         if isinstance(captions, str) or not captions or not all(isinstance(caption, str) for caption in captions):
             raise ValueError(f"captions must be a list of at least one str, got {captions!r:.80}")
-        room = max_tokens - len(self.start) - len(self.end)
+        room = whole("max_tokens", max_tokens, len(self.start) + len(self.end)) - len(self.start) - len(self.end)
         rows = [self.start + self.encode(caption + self.space)[:room] + self.end for caption in captions]
         length = max(map(len, rows))
         ids = torch.tensor([row + [self.pad] * (length - len(row)) for row in rows])

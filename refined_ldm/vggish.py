@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from refined_ldm.checkpoints import load_into, read_tensors
+from refined_ldm.integers import whole
 
 VGGISH_FILE = (
     "vggish-10086976.pth (0.3 GB, Apache 2.0) from https://github.com/harritaylor/torchvggish/releases/tag/v0.1"
@@ -86,5 +87,5 @@ class VGGish(nn.Module):
                              f"{tuple(waveform.shape)}")  # fmt: skip
         windows = self.windows(self.log_mel(waveform.to(self.window)))
         B, K = windows.shape[:2]
-        rows = [self.embed(part) for part in windows.flatten(0, 1).split(batch_size)]
+        rows = [self.embed(part) for part in windows.flatten(0, 1).split(whole("batch_size", batch_size, 1))]
         return torch.cat(rows).unflatten(0, (B, K))

@@ -63,7 +63,7 @@ def test_a_choice_that_there_is_not_is_refused(changes, told):
     ({"lr_schedule": "linear"}, "lr_schedule must be cosine or constant, got 'linear'"),
     ({"max_steps": 0}, "max_steps and lr must be positive, got 0 and 0.001"),
     ({"lr": 0.0}, "max_steps and lr must be positive, got 1000 and 0.0"),
-    ({"lr": float("nan")}, "max_steps and lr must be positive, got 1000 and nan"),
+    ({"lr": float("nan")}, "lr must be a finite number, got nan"),
     ({"batch_size": 0}, "batch_size and save_every must be positive, got 0 and 500"),
     ({"save_every": -1}, "batch_size and save_every must be positive, got 16 and -1"),
 ])  # fmt: skip

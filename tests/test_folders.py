@@ -176,7 +176,7 @@ def test_captions_are_matched_by_name_and_judged(tmp_path, two, capsys):
 def test_captions_are_the_first_of_a_file_and_need_their_columns(tmp_path):
     path = tmp_path / "c.csv"
     path.write_text("caption,file\na dog,x/1.wav\na cat,x/1.wav\n,2.wav\n")
-    assert read_captions(path) == {"x/1": "a dog"}
+    assert read_captions(path) == {"x/1.wav": "a dog"}
     path.write_text("name,text\n1,2\n")
     with pytest.raises(ValueError, match=r"expected a column 'file', its header is \['name', 'text'\]"):
         read_captions(path)

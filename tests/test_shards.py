@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from refined_ldm import cli
 from refined_ldm.checkpoints import read_weights
-from refined_ldm.data import AUDIO_SUFFIXES, CaptionedAudio, loader
+from refined_ldm.data import CaptionedAudio, loader
 from refined_ldm.shards import find_shards, shard_sounds
 
 
@@ -217,7 +217,7 @@ def test_any_bytes_are_a_shard_or_told(tmp_path_factory, patches, length):
         raw[header + 148 : header + 156] = b"%06o\x00 " % sum(block)
     path = tmp_path_factory.getbasetemp() / "fuzzed.tar"
     path.write_bytes(raw[:length])
-    for _, sound_of in shard_sounds([path], AUDIO_SUFFIXES):
+    for _, sound_of in shard_sounds([path]):
         try:
             member, *_ = sound_of()
             with member.open() as file:
