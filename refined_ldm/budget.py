@@ -14,7 +14,7 @@ from refined_ldm.audio import SILENCE
 from refined_ldm.data import CaptionedAudio
 from refined_ldm.evaluation import rendered_clips
 from refined_ldm.hifigan import stft_loss
-from refined_ldm.integers import whole, whole_seed
+from refined_ldm.integers import whole, whole_numbers
 from refined_ldm.mel import griffin_lim
 from refined_ldm.metrics import bootstrap_interval, frechet_distance, kernel_distance
 from refined_ldm.pitch import pitch_errors, played_notes
@@ -94,7 +94,7 @@ def error_budget(model, judge, tracker=None, clips=250, seed=0, whole=True, reco
     there are of their kind, so Fréchet and kernel distances are to the clips themselves. on_way(way) is called when a
     way is measured.
     """
-    clips, seed = whole("clips", clips, 2), whole_seed(seed)
+    clips, seed = whole_numbers(clips=clips, seed=seed)
     rate = model.config.mel.sample_rate
     if recordings is None:
         items = rendered_clips(clips, seed=seed, seconds=model.config.seconds)

@@ -66,12 +66,11 @@ class StageConfig:
         if self.batch_size < 1 or self.save_every < 1:
             raise ValueError(f"batch_size and save_every must be positive, got {self.batch_size} and {self.save_every}")
         for name in ("warmup_steps", "adversary_start", "crop_frames", "weight_decay", "adversary_lr",
-                     "adversarial_weight", "stft_weight"):  # fmt: skip
+                     "adversarial_weight", "stft_weight", "clip_norm"):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        if self.clip_norm <= 0 or not 0 <= self.ema_decay < 1 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError("clip_norm must be positive, ema_decay and betas from 0 to below 1, got "
-                             f"{self.clip_norm}, {self.ema_decay} and {self.betas}")  # fmt: skip
+        if not all(0 <= decay < 1 for decay in (self.ema_decay, *self.betas)):
+            raise ValueError(f"ema_decay and betas must be from 0 to below 1, got {self.ema_decay} and {self.betas}")
 
 
 @dataclass(frozen=True)

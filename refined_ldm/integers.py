@@ -84,7 +84,7 @@ def _expected(least, most):
         return "a whole number"
     if most is None:
         return f"a whole number, {least} or more"
-    return f"a whole number from {least} to {most}"
+    return f"a whole number between {least} and {most}"
 
 
 # What a shell says

@@ -46,7 +46,7 @@ def field(row: dict, column: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """A caption in any script as one line, or "": control characters, and the spaces around them, count as one space.
+    """A caption in any script as one line, or "": control characters and line breaks count as spaces.
 
     Raises ValueError for what is no text.
     """
@@ -56,7 +56,7 @@ def one_line(text: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:  # half of a character, as \ud800 in JSON
         raise ValueError(f"the caption {text!r:.80} is no text ({error.reason})") from error
-    return " ".join(filter(None, map(str.strip, re.split(CONTROL, text))))
+    return re.sub(CONTROL, " ", text).strip()
 
 
 def clean_caption(text: str) -> str:

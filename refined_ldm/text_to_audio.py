@@ -183,6 +183,7 @@ class RefinedAudioLDM(nn.Module):
         if not math.isfinite(guidance):
             raise ValueError(f"guidance_scale must be a finite number, got {guidance}")
         interval = self.config.guidance_interval if guidance_interval is None else guidance_interval
+        interval = tuple(whole("guidance_interval", t, 0) for t in interval)
         if unconditional is None:
             unconditional = self.clap.embed_text([""])[0]
 

@@ -25,7 +25,7 @@ from refined_ldm.conditioning import drop_condition
 from refined_ldm.devices import pick_accelerator
 from refined_ldm.diffusion import diffusion_loss, random_timesteps, uniform_timesteps
 from refined_ldm.hifigan import discriminator_loss, generator_loss, stft_loss
-from refined_ldm.integers import whole, whole_seed
+from refined_ldm.integers import whole_seed
 from refined_ldm.interruption import Stopped, held_back
 from refined_ldm.muon import Muon, split_parameters
 from refined_ldm.randomness import ShareGenerator, draw, step_seed
@@ -232,7 +232,6 @@ def stage_settings(model, stage, max_steps=None, lr=None, judged=True):
 
     Without discriminators (`judged`) there is no second phase.
     """
-    max_steps = None if max_steps is None else whole("max_steps", max_steps, 1)
     changes = {k: v for k, v in {"max_steps": max_steps, "lr": lr}.items() if v is not None}
     settings = replace(model.config.training[stage], **changes)
     return settings if judged else replace(settings, adversary_start=settings.max_steps)

@@ -237,3 +237,35 @@ def _whole():
 
 
 test_any_bytes_are_a_shard_or_told.whole = _whole()
+
+
+@pytest.mark.parametrize("members, captions", [
+    (["clip.1.wav", "clip.2.wav", "clip.1.txt", "clip.2.txt"], {"clip.1.wav": "clip.1.txt", "clip.2.wav": "clip.2.txt"}),
+    (["a.v1.wav", "a.v2.wav", "a.v1.wav.txt", "a.v2.wav.txt"], {"a.v1.wav": "a.v1.wav.txt", "a.v2.wav": "a.v2.wav.txt"}),
+    (["a.v1.wav", "a.v2.wav", "a.txt"], {"a.v1.wav": "a.txt", "a.v2.wav": "a.txt"}),  # WebDataset's sample "a"
+    (["a.v1.wav", "a.v2.wav", "a.txt", "a.v2.txt"], {"a.v1.wav": "a.txt", "a.v2.wav": "a.v2.txt"}),
+    (["RAIN.WAV", "RAIN.TXT"], {"RAIN.WAV": "RAIN.TXT"}),
+    (["x/Rain.wav", "x/rain.txt", "y/rain.wav", "y/rain.txt"], {"x/Rain.wav": "x/rain.txt", "y/rain.wav": "y/rain.txt"}),
+    (["a.wave", "a.txt", "b.aifc", "b.txt"], {"a.wave": "a.txt", "b.aifc": "b.txt"}),
+])  # fmt: skip
+def test_names_with_points_are_paired_by_all_of_them(tmp_path, members, captions):
+    write_tar(tmp_path / "set.tar", [
+        (name, name.encode() if name.lower().endswith("txt") else sound(form="AIFF" if name.endswith("aifc") else "WAV"))
+        for name in members
+    ])  # fmt: skip
+    found = CaptionedAudio.from_shards(tmp_path / "set.tar", seconds=0.05)
+    assert {r.id.removeprefix("set/"): r.captions for r in found.recordings} == {k: (v,) for k, v in captions.items()}
+
+
+def test_two_texts_for_one_member_are_refused(tmp_path):
+    write_tar(tmp_path / "set.tar", [("a.wav", sound()), ("A.txt", b"large"), ("a.txt", b"small")])
+    with pytest.raises(ValueError, match="a.wav has 2 files of captions, A.txt and a.txt: keep one"):
+        CaptionedAudio.from_shards(tmp_path / "set.tar")
+
+
+def test_what_a_shard_and_its_folder_hold_beside_sounds_is_said(tmp_path, caplog):
+    write_tar(tmp_path / "set.TAR", [("a.wav", sound()), ("a.txt", b"A"), ("a.npy", b""), ("lonely.txt", b"B")])
+    (tmp_path / "more.tar.gz").touch()
+    (tmp_path / "loose.wav").write_bytes(sound())
+    assert len(CaptionedAudio.from_shards(tmp_path)) == 1
+    assert caplog.messages == [f"{tmp_path}: 1 sounds in 1 shards; passed over: 1 .gz, 1 .npy, 1 .txt, 1 .wav"]
