@@ -115,7 +115,7 @@ class CaptionedAudio(Dataset):
         entries = (("", lambda id=id, path=path: recording(id, path)) for id, path in sounds.items())
         dataset = cls._from_entries(folder, entries, seconds, crop, seed, skip_bad)
         unused = set(others) - set(texts) | set(left)
-        if told := passed_over(unused, linked_folders_that_were_read_before=repeated):
+        if told := passed_over(unused, folders_that_a_link_leads_to_again=repeated):
             say_once(f"{folder}: {len(sounds)} sounds; passed over: {told}")
         if pairs and by_name:
             say_once(f"{folder}: {len(by_name)} of {len(sounds)} sounds have no text beside them and are captioned by "

@@ -113,7 +113,7 @@ def _sounds(folder, captions):
     files, repeated = find_files(folder)
     sounds = sorted(filter(is_sound, files), key=lambda path: path.as_posix())
     others = set(files) - set(sounds) - {captions and Path(captions)}
-    return sounds, passed_over(map(str, others), linked_folders_that_were_read_before=repeated)
+    return sounds, passed_over(map(str, others), folders_that_a_link_leads_to_again=repeated)
 
 
 def _load(path, ear, sample_rate):

@@ -32,10 +32,10 @@ def is_sound(path) -> bool:
 
 
 def find_files(folder: str | Path) -> tuple[list[Path], int]:
-    """All files in a folder and below it, hidden ones left out -> (sorted paths, linked folders met before).
+    """All files in a folder and below it, hidden ones left out -> (sorted paths, folders that were met again).
 
-    Links to folders are followed, wherever they lead, but no folder is entered twice; of two ways to one, that without
-    a link is taken. Raises OSError for a folder that cannot be read.
+    Links to folders are followed, wherever they lead, but no folder is entered twice. Raises OSError for a folder that
+    cannot be read.
     """
     files, entered, repeated, waiting = [], set(), 0, deque([os.fspath(folder)])
     while waiting:
@@ -46,6 +46,7 @@ def find_files(folder: str | Path) -> tuple[list[Path], int]:
         for place, folders, names in os.walk(top, onerror=_raise):
             real = os.path.realpath(place)
             if real in entered:
+                repeated += 1
                 folders.clear()
                 continue
             entered.add(real)

@@ -262,11 +262,14 @@ def mp3(path, seconds=3.0, rate=44_100, channels=1, kind="", **how):
     return path
 
 
-@pytest.mark.parametrize("how", [{}, {"bitrate_mode": "VARIABLE", "compression_level": 0.0}], ids=["constant", "variable"])
+VARIABLE = {"bitrate_mode": "VARIABLE", "compression_level": 0.0}
+
+
+@pytest.mark.parametrize("how", [{}, VARIABLE], ids=["constant", "variable"])
 @pytest.mark.parametrize("rate, channels", [(44_100, 1), (16_000, 2), (11_025, 1)])
 def test_an_mp3_is_as_long_as_its_frames_whatever_its_header_says(tmp_path, rate, channels, how):
     assert audio_seconds(mp3(tmp_path / "a.mp3", 3, rate, channels, **how)) == pytest.approx(3, abs=0.001)
-    headless, joined = (mp3(tmp_path / f"{kind}.mp3", 3, rate, channels, kind, **how) for kind in ("headless", "joined"))
+    headless, joined = (mp3(tmp_path / f"{k}.mp3", 3, rate, channels, k, **how) for k in ("headless", "joined"))
     for path, seconds in ((headless, 3), (joined, 6)):
         assert audio_seconds(path) == pytest.approx(seconds, abs=0.4)
         whole = load_audio(path)
@@ -299,7 +302,8 @@ def test_an_ogg_that_is_cut_or_two_in_one_is_refused(tmp_path, subtype):
     raw = path.read_bytes()
     assert audio_seconds(path) == pytest.approx(8)
     last = raw.rindex(b"OggS")
-    for part, told in ((raw[: len(raw) // 2], "truncated, it ends within a page"), (raw[:last], "truncated, its last page"),
+    for part, told in ((raw[: len(raw) // 2], "truncated, it ends within a page"),
+                       (raw[:last], "truncated, its last page"),
                        (raw + raw, "several sounds one behind the other")):  # fmt: skip
         path.write_bytes(part)
         for read in (load_audio, audio_seconds):
@@ -313,17 +317,20 @@ def test_a_flac_that_was_streamed_and_does_not_tell_its_length_is_refused(tmp_pa
     raw[21:26] = bytes((raw[21] & 0xF0, 0, 0, 0, 0))
     (tmp_path / "a.flac").write_bytes(raw)
     for read in (load_audio, audio_seconds):
-        with pytest.raises(ValueError, match="a.flac: its length cannot be told, its header does not say it; convert it"):
+        with pytest.raises(ValueError, match="a.flac: its length cannot be told, its header does not say it"):
             read(tmp_path / "a.flac")
 
 
 @pytest.mark.parametrize("rate", [16, 0, -16_000, 2_000_000, 16_000.5, "16000", True, float("nan")])
 def test_a_sample_rate_that_no_sound_has_is_refused_and_a_whole_float_is_an_integer(tmp_path, rate):
     save_audio(tmp_path / "a.wav", torch.zeros(16_000), 16_000.0)
-    assert len(load_audio(tmp_path / "a.wav", 8_000.0)) == len(load_audio(tmp_path / "a.wav", np.int64(8_000))) == 8_000
-    for call in (lambda: load_audio(tmp_path / "a.wav", rate), lambda: save_audio(tmp_path / "b.wav", torch.zeros(9), rate)):
-        with pytest.raises(ValueError, match=r"sample_rate \(Hz\) must be a whole number between 1000 and 1000000, got"):
-            call()
+    for whole in (8_000.0, np.int64(8_000), torch.tensor(8_000)):
+        assert len(load_audio(tmp_path / "a.wav", whole)) == 8_000
+    told = r"sample_rate \(Hz\) must be a whole number between 1000 and 1000000, got"
+    with pytest.raises(ValueError, match=told):
+        load_audio(tmp_path / "a.wav", rate)
+    with pytest.raises(ValueError, match=told):
+        save_audio(tmp_path / "b.wav", torch.zeros(9), rate)
     assert not (tmp_path / "b.wav").exists()
 
 

@@ -77,7 +77,7 @@ def test_json_tells_what_was_written(checkpoint, tmp_path, capsys):
     (["generate", "rain", "--checkpoint", "nowhere", "--out", "o"], "no config.yaml in nowhere"),
     (["generate", "rain", "--preset", "huge", "--out", "o"], "no preset 'huge'"),
     (["generate", "rain", "--checkpoint", "CHECKPOINT", "--out", "o", "--seconds", "-1"], "--seconds must be"),
-    (["generate", "rain", "--checkpoint", "CHECKPOINT", "--out", "o", "--steps", "0"], "--steps must be a whole number, 1 or"),
+    (["generate", "rain", "--checkpoint", "CHECKPOINT", "--out", "o", "--steps", "0"], "--steps must be a whole"),
     (["generate", "rain", "--checkpoint", "CHECKPOINT", "--out", "o", "--device", "abacus"], "abacus"),
     (["generate", "rain", "--checkpoint", "CHECKPOINT", "--out", "CHECKPOINT/config.yaml"], "config.yaml"),
     (["train", "-c", "nowhere.yaml", "--run", "r"], "no configuration at nowhere.yaml"),
@@ -101,8 +101,10 @@ def test_bad_input_is_one_line_on_stderr_and_status_2(checkpoint, tmp_path, monk
     assert len(errors) == 1 and errors[0].startswith(f"refined-ldm {arguments[0]}: ") and told in errors[0]
 
 
-@pytest.mark.parametrize("command", [["generate", "rain", "--out", "o"], ["train"], ["evaluate", "a", "b"], ["budget"],
-                                     ["infer", "-c", "c", "-l", "l", "--reload_from_ckpt", "r"]], ids=lambda c: c[0])  # fmt: skip
+@pytest.mark.parametrize("command", [
+    ["generate", "rain", "--out", "o"], ["train"], ["evaluate", "a", "b"], ["budget"],
+    ["infer", "-c", "c", "-l", "l", "--reload_from_ckpt", "r"],
+], ids=lambda command: command[0])  # fmt: skip
 @pytest.mark.parametrize("seed", ["-1", "9223372036854775808", "0.5", "nan", "one", "1e99"])
 def test_a_seed_that_is_none_is_one_line_with_its_option(capsys, command, seed):
     status, printed, errors = run(capsys, *command, "--seed", seed)
@@ -114,7 +116,7 @@ def test_a_seed_that_is_none_is_one_line_with_its_option(capsys, command, seed):
     ["generate", "rain", "--out", "o", "--steps", "-3"], ["generate", "rain", "--out", "o", "--steps", "2.5"],
     ["generate", "rain", "--out", "o", "--candidates", "0"], ["generate", "rain", "--out", "o", "--seconds", "0"],
     ["generate", "rain", "--out", "o", "--seconds", "inf"], ["train", "--max-steps", "-1"], ["train", "--lr", "0"],
-    ["train", "--lr", "nan"], ["train", "--lr", "-1e-3"], ["evaluate", "a", "b", "--pca", "-3"],
+    ["train", "--lr", "nan"], ["train", "--lr", "-0.001"], ["evaluate", "a", "b", "--pca", "-3"],
     ["evaluate", "a", "b", "--pca", "1.5"], ["evaluate", "a", "b", "--sample-rate", "16"],
     ["evaluate", "a", "b", "--sample-rate", "0"], ["evaluate", "a", "b", "--sample-rate", "-16000"],
     ["budget", "--clips", "1"], ["experiment", "--iterations", "0"], ["experiment", "--seeds", "-1"],

@@ -487,9 +487,10 @@ def test_a_folder_takes_every_format_that_libsndfile_reads(tmp_path, form):
     assert CaptionedAudio.from_folder(tmp_path, seconds=0.1)[0]["waveform"].abs().max() > 0.3
 
 
-@pytest.mark.parametrize("ending, form", [("aifc", "AIFF"), ("wave", "WAV"), ("WAVE", "WAV"), ("bwf", "WAV"), ("snd", "AU"),
-                                          ("nist", "NIST"), ("sph", "NIST"), ("oga", "OGG"), ("mpga", "MP3"), ("mp2", "MP3"),
-                                          ("8svx", "SVX"), ("iff", "SVX"), ("sf", "IRCAM"), ("mat", "MAT5")])  # fmt: skip
+@pytest.mark.parametrize("ending, form", [
+    ("aifc", "AIFF"), ("wave", "WAV"), ("WAVE", "WAV"), ("bwf", "WAV"), ("snd", "AU"), ("nist", "NIST"),
+    ("sph", "NIST"), ("oga", "OGG"), ("mpga", "MP3"), ("mp2", "MP3"), ("8svx", "SVX"), ("iff", "SVX"), ("sf", "IRCAM"), ("mat", "MAT5"),
+])  # fmt: skip
 def test_a_folder_takes_every_usual_ending(tmp_path, ending, form):
     subtype = soundfile.default_subtype(form) or next(iter(soundfile.available_subtypes(form)))
     noise = np.random.default_rng(0).uniform(-0.1, 0.1, 8_000)
@@ -514,7 +515,7 @@ def test_links_to_folders_are_followed_once_and_not_in_circles(tmp_path, caplog)
     assert sorted(recording.path.name for recording in CaptionedAudio.from_folder(tmp_path / "data").recordings) == [
         "a.wav", "b.wav", "c.wav"
     ]  # fmt: skip
-    assert "passed over: 2 linked folders that were read before" in caplog.text
+    assert "passed over: 2 folders that a link leads to again" in caplog.text
     (tmp_path / "alone").symlink_to(tmp_path / "big")
     assert len(CaptionedAudio.from_folder(tmp_path / "alone")) == 3
 
@@ -525,7 +526,8 @@ def test_links_to_folders_are_followed_once_and_not_in_circles(tmp_path, caplog)
 @pytest.mark.parametrize("make", [
     lambda folder, n: StepSampler(n, 4), lambda folder, n: StepSampler(4, n), lambda folder, n: loader([0], n),
     lambda folder, n: loader([0], 1, start_step=n), lambda folder, n: loader([0], 1, num_workers=n),
-    lambda folder, n: CaptionedAudio.from_folder(folder, seed=n), lambda folder, n: CaptionedAudio.from_folder(folder)[n],
+    lambda folder, n: CaptionedAudio.from_folder(folder, seed=n),
+    lambda folder, n: CaptionedAudio.from_folder(folder)[n],
 ])  # fmt: skip
 def test_whole_floats_are_integers_and_what_is_none_is_refused(tmp_path, make):
     record(tmp_path / "a.wav")

@@ -229,7 +229,8 @@ def test_the_condition_reaches_the_denoiser_with_the_timestep():
 def test_whole_floats_are_steps_and_other_numbers_are_refused():
     z_T = torch.randn(1, 2, 4, 4)
     for sample in (ddim_sample, dpmpp_sample):
-        assert torch.equal(sample(lambda z, t, c: z, z_T, None, SCHEDULE, 3.0), sample(lambda z, t, c: z, z_T, None, SCHEDULE, 3))
+        one, other = (sample(lambda z, t, c: z, z_T, None, SCHEDULE, steps) for steps in (3, 3.0))
+        assert torch.equal(one, other)
         for wrong in (0, -1, 2.5, True, float("nan"), "3"):
             with pytest.raises(ValueError, match="sampling steps must be a whole number between 1 and 1000"):
                 sample(lambda z, t, c: z, z_T, None, SCHEDULE, wrong)

@@ -350,8 +350,10 @@ def test_whole_floats_are_integers_and_other_numbers_are_refused():
     x, y = normal(12, 4, 0), normal(12, 4, 1)
     assert frechet_distance(x, y, pca=2.0) == frechet_distance(x, y, pca=2)
     assert frechet_infinity(x, y, 2.0, 5.0, 3.0) == frechet_infinity(x, y, 2, 5, 3)
-    assert recall_at_k(x, y, 3.0) == recall_at_k(x, y, 3) and inception_score(np.eye(4), 2.0) == inception_score(np.eye(4), 2)
-    assert bootstrap_interval(np.mean, x, resamples=9.0, seed=1.0) == bootstrap_interval(np.mean, x, resamples=9, seed=1)
+    assert recall_at_k(x, y, 3.0) == recall_at_k(x, y, 3)
+    assert inception_score(np.eye(4), 2.0) == inception_score(np.eye(4), 2)
+    interval = bootstrap_interval(np.mean, x, resamples=9.0, seed=1.0)
+    assert interval == bootstrap_interval(np.mean, x, resamples=9, seed=1)
     assert floor(x, frechet_distance, 2.0, 1.0) == floor(x, frechet_distance, 2, 1)
     for call in (lambda n: frechet_distance(x, y, n), lambda n: frechet_infinity(x, y, sizes=n),
                  lambda n: frechet_infinity(x, y, seed=n), lambda n: recall_at_k(x, y, n),

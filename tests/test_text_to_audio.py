@@ -209,8 +209,8 @@ def test_the_largest_seed_is_one(model):
     assert model.generate(["rain"], steps=1, seed=2**63 - 1).isfinite().all()
 
 
-@pytest.mark.parametrize("caption", ["a dog\nbarks", "a dog\tbarks", "a dog\r\nbarks", " a dog barks \n", "a dog\u2028barks",
-                                     "a dog\x00barks", "\ta dog barks"])  # fmt: skip
+@pytest.mark.parametrize("caption", ["a dog\nbarks", "a dog\tbarks", "a dog\r\nbarks", " a dog barks \n",
+                                     "a dog\u2028barks", "a dog\x00barks", "\ta dog barks"])  # fmt: skip
 def test_a_caption_is_one_line_as_in_a_list(model, caption):
     plain = model.generate(["a dog barks", "rain"], steps=2, negative_caption="a dog barks")
     assert torch.equal(model.generate([caption, "rain"], steps=2, negative_caption=caption), plain)
