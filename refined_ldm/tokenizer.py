@@ -24,6 +24,23 @@ GPT2_END = "<|endoftext|>"
 KNOWN_SENTENCE = "Hello world"  # a tokenizer with an empty or another vocabulary fails on it
 
 
+CONTROL = r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+"  # characters that no caption is written with, line breaks among them
+
+
+def one_line(text: str) -> str:
+    """A caption in any script as one line, or "": control characters and line breaks count as spaces.
+
+    Raises ValueError for what is no text.
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"a caption must be a string, got {text!r:.80}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # half of a character, as \ud800 in JSON
+        raise ValueError(f"the caption {text!r:.80} is no text ({error.reason})") from error
+    return re.sub(CONTROL, " ", text).strip()
+
+
 class CaptionTokenizer:
     """list of B captions -> ids (B, L), mask (B, L); the mask is 1 on tokens and 0 on padding.
 
