@@ -13,6 +13,7 @@ import yaml
 from refined_ldm.discriminators import DiscriminatorsConfig
 from refined_ldm.files import atomic_write
 from refined_ldm.hifigan import HiFiGANConfig
+from refined_ldm.integers import settle_numbers
 from refined_ldm.mel import MelConfig
 from refined_ldm.unet import UNetConfig
 from refined_ldm.vae import PatchDiscriminatorConfig, VAEConfig
@@ -53,6 +54,7 @@ class StageConfig:
     save_every: int = 500  # steps
 
     def __post_init__(self):
+        settle_numbers(self)
         _one_of("optimizer", self.optimizer, OPTIMIZERS)
         _one_of("lr_schedule", self.lr_schedule, LR_SCHEDULES)
         _one_of("timesteps", self.timesteps, TIMESTEPS)
@@ -64,6 +66,12 @@ class StageConfig:
             raise ValueError(f"max_steps and lr must be positive, got {self.max_steps} and {self.lr}")
         if self.batch_size < 1 or self.save_every < 1:
             raise ValueError(f"batch_size and save_every must be positive, got {self.batch_size} and {self.save_every}")
+        for name in ("warmup_steps", "disc_start", "crop_frames", "weight_decay", "disc_lr",
+                     "adversarial_weight", "stft_weight", "max_grad_norm"):  # fmt: skip
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if not all(0 <= decay < 1 for decay in (self.ema_decay, *self.betas)):
+            raise ValueError(f"ema_decay and betas must be from 0 to below 1, got {self.ema_decay} and {self.betas}")
 
 
 @dataclass(frozen=True)
@@ -108,6 +116,7 @@ class Config:
     )
 
     def __post_init__(self):
+        settle_numbers(self)
         _one_of("parameterization", self.parameterization, PARAMETERIZATIONS)
         _one_of("vocoder", self.vocoder, VOCODERS)
         _refuse_impossible(self)
@@ -180,8 +189,9 @@ def _refuse_impossible(config):
         sizes = config if part is None else getattr(config, part)
         for size in fields(sizes):
             value, name = getattr(sizes, size.name), size.name if part is None else f"{part}.{size.name}"
-            if size.name not in MAY_BE_ZERO and any(type(n) is int and n < 1 for n in _numbers(value)):
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            least = 0 if size.name in MAY_BE_ZERO else 1
+            if any(type(n) is int and n < least for n in _numbers(value)):
+                raise ValueError(f"{name} must be at least {least}, got {value}")
             if size.name == "channel_mult" and not value:
                 raise ValueError(f"{name} is empty: there must be a level at least")
 
@@ -303,7 +313,7 @@ def _renamed(written, known):
 
 
 def _cast(value, kind, where):
-    """`value` from YAML as `kind`; whole numbers may stand for floats, lists for tuples, nothing else is bent."""
+    """`value` from YAML as `kind`; 15 may stand for 15.0 and 15.0 for 15, lists for tuples, nothing else is bent."""
     if isinstance(kind, UnionType):
         if value is None:
             return None
@@ -314,13 +324,13 @@ def _cast(value, kind, where):
         if len(inner) != len(value):
             raise ValueError(f"{where} must have {len(inner)} values, got {value!r:.80}")
         return tuple(_cast(v, k, where) for v, k in zip(value, inner, strict=True))
-    if kind is float and isinstance(value, str):  # YAML reads 1e-4, without a point, as a string
+    if kind in (int, float) and isinstance(value, str):  # YAML reads 1e-4, without a point, as a string
         with suppress(ValueError):
             value = float(value)
     if kind in (int, float) and type(value) in (int, float) and not abs(value) < LARGEST_NUMBER:  # infinite, or not one
         raise ValueError(f"{where} must be a number below {LARGEST_NUMBER:.0e}, got {value!r:.80}")
-    if kind is float and type(value) is int:
-        value = float(value)
+    if kind is float and type(value) is int or kind is int and type(value) is float and value.is_integer():
+        value = kind(value)
     if type(value) is not kind:
         raise ValueError(f"{where} must be {getattr(kind, '__name__', kind)}, got {value!r:.80}")
     return value

@@ -9,6 +9,7 @@ from functools import partial
 
 import torch
 
+from refined_ldm.integers import whole
 from refined_ldm.randomness import draw
 
 
@@ -21,6 +22,7 @@ class NoiseSchedule:
     @classmethod
     def ldm(cls, steps=1000, beta_start=0.0015, beta_end=0.0195):
         """Latent diffusion's "scaled linear" betas: sqrt(beta) is even (Rombach et al. 2022, AudioLDM's values)."""
+        steps = whole("steps", steps, 1)
         betas = torch.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=torch.float64) ** 2
         return cls((1 - betas).cumprod(0).float())
 
@@ -38,8 +40,7 @@ class NoiseSchedule:
         trailing: evenly spaced, starting at the last one, where the noise is (Lin et al. 2024);
         leading: AudioLDM's DDIM, multiples of 1000 // steps plus one; linspace: DPM-Solver's.
         """
-        if not 1 <= steps <= self.steps:
-            raise ValueError(f"sampling steps must be between 1 and {self.steps}, got {steps}")
+        steps = whole("sampling steps", steps, 1, self.steps)
         if spacing == "trailing":
             return [round(self.steps - k * self.steps / steps) - 1 for k in range(steps)]
         if spacing == "leading":
@@ -88,6 +89,7 @@ def loss_weight(t, schedule, parameterization):
 
 def stratified_timesteps(count, schedule, generator=None):
     """(count,) timesteps, one from each of `count` equal slices of the schedule: a batch sees all noise levels."""
+    count = whole("count", count, 1)
 
     def one_from_each_slice(shape, generator):
         offsets, slices = torch.rand(shape, generator=generator), torch.randperm(*shape, generator=generator)
@@ -98,6 +100,7 @@ def stratified_timesteps(count, schedule, generator=None):
 
 def uniform_timesteps(count, schedule, generator=None):
     """(count,) timesteps, each drawn by itself (Ho et al. 2020, algorithm 1)."""
+    count = whole("count", count, 1)
     return draw(partial(torch.randint, schedule.steps), (count,), generator)
 
 
@@ -123,7 +126,7 @@ def ddim_sample(denoise, z_T, c, schedule, steps=200, eta=0.0, generator=None, s
     one for each row.
     on_step(k, steps) is called after each step, for a progress bar.
     """
-    z_t, timesteps = z_T, schedule.timesteps(steps, spacing)
+    z_t, timesteps, steps = z_T, schedule.timesteps(steps, spacing), whole("steps", steps)
     for k, now in enumerate(timesteps):
         t = torch.full((len(z_t),), now, device=z_t.device)
         following = timesteps[k + 1] if k + 1 < steps else 0  # the last step ends at alpha_bar_0, as published
@@ -146,7 +149,7 @@ def dpmpp_sample(denoise, z_T, c, schedule, steps=25, spacing="trailing", on_ste
     A second-order multistep solver in the log signal-to-noise ratio: 25 steps come as near the exact solution of the
     sampling equation as about 100 of DDIM. The first and the last step are of first order; the last ends at z_0.
     """
-    z_t, timesteps = z_T, schedule.timesteps(steps, spacing)
+    z_t, timesteps, steps = z_T, schedule.timesteps(steps, spacing), whole("steps", steps)
     if len(set(timesteps)) < steps:
         raise ValueError(f"{steps} {spacing} steps come twice to a timestep, where the solver cannot move: take fewer")
     half_log_snr = 0.5 * (schedule.alpha_bar.double() / (1 - schedule.alpha_bar.double())).log()

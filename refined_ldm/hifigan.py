@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
+from refined_ldm.integers import settle_numbers
 from refined_ldm.mel import LDM_MEL, MelConfig, griffin_lim, match_mel
 
 
@@ -34,6 +35,9 @@ class HiFiGANConfig:
     istft_hop: int = 1  # samples a frame of the inverse STFT stands for
     griffin_lim_iterations: int = 0  # more: the inverse STFT corrects what Griffin-Lim makes of the mel
     mel_corrections: int = 0  # how often what came out is held against the mel that went in (`match_mel`)
+
+    def __post_init__(self):
+        settle_numbers(self)
 
     @property
     def hop_length(self) -> int:
