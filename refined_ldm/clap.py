@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import ClapAudioConfig, ClapAudioModel, GPT2Config, GPT2Model, RobertaConfig, RobertaModel
 
+from refined_ldm.integers import settle_numbers, whole_rate
 from refined_ldm.mel import mel_filterbank
 from refined_ldm.tokenizer import TOKENIZERS
 from refined_ldm.weights import is_ours, load_into, read_weights, save_weights
@@ -48,6 +49,9 @@ class ClapConfig:
     max_tokens: int = 77  # longer captions are cut, their end marker kept
     embedding_dim: int = 256
     projection_dropout: float = 0.1  # gpt2 only
+
+    def __post_init__(self):
+        settle_numbers(self)
 
     @property
     def samples(self):
@@ -321,6 +325,7 @@ class Clap(nn.Module):
 
 def resample(waveform, sample_rate, wanted):
     """waveform (B, N) from `sample_rate` to `wanted` Hz by SoX's band-limited interpolation."""
+    sample_rate, wanted = whole_rate(sample_rate), whole_rate(wanted, "wanted")
     if sample_rate == wanted:
         return waveform
     resampled = soxr.resample(waveform.detach().cpu().numpy().T, sample_rate, wanted)

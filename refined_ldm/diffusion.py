@@ -13,6 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from refined_ldm.integers import whole
 from refined_ldm.randomness import draw
 
 Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]  # z_t (B, C, T, F), t (B,), c (B, D) -> eps (B, C, T, F)
@@ -30,6 +31,7 @@ class NoiseSchedule:
     @classmethod
     def ldm(cls, steps: int = 1000, beta_start: float = 0.0015, beta_end: float = 0.0195) -> "NoiseSchedule":
         """Latent diffusion's "scaled linear" betas: sqrt(beta) is even (Rombach et al. 2022, AudioLDM's values)."""
+        steps = whole("steps", steps, 1)
         betas = torch.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=torch.float64) ** 2
         return cls((1 - betas).cumprod(0).float())
 
@@ -48,8 +50,7 @@ class NoiseSchedule:
         trailing: evenly spaced, starting at the last one, where the noise is (Lin et al. 2024);
         leading: AudioLDM's DDIM, multiples of 1000 // steps plus one; linspace: DPM-Solver's.
         """
-        if not 1 <= steps <= self.steps:
-            raise ValueError(f"sampling steps must be between 1 and {self.steps}, got {steps}")
+        steps = whole("sampling steps", steps, 1, self.steps)
         if spacing == "trailing":
             return [round(self.steps - k * self.steps / steps) - 1 for k in range(steps)]
         if spacing == "leading":
@@ -106,6 +107,7 @@ def loss_weight(t: Tensor, schedule: NoiseSchedule, parameterization: str) -> Te
 
 def stratified_timesteps(count: int, schedule: NoiseSchedule, generator: torch.Generator | None = None) -> Tensor:
     """(count,) timesteps, one from each of `count` equal slices of the schedule: a batch covers all noise levels."""
+    count = whole("count", count, 1)
 
     def one_from_each_slice(shape: tuple[int], generator: torch.Generator | None) -> Tensor:
         offsets, slices = torch.rand(shape, generator=generator), torch.randperm(*shape, generator=generator)
@@ -116,6 +118,7 @@ def stratified_timesteps(count: int, schedule: NoiseSchedule, generator: torch.G
 
 def uniform_timesteps(count: int, schedule: NoiseSchedule, generator: torch.Generator | None = None) -> Tensor:
     """(count,) independent uniform timesteps (Ho et al. 2020, algorithm 1)."""
+    count = whole("count", count, 1)
     return draw(partial(torch.randint, schedule.steps), (count,), generator)
 
 
@@ -163,7 +166,7 @@ def ddim_sample(
 
     Notebook: 03
     """
-    z_t, timesteps = z_T, schedule.timesteps(steps, spacing)
+    z_t, timesteps, steps = z_T, schedule.timesteps(steps, spacing), whole("steps", steps)
     for k, now in enumerate(timesteps):
         t = torch.full((len(z_t),), now, device=z_t.device)
         following = timesteps[k + 1] if k + 1 < steps else 0  # the last step ends at alpha_bar_0, as published
@@ -196,7 +199,7 @@ def dpmpp_sample(
 
     Notebook: 03
     """
-    z_t, timesteps = z_T, schedule.timesteps(steps, spacing)
+    z_t, timesteps, steps = z_T, schedule.timesteps(steps, spacing), whole("steps", steps)
     if len(set(timesteps)) < steps:
         raise ValueError(f"{steps} {spacing} steps come twice to a timestep, where the solver cannot move: take fewer")
     half_log_snr = 0.5 * (schedule.alpha_bar.double() / (1 - schedule.alpha_bar.double())).log()

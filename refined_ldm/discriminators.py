@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from refined_ldm.integers import settle_numbers
+
 Output = tuple[Tensor, list[Tensor]]  # logits (B, L), feature maps of every layer
 
 
@@ -25,6 +27,9 @@ class DiscriminatorsConfig:
     periods: tuple[int, ...] = (2, 3, 5, 7, 11)  # samples; primes overlap least
     scales: int = 3  # the waveform, and its averages over 2 and 4 samples
     resolutions: tuple[int, ...] = ()  # samples; windows of the spectrogram discriminators, which HiFi-GAN lacks
+
+    def __post_init__(self):
+        settle_numbers(self)
 
 
 def _logits_and_features(convs: nn.ModuleList, conv_post: nn.Module, x: Tensor) -> Output:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
+from refined_ldm.integers import settle_numbers
 from refined_ldm.mel import LDM_MEL, MelConfig, griffin_lim, match_mel
 
 
@@ -36,6 +37,9 @@ class HiFiGANConfig:
     istft_hop: int = 1  # samples a frame of the inverse STFT stands for
     griffin_lim_iterations: int = 0  # more: the inverse-STFT head corrects Griffin-Lim's estimate from the mel
     mel_corrections: int = 0  # iterations of `match_mel`, which bring the output's mel nearer to the input
+
+    def __post_init__(self):
+        settle_numbers(self)
 
     @property
     def hop_length(self) -> int:

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from refined_ldm.integers import settle_numbers, whole, whole_rate
+
 
 @dataclass(frozen=True)
 class MelConfig:
@@ -28,6 +30,8 @@ class MelConfig:
     floor: float = 1e-5  # magnitudes below this are silence: log(1e-5) = -11.5
 
     def __post_init__(self):
+        settle_numbers(self)
+        whole_rate(self.sample_rate)
         if self.hop_length < 1 or self.hop_length > self.n_fft or (self.n_fft - self.hop_length) % 2:
             raise ValueError(f"n_fft - hop_length must be even and >= 0, got {self.n_fft} - {self.hop_length}")
         if not 0 <= self.fmin < self.fmax <= self.sample_rate / 2:
@@ -139,6 +143,7 @@ def griffin_lim(
     target = _magnitudes(mel, config)  # (B, F, T)
     with torch.autocast(mel.device.type, enabled=False):
         magnitude = _unmel(target, config)  # (B, n_fft // 2 + 1, T)
+    iterations = whole("iterations", iterations, 0)
     generator = generator or torch.Generator().manual_seed(0)
     angle = 2 * torch.pi * torch.rand(magnitude.shape[1:], generator=generator).to(mel.device)  # of every clip
     estimate, previous = torch.polar(magnitude, angle.expand_as(magnitude)), 0
@@ -159,6 +164,7 @@ def match_mel(waveform: Tensor, mel: Tensor, config: MelConfig = LDM_MEL, iterat
 
     Notebook: 04
     """
+    iterations = whole("iterations", iterations, 0)
     target = _magnitudes(mel, config).clamp(min=config.floor)  # (B, F, T)
     if waveform.shape[1] != target.shape[2] * config.hop_length:
         raise ValueError(

@@ -15,8 +15,10 @@ from refined_ldm.conditioning import guided_noise
 from refined_ldm.config import Config, load_config, preset
 from refined_ldm.diffusion import NoiseSchedule, ddim_sample, dpmpp_sample, loss_weight, noise_like, to_noise
 from refined_ldm.hifigan import HiFiGAN
+from refined_ldm.integers import whole, whole_seed
 from refined_ldm.linear_denoiser import ConditionalLinearDenoiser, GaussianDenoiser
 from refined_ldm.mel import MelSpectrogram, griffin_lim, is_silent_mel
+from refined_ldm.tokenizer import one_line
 from refined_ldm.unet import UNet
 from refined_ldm.vae import MelVAE
 from refined_ldm.weights import load_into, read_weights, save_weights
@@ -52,7 +54,7 @@ class RefinedAudioLDM(nn.Module):
         self.schedule = NoiseSchedule.ldm(config.diffusion_steps, config.beta_start, config.beta_end)
         self.mel = MelSpectrogram(config.mel)
         with torch.random.fork_rng():
-            torch.manual_seed(seed)
+            torch.manual_seed(whole_seed(seed))
             self.clap = Clap(CLAP_PRESETS[config.clap]) if clap is None else clap
             self.vae = MelVAE(config.vae)
             self.unet = UNet(config.unet)
@@ -123,12 +125,14 @@ class RefinedAudioLDM(nn.Module):
         """Captions (a list of B strings) -> waveforms (B, N) in [-1, 1], N = seconds * 16000.
 
         None takes the preset's value. The noise of a caption depends on `seed` and on the caption alone, so its sound
-        does not change with the others in the list. negative_caption: what guidance moves away from. sampler: "dpmpp",
+        does not change with the others in the list. Line breaks and control characters in a caption count as spaces.
+        negative_caption: what guidance moves away from. sampler: "dpmpp",
         or "ddim" with its eta. guidance_interval: the first and the last timestep that are guided; the others take half
         the time. candidates: how many to draw per caption, of which the CLAP embedding keeps the nearest.
         """
         if isinstance(captions, str):
             raise ValueError(f"captions must be a list of strings, got one string: write [{captions!r}]")
+        captions = list(captions)
         if not captions:
             raise ValueError("captions is empty: give at least one")
         if sampler not in ("dpmpp", "ddim"):
@@ -137,8 +141,10 @@ class RefinedAudioLDM(nn.Module):
         candidates = self.config.candidates if candidates is None else candidates
         if not 0.01 <= seconds <= 120:
             raise ValueError(f"seconds must be between 0.01 and 120, got {seconds}")
-        if candidates < 1:
-            raise ValueError(f"candidates must be at least 1, got {candidates}")
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta must be between 0 and 1, got {eta}")
+        candidates, seed = whole("candidates", candidates, 1), whole_seed(seed)
+        captions, negative_caption = [one_line(caption) for caption in captions], one_line(negative_caption)
         repeated = [caption for caption in captions for _ in range(candidates)]
         embedding = self.clap.embed_text(repeated)
         generators = self._generators(repeated, seed)
@@ -173,6 +179,7 @@ class RefinedAudioLDM(nn.Module):
         if not math.isfinite(guidance):
             raise ValueError(f"guidance_scale must be a finite number, got {guidance}")
         interval = self.config.guidance_interval if guidance_interval is None else guidance_interval
+        interval = tuple(whole("guidance_interval", t, 0) for t in interval)
         if unconditional is None:
             unconditional = self.clap.embed_text([""])[0]
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from refined_ldm.integers import settle_numbers
 from refined_ldm.randomness import draw
 
 
@@ -26,6 +27,9 @@ class VAEConfig:
     channel_mult: tuple[int, ...] = (1, 2, 4)  # width of each level, halved in time and frequency between levels
     num_res_blocks: int = 2  # per level
     norm_groups: int = 32
+
+    def __post_init__(self):
+        settle_numbers(self)
 
     @property
     def downsampling(self) -> int:
@@ -227,6 +231,9 @@ class PatchDiscriminatorConfig:
 
     channels: int = 64  # of the first layer, doubled by each of the others
     layers: int = 3  # number of layers that halve both axes: with 3, a patch is 70 frames x 70 bands
+
+    def __post_init__(self):
+        settle_numbers(self)
 
 
 class PatchDiscriminator(nn.Module):

@@ -282,8 +282,6 @@ def budget(options):
     from refined_ldm.evaluation.embeddings.aisfx import Aisfx
     from refined_ldm.evaluation.pitch import Crepe
 
-    if options.clips < 2:
-        raise ValueError(f"--clips must be 2 or more, got {options.clips}: a distance between sets needs a set")
     model = _open(options, pick_device(options.device))
     recordings = read_recordings(options.recordings, model.config.seconds) if options.recordings else None
     judge, tracker = Aisfx.load(), None if options.recordings else Crepe.load()
@@ -375,9 +373,9 @@ def notebooks(options):
 
 
 def _literal(text):
-    """A parameter as JSON would read it, else as the string it is: 3 -> 3, true -> True, rain -> "rain"."""
+    """A parameter as JSON would read it, else as the string it is: 3 -> 3, true and True -> True, rain -> "rain"."""
     try:
-        return json.loads(text)
+        return {"True": True, "False": False}[text] if text in ("True", "False") else json.loads(text)
     except ValueError:
         return text
 

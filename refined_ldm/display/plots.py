@@ -22,6 +22,7 @@ import torch
 
 import refined_ldm
 from refined_ldm.evaluation.budget import WAYS
+from refined_ldm.integers import whole
 from refined_ldm.mel import LDM_MEL, MelSpectrogram, hz_to_mel
 
 ROOT = Path(refined_ldm.__file__).resolve().parent.parent
@@ -70,7 +71,7 @@ def plot_mels(mels, titles=(), config=LDM_MEL, columns=3, size=(3.2, 2.1)):
     if mels.ndim != 4 or mels.shape[1] != 1:
         raise ValueError(f"mels must be (B, 1, T, F), got {tuple(mels.shape)}")
     levels = _decibels(mels, config)[:, 0]  # (B, T, F)
-    columns = min(columns, len(levels))
+    columns = min(whole("columns", columns, 1), len(levels))
     rows = math.ceil(len(levels) / columns)
     figure = plt.figure(figsize=(max(5, size[0] * columns), 0.5 + size[1] * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
@@ -166,6 +167,7 @@ def loss_curve(losses, ax=None, smooth=50, labels=(), log=False, title="", live=
 
 def running_mean(values, steps):
     """Mean of the `steps` values around each one, of fewer at the ends: (n,) -> (n,)."""
+    steps = whole("steps", steps, 1)
     box = np.ones(min(steps, len(values)))
     return np.convolve(values, box, "same") / np.convolve(np.ones(len(values)), box, "same")
 
@@ -174,6 +176,7 @@ def loss_by_timestep(timesteps, losses, bins=10, steps=1000, ax=None, title="", 
     """Draw the loss of each example over its diffusion step, and the mean of `bins` equal ranges -> axes."""
     ax = ax or plt.figure().subplots()
     timesteps, losses = _array(timesteps).reshape(-1), _array(losses).reshape(-1)
+    bins, steps = whole("bins", bins, 1), whole("steps", steps, 1)
     edges = np.linspace(0, steps, bins + 1)
     which = np.clip(np.digitize(timesteps, edges) - 1, 0, bins - 1)
     means = [losses[which == k].mean() if (which == k).any() else np.nan for k in range(bins)]

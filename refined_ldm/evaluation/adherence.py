@@ -29,6 +29,7 @@ from refined_ldm.evaluation.metrics import (
     label_matrix,
     zero_shot,
 )
+from refined_ldm.integers import whole
 from refined_ldm.scenes.classes import CLASSES
 from refined_ldm.scenes.dataset import KINDS, SoundScenes
 
@@ -79,6 +80,7 @@ def fit_probe(
     on_clips: Progress | None = None,
 ) -> ProbedEmbedding:
     """Fit a probe to `size` rendered scenes of `val`. on_clips(done, all) reports progress. Notebook: 05"""
+    size, batch_size = whole("size", size, 1), whole("batch_size", batch_size, 1)
     scenes = SoundScenes("val", size, seconds, seed)
     embeddings, labels = [], []
     for start in range(0, size, batch_size):
@@ -95,6 +97,7 @@ def rendered_clips(
     count: int, split: str = "test", kinds: tuple[str, ...] = KINDS, seed: int = 0, seconds: float = 2.56
 ) -> list[dict[str, Any]]:
     """The first `count` scenes of a split, rendered: a list of `SoundScenes` items."""
+    count = whole("count", count, 1)
     scenes = SoundScenes(split, count, seconds, seed, kinds)
     return [scenes[i] for i in range(count)]
 
@@ -133,7 +136,7 @@ def evaluate_copied(
     probed: ProbedEmbedding, model: "RefinedAudioLDM", items: list[dict[str, Any]], batch_size: int = 8
 ) -> AdherenceResult:
     """The upper bound of the model: the rendered clips through mel, VAE and vocoder, without diffusion."""
-    batches = _waveforms(items).to(model.device).split(batch_size)
+    batches = _waveforms(items).to(model.device).split(whole("batch_size", batch_size, 1))
     embeddings = [probed.embed_audio(model.to_waveform(model.decode(model.encode(w)))) for w in batches]
     return evaluate_embeddings(probed, np.concatenate(embeddings), items)
 
@@ -150,7 +153,7 @@ def evaluate_generated(
     **settings: Any,
 ) -> AdherenceResult:
     """Clips generated from the captions of `items`. guidance, steps: None: the preset's; settings: of `generate`."""
-    captions, embeddings = [item["caption"] for item in items], []
+    captions, embeddings, batch_size = [item["caption"] for item in items], [], whole("batch_size", batch_size, 1)
     seconds = items[0]["waveform"].shape[0] / probed.sample_rate
     for start in range(0, len(items), batch_size):
         batch = captions[start : start + batch_size]
@@ -178,7 +181,7 @@ def summary(result: AdherenceResult, reference: AdherenceResult | None = None, p
     low, high = bootstrap_interval(np.mean, result.recall)
     metrics = {"clips": len(result.rows), "recall": float(result.recall.mean()), "low": low, "high": high}
     if reference is not None:
-        pca = min(pca, len(result.rows) - 1, *reference.embeddings.shape)
+        pca = min(whole("pca", pca, 1), len(result.rows) - 1, *reference.embeddings.shape)
         metrics |= {"frechet": frechet_distance(result.embeddings, reference.embeddings, pca), "pca": pca}
     return metrics
 
@@ -197,7 +200,7 @@ def measure_adherence(
     Names: rendered, copied (through VAE and vocoder), generated, shuffled; each "…, one event" and "…, all kinds".
     A row's Frechet distance is to the rendered clips of the same captions. Notebook: 05
     """
-    results, table = {}, []
+    results, table, count = {}, [], whole("count", count, 2)
     for name, kinds in {"one event": EVENT, "all kinds": KINDS}.items():
         items = rendered_clips(count, kinds=kinds, seconds=model.config.seconds)
         found = {"rendered": evaluate_rendered(probed, items), "copied": evaluate_copied(probed, model, items)}

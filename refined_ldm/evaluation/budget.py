@@ -21,6 +21,7 @@ from refined_ldm.evaluation.adherence import Judge, rendered_clips
 from refined_ldm.evaluation.metrics import bootstrap_interval, frechet_distance, kernel_distance
 from refined_ldm.evaluation.pitch import Crepe, pitch_errors, played_notes
 from refined_ldm.evaluation.scores import projection
+from refined_ldm.integers import whole, whole_numbers
 from refined_ldm.mel import griffin_lim
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def copies(
         "vocoder": model.vocoder,
     }
     made = {way: [] for way in ways}
-    for part in waveform.split(batch_size):
+    for part in waveform.split(whole("batch_size", batch_size, 1)):
         mel = model.mel(part.to(model.device))
         reconstruction = model.vae.decode(model.vae.encode(mel).mean)
         for way in ways:
@@ -112,6 +113,7 @@ def error_budget(
 
     Notebook: 04
     """
+    clips, seed = whole_numbers(clips=clips, seed=seed)
     rate = model.config.mel.sample_rate
     if recordings is None:
         items = rendered_clips(clips, seed=seed, seconds=model.config.seconds)

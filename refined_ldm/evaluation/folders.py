@@ -11,19 +11,19 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import count
-from pathlib import Path, PurePath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-import soundfile
 import soxr
 import torch
 
-from refined_ldm.audio import SILENCE, audio_seconds, load_audio
-from refined_ldm.data.captioned_audio import AUDIO_SUFFIXES
+from refined_ldm.audio import SILENCE, audio_info, load_audio
+from refined_ldm.data.listing import AUDIO_SUFFIXES, find_files, is_sound, pair, passed_over, without_ending
 from refined_ldm.data.tables import clean_caption, field, read_rows
 from refined_ldm.evaluation.embeddings.registry import Embedding, open_embedding
 from refined_ldm.evaluation.scores import METRICS, FolderEmbeddings, Score, compute_scores
 from refined_ldm.files import atomic_write
+from refined_ldm.integers import whole, whole_rate, whole_seed
 
 RESAMPLER = f"soxr HQ {soxr.__version__}"  # what `load_audio` uses, at its default quality
 
@@ -103,12 +103,24 @@ def _check_apart(generated: Path, reference: Path) -> None:
         )
 
 
-def _sounds(folder: Path) -> list[Path]:
-    """All sound files in a folder and its subfolders."""
+def _check_different(generated: list[Path], reference: list[Path]) -> None:
+    """Raise ValueError if links lead from both folders to the same files."""
+    real = {os.path.realpath(path): path for path in reference}
+    if both := [path for path in generated if os.path.realpath(path) in real]:
+        raise ValueError(
+            f"{len(both)} files are in both folders by way of links, {both[0]} and "
+            f"{real[os.path.realpath(both[0])]}: each must be in one"
+        )
+
+
+def _sounds(folder: Path, captions: str | Path | None) -> tuple[list[Path], str]:
+    """All sound files in a folder and its subfolders, also behind links -> their paths, a line about other files."""
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}")
-    paths = (path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
-    return sorted((path for path in paths if not path.name.startswith(".")), key=lambda path: path.as_posix())
+    files, repeated = find_files(folder)
+    sounds = sorted(filter(is_sound, files), key=lambda path: path.as_posix())
+    others = set(files) - set(sounds) - {captions and Path(captions)}
+    return sounds, passed_over(map(str, others), folders_that_a_link_leads_to_again=repeated)
 
 
 def _load(path: Path, embedder: Embedding, sample_rate: int | None) -> torch.Tensor:
@@ -126,19 +138,18 @@ def _load(path: Path, embedder: Embedding, sample_rate: int | None) -> torch.Ten
 
 
 def _check_files(
-    folder: Path, embedder: Embedding, sample_rate: int | None, on_file: Callable[[], None]
+    folder: Path, paths: list[Path], embedder: Embedding, sample_rate: int | None, on_file: Callable[[], None]
 ) -> tuple[list[Path], Side]:
-    """Decode every file of a folder -> the paths of the usable ones, statistics of all."""
+    """Decode every sound of a folder -> the paths of the usable ones, statistics of all."""
     good, silent, longest, rates, faults = [], 0, 0.0, set(), []
-    for path in _sounds(folder):
+    for path in paths:
         try:
             waveform = _load(path, embedder, sample_rate)
             silent += int(waveform.abs().max() < SILENCE)
-            longest = max(longest, audio_seconds(path))
+            length, rate = audio_info(path)
+            longest = max(longest, length)
+            rates.add(rate)
             good.append(path)
-            rates.add(soundfile.info(path).samplerate)
-        except soundfile.LibsndfileError:
-            pass  # it was read by audioread, which knows more formats
         except (ValueError, OSError) as fault:
             faults.append(str(fault))
         on_file()
@@ -151,16 +162,32 @@ def _names(paths: list[Path], folder: Path) -> list[str]:
 
 
 def read_captions(path: str | Path) -> dict[str, str]:
-    """A CSV file with the columns `file` and `caption` -> {name without ending: its first caption}."""
+    """A CSV file with the columns `file` and `caption` -> {name as it is written: its first caption}."""
     captions = {}
     for number, row in read_rows(path, ("file", "caption")):
         if row["file"] and row["caption"]:  # a clip may have none
             try:
-                file, caption = PurePath(field(row, "file")), clean_caption(field(row, "caption"))
+                file, caption = PurePosixPath(field(row, "file")), clean_caption(field(row, "caption"))
             except ValueError as fault:
                 raise ValueError(f"{path}, line {number}: {fault}") from fault
-            captions.setdefault(os.path.splitext(file.as_posix())[0], caption)
+            captions.setdefault(os.path.normpath(file), caption)
     return captions
+
+
+def captions_of(names: list[str], captions: dict[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Pair files (paths below their folder) with {name: caption} -> ({file: caption}, the names without a file).
+
+    A row belongs to the file with its whole name, else to those that differ in the ending or in upper and lower case.
+    Raises ValueError if rows with different captions match a file equally well.
+    """
+    pairs, left = pair(names, {name: name for name in captions})
+    for file, rows in pairs.items():
+        if len({captions[row] for row in rows}) > 1:
+            raise ValueError(
+                f"which caption is that of {file}? {' and '.join(map(repr, rows))} name it equally well: "
+                "give its whole name"
+            )
+    return {file: captions[rows[0]] for file, rows in pairs.items()}, left
 
 
 def _embed(
@@ -202,14 +229,19 @@ def compare_folders(
 
     Notebook: 05
     """
+    pca, seed = whole("pca", pca or 0, 0), whole_seed(seed)
+    sample_rate = None if sample_rate is None else whole_rate(sample_rate)
     folders = Path(generated), Path(reference)
-    files = sum(len(_sounds(folder)) for folder in folders)
+    (paths, passed), (real_paths, real_passed) = (_sounds(f, captions) for f in folders)
+    files = len(paths) + len(real_paths)
     _check_apart(*folders)
-    caption_of = read_captions(captions) if captions else {}
+    _check_different(paths, real_paths)
+    listed = read_captions(captions) if captions else {}
     embedder = open_embedding(embedding, checkpoint, tokenizer, device)
 
     on_file = _progress(on_clips, "checking", files)
-    (made, made_side), (real, real_side) = (_check_files(f, embedder, sample_rate, on_file) for f in folders)
+    made, made_side = _check_files(folders[0], paths, embedder, sample_rate, on_file)
+    real, real_side = _check_files(folders[1], real_paths, embedder, sample_rate, on_file)
     faults = made_side.skipped + real_side.skipped
     if faults and not skip_bad:
         message = f"{len(faults)} of {files} files cannot be used; --skip-bad (skip_bad=True) leaves them out:"
@@ -221,15 +253,15 @@ def compare_folders(
                 f"{' '.join(sorted(AUDIO_SUFFIXES))}"
             )
     names = _names(made, folders[0])
-    captioned = [i for i, name in enumerate(names) if name in caption_of]
+    whole_names = [path.relative_to(folders[0]).as_posix() for path in made]
+    caption_of, unnamed = captions_of(whole_names, listed)
+    captioned = [i for i, name in enumerate(whole_names) if name in caption_of]
     if captions and not captioned:
-        raise ValueError(
-            f"{captions} names none of the clips in {generated}: {next(iter(caption_of), 'nothing')!r} is no "
-            f"{names[0]!r}"
-        )
+        first = without_ending(next(iter(listed), "nothing"))
+        raise ValueError(f"{captions} names none of the clips in {generated}: {first!r} is no {names[0]!r}")
     text = None
     if embedder.embed_text and captioned:
-        text = embedder.embed_text([caption_of[names[i]] for i in captioned])
+        text = embedder.embed_text([caption_of[whole_names[i]] for i in captioned])
 
     on_file = _progress(on_clips, "embedding", len(made) + len(real))
     g = _embed(made, folders[0], embedder, sample_rate, on_file)
@@ -249,7 +281,10 @@ def compare_folders(
         "heard_seconds": embedder.seconds,
     }
     notes = _notes(made_side, real_side, metadata, pca, kept, rows, len(made) - len(captioned) if captions else 0)
-    return Comparison(made_side, real_side, metadata, kept, seed, scores, left_out, tuple(notes))
+    more = [f"passed over in {generated}: {passed}"] * bool(passed)
+    more += [f"passed over in {reference}: {real_passed}"] * bool(real_passed)
+    more += [f"{len(unnamed)} rows of {captions} name no generated clip: {', '.join(unnamed[:3])}"] * bool(unnamed)
+    return Comparison(made_side, real_side, metadata, kept, seed, scores, left_out, (*notes, *more))
 
 
 def _notes(

@@ -17,6 +17,8 @@ from scipy.linalg import eigh
 from scipy.optimize import minimize
 from scipy.special import expit, log_softmax, softmax
 
+from refined_ldm.integers import whole, whole_seed
+
 
 def as_rows(x: ArrayLike, name: str) -> np.ndarray:
     """An array or tensor -> (n, d) float64 array; raises ValueError unless it is a matrix of finite values."""
@@ -65,8 +67,7 @@ def frechet_distance(a: ArrayLike, b: ArrayLike, pca: int | None = None) -> floa
     shift = b.mean(axis=0)
     a, b = a - shift, b - shift
     if pca is not None:
-        if not 1 <= pca <= min(b.shape):
-            raise ValueError(f"pca must be 1 to {min(b.shape)} for a reference of {b.shape}, got {pca}")
+        pca = whole(f"pca, for a reference of {b.shape},", pca, 1, min(b.shape))
         width = b.shape[1]
         directions = eigh(b.T @ b, subset_by_index=(width - pca, width - 1))[1]  # (d, k)
         a, b = a @ directions, b @ directions
@@ -85,7 +86,7 @@ def frechet_infinity(a: ArrayLike, b: ArrayLike, pca: int | None = None, sizes: 
     Chong & Forsyth 2020; for audio Gui et al. 2024. Subsets have n/4 to n clips; b is always whole and keeps its bias.
     """
     a, b = _same_width(a, b)
-    rng = np.random.default_rng(seed)
+    rng, sizes = np.random.default_rng(whole_seed(seed)), whole("sizes", sizes, 1)
     counts = np.unique(np.linspace(max(2, len(a) // 4), len(a), sizes).astype(int))
     if len(counts) < 2:
         raise ValueError(f"a line needs subsets of 2 or more sizes, got {len(a)} clips in `a` and sizes={sizes}")
@@ -142,6 +143,7 @@ def inception_score(p: ArrayLike, splits: int = 1) -> float:
     Published figures are the mean over 10 `splits` of the shuffled clips; it is lower the smaller a split is.
     """
     p = _probabilities(as_rows(p, "p"), "p")
+    splits = whole("splits", splits, 1, len(p))
 
     def score(part: np.ndarray) -> float:
         log_ratio = np.log(np.maximum(part, 1e-300)) - np.log(np.maximum(part.mean(axis=0), 1e-300))
@@ -182,8 +184,7 @@ def recall_at_k(queries: ArrayLike, candidates: ArrayLike, k: int) -> float:
     random order, on average: an encoder that maps everything to one point scores k / n.
     """
     queries, candidates = _paired(queries, candidates)
-    if not 1 <= k <= len(candidates):
-        raise ValueError(f"k must be 1 to {len(candidates)}, got {k}")
+    k = whole("k", k, 1, len(candidates))
     return float(found_at_k(unit(queries, "queries") @ unit(candidates, "candidates").T, k).mean())
 
 
@@ -284,7 +285,7 @@ class LinearProbe:
             gradient = np.vstack([x.T @ error + self.penalty * weight, error.sum(axis=0)])
             return loss / len(x) + self.penalty / 2 * (weight**2).sum(), gradient.ravel()
 
-        start, options = np.zeros(np.prod(shape)), {"maxiter": max_iterations}
+        start, options = np.zeros(np.prod(shape)), {"maxiter": whole("max_iterations", max_iterations, 1)}
         found = minimize(loss_and_gradient, start, jac=True, method="L-BFGS-B", options=options)
         self.weight, self.bias = found.x.reshape(shape)[:-1], found.x.reshape(shape)[-1]
         return self
@@ -299,7 +300,7 @@ class LinearProbe:
 
     def predict(self, x: ArrayLike, m: int = 1) -> list[tuple[str, ...]]:
         """Embeddings (n, d) -> for each clip its m likeliest class names, the likeliest first."""
-        best = np.argsort(-self.logits(x), axis=1, kind="stable")[:, :m]
+        best = np.argsort(-self.logits(x), axis=1, kind="stable")[:, : whole("m", m, 1, len(self.classes))]
         return [tuple(self.classes[k] for k in row) for row in best]
 
     def _link(self, logits: np.ndarray) -> np.ndarray:
@@ -330,7 +331,9 @@ def bootstrap_interval(
     n = len(arrays[0])
     if n < 2 or any(len(x) != n for x in arrays):
         raise ValueError(f"arrays must have the same number of rows, 2 or more, got {[len(x) for x in arrays]}")
-    rng = np.random.default_rng(seed)
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
+    rng, resamples = np.random.default_rng(whole_seed(seed)), whole("resamples", resamples, 1)
     rows = (rng.integers(n, size=n) for _ in range(resamples))
     draws = np.array([statistic(*(x[i] for x in arrays)) for i in rows])
     if centre:
@@ -351,6 +354,6 @@ def real_vs_real(
     reference = as_rows(reference, "reference")
     if len(reference) < 4:
         raise ValueError(f"two halves need 4 clips or more, got {len(reference)}")
-    rng, half = np.random.default_rng(seed), len(reference) // 2
+    rng, half, splits = np.random.default_rng(whole_seed(seed)), len(reference) // 2, whole("splits", splits, 1)
     orders = (rng.permutation(len(reference)) for _ in range(splits))
     return float(np.mean([metric(reference[i[:half]], reference[i[half : 2 * half]]) for i in orders]))

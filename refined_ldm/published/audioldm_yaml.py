@@ -270,6 +270,8 @@ def _checked(key, value, kind, least):
     if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
         with suppress(ValueError, OverflowError):
             value = float(value)
+    if kind is int and isinstance(value, float) and value.is_integer() and abs(value) < LARGEST_NUMBER:
+        value = int(value)
     whole = [value] if kind is int else value if kind is list and isinstance(value, list) else []
     beyond = type(value) in (int, float) and not abs(value) < LARGEST_NUMBER
     if type(value) is not kind or beyond or any(type(n) is not int or n < least for n in whole):

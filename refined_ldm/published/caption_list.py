@@ -9,6 +9,7 @@ from pathlib import Path
 from refined_ldm.config import load_config
 from refined_ldm.data.tables import clean_caption
 from refined_ldm.durable.run_state import load_scale
+from refined_ldm.integers import LARGEST_SEED, whole, whole_seed
 from refined_ldm.published.warm_start import load_named_parts
 from refined_ldm.text_to_audio import RefinedAudioLDM, part_path
 from refined_ldm.weights import load_into, read_weights
@@ -165,11 +166,12 @@ def sounds(model, lines, seed=0, steps=None, guidance_scale=None, candidates=Non
 
     A sound depends on `seed`, its caption and how often that came before, not on the other lines.
     """
-    candidates = model.config.candidates if candidates is None else candidates
+    candidates = whole("candidates", model.config.candidates if candidates is None else candidates, 1)
+    seed = whole_seed(seed)
     most = max(1, SOUNDS_AT_ONCE // max(1, candidates))
     for repeat, alike in groupby(lines, key=lambda line: line.repeat):
         alike = list(alike)
         for batch in (alike[start : start + most] for start in range(0, len(alike), most)):
             waveforms = model.generate([line.caption for line in batch], steps=steps, guidance_scale=guidance_scale,
-                                       seed=seed + repeat, candidates=candidates)  # fmt: skip
+                                       seed=(seed + repeat) % (LARGEST_SEED + 1), candidates=candidates)  # fmt: skip
             yield from zip(batch, waveforms.cpu(), strict=True)

@@ -15,10 +15,12 @@ import torch
 
 from refined_ldm.data.caches import CACHED_KEYS, cache_clips, cache_latents, encoded_at_once
 from refined_ldm.data.captioned_audio import CaptionedAudio, loader
+from refined_ldm.data.listing import captions_table
 from refined_ldm.data.shards import find_shards
 from refined_ldm.devices import pick_accelerator
 from refined_ldm.discriminators import Discriminators
 from refined_ldm.durable.run_state import SCALE_FILE, load_scale, precision_of, refuse_old
+from refined_ldm.integers import whole_seed
 from refined_ldm.published.warm_start import find_named_files, load_named_parts, names_files
 from refined_ldm.scenes.dataset import SoundScenes
 from refined_ldm.text_to_audio import part_path
@@ -38,11 +40,11 @@ def open_data(config, split="train", size=None, skip_bad=False):
     skip_bad: leave out recordings that cannot be used, instead of refusing the data set.
     """
     if config.data == "scenes":
-        return SoundScenes(split, size or config.clips, config.seconds)
+        return SoundScenes(split, config.clips if size is None else size, config.seconds)
     path = Path(config.data)
     if path.suffix == ".json":
         return CaptionedAudio.from_audioldm(path, split, config.seconds, config.data_sets, skip_bad=skip_bad)
-    if find_shards(path) and not (path / "captions.csv").is_file():  # archives may lie beside what was in them
+    if find_shards(path) and not (path.is_dir() and captions_table(path)):  # archives may lie beside what was in them
         return CaptionedAudio.from_shards(path, config.seconds, skip_bad=skip_bad)
     reader = CaptionedAudio.from_folder if path.is_dir() else CaptionedAudio.from_csv
     return reader(path, config.seconds, skip_bad=skip_bad)
@@ -85,7 +87,7 @@ def train_stage(model, stage, run_dir, seed=0, resume=False, max_steps=None, lr=
     """
     if stage not in STAGES:
         raise ValueError(f"no stage {stage!r}: choose from {', '.join(STAGES)}")
-    run_dir, config = Path(run_dir), model.config
+    run_dir, config, seed = Path(run_dir), model.config, whole_seed(seed)
     settings = stage_settings(model, stage, max_steps, lr)  # refused before the clips are rendered
     if not resume:
         refuse_old(run_dir / "checkpoints", stage)

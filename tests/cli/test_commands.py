@@ -68,20 +68,20 @@ def test_json_tells_what_was_written(checkpoint, tmp_path, capsys):
 @pytest.mark.parametrize("arguments, told", [
     (["generate", "rain", "--checkpoint", "nowhere", "--out", "o"], "no config.yaml in nowhere"),
     (["generate", "rain", "--preset", "huge", "--out", "o"], "no preset 'huge'"),
-    (["generate", "rain", "--checkpoint", "CHECKPOINT", "--out", "o", "--seconds", "-1"], "seconds must be between"),
-    (["generate", "rain", "--checkpoint", "CHECKPOINT", "--out", "o", "--steps", "0"], "steps must be between 1"),
+    (["generate", "rain", "--checkpoint", "CHECKPOINT", "--out", "o", "--seconds", "-1"], "--seconds must be"),
+    (["generate", "rain", "--checkpoint", "CHECKPOINT", "--out", "o", "--steps", "0"], "--steps must be a whole"),
     (["generate", "rain", "--checkpoint", "CHECKPOINT", "--out", "o", "--device", "abacus"], "abacus"),
     (["generate", "rain", "--checkpoint", "CHECKPOINT", "--out", "CHECKPOINT/config.yaml"], "config.yaml"),
     (["train", "-c", "nowhere.yaml", "--run", "r"], "no configuration at nowhere.yaml"),
     (["train", "--stage", "vae", "unet", "--run", "r"], "no stage unet"),
     (["train", "-c", "SMALL", "--data", "nowhere.csv", "--run", "r", "--stage", "vae"], "nowhere.csv"),
-    (["train", "-c", "SMALL", "--stage", "vae", "--run", "r", "--max-steps", "0"], "max_steps"),
+    (["train", "-c", "SMALL", "--stage", "vae", "--run", "r", "--max-steps", "0"], "--max-steps must"),
     (["train", "-c", "SMALL", "--stage", "ldm", "--run", "r"], "vae.safetensors"),
     (["notebooks", "99"], "no notebook 99"),
     (["notebooks", "--preset", "huge"], "no preset 'huge'"),
-    (["notebooks", "--jobs", "0"], "jobs must be 1 or more, got 0"),
+    (["notebooks", "--jobs", "0"], "--jobs must be a whole number, 1 or more, got 0"),
     (["notebooks", "01", "-p", "colour", "red"], "no notebook has a parameter colour; there are "),
-    (["generate", "rain", "--checkpoint", "CHECKPOINT", "--out", "o", "--guidance", "nan"], "guidance_scale must be a"),
+    (["generate", "rain", "--checkpoint", "CHECKPOINT", "--out", "o", "--guidance", "nan"], "--guidance must be"),
 ])  # fmt: skip
 def test_bad_input_is_one_line_on_stderr_and_status_2(checkpoint, tmp_path, monkeypatch, capsys, arguments, told):
     monkeypatch.chdir(tmp_path)
@@ -92,11 +92,46 @@ def test_bad_input_is_one_line_on_stderr_and_status_2(checkpoint, tmp_path, monk
     assert len(errors) == 1 and errors[0].startswith(f"refined-ldm {arguments[0]}: ") and told in errors[0]
 
 
+@pytest.mark.parametrize("command", [
+    ["generate", "rain", "--out", "o"], ["train"], ["evaluate", "a", "b"], ["budget"],
+    ["infer", "-c", "c", "-l", "l", "--reload_from_ckpt", "r"],
+], ids=lambda command: command[0])  # fmt: skip
+@pytest.mark.parametrize("seed", ["-1", "9223372036854775808", "0.5", "nan", "one", "1e99"])
+def test_a_seed_that_is_none_is_one_line_with_its_option(capsys, command, seed):
+    status, printed, errors = run(capsys, *command, "--seed", seed)
+    assert (status, printed, len(errors)) == (2, [], 1)
+    assert f"{command[0]}: --seed must be a whole number between 0 and 9223372036854775807, got" in errors[0]
+
+
+@pytest.mark.parametrize("arguments", [
+    ["generate", "rain", "--out", "o", "--steps", "-3"], ["generate", "rain", "--out", "o", "--steps", "2.5"],
+    ["generate", "rain", "--out", "o", "--candidates", "0"], ["generate", "rain", "--out", "o", "--seconds", "0"],
+    ["generate", "rain", "--out", "o", "--seconds", "inf"], ["train", "--max-steps", "-1"], ["train", "--lr", "0"],
+    ["train", "--lr", "nan"], ["train", "--lr", "-0.001"], ["evaluate", "a", "b", "--pca", "-3"],
+    ["evaluate", "a", "b", "--pca", "1.5"], ["evaluate", "a", "b", "--sample-rate", "16"],
+    ["evaluate", "a", "b", "--sample-rate", "0"], ["evaluate", "a", "b", "--sample-rate", "-16000"],
+    ["budget", "--clips", "1"], ["experiment", "--iterations", "0"], ["experiment", "--seeds", "-1"],
+    ["experiment", "--clips", "0"], ["notebooks", "--jobs", "1.5"], ["bench", "--few-steps", "3"],
+])  # fmt: skip
+def test_a_number_that_cannot_be_meant_is_one_line_with_its_option(capsys, arguments):
+    status, printed, errors = run(capsys, *arguments)
+    assert (status, printed, len(errors)) == (2, [], 1)
+    assert f"refined-ldm {arguments[0]}: {arguments[-2]} must be" in errors[0] and arguments[-1] in errors[0]
+
+
+def test_a_whole_number_may_be_written_with_a_point(checkpoint, tmp_path, capsys):
+    for folder, steps, seed in (("a", "2", "9007199254740993"), ("b", "2.0", "9007199254740993.0")):  # no float is that
+        arguments = ["--checkpoint", checkpoint, "--out", tmp_path / folder, "--seed", seed, "--steps", steps]
+        assert run(capsys, "generate", "rain", *arguments)[0] == 0
+    (a,), (b,) = ((tmp_path / folder).iterdir() for folder in "ab")
+    assert a.name == b.name == "rain-9007199254740993.wav" and a.read_bytes() == b.read_bytes()
+
+
 @pytest.mark.parametrize("arguments", [[], ["sing"], ["generate", "rain"], ["generate", "--out", "o"], ["infer"],
                                        ["generate", "rain", "--out", "o", "--steps", "many"]])  # fmt: skip
 def test_bad_usage_is_status_2(capsys, arguments):
     status, printed, errors = run(capsys, *arguments)
-    assert status == 2 and printed == [] and errors[0].startswith("usage: refined-ldm")
+    assert (status, printed, len(errors)) == (2, [], 1) and errors[0].startswith("refined-ldm")
 
 
 def test_help_shows_an_example_of_every_command(capsys):
@@ -183,4 +218,4 @@ def test_as_a_process():
     for argument, status in (("--help", 0), ("sing", 2)):
         done = subprocess.run([sys.executable, "-m", "refined_ldm", argument], capture_output=True, text=True)
         assert done.returncode == status and "Traceback" not in done.stderr
-        assert "usage: refined-ldm" in (done.stdout if status == 0 else done.stderr)
+        assert "usage: refined-ldm" in done.stdout if status == 0 else done.stderr.startswith("refined-ldm: ")

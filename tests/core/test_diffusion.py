@@ -63,7 +63,7 @@ def test_timesteps_known_by_hand_and_refused():
     assert SCHEDULE.timesteps(4, "leading") == [751, 501, 251, 1]
     assert SCHEDULE.timesteps(3, "linspace") == [999, 666, 333]
     for steps in (0, 1001):
-        with pytest.raises(ValueError, match="between 1 and 1000"):
+        with pytest.raises(ValueError, match="sampling steps must be a whole number between 1 and 1000"):
             SCHEDULE.timesteps(steps)
     with pytest.raises(ValueError, match="spacing"):
         SCHEDULE.timesteps(10, "even")
@@ -224,3 +224,14 @@ def test_the_condition_reaches_the_denoiser_with_the_timestep():
     dpmpp_sample(denoise, batch(2, 1, 2, 2), c, SCHEDULE, 2)
     ddim_sample(denoise, batch(2, 1, 2, 2), c, SCHEDULE, 2)
     assert seen == [([999, 999], True), ([499, 499], True), ([501, 501], True), ([1, 1], True)]
+
+
+def test_whole_floats_are_steps_and_other_numbers_are_refused():
+    z_T = torch.randn(1, 2, 4, 4)
+    for sample in (ddim_sample, dpmpp_sample):
+        one, other = (sample(lambda z, t, c: z, z_T, None, SCHEDULE, steps) for steps in (3, 3.0))
+        assert torch.equal(one, other)
+        for wrong in (0, -1, 2.5, True, float("nan"), "3"):
+            with pytest.raises(ValueError, match="sampling steps must be a whole number between 1 and 1000"):
+                sample(lambda z, t, c: z, z_T, None, SCHEDULE, wrong)
+    assert torch.equal(NoiseSchedule.ldm(10.0).alpha_bar, NoiseSchedule.ldm(10).alpha_bar)

@@ -19,6 +19,8 @@ from transformers.audio_utils import mel_filter_bank
 
 from refined_ldm.files import sha256
 
+from refined_ldm.integers import whole, whole_rate
+
 AISFX_SHA256 = "499ea75909c932a2f94c35fa722fa4fabc5bcb7e84917209cc5f7402627b7eb5"
 AISFX_INSTALL = "pip install --no-deps aisfx==0.1.2"  # without its dependencies: it pins versions of 2022
 
@@ -121,6 +123,7 @@ class Aisfx(nn.Module):
     def forward(self, waveform: Tensor, sample_rate: int, batch_size: int = 4) -> Tensor:  # 4 fit a CPU's cache
         if waveform.ndim != 2 or waveform.shape[1] == 0:
             raise ValueError(f"waveform must be (B, N) with N > 0, got {tuple(waveform.shape)}")
+        sample_rate, batch_size = whole_rate(sample_rate), whole("batch_size", batch_size, 1)
         return torch.cat([self._embed_clips(clips, sample_rate) for clips in waveform.split(batch_size)])
 
     def _embed_clips(self, waveform: Tensor, sample_rate: int) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.audio_utils import mel_filter_bank
 
+from refined_ldm.integers import whole
 from refined_ldm.published.checkpoints import read_tensors
 from refined_ldm.weights import load_into
 
@@ -88,5 +89,5 @@ class VGGish(nn.Module):
             )
         windows = self.windows(self.log_mel(waveform.to(self.window)))
         B, K = windows.shape[:2]
-        rows = [self.embed(part) for part in windows.flatten(0, 1).split(batch_size)]
+        rows = [self.embed(part) for part in windows.flatten(0, 1).split(whole("batch_size", batch_size, 1))]
         return torch.cat(rows).unflatten(0, (B, K))
