@@ -13,7 +13,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -21,18 +20,9 @@ from torch import Tensor, nn
 
 from refined_ldm.devices import pick_precision
 
-if TYPE_CHECKING:
-    from refined_ldm.text_to_audio import RefinedAudioLDM
-
 LARGE_MAP = 4096  # positions (T x F) from which Winograd is faster, measured on a CPU without bfloat16
 WIDE = 64  # channels, likewise
-EXACT = (
-    "conv_in",
-    "conv_out",
-    "time_embed",
-    "film_embed",
-    "film",
-)  # stay in float32: a third of the error, little time
+EXACT = ("conv_in", "conv_out", "time_embed", "film_embed", "film")  # in float32: a third of the error
 
 
 @dataclass(frozen=True)
@@ -44,9 +34,7 @@ class Optimizations:
     compiled: bool
 
 
-def optimize_for_inference(
-    model: "RefinedAudioLDM", precision: str | None = None, compile: bool = False
-) -> Optimizations:
+def optimize_for_inference(model: nn.Module, precision: str | None = None, compile: bool = False) -> Optimizations:
     """Speed up generation by a `RefinedAudioLDM`, in place; it cannot be trained afterwards.
 
     precision: "bf16" or "no"; None measures. Outputs change by rounding: in float32 by about 1e-5 of their size, in

@@ -79,7 +79,10 @@ def fit_probe(
     batch_size: int = 32,
     on_clips: Progress | None = None,
 ) -> ProbedEmbedding:
-    """Fit a probe to `size` rendered scenes of `val`. on_clips(done, all) reports progress. Notebook: 05"""
+    """Fit a probe to `size` rendered scenes of `val`. on_clips(done, all) reports progress.
+
+    Notebook: 05
+    """
     size, batch_size = whole("size", size, 1), whole("batch_size", batch_size, 1)
     scenes = SoundScenes("val", size, seconds, seed)
     embeddings, labels = [], []
@@ -198,7 +201,9 @@ def measure_adherence(
     """The whole comparison on `count` one-event and `count` mixed clips of `test` -> (table rows, results by name).
 
     Names: rendered, copied (through VAE and vocoder), generated, shuffled; each "…, one event" and "…, all kinds".
-    A row's Frechet distance is to the rendered clips of the same captions. Notebook: 05
+    A row's Frechet distance is to the rendered clips of the same captions.
+
+    Notebook: 05
     """
     results, table, count = {}, [], whole("count", count, 2)
     for name, kinds in {"one event": EVENT, "all kinds": KINDS}.items():

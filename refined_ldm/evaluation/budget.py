@@ -64,7 +64,10 @@ class Cost:
 def copies(
     model: "RefinedAudioLDM", waveform: torch.Tensor, ways: Sequence[str] = tuple(WAYS)[:-1], batch_size: int = 25
 ) -> dict[str, torch.Tensor]:
-    """Clips (B, N) -> {way: (B, N)}, for every way except the one from captions. Notebook: 04"""
+    """Clips (B, N) -> {way: (B, N)}, for every way except the one from captions.
+
+    Notebook: 04
+    """
     inverse = {
         "griffin_lim_32": lambda mel: griffin_lim(mel, model.config.mel, 32),
         "griffin_lim_200": lambda mel: griffin_lim(mel, model.config.mel, 200),

@@ -99,6 +99,8 @@ def kernel_distance(a: ArrayLike, b: ArrayLike, kernel: str = "polynomial") -> f
 
     "polynomial": (x.y / d + 1)^3, the KID of Binkowski et al. 2018. "gaussian": exp(-|x - y|^2 / 2 s^2) with s the
     median distance within the reference b, times 100: the KAD of Chung et al. 2025.
+
+    Notebook: 05
     """
     a, b = _same_width(a, b)
     n, m = len(a), len(b)
@@ -141,6 +143,8 @@ def inception_score(p: ArrayLike, splits: int = 1) -> float:
     """exp(mean over clips of KL(p_i || mean p)), 1 to K: clear classes, and many of them (Salimans et al. 2016).
 
     Published figures are the mean over 10 `splits` of the shuffled clips; it is lower the smaller a split is.
+
+    Notebook: 05
     """
     p = _probabilities(as_rows(p, "p"), "p")
     splits = whole("splits", splits, 1, len(p))
@@ -172,7 +176,10 @@ def unit(x: ArrayLike, name: str) -> np.ndarray:
 
 
 def clap_score(audio_embedding: ArrayLike, text_embedding: ArrayLike) -> float:
-    """Mean cosine between each clip and its caption, both (n, D): -1 to 1."""
+    """Mean cosine between each clip and its caption, both (n, D): -1 to 1.
+
+    Notebook: 05
+    """
     audio, text = _paired(audio_embedding, text_embedding)
     return float((unit(audio, "audio_embedding") * unit(text, "text_embedding")).sum(axis=1).mean())
 
@@ -236,6 +243,8 @@ def class_recall(scores: ArrayLike, labels: ArrayLike) -> float:
 
     scores (n, K), higher is likelier; labels (n, K) bool with 1 or more true a row (`label_matrix`). With one class a
     clip this is accuracy. Ties count as in random order, on average: constant scores give chance, mean(m) / K.
+
+    Notebook: 05
     """
     scores, labels = as_rows(scores, "scores"), as_rows(labels, "labels").astype(bool)
     if scores.shape != labels.shape or not labels.any(axis=1).all():

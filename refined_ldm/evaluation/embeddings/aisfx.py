@@ -53,6 +53,8 @@ class Aisfx(nn.Module):
     Audio is resampled to 44.1 kHz and peak-normalised; a block is 2.3 s or 100 frames x 96 HTK mel bands,
     log10(1 + 1e4 power) / 9.4578. A clip shorter than a block is padded with silence; a last incomplete block is
     dropped, as by its authors. Raises ValueError for another shape.
+
+    Notebook: 05
     """
 
     sample_rate = 44_100  # Hz
