@@ -18,7 +18,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from transformers.audio_utils import mel_filter_bank
 
 from refined_ldm.files import sha256
-
 from refined_ldm.integers import whole, whole_rate
 
 AISFX_SHA256 = "499ea75909c932a2f94c35fa722fa4fabc5bcb7e84917209cc5f7402627b7eb5"
