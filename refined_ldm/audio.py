@@ -12,6 +12,8 @@ import soxr
 import torch
 import torch.nn.functional as F
 
+from refined_ldm.atomic import written_whole
+
 STREAMED = 0x7F000000  # bytes; recorders that cannot know the length in advance announce this much or more
 SILENCE = 1e-5  # a third of one 16-bit step: peaks below it are rounding noise, not sound
 RATES = range(1_000, 1_000_001)  # Hz; a header that says anything else lies, and would ask for any amount of memory
@@ -49,10 +51,13 @@ def audio_seconds(path) -> float:
         return file.duration if _is_audioread(file) else file.frames / file.samplerate
 
 
-def save_audio(path: str | Path, waveform: torch.Tensor | np.ndarray, sample_rate: int = 16_000) -> Path:
+def save_audio(
+    path: str | Path, waveform: torch.Tensor | np.ndarray, sample_rate: int = 16_000, replace: bool = True
+) -> Path:
     """Write a waveform, (N,) in [-1, 1], as a mono 16-bit PCM WAV file.
 
-    Values outside [-1, 1] are refused rather than clipped: scale them first, e.g. by `normalize`.
+    Values outside [-1, 1] are refused rather than clipped: scale them first, e.g. by `normalize`. replace: whether an
+    earlier file of this name gives way; if not, and there is one, FileExistsError.
     """
     path = Path(path)
     waveform = torch.as_tensor(waveform).detach().cpu().double()
@@ -65,14 +70,9 @@ def save_audio(path: str | Path, waveform: torch.Tensor | np.ndarray, sample_rat
     if (peak := waveform.abs().max().item()) > 1:
         raise ValueError(f"{path}: the waveform must lie in [-1, 1], its peak is {peak:.4g}; scale it first")
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        pcm = (waveform * 32_767).round().short().numpy()
-        soundfile.write(partial, pcm, sample_rate, subtype="PCM_16", format="WAV")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    pcm = (waveform * 32_767).round().short().numpy()
+    with written_whole(path, replace=replace) as temporary:
+        soundfile.write(temporary, pcm, sample_rate, subtype="PCM_16", format="WAV")
     return path
 
 
@@ -132,8 +132,10 @@ def _decode(path, start: float, seconds: float | None) -> tuple[np.ndarray, int]
         due = max(0, file.frames - first)
         due = due if wanted is None else min(due, wanted)
         try:
-            if first:
+            if first and file.seekable():
                 file.seek(min(first, file.frames))
+            elif first:  # GSM and the like can only be read from their beginning on
+                _read(file, min(first, file.frames))
             mono = _read(file, due)
         except soundfile.LibsndfileError as error:
             raise ValueError(f"{path}: damaged or truncated ({error.error_string})") from error

@@ -20,6 +20,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
+from refined_ldm.atomic import written_whole
 from refined_ldm.budget import WAYS
 from refined_ldm.mel import LDM_MEL, MelSpectrogram, hz_to_mel
 
@@ -302,7 +303,6 @@ def save_figure(figure, name, table=None, parameters=None, started=None, folder=
     A relative folder is one of the repository's, or of the working directory for an installed package.
     """
     folder = (REPOSITORY or Path.cwd()) / folder
-    (folder / "data").mkdir(parents=True, exist_ok=True)
     origin = {
         "figure": name,
         "parameters": parameters or {},
@@ -311,17 +311,19 @@ def save_figure(figure, name, table=None, parameters=None, started=None, folder=
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores",
         "versions": {name: version(name) for name in ("torch", "numpy", "matplotlib")},
     }
-    _replace(folder / f"{name}.png", lambda path: figure.savefig(path, dpi=110, format="png"))
+    with written_whole(folder / f"{name}.png") as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
     if table is not None:
         save_table(table, name, folder)
-    _replace(folder / "data" / f"{name}.json", lambda path: path.write_text(json.dumps(origin, indent=1) + "\n"))
+    with written_whole(folder / "data" / f"{name}.json") as temporary:
+        temporary.write_text(json.dumps(origin, indent=1) + "\n")
 
 
 def save_table(table, name, folder="figures"):
     """Write a table alone, as `save_figure` does: `folder`/data/name.csv."""
     folder = (REPOSITORY or Path.cwd()) / folder / "data"
-    folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / f"{name}.csv", lambda path: _write_csv(path, table_rows(table)))
+    with written_whole(folder / f"{name}.csv") as temporary:
+        _write_csv(temporary, table_rows(table))
 
 
 def table_rows(table):
@@ -351,10 +353,3 @@ def _commit():
         return git("rev-parse", "HEAD").strip() + ("+dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def _replace(path, write):
-    """Write to a temporary name, then rename, so that nobody reads half a file."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    write(temporary)
-    temporary.replace(path)

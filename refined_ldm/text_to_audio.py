@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from refined_ldm.atomic import check_folder
 from refined_ldm.checkpoints import load_into, read_audioldm, read_weights, save_weights
 from refined_ldm.clap import CLAP_PRESETS, Clap
 from refined_ldm.conditioning import guided_noise
@@ -27,6 +28,11 @@ from refined_ldm.vae import MelVAE
 WEIGHTS = Path(__file__).parent / "weights"  # what is shipped: weights/tiny
 AUDIOLDM_TOKENS = 512  # captions are read to this length, where LAION-CLAP was trained to 77
 VOCABULARY = ("vocab.json", "merges.txt", "tokenizer.json")  # what a folder keeps of a tokenizer's directory
+
+
+def is_shipped(name):
+    """Whether the package brings trained weights of a preset."""
+    return (WEIGHTS / name / "config.yaml").is_file()
 
 
 def part_path(folder, part, config):
@@ -210,6 +216,8 @@ class RefinedAudioLDM(nn.Module):
     def save(self, folder, dtype=torch.float32):
         """Write config.yaml and one safetensors file for each part into `folder`."""
         folder = Path(folder)
+        parts = [part_path(folder, part, self.config).name for part in ("vae", "ldm", "hifigan", "clap")]
+        check_folder(folder, [*parts, "config.yaml"])
         folder.mkdir(parents=True, exist_ok=True)
         for part in ("vae", "ldm", "hifigan", "clap"):
             self.save_part(part, folder, dtype)
@@ -270,6 +278,9 @@ class RefinedAudioLDM(nn.Module):
     def load(cls, folder, device="cpu", **changes):
         """Read a folder written by `save`; `changes` as in `preset`. Raises FileNotFoundError or ValueError."""
         folder = Path(folder)
+        if folder.is_file() or (folder / "model_index.json").is_file():
+            raise ValueError(f"{folder} is no folder written by RefinedAudioLDM.save: convert it first (`refined-ldm "
+                             f"convert {folder} FOLDER`) and give that folder")  # fmt: skip
         if not (folder / "config.yaml").is_file():
             raise FileNotFoundError(f"no config.yaml in {folder}: give a folder written by RefinedAudioLDM.save")
         config = load_config(folder / "config.yaml").changed(**changes)
@@ -336,6 +347,6 @@ class RefinedAudioLDM(nn.Module):
     @classmethod
     def from_preset(cls, name="tiny", device="cpu", **changes):
         """A preset's model: `tiny` with the shipped weights, any other with fresh ones. `changes` as in `preset`."""
-        if (WEIGHTS / name / "config.yaml").is_file():
+        if is_shipped(name):
             return cls.load(WEIGHTS / name, device, **changes)
         return cls(preset(name, **changes)).to(device).eval()
