@@ -1,5 +1,4 @@
 import math
-import subprocess
 from types import SimpleNamespace
 
 import pytest
@@ -7,15 +6,9 @@ import torch
 from torch import nn
 
 from refined_ldm import run_state
+from refined_ldm.atomic import PREFIX, _machine
 from refined_ldm.muon import Muon
 from refined_ldm.run_state import drop_others, load_run, precision_of, save_run
-
-
-def dead_process():
-    """The number of a process that has ended."""
-    process = subprocess.Popen(["true"])
-    process.wait()
-    return process.pid
 
 
 def learner(seed, steps=0):
@@ -52,7 +45,7 @@ def test_all_of_a_learner_comes_back(tmp_path):
 
 
 def test_the_last_two_are_kept_and_what_a_killed_run_left_is_removed(tmp_path):
-    (tmp_path / "stage" / f".step-0000002.{dead_process()}.new.tmp").mkdir(parents=True)
+    (tmp_path / "stage" / f"{PREFIX}{_machine()}-x.tmp").mkdir(parents=True)
     for index in (5, 10, 1000):
         save_run(tmp_path, "stage", [learner(index)], index, {})
     assert folders(tmp_path) == ["step-0000010", "step-0001000"]
