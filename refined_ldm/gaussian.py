@@ -70,11 +70,13 @@ def shrinkage(centred, variance):
     """How much of a covariance to replace by a multiple of the identity: 0, none, to 1, all (Ledoit & Wolf 2004).
 
     centred: samples (N, D) less their mean; variance (D,): the eigenvalues of their covariance. It is the expected
-    squared error of the covariance over its squared distance from that multiple, and goes with 1 / N.
+    squared error of the covariance over its squared distance from that multiple; where there are more samples than D,
+    D / N of that, so that the smallest variances are found too.
     """
     distance = (variance - variance.mean()).square().sum()
     error = (centred.square().sum(1).square().mean() - variance.square().sum()) / len(centred)
-    return (error / distance).clamp(0, 1) if distance > 0 else torch.ones_like(distance)
+    found = (error / distance).clamp(0, 1) if distance > 0 else torch.ones_like(distance)
+    return found * min(1, len(variance) / len(centred))
 
 
 class CaptionGaussian(nn.Module):

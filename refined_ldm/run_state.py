@@ -81,8 +81,8 @@ def precision_of(run_dir):
 def refuse_old(run_dir, stage):
     """Raise FileExistsError if run_dir/stage holds checkpoints, which a run from the start would mix with its own."""
     if old := last_checkpoint(run_dir, stage):
-        raise FileExistsError(f"{old} is there already: go on with that run by --resume (resume=True), remove its "
-                              "folder, or give another --run")  # fmt: skip
+        raise FileExistsError(f"{old} is there already: resume that run (--resume), remove its folder, or give "
+                              "another --run")  # fmt: skip
 
 
 def load_run(run_dir, stage, learners, seed=None):

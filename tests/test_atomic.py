@@ -140,7 +140,7 @@ def test_what_must_not_be_replaced_stays_whoever_wrote_it_when(tmp_path, monkeyp
 def test_a_name_may_be_as_long_as_the_disk_has_it_and_a_longer_one_is_told_before(tmp_path):
     most = os.pathconf(tmp_path, "PC_NAME_MAX")
     write(tmp_path / ("x" * most))
-    for check, given in ((check_file, [tmp_path / "new" / ("é" * most)]), (check_folder, [tmp_path / "a" / ("y" * 999)]),
+    for check, given in ((check_file, [tmp_path / "a" / ("é" * most)]), (check_folder, [tmp_path / ("y" * 999) / "b"]),
                          (check_folder, [tmp_path, ["fine", "z" * (most + 1)]])):  # fmt: skip
         with pytest.raises(OSError, match="name") as fault:
             check(*given)

@@ -248,3 +248,11 @@ def test_normalize_is_audioldms_level():
     out = normalize(waveform + 0.1)
     torch.testing.assert_close(out.abs().amax(dim=1), torch.tensor([0.5, 0.5, 0.0]), atol=2e-3, rtol=0)
     torch.testing.assert_close(out.mean(dim=1), torch.zeros(3), atol=1e-3, rtol=0)
+
+
+def test_a_part_of_a_file_that_cannot_be_searched_is_read(tmp_path):
+    wave = 0.3 * np.sin(2 * np.pi * 300 * np.arange(24_000) / 8000)
+    soundfile.write(tmp_path / "a.wav", wave, 8000, subtype="GSM610")
+    whole = load_audio(tmp_path / "a.wav", 8000)
+    part = load_audio(tmp_path / "a.wav", 8000, seconds=1, start=1)
+    torch.testing.assert_close(part, whole[8000:16_000])

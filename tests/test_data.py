@@ -394,3 +394,16 @@ def test_any_bytes_are_captions_or_told(content):
         assert "rain.txt" in str(fault)
     else:
         assert captions and not any(re.search(CONTROL, caption) or caption != caption.strip() for caption in captions)
+
+
+def test_a_row_that_ends_early_and_a_path_with_backslashes_name_their_cause(tmp_path):
+    record(tmp_path / "sub" / "a.wav")
+    table = tmp_path / "captions.csv"
+    table.write_text("file,caption\nsub\\a.wav,a dog\n")
+    with pytest.raises(ValueError, match=r"line 2: sub\\a.wav: no such .*, but sub/a.wav is there: write / between"):
+        CaptionedAudio.from_csv(table)
+    table.write_text("file,caption\nsub/a.wav,an engine with muffled\nspeech behind\n")
+    with pytest.raises(ValueError, match="line 3: the row ends before the column 'caption'; .* line break in quotes"):
+        CaptionedAudio.from_csv(table)
+    table.write_text('file,caption\nsub/a.wav,"an engine with muffled\nspeech behind"\n')
+    assert CaptionedAudio.from_csv(table)[0]["caption"] == "an engine with muffled speech behind"
