@@ -31,10 +31,10 @@ class GaussianDenoiser(nn.Module):
         """
         samples = self._to_blocks(latents).flatten(0, 1).double()
         mean = samples.mean(0)
-        centred = samples - mean
-        variance, basis = torch.linalg.eigh(centred.T @ centred / len(samples))
+        centred, freedom = samples - mean, max(1, len(samples) - 1)  # one sample went into the mean
+        variance, basis = torch.linalg.eigh(centred.T @ centred / freedom)
         level = variance.mean() if len(samples) > 1 else variance.new_ones(())  # scaled latents have unit variance
-        variance = torch.lerp(variance, level, shrinkage(centred, variance))
+        variance = torch.lerp(variance, level, shrinkage(variance, freedom))
         self.mean.copy_(mean), self.variance.copy_(variance.clamp(min=1e-6)), self.basis.copy_(basis)
         return self
 
@@ -66,17 +66,16 @@ class GaussianDenoiser(nn.Module):
         return blocks.reshape(B, -1, C, self.block_frames, F).permute(0, 2, 1, 3, 4).reshape(shape)
 
 
-def shrinkage(centred, variance):
-    """How much of a covariance to replace by a multiple of the identity: 0, none, to 1, all (Ledoit & Wolf 2004).
+def shrinkage(variance, samples):
+    """How much of a covariance to replace by a multiple of the identity: 0, none, to 1, all (Chen et al. 2010, OAS).
 
-    centred: samples (N, D) less their mean; variance (D,): the eigenvalues of their covariance. It is the expected
-    squared error of the covariance over its squared distance from that multiple; where there are more samples than D,
-    D / N of that, so that the smallest variances are found too.
+    variance: (D,), the eigenvalues of the covariance of so many samples. Where these are more than D, D / samples of
+    it, so that the smallest variances are found too.
     """
-    distance = (variance - variance.mean()).square().sum()
-    error = (centred.square().sum(1).square().mean() - variance.square().sum()) / len(centred)
-    found = (error / distance).clamp(0, 1) if distance > 0 else torch.ones_like(distance)
-    return found * min(1, len(variance) / len(centred))
+    size, trace, squares = len(variance), variance.sum(), variance.square().sum()
+    distance = (samples + 1) * (squares - trace**2 / size)
+    found = ((squares + trace**2) / distance).clamp(0, 1) if distance > 0 else torch.ones_like(distance)
+    return found * min(1, size / samples)
 
 
 class CaptionGaussian(nn.Module):

@@ -21,7 +21,8 @@ def caption_name(caption: str, joint: str = "-", punctuation: bool = False) -> s
     """
     text = unicodedata.normalize("NFC", caption)
     words = "".join(c if _stays(c, punctuation) else " " for c in text).split()
-    name = _cut(joint.join(words).lstrip("".join(filter(_is_mark, text)))).strip("-_")
+    marks = "".join(filter(_is_mark, text))  # none stands at the beginning of a word
+    name = _cut(joint.join(word for word in (word.lstrip(marks) for word in words) if word)).strip("-_").lstrip(marks)
     if re.fullmatch(RESERVED, name):
         name += "_"
     return name or "untitled"

@@ -80,26 +80,23 @@ def likelihood(denoiser, latents):
 def test_few_clips_give_a_covariance_that_is_shrunk(clips):
     """24 blocks or fewer span less than the 24 dimensions: what they do not show is taken for average."""
     few = GaussianDenoiser(CHANNELS, BINS, BLOCK).fit(correlated(clips, seed=5)[0])
-    assert few.variance.min() > 1e-3
+    assert few.variance.min() > 0.1
     others = correlated(500, seed=6)[0]
     ignorant = GaussianDenoiser(CHANNELS, BINS, BLOCK)
     ignorant.mean.copy_(few.mean), ignorant.variance.fill_(few.variance.mean())
-    assert likelihood(few, others) >= likelihood(ignorant, others) - 0.5  # what they show helps, or does no harm
-    if clips > 3:
-        assert likelihood(few, others) > likelihood(ignorant, others)
+    assert likelihood(few, others) >= likelihood(ignorant, others) - 1e-3 + (clips > 1)  # what they show helps
     noise = few.noise(others, torch.full((500, 1, 1, 1), 0.5))
     assert noise.isfinite().all() and (few.residual(level(0.999, 0.5)) > 0.01).all()
 
 
-def test_shrinkage_is_ledoit_and_wolfs_for_few_samples_and_vanishes_for_many():
+def test_shrinkage_is_sklearns_for_few_samples_and_vanishes_for_many():
     covariance = pytest.importorskip("sklearn.covariance")
     for count in (2, 10, 24):
         samples = torch.randn(count, 24, generator=torch.Generator().manual_seed(count)).double() * torch.arange(1, 25)
         centred = samples - samples.mean(0)
-        found = shrinkage(centred, torch.linalg.eigvalsh(centred.T @ centred / count))
-        assert found == pytest.approx(covariance.ledoit_wolf_shrinkage(samples.numpy()), rel=1e-6)
-    many = torch.randn(5000, 24, generator=torch.Generator().manual_seed(0)).double() * torch.arange(1, 25)
-    assert shrinkage(many, many.square().mean(0)) < 1e-3
+        found = shrinkage(torch.linalg.eigvalsh(centred.T @ centred / count), count)
+        assert found == pytest.approx(covariance.oas(samples.numpy())[1], rel=1e-6)
+    assert shrinkage(torch.arange(1.0, 25), 5000) < 1e-3
 
 
 def test_a_single_block_and_one_that_repeats_are_fitted():
@@ -178,7 +175,7 @@ def test_the_caption_formula_is_fitted_to_few_clips(clips):
     for alpha_bar in (0.99, 0.5):
         z_t = alpha_bar**0.5 * new + (1 - alpha_bar) ** 0.5 * eps
         here = torch.full((50, 1, 1, 1), alpha_bar)
-        assert denoiser.noise(z_t, here, told[:, 0]).isfinite().all() and denoiser.residual(here)[0] > 0.1
+        assert denoiser.noise(z_t, here, told[:, 0]).isfinite().all() and denoiser.residual(here)[0] > 0.01
 
 
 def test_the_caption_formula_takes_clips_of_any_length_and_refuses_others():

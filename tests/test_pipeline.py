@@ -301,8 +301,9 @@ def test_files_are_missed_before_a_model_is_built(donor, tmp_path):
         with pytest.raises(FileNotFoundError, match="vae_checkpoint"):
             check_files(config, stages, tmp_path / "run")
     check_files(config, ["clap", "hifigan"], tmp_path / "run")
-    donor.save_part("vae", tmp_path / "run")
-    check_files(config, ["ldm"], tmp_path / "run")  # the run has one of its own
+    for part in ("vae", "clap"):
+        donor.save_part(part, tmp_path / "run")
+    check_files(config, ["ldm"], tmp_path / "run")  # the run has its own
     with pytest.raises(FileNotFoundError, match="no recordings at gone.csv"):
         check_files(config.changed(data="gone.csv"), ["ldm"], tmp_path / "run")
 
@@ -483,7 +484,8 @@ def test_few_clips_train_all_stages(tmp_path, monkeypatch, count, parameterizati
     config = settings(tmp_path / "recordings", parameterization=parameterization)
     for stage in STAGES:
         steps = list(train_stage(RefinedAudioLDM(config, seed=4), stage, tmp_path / "run"))
-        assert [s.index for s in steps] == [1, 2] and all(0 <= s.loss < 100 for s in steps)
+        assert [s.index for s in steps] == [1, 2]
+        assert all(0 <= s.loss < {"ldm": 5, "hifigan": 1000}.get(stage, 100) for s in steps), stage
     sound = RefinedAudioLDM.load(tmp_path / "run").generate(["bell 0"], steps=3)
     assert sound.shape == (1, 5120) and sound.isfinite().all()
 
