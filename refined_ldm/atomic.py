@@ -95,7 +95,7 @@ def written_whole(path, holds=None, replace=True):
     path = Path(path)
     check_place(path, holds)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_left(path.parent)
+    remove_left(path.parent)
     with _workplace(path.parent) as work:
         temporary, old = work / "new", work / "old"
         try:
@@ -170,7 +170,7 @@ def _workplace(parent):
         os.close(descriptor)
 
 
-def _remove_left(parent):
+def remove_left(parent):
     """Remove what writers left in a folder that were killed; what lost its name gets it back.
 
     A writer that lives holds a lock, which tells only on the machine it runs on: containers share disks without

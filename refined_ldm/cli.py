@@ -435,6 +435,8 @@ def bench(options):
     if options.out:
         check_folder(options.out)
         check_folder(options.out / "data")
+        if any(options.out.glob("bench*.png")) or any(options.out.glob("data/bench*.csv")):
+            print(f"the pictures and tables bench… in {options.out} will be replaced", file=sys.stderr)
     say = (lambda line: None) if options.json else print
     rows = measure(options.notebooks, on_row=say)
     rows += measure_more(not options.no_peers, options.sizes, options.accuracy, options.few_steps, options.out, say)

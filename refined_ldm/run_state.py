@@ -10,7 +10,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from refined_ldm.atomic import written_whole
+from refined_ldm.atomic import remove_left, written_whole
 from refined_ldm.checkpoints import load_into
 from refined_ldm.hub import sha256
 
@@ -43,7 +43,10 @@ def save_run(run_dir, stage, learners, index, told):
 
 
 def drop_others(run_dir, stage, index):
-    """Remove all checkpoints but that of step `index` and the one before it: older ones, and damaged newer ones."""
+    """Remove all checkpoints but that of step `index` and the one before it: older ones, damaged newer ones, and what a
+    killed run left of one.
+    """
+    remove_left(Path(run_dir) / stage)
     found = _checkpoints(run_dir, stage)
     kept = [path for path in found if path.name <= f"step-{index:07d}"][-KEPT:]
     for path in set(found) - set(kept):

@@ -131,7 +131,10 @@ def test_after_a_fall_back_the_damaged_go_and_the_good_stay(tmp_path):
     for index in (2, 4, 6):
         save_run(tmp_path, "stage", [learner(index)], index, {})
     assert folders(tmp_path) == ["step-0000004", "step-0000006"]
+    (tmp_path / "stage" / f"{PREFIX}{_machine()}-x.tmp").mkdir()
+    (tmp_path / "stage" / "step-0000001-my-copy").mkdir()  # is nobody else's to remove
     drop_others(tmp_path, "stage", 4)  # the run goes on from step 4, since 6 is damaged
+    (tmp_path / "stage" / "step-0000001-my-copy").rmdir()
     assert folders(tmp_path) == ["step-0000004"]
     save_run(tmp_path, "stage", [learner(5)], 5, {})
     assert folders(tmp_path) == ["step-0000004", "step-0000005"]
