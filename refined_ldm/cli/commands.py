@@ -37,9 +37,9 @@ def _resuming(arguments):
 def generate(options):
     from tqdm import tqdm
 
+    from refined_ldm.data.names import SoundFolder, caption_name
     from refined_ldm.devices import pick_device
     from refined_ldm.files import atomic_write, check_folder
-    from refined_ldm.names import SoundFolder, caption_name
 
     stems = [f"{caption_name(caption.lower())}-{options.seed}" for caption in options.captions]
     check_folder(options.out, [f"{stem}.wav" for stem in stems])
@@ -255,9 +255,9 @@ def infer(options):
     from tqdm import tqdm
 
     from refined_ldm.config import load_config
+    from refined_ldm.data.names import SoundFolder
     from refined_ldm.devices import pick_device
     from refined_ldm.files import check_folder
-    from refined_ldm.names import SoundFolder
     from refined_ldm.published.caption_list import open_model, read_list, sounds
 
     left_out = [] if options.skip_bad else None

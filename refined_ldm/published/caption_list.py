@@ -7,9 +7,9 @@ from itertools import groupby
 from pathlib import Path
 
 from refined_ldm.config import MADE_BY, load_config
+from refined_ldm.data.names import caption_name, name_fault, unlike
 from refined_ldm.data.tables import clean_caption
 from refined_ldm.durable.run_state import load_scale
-from refined_ldm.names import caption_name, name_fault, unlike
 from refined_ldm.published.warm_start import load_named_parts
 from refined_ldm.text_to_audio import RefinedAudioLDM, part_path
 from refined_ldm.weights import load_into, read_weights

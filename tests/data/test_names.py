@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refined_ldm.names import MOST, SoundFolder, caption_name, name_fault, name_key, unlike
+from refined_ldm.data.names import MOST, SoundFolder, caption_name, name_fault, name_key, unlike
 
 
 @pytest.mark.parametrize("caption, words, as_audioldm", [
