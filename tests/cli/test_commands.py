@@ -222,7 +222,7 @@ INFER = ["infer", "-c", "checkpoint/config.yaml", "-l", "list.lst", "--reload_fr
     (["generate", "rain", "--out", f"new/{'é' * 200}"], "a name may have 255 bytes here, this has 400"),
     ([*INFER, "--out", "notes.txt"], "notes.txt is a file, where a folder is needed"),
     (["convert", "checkpoint/vae.safetensors", "notes.txt/x.safetensors"], "notes.txt is a file"),
-    (["convert", "checkpoint/vae.safetensors", "folder", "--force"], "a name that ends in .safetensors"),
+    (["convert", "checkpoint/vae.safetensors", "folder", "--force"], "folder is a folder, so it is not replaced"),
     (["train", "-c", "small.yaml", "--run", "notes.txt"], "notes.txt is a file, where a folder is needed"),
     (["experiment", "--run", "notes.txt"], "notes.txt is a file, where a folder is needed"),
     (["experiment", "--run", "folder", "--out", "notes.txt"], "notes.txt is a file, where a folder is needed"),
