@@ -211,95 +211,19 @@ def _numbers(value):
     return [n for inner in value for n in _numbers(inner)] if isinstance(value, tuple) else [value]
 
 
-PRESETS = ("tiny", "colab", "paper", "baseline")
+PRESETS = ("tiny", "colab", "paper", "baseline")  # each a file in presets/
+FOLDER = Path(__file__).parent / "presets"
 
 
-def preset(name, **changes):
+def preset(name: str, **changes) -> Config:
     """A named experiment, with some fields changed: preset("tiny", steps=50).
 
-    tiny: a laptop's CPU, shipped weights, made-up sounds; colab: one free GPU; paper: AudioLDM-S with MS-CLAP 2023;
+    tiny: a laptop's CPU, shipped weights, embedded sounds; colab: one free GPU; paper: AudioLDM-S with MS-CLAP 2023;
     baseline: AudioLDM-S as published, with LAION-CLAP. Raises ValueError for an unknown name or field.
     """
     if name not in PRESETS:
         raise ValueError(f"no preset {name!r:.80}: choose one of {', '.join(PRESETS)}")
-    return globals()[f"_{name}"]().changed(**changes)
-
-
-def _tiny():
-    return Config(
-        name="tiny",
-        clap="tiny-gpt2",
-        vae=VAEConfig(channels=16, num_res_blocks=1, norm_groups=8),
-        unet=UNetConfig(
-            model_channels=64, channel_mult=(1, 2, 2), num_res_blocks=1, attention_resolutions=(2, 4),
-            attention_layers=1, embedding_dim=256, embedding_gain=16.0, patch_size=2, film_scale=True, norm_groups=16,
-        ),
-        hifigan=HiFiGANConfig(
-            channels=384, rates=(2,), kernels=(4,), res_kernels=(3, 7), res_dilations=((1, 3), (1, 3)),
-            istft_n_fft=320, istft_hop=80,  # an inverse STFT does the rest, quickly on a CPU
-            griffin_lim_iterations=8, mel_corrections=4,
-        ),
-        discriminators=DiscriminatorsConfig(width=4, scales=0),  # periods teach most for their time (figure 04_heads)
-        vae_discriminator=PatchDiscriminatorConfig(channels=16),
-        parameterization="gaussian",
-        steps=15,  # heard to be as good as 25, and as 200 of DDIM (`bench --few-steps`)
-        clips=16_000,
-        seconds=2.56,
-        training={
-            "vae": StageConfig(8000, 8, 2e-3, crop_frames=64, disc_start=6000, disc_lr=5e-4,
-                               adversarial_weight=0.03),
-            "clap": StageConfig(2000, 64, 1e-3, weight_decay=0.05),
-            "ldm": StageConfig(10_000, 16, 3e-3, optimizer="muon", ema_decay=0.999),
-            "hifigan": StageConfig(6600, 16, 7e-4, betas=(0.8, 0.99), ema_decay=0.999, max_grad_norm=5.0, crop_frames=40,
-                                   disc_start=6000, disc_lr=3e-4, stft_weight=0.2),
-        },
-    )  # fmt: skip
-
-
-def _colab():
-    return Config(
-        name="colab",
-        unet=UNetConfig(embedding_dim=1024, embedding_gain=32.0, model_channels=64, head_channels=32),
-        vae=VAEConfig(channels=64),
-        hifigan=HiFiGANConfig(channels=512),
-        discriminators=DiscriminatorsConfig(width=16),
-        parameterization="v",
-        clips=20_000,
-        seconds=5.12,
-        training={
-            "vae": StageConfig(20_000, 16, 5e-4, disc_start=10_000, adversarial_weight=0.03),
-            "clap": StageConfig(5_000, 64, 1e-4),
-            "ldm": StageConfig(50_000, 32, 3e-4, warmup_steps=1000, ema_decay=0.9999),
-            "hifigan": StageConfig(100_000, 16, 2e-4, betas=(0.8, 0.99), ema_decay=0.999, crop_frames=52),
-        },
-    )
-
-
-def _published(name, clap, embedding_dim):
-    return Config(
-        name=name,
-        clap=clap,
-        unet=UNetConfig(embedding_dim=embedding_dim),
-        steps=200,
-        guidance_scale=2.5,
-        training={
-            "vae": StageConfig(1_500_000, 4, 4.5e-6, lr_schedule="constant", warmup_steps=0, disc_start=50_000,
-                               adversarial_weight=0.03),
-            "clap": StageConfig(100_000, 64, 1e-5),
-            "ldm": StageConfig(500_000, 2, 1e-4, lr_schedule="constant", warmup_steps=2000, ema_decay=0.9999,
-                               save_every=5000),
-            "hifigan": StageConfig(1_000_000, 16, 2e-4, betas=(0.8, 0.99), lr_schedule="constant", warmup_steps=0,
-                                   crop_frames=52),
-        },
-    )  # fmt: skip
-
-
-def _paper():
-    return _published("paper", "ms-clap-2023", 1024)
-
-
-def _baseline():
-    return _published("baseline", "laion-clap", 512)
+    return replace(load_config(FOLDER / f"{name}.yaml"), name=name).changed(**changes)
 
 
 LARGEST = 1 << 20  # bytes of a YAML file
