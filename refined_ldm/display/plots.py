@@ -22,6 +22,7 @@ import torch
 
 import refined_ldm
 from refined_ldm.evaluation.budget import WAYS
+from refined_ldm.files import atomic_write
 from refined_ldm.integers import whole
 from refined_ldm.mel import LDM_MEL, MelSpectrogram, hz_to_mel
 
@@ -306,7 +307,6 @@ def save_figure(figure, name, table=None, parameters=None, started=None, folder=
     A relative folder is one of the repository's, or of the working directory for an installed package.
     """
     folder = (REPOSITORY or Path.cwd()) / folder
-    (folder / "data").mkdir(parents=True, exist_ok=True)
     origin = {
         "figure": name,
         "parameters": parameters or {},
@@ -315,17 +315,19 @@ def save_figure(figure, name, table=None, parameters=None, started=None, folder=
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores",
         "versions": {name: version(name) for name in ("torch", "numpy", "matplotlib")},
     }
-    _replace(folder / f"{name}.png", lambda path: figure.savefig(path, dpi=110, format="png"))
+    with atomic_write(folder / f"{name}.png") as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
     if table is not None:
         save_table(table, name, folder)
-    _replace(folder / "data" / f"{name}.json", lambda path: path.write_text(json.dumps(origin, indent=1) + "\n"))
+    with atomic_write(folder / "data" / f"{name}.json") as temporary:
+        temporary.write_text(json.dumps(origin, indent=1) + "\n")
 
 
 def save_table(table, name, folder="figures"):
     """Write a table alone, as `save_figure` does: `folder`/data/name.csv."""
     folder = (REPOSITORY or Path.cwd()) / folder / "data"
-    folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / f"{name}.csv", lambda path: _write_csv(path, table_rows(table)))
+    with atomic_write(folder / f"{name}.csv") as temporary:
+        _write_csv(temporary, table_rows(table))
 
 
 def table_rows(table):
@@ -355,10 +357,3 @@ def _commit():
         return git("rev-parse", "HEAD").strip() + ("+dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def _replace(path, write):
-    """Write to a temporary name, then rename, so that nobody reads half a file."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    write(temporary)
-    temporary.replace(path)

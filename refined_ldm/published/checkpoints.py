@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from refined_ldm.files import atomic_write, sha256
+from refined_ldm.files import atomic_write, check_place, check_writable, sha256
 from refined_ldm.hifigan import HiFiGAN
 from refined_ldm.published.audioldm_weights import (
     PIPELINE_PARTS,
@@ -244,11 +244,14 @@ def convert_checkpoint(path, out, force=False, tokenizer=None):
     from refined_ldm.text_to_audio import RefinedAudioLDM
 
     path, out = Path(path), Path(out)
+    check_writable(out.absolute().parent, [out.name])
+    if out.exists() and not force:
+        raise FileExistsError(f"{out} is there already: give another name, or --force (force=True) to replace it")
     whole = path.is_dir() or detect_checkpoint_type(tensors := read_tensors(path)) == "audioldm"
-    _refuse_to_overwrite(out, force, whole)
+    check_place(out, WRITTEN if whole else None)
     if whole:
         model = RefinedAudioLDM.from_audioldm(path, tokenizer=tokenizer)
-        with atomic_write(out) as temporary:
+        with atomic_write(out, WRITTEN) as temporary:
             model.save(temporary)
         return out
     kind = detect_checkpoint_type(tensors)
@@ -264,14 +267,3 @@ def convert_checkpoint(path, out, force=False, tokenizer=None):
         raise ValueError(f"{path} is {kind}: what is converted is a whole AudioLDM, a conditioner, a first stage (vae) "
                          "or a vocoder (hifigan)")  # fmt: skip
     return out
-
-
-def _refuse_to_overwrite(out, force, folder):
-    if not out.exists():
-        return
-    if not force:
-        raise FileExistsError(f"{out} is there already: give another name, or --force (force=True) to replace it")
-    if out.is_dir() != folder:
-        raise FileExistsError(f"{out} is a {'file' if folder else 'folder'}, so it is not replaced: give another name")
-    if folder and (others := [path.name for path in out.iterdir() if not re.fullmatch(WRITTEN, path.name)]):
-        raise FileExistsError(f"{out} also holds {', '.join(sorted(others)[:5])}, so it is not replaced: give another")

@@ -149,3 +149,13 @@ def test_a_figure_is_written_with_its_table_and_its_origin(tmp_path):
     origin = json.loads((tmp_path / "data" / "01_x.json").read_text())
     assert origin["parameters"] == {"seed": 3} and origin["seconds"] < 60 and origin["versions"]["torch"]
     assert {path.name for path in tmp_path.rglob("*")} == {"01_x.png", "data", "01_x.csv", "01_x.json"}
+
+
+def test_a_figure_takes_the_place_of_no_folder(tmp_path):
+    figure, _ = plt.subplots()
+    for place in ("a.png", "data/a.csv", "data/a.json"):
+        folder = tmp_path / place.replace("/", "-")
+        (folder / place).mkdir(parents=True)
+        with pytest.raises(IsADirectoryError, match="is a folder, so it is not replaced"):
+            display.save_figure(figure, "a", [{"x": 1}], folder=folder)
+        assert (folder / place).is_dir()
