@@ -362,11 +362,11 @@ def verify(options):
 
 def notebooks(options):
     from refined_ldm.config import preset
-    from refined_ldm.notebooks import execute_notebooks, find_notebooks, parameters_for
+    from refined_ldm.notebooks import PATHS, execute_notebooks, find_notebooks, parameters_for, paths_from_here
 
     preset(options.preset)  # an unknown one is refused before anything runs
-    given = {name: _literal(value) for name, value in options.p}
-    wanted = parameters_for(find_notebooks(options.names), options.preset, given)
+    given = {name: value if name in PATHS else _literal(value) for name, value in options.p}
+    wanted = parameters_for(find_notebooks(options.names), options.preset, paths_from_here(given))
 
     def say(path, seconds):
         print(f"{path.stem}: {seconds:.0f} s -> {options.out / path.name}", flush=True)

@@ -2,12 +2,18 @@
 
 import multiprocessing
 import os
+import re
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+PATHS = {  # parameters that name a file or a folder
+    "recording", "checkpoint", "data", "checkpoint_ms_clap", "checkpoint_laion", "tokenizer_laion", "esc50",
+    "audioldm", "laion", "ms", "tokenizer", "folder",
+}  # fmt: skip
+WRITTEN = {"folder"}  # of them those that a notebook makes where there is none
 
 
 def find_notebooks(names=()):
@@ -36,6 +42,21 @@ def parameters_for(paths, preset, given):
         raise ValueError(f"no notebook has a parameter {', '.join(unused)}; there are {', '.join(there)}")
     given = {"preset": preset, **given}
     return {path: {name: value for name, value in given.items() if name in known[path]} for path in paths}
+
+
+def paths_from_here(given):
+    """Parameters by name -> the same, paths made absolute: they are meant from where the command is run.
+
+    The notebooks run in their own folder. Raises FileNotFoundError, naming the parameter, for what is not there; a
+    pattern of several files is left to the notebook.
+    """
+    found = dict(given)
+    for name in PATHS & given.keys():
+        if value := str(given[name]):
+            found[name] = str(Path(value).expanduser().absolute())
+            if name not in WRITTEN and not re.search(r"[*?\[]", value) and not Path(found[name]).exists():
+                raise FileNotFoundError(f"{name} is {value}, and there is no {found[name]}")
+    return found
 
 
 def execute_notebook(path, parameters, out):
