@@ -88,7 +88,7 @@ def loss_weight(t, schedule, parameterization):
     return {"eps": torch.ones_like(alpha_bar), "v": 1 / alpha_bar, "x0": (1 - alpha_bar) / alpha_bar}[parameterization]
 
 
-def random_timesteps(count, schedule, generator=None):
+def stratified_timesteps(count, schedule, generator=None):
     """(count,) timesteps, one from each of `count` equal slices of the schedule: a batch sees all noise levels."""
 
     def one_from_each_slice(shape, generator):
