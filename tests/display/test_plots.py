@@ -163,7 +163,7 @@ def test_what_is_not_as_expected_is_printed_and_nothing_stops(capsys):
 def test_stored_figures_are_the_repositorys_or_the_wheels(tmp_path, monkeypatch):
     assert (display.stored_figures() / "data" / "experiment" / "A-1500-0.csv").is_file()
     assert (display.stored_figures() / "claims.yaml").is_file()
-    monkeypatch.setattr(display, "REPOSITORY", None)  # as in a wheel
+    monkeypatch.setattr("refined_ldm.display.plots.REPOSITORY", None)  # as in a wheel
     monkeypatch.chdir(tmp_path)
     assert display.stored_figures() == Path(refined_ldm.__file__).parent / "figures"
     assert display.in_project("runs/experiment") == tmp_path / "runs" / "experiment"
