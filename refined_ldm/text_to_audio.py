@@ -250,14 +250,16 @@ class RefinedAudioLDM(nn.Module):
         if part != "ldm":
             load_into(self._part(part), state, path)
             return
-        ours = self._ldm_state()
-        if ours.keys() != state.keys():
-            odd = ", ".join(sorted(ours.keys() ^ state.keys())[:5])
-            raise ValueError(f"{path} does not fit the parameterization {self.config.parameterization!r}: {odd}")
+        wanted, held = ({name.split(".")[0] for name in names} for names in (self._ldm_state(), state))
+        if wanted != held:
+            raise ValueError(f"{path} does not fit the parameterization {self.config.parameterization!r}: it holds "
+                             f"{', '.join(sorted(held))} where {', '.join(sorted(wanted))} were expected")  # fmt: skip
+        if state["scale"].numel() != 1:
+            raise ValueError(f"{path}: scale is of shape {tuple(state['scale'].shape)}: one number was expected")
         load_into(self.unet, {k[5:]: v for k, v in state.items() if k.startswith("unet.")}, path)
         if self.gaussian is not None:
             load_into(self.gaussian, {k[9:]: v for k, v in state.items() if k.startswith("gaussian.")}, path)
-        self.scale.copy_(state["scale"])
+        self.scale.copy_(state["scale"].reshape(()))
 
     def _save_vocabulary(self, folder):
         """Copy the vocabulary that the conditioner was given; those of the installed packages stay where they are."""

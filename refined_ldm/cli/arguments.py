@@ -171,7 +171,8 @@ def parser(runs):
     sub = command("notebooks", "Execute the notebooks with papermill into runs/notebooks.")
     sub.add_argument("names", nargs="*", metavar="NAME", help="01 … 06; all if not given")
     sub.add_argument("--preset", default="tiny")
-    sub.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a parameter")
+    sub.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+                     help="a parameter; a relative path is meant from here")  # fmt: skip
     sub.add_argument("--jobs", type=integer(1), default=1, metavar="N",
                      help="how many at once; they share the cores (1)")  # fmt: skip
     sub.add_argument("--out", type=Path, default=Path("runs/notebooks"), metavar="DIR")

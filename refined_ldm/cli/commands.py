@@ -404,13 +404,20 @@ def verify(options):
 
 
 def notebooks(options):
-    from refined_ldm.cli.notebooks import NOTEBOOKS, execute_notebooks, find_notebooks, parameters_for
+    from refined_ldm.cli.notebooks import (
+        NOTEBOOKS,
+        PATHS,
+        execute_notebooks,
+        find_notebooks,
+        parameters_for,
+        paths_from_here,
+    )
     from refined_ldm.config import preset
     from refined_ldm.files import check_folder
 
     preset(options.preset)  # an unknown one is refused before anything runs
-    given = {name: _literal(value) for name, value in options.p}
-    wanted = parameters_for(find_notebooks(options.names), options.preset, given)
+    given = {name: value if name in PATHS else _literal(value) for name, value in options.p}
+    wanted = parameters_for(find_notebooks(options.names), options.preset, paths_from_here(given))
     if options.out.resolve() == NOTEBOOKS.resolve():
         raise FileExistsError(f"{options.out} holds the notebooks themselves: give another --out for the executed ones")
     check_folder(options.out, [path.name for path in wanted])

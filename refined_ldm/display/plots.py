@@ -300,13 +300,29 @@ def explore(function, **controls):
     display(ipywidgets.VBox([*knobs, screen]))
 
 
+def stored_figures():
+    """The folder of stored figures, their tables and the claims: the repository's; a wheel's has no pictures."""
+    return (REPOSITORY or Path(refined_ldm.__file__).parent) / "figures"
+
+
+def in_project(folder):
+    """A relative folder is one of the repository's, or of the working directory for an installed package."""
+    return (REPOSITORY or Path.cwd()) / folder
+
+
+def report_unless(holds, expected):
+    """Print that what was expected of a measurement is not so in this run, unless it holds: no reason to stop."""
+    if not holds:
+        print(f"NOT in this run: {expected}. The model is weak, or what was measured is too little")
+
+
 def save_figure(figure, name, table=None, parameters=None, started=None, folder="figures"):
     """Write `folder`/name.png, the table it was drawn from as data/name.csv, and where it comes from as data/name.json.
 
     table: rows as dicts, {column: values}, or a pandas DataFrame. started: `time.perf_counter()` before the work.
-    A relative folder is one of the repository's, or of the working directory for an installed package.
+    A relative folder is as `in_project` says.
     """
-    folder = (REPOSITORY or Path.cwd()) / folder
+    folder = in_project(folder)
     origin = {
         "figure": name,
         "parameters": parameters or {},
@@ -325,7 +341,7 @@ def save_figure(figure, name, table=None, parameters=None, started=None, folder=
 
 def save_table(table, name, folder="figures"):
     """Write a table alone, as `save_figure` does: `folder`/data/name.csv."""
-    folder = (REPOSITORY or Path.cwd()) / folder / "data"
+    folder = in_project(folder) / "data"
     with atomic_write(folder / f"{name}.csv") as temporary:
         _write_csv(temporary, table_rows(table))
 

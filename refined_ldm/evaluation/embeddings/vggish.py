@@ -62,8 +62,8 @@ class VGGish(nn.Module):
     def load(cls, path):
         """Read the published weights, of the widths in the file -> the network in evaluation mode."""
         state = read_tensors(path)
-        if not {"features.0.bias", "embeddings.0.bias", "embeddings.4.bias"} <= state.keys():
-            raise ValueError(f"{path} is not VGGish: get {VGGISH_FILE}")
+        if lacking := ", ".join(sorted({"features.0.bias", "embeddings.0.bias", "embeddings.4.bias"} - state.keys())):
+            raise ValueError(f"{path} is not VGGish, it lacks {lacking}: get {VGGISH_FILE}")
         sizes = (len(state[name]) for name in ("features.0.bias", "embeddings.0.bias", "embeddings.4.bias"))
         return load_into(cls(*sizes), state, path).eval().requires_grad_(False)
 
