@@ -15,6 +15,7 @@ import soxr
 import torch
 import torch.nn.functional as F
 
+from refined_ldm.files import atomic_write
 from refined_ldm.integers import HIGHEST_RATE, LOWEST_RATE, whole, whole_rate
 from refined_ldm.lengths import Announced, check_ogg, parse_frame, walk_mpeg
 
@@ -67,11 +68,14 @@ def audio_seconds(path) -> float:
     return audio_info(path)[0]
 
 
-def save_audio(path: str | Path, waveform: torch.Tensor | np.ndarray, sample_rate: int = 16_000) -> Path:
+def save_audio(
+    path: str | Path, waveform: torch.Tensor | np.ndarray, sample_rate: int = 16_000, replace: bool = True
+) -> Path:
     """Write a waveform, (N,) in [-1, 1], as a mono 16-bit PCM WAV file -> its path.
 
-    Raises ValueError for another shape or file type, non-finite values, or values outside [-1, 1], which are not
-    clipped: scale them first, e.g. by `normalize`.
+    replace: whether an earlier file of this name is replaced; if not, and there is one, FileExistsError. Raises
+    ValueError for another shape or file type, non-finite values, or values outside [-1, 1], which are not clipped:
+    scale them first, e.g. by `normalize`.
     """
     path, sample_rate = Path(path), whole_rate(sample_rate)
     waveform = torch.as_tensor(waveform).detach().cpu().double()
@@ -84,14 +88,9 @@ def save_audio(path: str | Path, waveform: torch.Tensor | np.ndarray, sample_rat
     if (peak := waveform.abs().max().item()) > 1:
         raise ValueError(f"{path}: the waveform must lie in [-1, 1], its peak is {peak:.4g}; scale it first")
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        pcm = (waveform * 32_767).round().short().numpy()
-        soundfile.write(partial, pcm, sample_rate, subtype="PCM_16", format="WAV")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    pcm = (waveform * 32_767).round().short().numpy()
+    with atomic_write(path, replace=replace) as temporary:
+        soundfile.write(temporary, pcm, sample_rate, subtype="PCM_16", format="WAV")
     return path
 
 
@@ -189,8 +188,10 @@ def _decode(path, start: float, seconds: float | None) -> tuple[np.ndarray, int]
         due = max(0, file.frames - first)
         due = due if wanted is None else min(due, wanted)
         try:
-            if first:
+            if first and file.seekable():
                 file.seek(min(first, file.frames))
+            elif first:  # GSM and the like can only be read from their beginning on
+                _read(file, min(first, file.frames))
             mono = _read(file, due)
         except soundfile.LibsndfileError as error:
             raise ValueError(f"{path}: damaged or truncated ({error.error_string})") from error

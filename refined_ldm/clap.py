@@ -312,8 +312,9 @@ class Clap(nn.Module):
             return load_conditioner(name, checkpoint, tokenizer)
         checkpoint = checkpoint or SHIPPED[name]
         state, metadata = read_weights(checkpoint)
-        if "token_rows" not in state:
-            raise ValueError(f"{checkpoint} was not written by Clap.save: it holds {', '.join(list(state)[:5])}")
+        if not metadata.get("config") or not {"token_rows", "token_index"} <= state.keys():
+            raise ValueError(f"{checkpoint} was not written by Clap.save, which writes settings, token_rows and "
+                             f"token_index: it holds {', '.join(list(state)[:5])}")  # fmt: skip
         config = ClapConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in metadata["config"].items()})
         clap = cls(config, tokenizer)
         state[clap._table_name()] = state.pop("token_rows")[state.pop("token_index").long()]

@@ -27,6 +27,14 @@ LOSS_WEIGHTINGS = ("prediction", "eps")
 LARGEST_NUMBER = 1e12  # of all settings; beyond it arithmetic fails without naming which
 
 
+MADE_BY = {  # the settings that the weights of a finished part go with
+    "vae": ("mel", "vae"),
+    "clap": (),
+    "ldm": ("clap", "mel", "vae", "unet", "diffusion_steps", "beta_start", "beta_end", "parameterization"),
+    "hifigan": ("mel", "vocoder"),
+}
+
+
 @dataclass(frozen=True)
 class StageConfig:
     """How one stage is trained."""
@@ -158,10 +166,23 @@ class Config:
             raise ValueError(f"no setting {', '.join(unknown)}: a Config has {', '.join(names)}")
         return replace(self, **changes)
 
+    def unlike(self, other, names):
+        """In which of the settings `names`, and those below them, another Config differs: ["name ours (the run: …)"]"""
+        ours, theirs = (dict(_leaves({name: asdict(c)[name] for name in names})) for c in (self, other))
+        return [f"{name} {ours[name]} (the run: {theirs[name]})" for name in ours if ours[name] != theirs[name]]
+
     def save(self, path):
         """Write every field as YAML, which `load_config` reads back equal."""
         with atomic_write(path) as temporary:
             temporary.write_text(yaml.safe_dump(_plain(asdict(self)), sort_keys=False))
+
+
+def _leaves(tree, above=""):
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value
 
 
 def _one_of(name, value, choices):

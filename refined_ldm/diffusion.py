@@ -45,19 +45,22 @@ class NoiseSchedule:
         return self.alpha_bar.to(t.device)[t][:, None, None, None]
 
     def timesteps(self, steps: int, spacing: str = "trailing") -> list[int]:
-        """`steps` timesteps from noise to sound, as integers from high to low.
+        """`steps` different timesteps from noise to sound, as integers from high to low.
 
-        trailing: evenly spaced, starting at the last one, where the noise is (Lin et al. 2024);
-        leading: AudioLDM's DDIM, multiples of 1000 // steps plus one; linspace: DPM-Solver's.
+        trailing: evenly spaced from the last one, which is nearest to pure noise (Lin et al. 2024);
+        leading: multiples of 1000 / steps, rounded down, plus one. This equals AudioLDM's DDIM if steps divide 1000;
+        otherwise AudioLDM takes more steps than requested, or leaves the schedule;
+        linspace: DPM-Solver's. With every spacing one step is the last timestep and 1000 steps are all of them. Raises
+        ValueError for another spacing or number of steps.
         """
         steps = whole("sampling steps", steps, 1, self.steps)
-        if spacing == "trailing":
+        if spacing not in ("trailing", "leading", "linspace"):
+            raise ValueError(f"spacing must be trailing, leading or linspace, got {spacing!r}")
+        if spacing == "trailing" or steps in (1, self.steps):
             return [round(self.steps - k * self.steps / steps) - 1 for k in range(steps)]
         if spacing == "leading":
-            return [min(k * (self.steps // steps) + 1, self.steps - 1) for k in reversed(range(steps))]
-        if spacing == "linspace":
-            return torch.linspace(0, self.steps - 1, steps + 1).round().long().flip(0)[:-1].tolist()
-        raise ValueError(f"spacing must be trailing, leading or linspace, got {spacing!r}")
+            return [k * self.steps // steps + 1 for k in reversed(range(steps))]
+        return [round(k * (self.steps - 1) / steps) for k in range(steps, 0, -1)]
 
 
 def add_noise(z_0: Tensor, eps: Tensor, t: Tensor, schedule: NoiseSchedule) -> Tensor:
@@ -200,8 +203,6 @@ def dpmpp_sample(
     Notebook: 03
     """
     z_t, timesteps, steps = z_T, schedule.timesteps(steps, spacing), whole("steps", steps)
-    if len(set(timesteps)) < steps:
-        raise ValueError(f"{steps} {spacing} steps come twice to a timestep, where the solver cannot move: take fewer")
     half_log_snr = 0.5 * (schedule.alpha_bar.double() / (1 - schedule.alpha_bar.double())).log()
     previous, h_previous = None, None
     for k, now in enumerate(timesteps):

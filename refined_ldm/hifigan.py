@@ -204,15 +204,22 @@ def _features(spectrum: Tensor) -> Tensor:
 
 
 def fold_weight_norm(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Turn weight-normalised pairs, old torch names or new, into plain weights: w = g v / |v| over each first axis."""
+    """Turn weight-normalised pairs, old torch names or new, into plain weights: w = g v / |v| over each first axis.
+
+    Raises ValueError naming the half that a pair lacks.
+    """
     folded = {}
     pairs = {"weight_g": "weight_v", "parametrizations.weight.original0": "parametrizations.weight.original1"}
+    halves = pairs | {v: g for g, v in pairs.items()}
     for name, value in state_dict.items():
-        g = next((g for g in pairs if name.endswith(g)), None)
-        if g is not None:
-            prefix = name.removesuffix(g)
-            v = state_dict[prefix + pairs[g]]
-            folded[prefix + "weight"] = v * value / v.flatten(1).norm(dim=1).view_as(value)
-        elif not name.endswith(tuple(pairs.values())):
+        half = next((half for half in halves if name.endswith(half)), None)
+        if half is None:
             folded[name] = value
+            continue
+        prefix = name.removesuffix(half)
+        if (other := prefix + halves[half]) not in state_dict:
+            raise ValueError(f"the vocoder lacks the tensor {other}, which belongs to {name}")
+        if half in pairs:
+            v = state_dict[other]
+            folded[prefix + "weight"] = v * value / v.flatten(1).norm(dim=1).view_as(value)
     return folded

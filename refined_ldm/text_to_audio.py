@@ -14,6 +14,7 @@ from refined_ldm.clap import CLAP_PRESETS, SHIPPED, Clap
 from refined_ldm.conditioning import guided_noise
 from refined_ldm.config import Config, load_config, preset
 from refined_ldm.diffusion import NoiseSchedule, ddim_sample, dpmpp_sample, loss_weight, noise_like, to_noise
+from refined_ldm.files import check_folder
 from refined_ldm.hifigan import HiFiGAN
 from refined_ldm.integers import whole, whole_seed
 from refined_ldm.linear_denoiser import ConditionalLinearDenoiser, GaussianDenoiser
@@ -25,6 +26,11 @@ from refined_ldm.weights import load_into, read_weights, save_weights
 
 WEIGHTS = Path(__file__).parent / "weights"  # what is shipped: weights/tiny
 VOCABULARY = ("vocab.json", "merges.txt", "tokenizer.json")  # what a folder keeps of a tokenizer's directory
+
+
+def is_shipped(name):
+    """Whether the package brings trained weights of a preset."""
+    return (WEIGHTS / name / "config.yaml").is_file()
 
 
 def part_path(folder, part, config):
@@ -213,6 +219,8 @@ class RefinedAudioLDM(nn.Module):
     def save(self, folder, dtype=torch.float32):
         """Write config.yaml and one safetensors file for each part into `folder`."""
         folder = Path(folder)
+        parts = [part_path(folder, part, self.config).name for part in ("vae", "ldm", "hifigan", "clap")]
+        check_folder(folder, [*parts, "config.yaml"])
         folder.mkdir(parents=True, exist_ok=True)
         for part in ("vae", "ldm", "hifigan", "clap"):
             self.save_part(part, folder, dtype)
@@ -242,14 +250,16 @@ class RefinedAudioLDM(nn.Module):
         if part != "ldm":
             load_into(self._part(part), state, path)
             return
-        ours = self._ldm_state()
-        if ours.keys() != state.keys():
-            odd = ", ".join(sorted(ours.keys() ^ state.keys())[:5])
-            raise ValueError(f"{path} does not fit the parameterization {self.config.parameterization!r}: {odd}")
+        wanted, held = ({name.split(".")[0] for name in names} for names in (self._ldm_state(), state))
+        if wanted != held:
+            raise ValueError(f"{path} does not fit the parameterization {self.config.parameterization!r}: it holds "
+                             f"{', '.join(sorted(held))} where {', '.join(sorted(wanted))} were expected")  # fmt: skip
+        if state["scale"].numel() != 1:
+            raise ValueError(f"{path}: scale is of shape {tuple(state['scale'].shape)}: one number was expected")
         load_into(self.unet, {k[5:]: v for k, v in state.items() if k.startswith("unet.")}, path)
         if self.gaussian is not None:
             load_into(self.gaussian, {k[9:]: v for k, v in state.items() if k.startswith("gaussian.")}, path)
-        self.scale.copy_(state["scale"])
+        self.scale.copy_(state["scale"].reshape(()))
 
     def _save_vocabulary(self, folder):
         """Copy the vocabulary that the conditioner was given; those of the installed packages stay where they are."""
@@ -273,6 +283,9 @@ class RefinedAudioLDM(nn.Module):
     def load(cls, folder, device="cpu", **changes):
         """Read a folder written by `save`; `changes` as in `preset`. Raises FileNotFoundError or ValueError."""
         folder = Path(folder)
+        if folder.is_file() or (folder / "model_index.json").is_file():
+            raise ValueError(f"{folder} is no folder written by RefinedAudioLDM.save: convert it first (`refined-ldm "
+                             f"convert {folder} FOLDER`) and give that folder")  # fmt: skip
         if not (folder / "config.yaml").is_file():
             raise FileNotFoundError(f"no config.yaml in {folder}: give a folder written by RefinedAudioLDM.save")
         config = load_config(folder / "config.yaml").changed(**changes)
@@ -305,7 +318,7 @@ class RefinedAudioLDM(nn.Module):
     @classmethod
     def from_preset(cls, name="tiny", device="cpu", **changes):
         """A preset's model: `tiny` with the shipped weights, any other with fresh ones. `changes` as in `preset`."""
-        if (WEIGHTS / name / "config.yaml").is_file():
+        if is_shipped(name):
             return cls.load(WEIGHTS / name, device, **changes)
         return cls(preset(name, **changes)).to(device).eval()
 

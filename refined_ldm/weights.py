@@ -90,10 +90,12 @@ def load_into(module: nn.Module, state: dict[str, Tensor], source: str | Path) -
     """
     own = module.state_dict()
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    wrong = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
-    if missing or unexpected or wrong:
-        shapes = [f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in sorted(wrong)]
-        faults = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+    both = sorted(own.keys() & state.keys())
+    shapes = [f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in both if own[k].shape != state[k].shape]
+    integers = [k for k in both if own[k].is_floating_point() and not state[k].is_floating_point()]
+    types = [f"{k} {state[k].dtype} for {own[k].dtype}".replace("torch.", "") for k in integers]
+    faults = {"missing": missing, "unexpected": unexpected, "of another shape": shapes, "of another type": types}
+    if any(faults.values()):
         parts = [f"{len(names)} {fault}: {', '.join(names[:5])}" for fault, names in faults.items() if names]
         raise ValueError(f"{source} does not fit {type(module).__name__}: {'; '.join(parts)}")
     module.load_state_dict(state)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from refined_ldm.integers import HIGHEST_RATE, LARGEST_SEED, LOWEST_RATE, integer, real
 
+NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|-inf|-nan", re.IGNORECASE)
 EXAMPLES = {
     "generate": 'refined-ldm generate "rain falls while a bell rings" --out runs/first --seed 1',
     "train": "refined-ldm train --preset tiny --stage vae clap ldm hifigan --run runs/tiny",
@@ -37,6 +38,7 @@ def parser(runs):
     def command(name, text):
         sub = commands.add_parser(name, help=text, description=text, epilog=f"example: {EXAMPLES[name]}")
         sub.set_defaults(run=runs[name])
+        sub._negative_number_matcher = NEGATIVE  # argparse's own takes -1e1 for an option
         return sub
 
     def precision(sub):
@@ -169,7 +171,8 @@ def parser(runs):
     sub = command("notebooks", "Execute the notebooks with papermill into runs/notebooks.")
     sub.add_argument("names", nargs="*", metavar="NAME", help="01 … 06; all if not given")
     sub.add_argument("--preset", default="tiny")
-    sub.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a parameter")
+    sub.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+                     help="a parameter; a relative path is meant from here")  # fmt: skip
     sub.add_argument("--jobs", type=integer(1), default=1, metavar="N",
                      help="how many at once; they share the cores (1)")  # fmt: skip
     sub.add_argument("--out", type=Path, default=Path("runs/notebooks"), metavar="DIR")

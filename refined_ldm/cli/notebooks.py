@@ -4,6 +4,7 @@ import ast
 import math
 import multiprocessing
 import os
+import re
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -13,6 +14,11 @@ import refined_ldm
 from refined_ldm.integers import whole, whole_seed
 
 NOTEBOOKS = Path(refined_ldm.__file__).resolve().parent.parent / "notebooks"
+PATHS = {  # parameters that name a file or a folder
+    "recording", "checkpoint", "data", "checkpoint_ms_clap", "checkpoint_laion", "tokenizer_laion", "esc50",
+    "audioldm", "laion", "ms", "tokenizer", "folder",
+}  # fmt: skip
+WRITTEN = {"folder"}  # of them those that a notebook makes where there is none
 
 
 def find_notebooks(names=()):
@@ -55,6 +61,21 @@ def _as_meant(name, value, default):
     if kind is bool and not isinstance(value, bool):
         raise ValueError(f"{name} must be true or false, got {value!r:.80}")
     return value
+
+
+def paths_from_here(given):
+    """Parameters by name -> the same, paths made absolute: they are meant from where the command is run.
+
+    The notebooks run in their own folder. Raises FileNotFoundError, naming the parameter, for what is not there; a
+    pattern of several files is left to the notebook.
+    """
+    found = dict(given)
+    for name in PATHS & given.keys():
+        if value := str(given[name]):
+            found[name] = str(Path(value).expanduser().absolute())
+            if name not in WRITTEN and not re.search(r"[*?\[]", value) and not Path(found[name]).exists():
+                raise FileNotFoundError(f"{name} is {value}, and there is no {found[name]}")
+    return found
 
 
 def execute_notebook(path, parameters, out):

@@ -142,7 +142,8 @@ class CaptionedAudio(Dataset):
         path = Path(path)
 
         def recording(number, row):
-            sound, said = _inside(path.parent, field(row, file)), clean_caption(field(row, caption))
+            name, said = field(row, file), clean_caption(field(row, caption))
+            sound = _inside(path.parent, name)
             id = sound.relative_to(path.parent).as_posix()
             return Recording(sound, id, (said,), (row.get(label) or "").strip(), f"{path.name}, line {number}")
 
@@ -320,6 +321,9 @@ def _inside(folder: Path, name: str) -> Path:
         there = (folder / relative).is_file()
     except OSError as error:  # too long for a name
         raise ValueError(f"{name!r:.80} is no file name ({error.strerror})") from error
+    if not there and "\\" in name and (folder / name.replace("\\", "/")).is_file():
+        there = name.replace("\\", "/")
+        raise FileNotFoundError(f"{name}: no such sound file, but {there} is there: write / between folders")
     if not there:
         raise FileNotFoundError(f"{folder / relative}: no such sound file")
     return folder / relative

@@ -36,8 +36,10 @@ def read_rows(path: str | Path, needed: tuple[str, ...]) -> Iterator[tuple[int, 
 
 
 def field(row: dict, column: str) -> str:
-    """The value of a column, trimmed; ValueError if it is empty, or if the row has more values than columns."""
-    value = (row[column] or "").strip()
+    """The value of a column, trimmed; ValueError if it is empty, or if the row has more or fewer values than that."""
+    if row[column] is None:
+        raise ValueError(f"the row ends before the column {column!r}; put a caption that holds a line break in quotes")
+    value = row[column].strip()
     if not value:
         raise ValueError(f"the column {column!r} is empty")
     if None in row:

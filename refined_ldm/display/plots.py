@@ -22,6 +22,7 @@ import torch
 
 import refined_ldm
 from refined_ldm.evaluation.budget import WAYS
+from refined_ldm.files import atomic_write
 from refined_ldm.integers import whole
 from refined_ldm.mel import LDM_MEL, MelSpectrogram, hz_to_mel
 
@@ -299,14 +300,29 @@ def explore(function, **controls):
     display(ipywidgets.VBox([*knobs, screen]))
 
 
+def stored_figures():
+    """The folder of stored figures, their tables and the claims: the repository's; a wheel's has no pictures."""
+    return (REPOSITORY or Path(refined_ldm.__file__).parent) / "figures"
+
+
+def in_project(folder):
+    """A relative folder is one of the repository's, or of the working directory for an installed package."""
+    return (REPOSITORY or Path.cwd()) / folder
+
+
+def report_unless(holds, expected):
+    """Print that what was expected of a measurement is not so in this run, unless it holds: no reason to stop."""
+    if not holds:
+        print(f"NOT in this run: {expected}. The model is weak, or what was measured is too little")
+
+
 def save_figure(figure, name, table=None, parameters=None, started=None, folder="figures"):
     """Write `folder`/name.png, the table it was drawn from as data/name.csv, and where it comes from as data/name.json.
 
     table: rows as dicts, {column: values}, or a pandas DataFrame. started: `time.perf_counter()` before the work.
-    A relative folder is one of the repository's, or of the working directory for an installed package.
+    A relative folder is as `in_project` says.
     """
-    folder = (REPOSITORY or Path.cwd()) / folder
-    (folder / "data").mkdir(parents=True, exist_ok=True)
+    folder = in_project(folder)
     origin = {
         "figure": name,
         "parameters": parameters or {},
@@ -315,17 +331,19 @@ def save_figure(figure, name, table=None, parameters=None, started=None, folder=
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores",
         "versions": {name: version(name) for name in ("torch", "numpy", "matplotlib")},
     }
-    _replace(folder / f"{name}.png", lambda path: figure.savefig(path, dpi=110, format="png"))
+    with atomic_write(folder / f"{name}.png") as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
     if table is not None:
         save_table(table, name, folder)
-    _replace(folder / "data" / f"{name}.json", lambda path: path.write_text(json.dumps(origin, indent=1) + "\n"))
+    with atomic_write(folder / "data" / f"{name}.json") as temporary:
+        temporary.write_text(json.dumps(origin, indent=1) + "\n")
 
 
 def save_table(table, name, folder="figures"):
     """Write a table alone, as `save_figure` does: `folder`/data/name.csv."""
-    folder = (REPOSITORY or Path.cwd()) / folder / "data"
-    folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / f"{name}.csv", lambda path: _write_csv(path, table_rows(table)))
+    folder = in_project(folder) / "data"
+    with atomic_write(folder / f"{name}.csv") as temporary:
+        _write_csv(temporary, table_rows(table))
 
 
 def table_rows(table):
@@ -355,10 +373,3 @@ def _commit():
         return git("rev-parse", "HEAD").strip() + ("+dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def _replace(path, write):
-    """Write to a temporary name, then rename, so that nobody reads half a file."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    write(temporary)
-    temporary.replace(path)

@@ -12,6 +12,7 @@ import pytest
 import soundfile
 
 from refined_ldm.cli import commands as cli
+from refined_ldm.cli.notebooks import NOTEBOOKS
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.training import pipeline
 from tests.support import small
@@ -219,3 +220,131 @@ def test_as_a_process():
         done = subprocess.run([sys.executable, "-m", "refined_ldm", argument], capture_output=True, text=True)
         assert done.returncode == status and "Traceback" not in done.stderr
         assert "usage: refined-ldm" in done.stdout if status == 0 else done.stderr.startswith("refined-ldm: ")
+
+
+# --- what is there stays ---
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch, checkpoint):
+    """A working directory with a folder and a file that are precious."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "keep.txt").write_text("precious")
+    (tmp_path / "notes.txt").write_text("precious")
+    (tmp_path / "list.lst").write_text("rain\nwind\n")
+    small.config(seconds=1.28, clips=2).save("small.yaml")
+    return tmp_path
+
+
+def contents(folder):
+    """{path: bytes, or None of a folder}"""
+    return {p: None if p.is_dir() else p.read_bytes() for p in sorted(folder.rglob("*"))}
+
+
+INFER = ["infer", "-c", "checkpoint/config.yaml", "-l", "list.lst", "--reload_from_ckpt", "checkpoint"]
+
+
+@pytest.mark.parametrize("arguments, told", [
+    (["evaluate", "folder", "folder", "--out", "folder"], "folder is a folder, so it is not replaced"),
+    (["evaluate", "folder", "folder", "--out", "notes.txt"], "notes.txt is there already and no result"),
+    (["evaluate", "folder", "folder", "--out", "notes.txt/x.json"], "notes.txt is a file, where a folder is needed"),
+    (["budget", "--out", "folder"], "folder is a folder, so it is not replaced"),
+    (["budget", "--recordings", "notes.txt", "--out", "notes.txt"], "notes.txt is there already and no result"),
+    (["budget", "--out", "x" * 300], "File name too long"),
+    (["generate", "rain", "--out", "notes.txt"], "notes.txt is a file, where a folder is needed"),
+    (["generate", "rain", "--out", "notes.txt/deep/er"], "notes.txt is a file, where a folder is needed"),
+    (["generate", "rain", "--out", f"new/{'é' * 200}"], "a name may have 255 bytes here, this has 400"),
+    ([*INFER, "--out", "notes.txt"], "notes.txt is a file, where a folder is needed"),
+    (["convert", "checkpoint/vae.safetensors", "notes.txt/x.safetensors"], "notes.txt is a file"),
+    (["convert", "checkpoint/vae.safetensors", "folder", "--force"], "folder is a folder, so it is not replaced"),
+    (["train", "-c", "small.yaml", "--run", "notes.txt"], "notes.txt is a file, where a folder is needed"),
+    (["experiment", "--run", "notes.txt"], "notes.txt is a file, where a folder is needed"),
+    (["experiment", "--run", "folder", "--out", "notes.txt"], "notes.txt is a file, where a folder is needed"),
+    (["notebooks", "01", "--out", "notes.txt"], "notes.txt is a file, where a folder is needed"),
+    (["notebooks", "01", "--out", str(NOTEBOOKS)], "holds the notebooks themselves"),
+])  # fmt: skip
+def test_a_place_that_cannot_be_written_is_refused_before_any_work(place, monkeypatch, capsys, arguments, told):
+    monkeypatch.setattr(cli, "_open", lambda *_: pytest.fail("a model was built"))
+    before = contents(place)
+    status, printed, errors = run(capsys, *arguments)
+    assert (status, printed, len(errors)) == (2, [], 1) and told in errors[0]
+    assert contents(place) == before
+
+
+@pytest.mark.parametrize("name", ["vae.safetensors", "config.yaml", "ldm.csv", "discriminators/hifigan.safetensors"])
+def test_a_folder_where_a_run_will_write_a_file_is_seen_before_the_first_stage(place, capsys, name):
+    (place / "run" / name).mkdir(parents=True)
+    (place / "run" / name / "keep.txt").write_text("precious")
+    before = contents(place)
+    status, printed, errors = run(capsys, "train", "-c", "small.yaml", "--run", "run")
+    assert (status, printed, len(errors)) == (2, [], 1) and f"{name} is a folder, so it is not replaced" in errors[0]
+    assert contents(place) == before
+
+
+def test_a_folder_of_somebodys_where_a_run_keeps_its_clips_is_not_replaced(place, capsys):
+    (place / "folder").rename(place / "clips-train")
+    status, _, errors = run(capsys, "train", "-c", "small.yaml", "--run", ".", "--stage", "vae")
+    assert status == 2 and "clips-train also holds keep.txt, so it is not replaced" in errors[0]
+    assert (place / "clips-train" / "keep.txt").read_text() == "precious"
+
+
+def test_sounds_of_before_stay_and_the_new_ones_are_numbered(place, capsys):
+    long = "an engine with muffled speech behind it and then " * 4
+    for made in (["-7.wav", "-7-2.wav", "-7-3.wav"], ["-7-4.wav", "-7-5.wav", "-7-6.wav"]):
+        before = contents(place)
+        captions = (f"{long} a", f"{long} b", f"{long.upper()} c")
+        status, printed, _ = run(capsys, "generate", *captions, "--seed", 7, "--out", "o", "--steps", 1, "--picture",
+                                 "--checkpoint", "checkpoint", "--device", "cpu")  # fmt: skip
+        assert status == 0 and [path[path.rindex("-7") :] for path in printed] == made
+        after = contents(place)
+        assert all(after[path] == content for path, content in before.items() if content is not None)
+    assert {path.name for path in (place / "o").glob("*.png")} == {"spectrograms.png", "spectrograms-2.png"}
+    for seed, made in ((1, ["o/rain.wav", "o/wind.wav"]), (2, ["o/rain-2.wav", "o/wind-2.wav"])):
+        status, printed, _ = run(capsys, *INFER, "--out", "o", "--seed", seed, "--steps", 1, "--device", "cpu")
+        assert (status, printed) == (0, made)
+    assert (place / "o/rain.wav").read_bytes() != (place / "o/rain-2.wav").read_bytes()
+
+
+def test_an_earlier_result_is_replaced_and_that_is_said(place, capsys):
+    cli._check_result(place / "new.csv", b"way,")
+    assert capsys.readouterr().err == ""
+    (place / "old.csv").write_text("way,measure\n")
+    cli._check_result(place / "old.csv", b"way,")
+    assert capsys.readouterr().err == f"{place}/old.csv will be replaced by the new result\n"
+
+
+def test_a_run_that_is_not_there_does_not_go_on(place, capsys):
+    for run_dir in ("mistyped", "folder"):
+        before = contents(place)
+        status, printed, errors = run(capsys, "train", "-c", "small.yaml", "--run", run_dir, "--resume")
+        assert (status, printed) == (2, []) and f"no run at {run_dir} that could go on" in errors[0]
+        assert contents(place) == before
+
+
+# --- what is said ---
+
+
+def test_random_weights_are_told(place, monkeypatch, capsys):
+    monkeypatch.setattr(RefinedAudioLDM, "from_preset", lambda *_: RefinedAudioLDM.load("checkpoint"))
+    monkeypatch.setattr("refined_ldm.evaluation.budget.error_budget", lambda *_: [])
+    for command in (["generate", "rain", "--out", "o", "--steps", 1], ["budget"]):
+        for preset, told in (("colab", True), ("tiny", False)):
+            status, _, errors = run(capsys, *command, "--preset", preset, "--device", "cpu")
+            assert status == 0
+            assert any("colab has random weights, so what it makes is noise" in line for line in errors) == told
+
+
+@pytest.mark.parametrize("number", ["-1e1", "-1E+1", "-.5e0", "-10", "-inf"])
+def test_negative_numbers_of_any_spelling_are_numbers(place, capsys, number):
+    status, _, errors = run(capsys, "generate", "rain", "--out", "o", "--checkpoint", "checkpoint", "--steps", 1,
+                            "--guidance", number)  # fmt: skip
+    assert "expected one argument" not in " ".join(errors) and status in (0, 2)
+
+
+def test_a_published_file_where_a_run_is_wanted_is_to_be_converted_first(place, capsys):
+    (place / "pipeline").mkdir()
+    (place / "pipeline" / "model_index.json").write_text("{}")
+    for given in ("notes.txt", "pipeline"):
+        status, _, errors = run(capsys, "generate", "rain", "--out", "o", "--checkpoint", given)
+        assert status == 2 and f"convert it first (`refined-ldm convert {given} FOLDER`)" in errors[0]

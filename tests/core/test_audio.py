@@ -339,3 +339,11 @@ def test_a_part_that_there_is_not_is_refused(tmp_path, part):
     save_audio(tmp_path / "a.wav", torch.zeros(16_000))
     with pytest.raises(ValueError, match="seconds must be positive and start 0 or more"):
         load_audio(tmp_path / "a.wav", **part)
+
+
+def test_a_part_of_a_file_that_cannot_be_searched_is_read(tmp_path):
+    wave = 0.3 * np.sin(2 * np.pi * 300 * np.arange(24_000) / 8000)
+    soundfile.write(tmp_path / "a.wav", wave, 8000, subtype="GSM610")
+    whole = load_audio(tmp_path / "a.wav", 8000)
+    part = load_audio(tmp_path / "a.wav", 8000, seconds=1, start=1)
+    torch.testing.assert_close(part, whole[8000:16_000])

@@ -248,3 +248,11 @@ def test_any_value_of_a_setting_is_taken_or_told(tmp_path_factory, name, value):
         assert load_config(path).name
     except ValueError as fault:
         assert "fuzzed.yaml" in str(fault)
+
+
+def test_a_configuration_does_not_take_the_place_of_a_folder(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "vae.safetensors").write_text("precious")
+    with pytest.raises(IsADirectoryError, match="run is a folder, so it is not replaced"):
+        preset("tiny").save(tmp_path / "run")
+    assert (tmp_path / "run" / "vae.safetensors").read_text() == "precious"

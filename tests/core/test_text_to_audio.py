@@ -280,3 +280,11 @@ def test_tiny_preset_generates(monkeypatch, tmp_path, shipped):
     assert not model.training
     waveform = model.generate(["a dog barks"], seconds=2.56, steps=1, guidance_scale=1)
     assert waveform.shape == (1, 40_960) and waveform.isfinite().all() and waveform.abs().max() <= 1
+
+
+def test_a_model_is_saved_over_no_folder_and_none_of_it_before(tmp_path, monkeypatch):
+    model = small.awake_model(monkeypatch)
+    (tmp_path / "m" / "config.yaml").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError, match="config.yaml is a folder, so it is not replaced"):
+        model.save(tmp_path / "m")
+    assert [path.name for path in (tmp_path / "m").iterdir()] == ["config.yaml"]

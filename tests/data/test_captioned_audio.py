@@ -530,3 +530,16 @@ def test_a_whole_float_as_seed_is_the_same_seed(tmp_path):
     for seed in (-1, 2**63):
         with pytest.raises(ValueError, match="seed must be a whole number between 0 and 9223372036854775807, got"):
             CaptionedAudio.from_folder(tmp_path, seed=seed)
+
+
+def test_a_row_that_ends_early_and_a_path_with_backslashes_name_their_cause(tmp_path):
+    record(tmp_path / "sub" / "a.wav")
+    table = tmp_path / "captions.csv"
+    table.write_text("file,caption\nsub\\a.wav,a dog\n")
+    with pytest.raises(ValueError, match=r"line 2: sub\\a.wav: no such .*, but sub/a.wav is there: write / between"):
+        CaptionedAudio.from_csv(table)
+    table.write_text("file,caption\nsub/a.wav,an engine with muffled\nspeech behind\n")
+    with pytest.raises(ValueError, match="line 3: the row ends before the column 'caption'; .* line break in quotes"):
+        CaptionedAudio.from_csv(table)
+    table.write_text('file,caption\nsub/a.wav,"an engine with muffled\nspeech behind"\n')
+    assert CaptionedAudio.from_csv(table)[0]["caption"] == "an engine with muffled speech behind"

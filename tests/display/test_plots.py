@@ -7,6 +7,7 @@ import json
 import re
 import sys
 import time
+from pathlib import Path
 
 import matplotlib
 
@@ -18,6 +19,7 @@ import pytest
 import scipy.io.wavfile
 import torch
 
+import refined_ldm
 from refined_ldm import display
 from refined_ldm.mel import LDM_MEL, MelConfig, MelSpectrogram
 from refined_ldm.training.loop import Step
@@ -149,3 +151,30 @@ def test_a_figure_is_written_with_its_table_and_its_origin(tmp_path):
     origin = json.loads((tmp_path / "data" / "01_x.json").read_text())
     assert origin["parameters"] == {"seed": 3} and origin["seconds"] < 60 and origin["versions"]["torch"]
     assert {path.name for path in tmp_path.rglob("*")} == {"01_x.png", "data", "01_x.csv", "01_x.json"}
+
+
+def test_a_figure_takes_the_place_of_no_folder(tmp_path):
+    figure, _ = plt.subplots()
+    for place in ("a.png", "data/a.csv", "data/a.json"):
+        folder = tmp_path / place.replace("/", "-")
+        (folder / place).mkdir(parents=True)
+        with pytest.raises(IsADirectoryError, match="is a folder, so it is not replaced"):
+            display.save_figure(figure, "a", [{"x": 1}], folder=folder)
+        assert (folder / place).is_dir()
+
+
+def test_what_is_not_as_expected_is_printed_and_nothing_stops(capsys):
+    display.report_unless(True, "this is so")
+    assert capsys.readouterr().out == ""
+    display.report_unless(False, "captions are followed")
+    assert capsys.readouterr().out.startswith("NOT in this run: captions are followed. ")
+
+
+def test_stored_figures_are_the_repositorys_or_the_wheels(tmp_path, monkeypatch):
+    assert (display.stored_figures() / "data" / "experiment" / "A-1500-0.csv").is_file()
+    assert (display.stored_figures() / "claims.yaml").is_file()
+    monkeypatch.setattr("refined_ldm.display.plots.REPOSITORY", None)  # as in a wheel
+    monkeypatch.chdir(tmp_path)
+    assert display.stored_figures() == Path(refined_ldm.__file__).parent / "figures"
+    assert display.in_project("runs/experiment") == tmp_path / "runs" / "experiment"
+    assert display.in_project(tmp_path / "other") == tmp_path / "other"

@@ -357,12 +357,12 @@ def test_whole_floats_are_integers_and_other_numbers_are_refused():
     assert inception_score(np.eye(4), 2.0) == inception_score(np.eye(4), 2)
     interval = bootstrap_interval(np.mean, x, resamples=9.0, seed=1.0)
     assert interval == bootstrap_interval(np.mean, x, resamples=9, seed=1)
-    assert floor(x, frechet_distance, 2.0, 1.0) == floor(x, frechet_distance, 2, 1)
+    assert real_vs_real(x, frechet_distance, 2.0, 1.0) == real_vs_real(x, frechet_distance, 2, 1)
     for call in (lambda n: frechet_distance(x, y, n), lambda n: frechet_infinity(x, y, sizes=n),
                  lambda n: frechet_infinity(x, y, seed=n), lambda n: recall_at_k(x, y, n),
                  lambda n: inception_score(np.eye(4), n), lambda n: bootstrap_interval(np.mean, x, resamples=n),
-                 lambda n: bootstrap_interval(np.mean, x, seed=n), lambda n: floor(x, frechet_distance, n),
-                 lambda n: floor(x, frechet_distance, seed=n)):  # fmt: skip
+                 lambda n: bootstrap_interval(np.mean, x, seed=n), lambda n: real_vs_real(x, frechet_distance, n),
+                 lambda n: real_vs_real(x, frechet_distance, seed=n)):  # fmt: skip
         for wrong in (-1, 1.5, True, float("nan"), "2"):
             with pytest.raises(ValueError, match="must be a whole number"):
                 call(wrong)

@@ -61,8 +61,8 @@ class VGGish(nn.Module):
         Raises FileNotFoundError, or ValueError for another file.
         """
         state = read_tensors(path)
-        if not {"features.0.bias", "embeddings.0.bias", "embeddings.4.bias"} <= state.keys():
-            raise ValueError(f"{path} is not VGGish: get {VGGISH_FILE}")
+        if lacking := ", ".join(sorted({"features.0.bias", "embeddings.0.bias", "embeddings.4.bias"} - state.keys())):
+            raise ValueError(f"{path} is not VGGish, it lacks {lacking}: get {VGGISH_FILE}")
         sizes = (len(state[name]) for name in ("features.0.bias", "embeddings.0.bias", "embeddings.4.bias"))
         return load_into(cls(*sizes), state, path).eval().requires_grad_(False)
 
