@@ -112,7 +112,7 @@ def test_one_sample_is_a_sound_unless_resampling_leaves_none(tmp_path):
     soundfile.write(tmp_path / "one.wav", np.array([0.25]), 16_000)
     assert load_audio(tmp_path / "one.wav").tolist() == [0.25]
     soundfile.write(tmp_path / "fast.wav", np.array([0.25]), 48_000)
-    with pytest.raises(ValueError, match="fast.wav: too short, what it holds at 48000 Hz is no sample at 16000 Hz"):
+    with pytest.raises(ValueError, match="fast.wav: too short, its samples at 48000 Hz are less than one at 16000 Hz"):
         load_audio(tmp_path / "fast.wav")
 
 
@@ -169,7 +169,7 @@ def test_a_header_that_promises_more_than_memory_is_refused_first(tmp_path, suff
 @pytest.mark.parametrize("rate", [1, 999, 2_000_000])
 def test_a_rate_that_no_sound_has_is_refused(tmp_path, rate):
     soundfile.write(tmp_path / "a.wav", tone(16_000), rate)  # at 1 Hz it would become 128 million samples
-    with pytest.raises(ValueError, match=f"a.wav: a sample rate of {rate} Hz is none of sound"):
+    with pytest.raises(ValueError, match=f"a.wav: the sample rate must be 1000 to 1000000 Hz, got {rate} Hz"):
         load_audio(tmp_path / "a.wav")
 
 
@@ -257,7 +257,7 @@ def mp3(path, seconds=3.0, rate=44_100, channels=1, kind="", **how):
     soundfile.write(path, np.concatenate([0 * noise, noise]), rate, **how)
     raw = path.read_bytes()
     header = parse_frame(raw[:48])
-    assert header.tells
+    assert header.is_header
     path.write_bytes({"": raw, "headless": raw[header.size :], "joined": raw + raw}[kind])
     return path
 
@@ -291,7 +291,7 @@ def test_an_mp3_whose_length_nobody_can_tell_is_refused(tmp_path):
     mixed = mp3(tmp_path / "mixed.mp3", kind="headless")
     mixed.write_bytes(mixed.read_bytes() + other)
     for read in (load_audio, audio_seconds):
-        with pytest.raises(ValueError, match="mixed.mp3: its length cannot be told .*its frames differ.*; convert it"):
+        with pytest.raises(ValueError, match="mixed.mp3: its length is unknown .*its frames differ.*; convert it"):
             read(mixed)
 
 
@@ -317,7 +317,7 @@ def test_a_flac_that_was_streamed_and_does_not_tell_its_length_is_refused(tmp_pa
     raw[21:26] = bytes((raw[21] & 0xF0, 0, 0, 0, 0))
     (tmp_path / "a.flac").write_bytes(raw)
     for read in (load_audio, audio_seconds):
-        with pytest.raises(ValueError, match="a.flac: its length cannot be told, its header does not say it"):
+        with pytest.raises(ValueError, match="a.flac: its length is unknown, its header does not have it"):
             read(tmp_path / "a.flac")
 
 
