@@ -302,12 +302,12 @@ def test_an_ogg_that_is_cut_or_two_in_one_is_refused(tmp_path, subtype):
     raw = path.read_bytes()
     assert audio_seconds(path) == pytest.approx(8)
     last = raw.rindex(b"OggS")
-    for part, told in ((raw[: len(raw) // 2], "truncated, it ends within a page"),
+    for part, message in ((raw[: len(raw) // 2], "truncated, it ends within a page"),
                        (raw[:last], "truncated, its last page"),
                        (raw + raw, "several sounds one behind the other")):  # fmt: skip
         path.write_bytes(part)
         for read in (load_audio, audio_seconds):
-            with pytest.raises(ValueError, match=f"a.ogg: {told}"):
+            with pytest.raises(ValueError, match=f"a.ogg: {message}"):
                 read(path)
 
 
@@ -326,10 +326,10 @@ def test_a_sample_rate_that_no_sound_has_is_refused_and_a_whole_float_is_an_inte
     save_audio(tmp_path / "a.wav", torch.zeros(16_000), 16_000.0)
     for whole in (8_000.0, np.int64(8_000), torch.tensor(8_000)):
         assert len(load_audio(tmp_path / "a.wav", whole)) == 8_000
-    told = r"sample_rate \(Hz\) must be a whole number between 1000 and 1000000, got"
-    with pytest.raises(ValueError, match=told):
+    message = r"sample_rate \(Hz\) must be a whole number between 1000 and 1000000, got"
+    with pytest.raises(ValueError, match=message):
         load_audio(tmp_path / "a.wav", rate)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         save_audio(tmp_path / "b.wav", torch.zeros(9), rate)
     assert not (tmp_path / "b.wav").exists()
 

@@ -98,8 +98,8 @@ def test_a_folder_takes_the_place_of_its_own_kind_alone(tmp_path):
     (tmp_path / "folder").mkdir()
     for name in ("a.npy", "b.npy", "keep.txt", ".DS_Store"):
         (tmp_path / "folder" / name).write_text("precious")
-    for name, told in (("file", "file is a file"), ("folder", "folder also holds keep.txt, so it is not replaced")):
-        with pytest.raises(OSError, match=told), atomic_write(tmp_path / name, r".+\.npy"):
+    for name, message in (("file", "file is a file"), ("folder", "folder also holds keep.txt, so it is not replaced")):
+        with pytest.raises(OSError, match=message), atomic_write(tmp_path / name, r".+\.npy"):
             pytest.fail("work began")
     (tmp_path / "folder" / "keep.txt").unlink()
     with atomic_write(tmp_path / "folder", r".+\.npy") as temporary:

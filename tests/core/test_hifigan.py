@@ -105,7 +105,7 @@ def test_a_vocoder_on_griffin_lim_starts_there_and_learns_from_it():
     start = griffin_lim(mel, iterations=4)
     with torch.no_grad():
         torch.testing.assert_close(model(mel), start, atol=1e-5, rtol=0)
-        torch.testing.assert_close(model(mel)[1:], model(mel[1:]), atol=1e-5, rtol=0)  # no clip hears the others
+        torch.testing.assert_close(model(mel)[1:], model(mel[1:]), atol=1e-5, rtol=0)  # clips are independent
     model(mel).square().mean().backward()
     assert model.conv_post.weight.grad.abs().max() > 0
     with pytest.raises(ValueError, match="griffin_lim_iterations is for the inverse-STFT head"):

@@ -172,12 +172,12 @@ def test_the_caption_formula_is_fitted_to_few_clips(clips):
     z, embeddings = captioned(clips)
     denoiser = ConditionalLinearDenoiser(CHANNELS, BINS, 2, 16, slow=4).fit(z, embeddings)
     assert denoiser.variance.min() > 1e-3 and all(value.isfinite().all() for value in denoiser.state_dict().values())
-    new, told = captioned(50, seed=5)
+    new, captions = captioned(50, seed=5)
     eps = torch.randn(new.shape, generator=torch.Generator().manual_seed(1))
     for alpha_bar in (0.99, 0.5):
         z_t = alpha_bar**0.5 * new + (1 - alpha_bar) ** 0.5 * eps
         here = torch.full((50, 1, 1, 1), alpha_bar)
-        assert denoiser.noise(z_t, here, told[:, 0]).isfinite().all() and denoiser.residual(here)[0] > 0.01
+        assert denoiser.noise(z_t, here, captions[:, 0]).isfinite().all() and denoiser.residual(here)[0] > 0.01
 
 
 def test_the_caption_formula_takes_clips_of_any_length_and_refuses_others():

@@ -357,13 +357,13 @@ def test_two_rows_that_name_a_file_equally_well_are_refused_and_rows_of_none_are
     assert f"1 rows of {path} name no generated clip: clip 99.wav" in compare_folders(*two, captions=path).notes
 
 
-@pytest.mark.parametrize("how, told", [
+@pytest.mark.parametrize("how, message", [
     ({"pca": -3}, "pca must be a whole number, 0 or more, got -3"), ({"pca": 2.5}, "pca must be a whole number"),
     ({"sample_rate": 16}, "sample_rate .* between 1000 and 1000000, got 16"), ({"sample_rate": 0}, "sample_rate"),
     ({"seed": -1}, "seed must be a whole number between 0"), ({"seed": True}, "seed must be a whole number"),
 ])  # fmt: skip
-def test_numbers_that_cannot_be_meant_are_refused(two, how, told):
-    with pytest.raises(ValueError, match=told):
+def test_numbers_that_cannot_be_meant_are_refused(two, how, message):
+    with pytest.raises(ValueError, match=message):
         compare_folders(*two, **how)
 
 

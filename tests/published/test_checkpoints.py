@@ -34,6 +34,7 @@ from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.vae import MelVAE, VAEConfig
 from refined_ldm.weights import is_ours, read_weights, save_weights
 from tests.support import small
+from tests.support.peers import published_ms_clap
 
 
 class Asks:
@@ -255,27 +256,6 @@ def test_any_bytes_at_all_are_no_checkpoint(tmp_path_factory, content):
 # --- inspection and conversion ---
 
 
-def published_ms_clap(clap):
-    """Tensors of a `Clap` as MS-CLAP's authors name them: the names that `ms_clap_state` reads."""
-    state, published = clap.state_dict(), {}
-    for name, tensor in state.items():
-        if ".attention.self.query." in name:
-            parts = (state[name.replace(".query.", f".{part}.")] for part in ("query", "key", "value"))
-            name, tensor = name.replace(".attention.self.query.", ".attn.qkv."), torch.cat(list(parts))
-        elif ".attention.self.key." in name or ".attention.self.value." in name:
-            continue
-        for ours, theirs in (("mel_bank", "audio.audio_encoder.logmel_extractor.melW"), (".batch_norm.", ".bn0."),
-                             (".attention.output.dense.", ".attn.proj."), (".attention.self.", ".attn."),
-                             (".intermediate.dense.", ".mlp.fc1."), (".output.dense.", ".mlp.fc2."),
-                             (".layernorm_before.", ".norm1."), (".layernorm_after.", ".norm2."),
-                             ("audio.audio_encoder.", "audio_encoder.base.htsat."),
-                             ("audio_projection.", "audio_encoder.projection."), ("text.", "caption_encoder.base."),
-                             ("text_projection.", "caption_encoder.projection.")):  # fmt: skip
-            name = name.replace(ours, theirs) if not name.startswith("caption_encoder.") else name
-        published[name] = tensor.T.contiguous() if name.endswith("melW") else tensor
-    return published
-
-
 @pytest.fixture
 def ms_clap(tmp_path):
     """(a small MS-CLAP, the file its authors would have written)"""
@@ -310,10 +290,10 @@ def test_a_conditioner_of_another_name_is_refused(ms_clap, tmp_path):
     torch.save({"model": {"weights": torch.zeros(3)}}, tmp_path / "towerless.pth")
     with pytest.raises(ValueError, match="towerless.pth is no ms-clap-2023 checkpoint: no conditioner is among"):
         Clap.load("ms-clap-2023", tmp_path / "towerless.pth")
-    deaf = {name: tensor for name, tensor in published_ms_clap(ms_clap[0]).items() if "htsat" not in name}
-    torch.save({"model": deaf}, tmp_path / "deaf.pth")
-    with pytest.raises(ValueError, match="deaf.pth is no ms-clap-2023 checkpoint: it holds no HTS-AT"):
-        Clap.load("ms-clap-2023", tmp_path / "deaf.pth")
+    towerless = {name: tensor for name, tensor in published_ms_clap(ms_clap[0]).items() if "htsat" not in name}
+    torch.save({"model": towerless}, tmp_path / "no-htsat.pth")
+    with pytest.raises(ValueError, match="no-htsat.pth is no ms-clap-2023 checkpoint: it holds no HTS-AT"):
+        Clap.load("ms-clap-2023", tmp_path / "no-htsat.pth")
 
 
 def test_what_is_there_is_replaced_only_when_asked(ms_clap, tmp_path):
