@@ -15,6 +15,7 @@ import torch
 
 from refined_ldm.caches import CACHED_KEYS, cache_clips, cache_latents, encoded_at_once
 from refined_ldm.checkpoints import load_into, read_weights, save_weights
+from refined_ldm.contrasts import ContrastedClips
 from refined_ldm.data import CaptionedAudio, loader
 from refined_ldm.devices import pick_accelerator
 from refined_ldm.hifigan import Discriminators
@@ -115,7 +116,8 @@ def train_stage(model, stage, run_dir, seed=0, resume=False, max_steps=None, lr=
             _keep(model, named, run_dir)
         yield from train_ldm(model, loader(latents, settings.batch_size, seed), **common)
     else:
-        batches = loader(clips, settings.batch_size, seed)
+        told_apart = stage == "clap" and config.data == "scenes"
+        batches = loader(ContrastedClips(clips) if told_apart else clips, settings.batch_size, seed)
         if stage == "vae":
             yield from train_vae(model, batches, discriminator=judges, **common)
         elif stage == "clap":
