@@ -67,10 +67,11 @@ def detail_loss(
     """
     with torch.autocast(audio.device.type, enabled=False):
         audio, text, twins = audio.float(), text.float(), twins.float()
-        own = (audio * text).sum(1, keepdim=True)  # (B, 1)
+        scale = logit_scale.clamp(max=math.log(100)).exp()
+        own = scale * (audio * text).sum(1, keepdim=True)  # (B, 1)
         place = torch.arange(len(row), device=row.device) - torch.searchsorted(row, row)  # among the twins of its row
-        others = own.new_full((len(own), PER_CAPTION), -torch.inf).index_put((row, place), (audio[row] * twins).sum(1))
-        logits = logit_scale.clamp(max=math.log(100)).exp() * torch.cat([own, others], dim=1)
+        others = own.new_full((len(own), PER_CAPTION), -torch.inf).index_put((row, place), scale * (audio[row] * twins).sum(1))
+        logits = torch.cat([own, others], dim=1)
         losses = F.cross_entropy(logits, torch.zeros_like(logits[:, 0], dtype=torch.long), reduction="sum")
         heard = losses / row.unique().numel() if len(row) else losses
         written = F.relu((text[row] * twins).sum(1) - MARGIN).mean() if len(row) else own.new_zeros(())
