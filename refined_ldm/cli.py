@@ -44,12 +44,14 @@ def generate(options):
     device = pick_device(options.device)
     model = _quick(_open(options, device), options)
     options.out.mkdir(parents=True, exist_ok=True)
-    start, written = time.perf_counter(), []
+    start, written, notes = time.perf_counter(), [], []
     with tqdm(total=options.steps or model.config.steps, unit="step", disable=None) as bar:
         waveforms = model.generate(
             options.captions, options.seconds, options.steps, options.guidance, options.seed, options.negative,
-            candidates=options.candidates, on_step=lambda *_: bar.update(),
+            candidates=options.candidates, on_step=lambda *_: bar.update(), on_note=notes.append,
         ).cpu()  # fmt: skip
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     for caption, waveform in zip(options.captions, waveforms, strict=True):
         path = _free_name(options.out, caption, options.seed, taken={w["file"] for w in written})
         save_audio(path, waveform, model.config.mel.sample_rate)
@@ -60,7 +62,7 @@ def generate(options):
 
         figure = plot_mels(model.mel(waveforms.to(device)).cpu(), options.captions, model.config.mel)
         figure.savefig(options.out / "spectrograms.png", dpi=110)
-    _say_written(written, start, options.json)
+    _say_written(written, start, options.json, notes)
 
 
 def _open(options, device):
@@ -80,10 +82,11 @@ def _quick(model, options):
     return model
 
 
-def _say_written(written, start, as_json):
+def _say_written(written, start, as_json, notes=()):
     """Print the files that were written since `start`, or all there is to say of them as JSON."""
     if as_json:
-        print(json.dumps({"written": written, "took": round(time.perf_counter() - start, 2)}))
+        told = {"written": written, "took": round(time.perf_counter() - start, 2)}
+        print(json.dumps(told | {"notes": list(notes)} if notes else told))
     else:
         print("\n".join(w["file"] for w in written))
 

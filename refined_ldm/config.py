@@ -21,7 +21,7 @@ PARAMETERIZATIONS = ("eps", "v", "x0", "gaussian", "caption-gaussian")
 INVERSIONS = ("hifigan", "griffin_lim")
 OPTIMIZERS = ("adamw", "muon")
 LR_SCHEDULES = ("cosine", "constant")
-TIMESTEPS = ("stratified", "uniform")
+TIMESTEPS = ("stratified", "uniform", "noisy")
 WEIGHTINGS = ("own", "eps")
 
 
@@ -43,7 +43,8 @@ class StageConfig:
     adversary_lr: float = 0.0  # from then on, with warm-up and schedule of its own; 0: lr
     adversarial_weight: float = 0.0  # VAE: of what its discriminator says beside the mel distance; 0: it has none
     stft_weight: float = 0.0  # vocoder: of the STFT distance beside the mel distance; published: 0
-    timesteps: str = "stratified"  # U-Net: a batch sees all noise levels, or "uniform": each clip draws its own
+    timesteps: str = "stratified"  # U-Net: a batch sees all noise levels; "uniform": each clip draws its own; "noisy":
+    # as stratified, with ever more of them the more noise there is
     weighting: str = "own"  # U-Net: an error counts in units of what the network predicts, or "eps": of the noise
     audio_share: float = 0.0  # U-Net: of clips steered by their own sound's embedding in place of a caption's
     extra_drop: float = 0.0  # U-Net: captions blanked beside those for guidance, as AudioLDM's conditioner does
@@ -87,6 +88,7 @@ class Config:
     data: str = "scenes"  # the embedded SoundScenes, or a CSV file, a folder of recordings, a dataset_root.json
     data_sets: tuple[str, ...] = ()  # names in AudioLDM's dataset_root.json; none: all it has
     clips: int = 4000  # scenes of the training split
+    more_captions: int = 0  # of a scene, beside its three: they name every detail they can
     seconds: float = 10.24  # of one clip
 
     steps: int = 25  # of DPM-Solver++
@@ -103,7 +105,7 @@ class Config:
     tokenizer: str = ""  # directory of its vocabulary: roberta-base's for LAION-CLAP; GPT-2's is installed
 
     training: dict[str, StageConfig] = field(
-        default_factory=lambda: {stage: StageConfig() for stage in ("vae", "clap", "ldm", "hifigan")}
+        default_factory=lambda: {stage: StageConfig() for stage in ("vae", "clap", "details", "ldm", "hifigan")}
     )
 
     def __post_init__(self):
@@ -160,7 +162,7 @@ def _one_of(name, value, choices):
 
 
 MAY_BE_ZERO = {"guidance_interval", "griffin_lim_iterations", "mel_corrections", "attention_layers", "scales", "tokens",
-               "token_width"}  # fmt: skip
+               "token_width", "more_captions"}  # fmt: skip
 
 
 def _refuse_impossible(config):
@@ -222,11 +224,13 @@ def _tiny():
         parameterization="gaussian",
         steps=15,  # heard to be as good as 25, and as 200 of DDIM (`bench --few-steps`)
         clips=16_000,
+        more_captions=3,
         seconds=2.56,
         training={
             "vae": StageConfig(8000, 8, 2e-3, crop_frames=64, adversary_start=6000, adversary_lr=5e-4,
                                adversarial_weight=0.03),
             "clap": StageConfig(2000, 64, 1e-3, weight_decay=0.05),
+            "details": StageConfig(1500, 32, 1e-3, weight_decay=0.05),  # for each tower
             "ldm": StageConfig(10_000, 16, 3e-3, optimizer="muon", ema_decay=0.999),
             "hifigan": StageConfig(6600, 16, 7e-4, betas=(0.8, 0.99), ema_decay=0.999, clip_norm=5.0, crop_frames=40,
                                    adversary_start=6000, adversary_lr=3e-4, stft_weight=0.2),
@@ -247,6 +251,7 @@ def _colab():
         training={
             "vae": StageConfig(20_000, 16, 5e-4, adversary_start=10_000, adversarial_weight=0.03),
             "clap": StageConfig(5_000, 64, 1e-4),
+            "details": StageConfig(5_000, 64, 1e-4),
             "ldm": StageConfig(50_000, 32, 3e-4, warmup_steps=1000, ema_decay=0.9999),
             "hifigan": StageConfig(100_000, 16, 2e-4, betas=(0.8, 0.99), ema_decay=0.999, crop_frames=52),
         },
@@ -264,6 +269,7 @@ def _published(name, clap, embedding_dim):
             "vae": StageConfig(1_500_000, 4, 4.5e-6, lr_schedule="constant", warmup_steps=0, adversary_start=50_000,
                                adversarial_weight=0.03),
             "clap": StageConfig(100_000, 64, 1e-5),
+            "details": StageConfig(100_000, 64, 1e-5),
             "ldm": StageConfig(500_000, 2, 1e-4, lr_schedule="constant", warmup_steps=2000, ema_decay=0.9999,
                                save_every=5000),
             "hifigan": StageConfig(1_000_000, 16, 2e-4, betas=(0.8, 0.99), lr_schedule="constant", warmup_steps=0,

@@ -12,10 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch.utils.data import Dataset
 
 from refined_ldm.caches import CACHED_KEYS, cache_clips, cache_latents, encoded_at_once
 from refined_ldm.checkpoints import load_into, read_weights, save_weights
-from refined_ldm.contrasts import ContrastedClips
+from refined_ldm.contrasts import WrittenClips, train_audio_details, train_text_details
 from refined_ldm.data import CaptionedAudio, loader
 from refined_ldm.devices import pick_accelerator
 from refined_ldm.hifigan import Discriminators
@@ -25,10 +26,14 @@ from refined_ldm.shards import find_shards
 from refined_ldm.text_to_audio import part_path
 from refined_ldm.train import stage_settings, train_clap, train_hifigan, train_ldm, train_vae
 from refined_ldm.vae import PatchDiscriminator, latent_scale
-from refined_ldm.warm_start import find_named_files, load_named_parts, names_files
+from refined_ldm.warm_start import find_named_files, is_model, keep_captions, load_named_parts, names_files
 
-STAGES = ("vae", "clap", "ldm", "hifigan")
-NEEDED = {"vae": {"vae"}, "clap": {"clap"}, "ldm": set(STAGES), "hifigan": {"hifigan"}}  # parts, by stage
+STAGES = ("vae", "clap", "details", "ldm", "hifigan")
+NEEDED = {  # parts, by stage
+    "vae": {"vae"}, "clap": {"clap"}, "details": {"clap"}, "ldm": {"vae", "clap", "ldm", "hifigan"},
+    "hifigan": {"hifigan"},
+}  # fmt: skip
+FITTED = 2000  # captions that a U-Net from elsewhere is to understand as before
 LEFT_OUT = "left-out.txt"  # of a run: the recordings that could not be used, and why
 JUDGES = {stage: f"discriminators/{stage}.safetensors" for stage in ("vae", "hifigan")}  # what a stage was judged by
 SCALE_FILE = "checkpoints/ldm/scale.safetensors"  # of a run: what its U-Net's latents are multiplied by
@@ -56,7 +61,7 @@ def default_stages(config):
     Then the VAE is trained before it only if no file holds one; conditioner and vocoder only when asked for.
     """
     if not names_files(config):
-        return STAGES
+        return tuple(stage for stage in STAGES if stage != "details" or config.data == "scenes")
     return ("ldm",) if config.vae_checkpoint or config.start_from else ("vae", "ldm")
 
 
@@ -81,6 +86,8 @@ def train_stage(model, stage, run_dir, seed=0, resume=False, max_steps=None, lr=
                 skip_bad=False):  # fmt: skip
     """Train one stage, write its part of the model into run_dir, and yield every Step on the way.
 
+    The conditioner learns twice, "clap" and then "details" (`contrasts`), for which only scenes have captions.
+
     What feeds this stage, and what it starts from, is read from run_dir if it is there, else from the files that the
     configuration names. Raises ValueError for an unknown stage, FileNotFoundError if the U-Net is to be trained before
     VAE and conditioner, or for a named file that is not there.
@@ -93,11 +100,13 @@ def train_stage(model, stage, run_dir, seed=0, resume=False, max_steps=None, lr=
         refuse_old(run_dir / "checkpoints", stage)
     lacking = _lacking(config, stage, run_dir, resume)
     named = load_named_parts(model, lacking)
-    if config.start_from and "ldm" in lacking - named:
+    if stage == "details" and config.data != "scenes":
+        raise ValueError(f"details are learnt from captions that a grammar writes, of data 'scenes': got {config.data}")
+    if config.start_from and stage == "ldm" and "ldm" in lacking - named:
         warnings.warn(f"the U-Net of {config.start_from} listened to another conditioner than {config.clap}: the layer "
                       "that captions enter by is new", stacklevel=2)  # fmt: skip
-    if stage == "ldm":
-        _load_feeders(model, {"vae", "clap"} - named, run_dir)
+    if stage in ("ldm", "details"):
+        _load_feeders(model, NEEDED[stage] & {"vae", "clap"} - named, run_dir)
     accelerator = accelerator_of(Path(run_dir) / "checkpoints", model.device.type, resume)
     common = {"max_steps": max_steps, "lr": lr, "seed": seed, "run_dir": run_dir / "checkpoints", "resume": resume,
               "accelerator": accelerator}  # fmt: skip
@@ -112,12 +121,18 @@ def train_stage(model, stage, run_dir, seed=0, resume=False, max_steps=None, lr=
                 if "scale" not in named:
                     measure_latents(model, clips, latents)
                 save_weights(run_dir / SCALE_FILE, _scale_state(model))
+        if "ldm" in named and is_model(config.start_from):
+            keep_captions(model, config.start_from, [item["caption"] for item in clips.rest[:FITTED]])
         if accelerator.is_main_process:
             _keep(model, named, run_dir)
         yield from train_ldm(model, loader(latents, settings.batch_size, seed), **common)
+    elif stage == "details":
+        shared = {name: common[name] for name in ("seed", "run_dir", "resume", "accelerator")}
+        steps = {"max_steps": max_steps or settings.max_steps, "lr": lr or settings.lr}
+        yield from train_text_details(model.clap, clips, replace(settings, **steps), **shared)
+        yield from train_audio_details(model.clap, clips, replace(settings, **steps), **shared)
     else:
-        told_apart = stage == "clap" and config.data == "scenes"
-        batches = loader(ContrastedClips(clips) if told_apart else clips, settings.batch_size, seed)
+        batches = loader(clips, settings.batch_size, seed)
         if stage == "vae":
             yield from train_vae(model, batches, discriminator=judges, **common)
         elif stage == "clap":
@@ -131,7 +146,7 @@ def train_stage(model, stage, run_dir, seed=0, resume=False, max_steps=None, lr=
     if accelerator.is_main_process:
         if judges is not None:
             save_weights(run_dir / JUDGES[stage], judges, judges.config)
-        model.save_part(stage, run_dir)
+        model.save_part("clap" if stage == "details" else stage, run_dir)
         _save_config(model, run_dir)
     accelerator.wait_for_everyone()  # before the next stage reads what was written
 
@@ -217,17 +232,35 @@ def prepare_latents(model, clips, run_dir, on_clips=None):
 
 @torch.no_grad()
 def encode_clips(model, clips, run_dir, on_clips=None):
-    """Encode clips and captions once, into run_dir, by the model's VAE and conditioner."""
+    """Encode clips and captions once, into run_dir, by the model's VAE and conditioner.
+
+    Where scenes are written many captions, these are embedded as they come.
+    """
     model.eval()
 
     def encode(waveform):
         return model.vae.encode(model.mel(waveform.to(model.device))).mean
 
-    def embed(captions):
-        return model.clap.embed_text(captions)
+    latents = cache_latents(Path(run_dir) / "latents-train", clips, encode, None,
+                            {**clips.made_of, "vae": weights_digest(model.vae)}, on_clips)  # fmt: skip
+    if model.config.more_captions:  # too many to be worth a cache
+        return Joined(latents, WrittenClips(clips, model.config.more_captions))
+    made_of = {**clips.made_of, "clap": weights_digest(model.clap)}
+    folder = Path(run_dir) / "embeddings-train"
+    return Joined(latents, cache_latents(folder, clips, None, model.clap.embed_text, made_of))
 
-    made_of = {**clips.made_of, "vae": weights_digest(model.vae), "clap": weights_digest(model.clap)}
-    return cache_latents(Path(run_dir) / "latents-train", clips, encode, embed, made_of, on_clips)
+
+class Joined(Dataset):
+    """Data sets of the same clips, side by side."""
+
+    def __init__(self, *parts):
+        self.parts = parts
+
+    def __len__(self):
+        return len(self.parts[0])
+
+    def __getitem__(self, index):
+        return {key: value for part in self.parts for key, value in part[index].items()}
 
 
 @torch.no_grad()
@@ -239,7 +272,10 @@ def measure_latents(model, clips, latents):
     model.scale.fill_(latent_scale(model.vae, (model.mel(w.to(model.device)) for w in sets)))
     if model.gaussian is not None:
         known = [latents[i] for i in range(min(4000, len(latents)))]
-        fit_gaussian(model, *(torch.stack([item[key] for item in known]) for key in ("latent", "embeddings")))
+        embeddings = [item.get("embeddings", None) for item in known]
+        if embeddings[0] is None:
+            embeddings = [model.clap.embed_text(list(item["captions"])).cpu() for item in known]
+        fit_gaussian(model, torch.stack([item["latent"] for item in known]), torch.stack(embeddings))
 
 
 def fit_gaussian(model, latents, embeddings):

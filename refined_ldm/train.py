@@ -22,9 +22,8 @@ from accelerate.utils import gather, gather_object
 
 from refined_ldm.clap import contrastive_loss
 from refined_ldm.conditioning import drop_condition
-from refined_ldm.contrasts import TEXT_WEIGHT, detail_loss, draw_contrasts
 from refined_ldm.devices import pick_accelerator
-from refined_ldm.diffusion import diffusion_loss, random_timesteps, uniform_timesteps
+from refined_ldm.diffusion import diffusion_loss, noisy_timesteps, random_timesteps, uniform_timesteps
 from refined_ldm.hifigan import discriminator_loss, generator_loss, stft_loss
 from refined_ldm.interruption import Stopped, held_back
 from refined_ldm.muon import Muon, split_parameters
@@ -286,28 +285,14 @@ def train_vae(
 
 
 def train_clap(model, loader, max_steps=None, lr=None, seed=0, run_dir=None, resume=False, accelerator=None):
-    """Train `model.clap` contrastively on batches with "waveform" (B, N) and "captions" (one drawn per clip).
-
-    With "contrasts" (see `ContrastedClips`) each caption is also told from its twins, which differ in one detail.
-    """
+    """Train `model.clap` contrastively on batches with "waveform" (B, N) and "captions" (one drawn per clip)."""
     rate = model.config.mel.sample_rate
 
     def losses(clap, batch, generator, index):
-        contrasts = batch.get("contrasts") or [[{}] * len(captions) for captions in batch["captions"]]
-        pairs = [list(zip(*pair, strict=True)) for pair in zip(batch["captions"], contrasts, strict=True)]
-        captions, contrasts = zip(*one_caption_each(pairs, generator), strict=True)
-        seeds = draw(partial(torch.randint, 2**31), (len(captions),), generator).tolist()
-        drawn = [draw_contrasts(of, seed) for of, seed in zip(contrasts, seeds, strict=True)]
-        row = torch.tensor([i for i, twins in enumerate(drawn) for _ in twins], dtype=torch.long, device=model.device)
-        audio, text = clap(batch["waveform"].to(model.device), rate, [*captions, *(t for twins in drawn for t in twins)])
-        text, twins = text.split([len(captions), len(row)])
-        scale = model.clap.logit_scale
-        of_all = (_rows_of_all(rows, generator) for rows in (audio, text))  # each is compared with all others
-        pairing = contrastive_loss(*of_all, scale)
-        if "contrasts" not in batch:
-            return {"loss": pairing}
-        heard, written = detail_loss(audio, text, twins, row, scale)
-        return {"loss": pairing + heard + TEXT_WEIGHT * written, "pairs": pairing, "heard": heard, "written": written}
+        captions = one_caption_each(batch["captions"], generator)
+        audio, text = clap(batch["waveform"].to(model.device), rate, captions)
+        audio, text = (_rows_of_all(rows, generator) for rows in (audio, text))  # each is compared with all others
+        return {"loss": contrastive_loss(audio, text, model.clap.logit_scale)}
 
     settings = stage_settings(model, "clap", max_steps, lr)
     yield from optimise("clap", {"clap": (model.clap, losses)}, loader, settings, seed, run_dir, resume, accelerator,
@@ -322,7 +307,9 @@ def train_ldm(model, loader, max_steps=None, lr=None, seed=0, run_dir=None, resu
     """
     config, schedule = model.config, model.schedule
     settings = stage_settings(model, "ldm", max_steps, lr)
-    draw_timesteps = {"stratified": random_timesteps, "uniform": uniform_timesteps}[settings.timesteps]
+    draw_timesteps = {
+        "stratified": random_timesteps, "uniform": uniform_timesteps, "noisy": noisy_timesteps,
+    }[settings.timesteps]  # fmt: skip
     with torch.no_grad():
         unconditional = model.clap.embed_text([""])[0]
 
