@@ -27,10 +27,10 @@ test-all: $(READY) ## The same with the slow tests
 	$(BIN)/pytest --nbval-lax --nbval-current-env tests notebooks
 
 faults: $(READY) ## Try to lose training runs: 50 kills, full disks and more; prints how many survived (minutes)
-	$(BIN)/python tests/faults.py
+	$(BIN)/python -m tests.support.faults
 
 soak: $(READY) ## Generate, train and resume with faults for MINUTES=60, and print the slope of the memory
-	$(BIN)/python tests/faults.py --soak $(or $(MINUTES),60)
+	$(BIN)/python -m tests.support.faults --soak $(or $(MINUTES),60)
 
 lab: $(READY) ## Open the notebooks in JupyterLab, on this machine alone
 	$(BIN)/jupyter lab --ip 127.0.0.1 notebooks
@@ -39,7 +39,7 @@ figures: $(READY) ## Run the notebooks and write what they draw to figures/
 	$(BIN)/refined-ldm notebooks -p write_figures true
 
 bench: $(READY) ## Measure speed and memory
-	$(BIN)/refined-ldm bench
+	$(BIN)/python -m tests.benchmark
 
 outputs: $(READY) ## Run the notebooks and keep in them what reads well on the web
 	$(BIN)/python .ci/store_outputs.py

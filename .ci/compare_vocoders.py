@@ -15,14 +15,15 @@ import torch
 
 from refined_ldm import display
 from refined_ldm.config import StageConfig
-from refined_ldm.data import loader
-from refined_ldm.evaluation import rendered_clips
-from refined_ldm.hifigan import Discriminators, DiscriminatorsConfig, HiFiGAN, HiFiGANConfig, stft_loss
-from refined_ldm.judges import Aisfx
-from refined_ldm.metrics import bootstrap_interval, frechet_distance
-from refined_ldm.pipeline import cached_clips
+from refined_ldm.data.captioned_audio import loader
+from refined_ldm.discriminators import Discriminators, DiscriminatorsConfig, stft_loss
+from refined_ldm.evaluation.adherence import rendered_clips
+from refined_ldm.evaluation.embeddings.aisfx import Aisfx
+from refined_ldm.evaluation.metrics import bootstrap_interval, frechet_distance
+from refined_ldm.hifigan import HiFiGAN, HiFiGANConfig
 from refined_ldm.text_to_audio import RefinedAudioLDM
-from refined_ldm.train import train_hifigan
+from refined_ldm.training.pipeline import cached_clips
+from refined_ldm.training.stages import train_hifigan
 
 SMALL = HiFiGANConfig(channels=128)  # the published layout, 1/8 of its channels
 
@@ -40,7 +41,7 @@ def heads(tiny):
     }
 
 
-JUDGES = {
+DISCRIMINATOR_FILES = {
     "no judge": None,
     "periods": DiscriminatorsConfig(width=4, scales=0),
     "periods + scales": DiscriminatorsConfig(width=4),
@@ -80,7 +81,7 @@ def main(run, seconds):
     clips = cached_clips(tiny.config, run)
     waveform = torch.stack([item["waveform"] for item in rendered_clips(100)])
     reference = judge(torch.stack([item["waveform"] for item in rendered_clips(300, "val")]), 16_000).numpy()
-    common = {"batch_size": 8, "betas": (0.8, 0.99), "clip_norm": 5.0, "crop_frames": 40, "stft_weight": 0.2}
+    common = {"batch_size": 8, "betas": (0.8, 0.99), "max_grad_norm": 5.0, "crop_frames": 40, "stft_weight": 0.2}
     table = []
 
     def add(group, name, model, steps):
@@ -90,12 +91,12 @@ def main(run, seconds):
         print(group, name, steps, [round(row["value"], 3) for row in table[-3:]], flush=True)
 
     spectral = StageConfig(10_000, lr=7e-4, **common)
-    for name, config in heads(tiny.config.vocoder).items():
+    for name, config in heads(tiny.config.hifigan).items():
         model = RefinedAudioLDM.from_preset("tiny")
         torch.manual_seed(0)
         model.vocoder = HiFiGAN(config, model.config.mel)
         add("heads, from nothing", name, model, trained(model, clips, seconds, spectral))
-    for name, config in JUDGES.items():
+    for name, config in DISCRIMINATOR_FILES.items():
         model = RefinedAudioLDM.from_preset("tiny")
         torch.manual_seed(0)
         judges = None if config is None else Discriminators(config)

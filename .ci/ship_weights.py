@@ -20,17 +20,17 @@ import pandas as pd
 import torch
 
 from refined_ldm import display
-from refined_ldm.budget import error_budget
-from refined_ldm.checkpoints import load_into, read_weights, save_weights
 from refined_ldm.clap import Clap
-from refined_ldm.evaluation import adherence, class_prompt, fit_probe, rendered_clips
-from refined_ldm.hifigan import Discriminators
-from refined_ldm.judges import Aisfx
-from refined_ldm.metrics import recall_at_k, zero_shot
-from refined_ldm.pipeline import JUDGES
-from refined_ldm.pitch import Crepe
+from refined_ldm.discriminators import Discriminators
+from refined_ldm.evaluation.adherence import adherence, class_prompt, fit_probe, rendered_clips
+from refined_ldm.evaluation.budget import error_budget
+from refined_ldm.evaluation.embeddings.aisfx import Aisfx
+from refined_ldm.evaluation.metrics import recall_at_k, zero_shot
+from refined_ldm.evaluation.pitch import Crepe
 from refined_ldm.text_to_audio import WEIGHTS, RefinedAudioLDM
+from refined_ldm.training.pipeline import DISCRIMINATOR_FILES
 from refined_ldm.vae import PatchDiscriminator
+from refined_ldm.weights import load_into, read_weights, save_weights
 
 FOLDER = WEIGHTS / "tiny"
 COMMANDS = {
@@ -50,8 +50,8 @@ def ship(run):
     """Write the model's parts and their discriminators in float16, and the second conditioner if there is one."""
     model = RefinedAudioLDM.load(run)
     model.save(FOLDER, torch.float16)
-    judges = {"hifigan": Discriminators(model.config.discriminators), "vae": PatchDiscriminator(model.config.patches)}
-    for stage, name in JUDGES.items():
+    judges = {"hifigan": Discriminators(model.config.discriminators), "vae": PatchDiscriminator(model.config.vae_discriminator)}
+    for stage, name in DISCRIMINATOR_FILES.items():
         load_into(judges[stage], read_weights(run / name)[0], run / name)
         save_weights(FOLDER / name, judges[stage], judges[stage].config, torch.float16)
     other = run.parent / "tiny-roberta" / "clap-tiny-roberta.safetensors"

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from refined_ldm.caches import CACHED_KEYS, cache_clips
-from refined_ldm.curve import Curve
-from refined_ldm.details import CLIPS, JUDGE, WEIGHTS, ask_details, judge_details, train_judge
-from refined_ldm.scenes import SoundScenes
+from refined_ldm.data.caches import CACHED_KEYS, cache_clips
+from refined_ldm.durable.csv_log import CsvLogger
+from refined_ldm.evaluation.details import CLIPS, JUDGE, WEIGHTS, ask_details, judge_details, train_judge
+from refined_ldm.scenes.dataset import SoundScenes
 
 RUN = Path("runs/judge")
 
@@ -21,7 +21,7 @@ def main(size: int = CLIPS) -> None:
     """Train on `size` scenes and print the share of right answers, by detail."""
     scenes = SoundScenes("val", size, seed=1)
     clips = cache_clips(RUN / "clips", scenes, {"data": scenes.fingerprint(), "kept": list(CACHED_KEYS)})
-    with Curve(RUN / "judge.csv", resume=True) as write:
+    with CsvLogger(RUN / "judge.csv", resume=True) as write:
         for trained, step in train_judge(clips, JUDGE, run_dir=RUN / "checkpoints", resume=True):
             write(step)
             judge = trained

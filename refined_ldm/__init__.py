@@ -3,36 +3,29 @@
 Names are imported when first used, so that `import refined_ldm` loads neither torch nor any weights.
 """
 
-from importlib import import_module
+import lazy_loader
 
 __version__ = "0.1.0"
 
-_HOME = {  # public name -> the module that is its one home
-    "Config": "config", "PRESETS": "config", "preset": "config", "load_config": "config",
-    "load_audio": "audio", "save_audio": "audio", "pad_or_trim": "audio",
-    "SoundScenes": "scenes",
-    "CaptionedAudio": "data", "cache_latents": "caches",
-    "MelConfig": "mel", "LDM_MEL": "mel", "MelSpectrogram": "mel", "griffin_lim": "mel",
-    "Clap": "clap", "CLAP_PRESETS": "clap", "contrastive_loss": "clap",
-    "MelVAE": "vae", "vae_loss": "vae", "latent_scale": "vae",
-    "drop_condition": "conditioning", "guided_noise": "conditioning",
-    "UNet": "unet",
-    "NoiseSchedule": "diffusion", "add_noise": "diffusion", "diffusion_loss": "diffusion",
-    "ddim_sample": "diffusion", "dpmpp_sample": "diffusion",
-    "GaussianDenoiser": "gaussian",
-    "HiFiGAN": "hifigan", "Discriminators": "hifigan", "generator_loss": "hifigan", "discriminator_loss": "hifigan",
-    "RefinedAudioLDM": "text_to_audio",
-    "inspect_checkpoint": "checkpoints", "convert_checkpoint": "checkpoints", "fetch": "hub",
-    "train_vae": "train", "train_clap": "train", "train_ldm": "train", "train_hifigan": "train",
-}  # fmt: skip
-__all__ = sorted(_HOME)
-
-
-def __getattr__(name):
-    if name in _HOME:
-        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__():
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules=["display"],
+    submod_attrs={
+        "audio": ["load_audio", "pad_or_trim", "save_audio"],
+        "mel": ["LDM_MEL", "MelConfig", "MelSpectrogram", "griffin_lim"],
+        "clap": ["CLAP_PRESETS", "Clap", "contrastive_loss"],
+        "vae": ["MelVAE", "latent_scale", "vae_loss"],
+        "conditioning": ["drop_condition", "guided_noise"],
+        "unet": ["UNet"],
+        "diffusion": ["NoiseSchedule", "add_noise", "ddim_sample", "diffusion_loss", "dpmpp_sample"],
+        "linear_denoiser": ["GaussianDenoiser"],
+        "hifigan": ["HiFiGAN"],
+        "discriminators": ["Discriminators", "discriminator_loss", "generator_loss"],
+        "text_to_audio": ["RefinedAudioLDM"],
+        "config": ["Config", "PRESETS", "load_config", "preset"],
+        "scenes": ["SoundScenes"],
+        "data": ["CaptionedAudio", "cache_latents"],
+        "training": ["train_clap", "train_hifigan", "train_ldm", "train_vae"],
+        "published": ["convert_checkpoint", "fetch", "inspect_checkpoint"],
+    },
+)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 STREAMED = 0x7F000000  # bytes; recorders that cannot know the length in advance announce this much or more
 SILENCE = 1e-5  # a third of one 16-bit step: peaks below it are rounding noise, not sound
+SILENT = 0.5 / 32_767  # peaks below it are zero in a 16-bit file
 RATES = range(1_000, 1_000_001)  # Hz; a header that says anything else lies, and would ask for any amount of memory
 BLOCK = 1 << 18  # values decoded at once: headers may promise more samples than there is memory
 TAIL = 0.1  # seconds read beyond a part, so that its end is resampled as in the whole
@@ -192,3 +193,8 @@ def _mono_of_audioread(file, first: int, wanted: int | None) -> np.ndarray:
     samples = np.frombuffer(pcm[: len(pcm) // frame * frame], dtype="<i2").reshape(-1, file.channels)
     samples = samples[first : None if wanted is None else first + wanted]
     return samples.mean(axis=1, dtype=np.float32) / 32_768
+
+
+def is_silent_waveform(waveform):
+    """Which of the waveforms (B, N) would be all zeros in a 16-bit file -> (B,)."""
+    return waveform.abs().amax(1) < SILENT

@@ -6,7 +6,7 @@ what surrounds them, and makes published weights give their published numbers, i
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import soxr
@@ -15,11 +15,9 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import ClapAudioConfig, ClapAudioModel, GPT2Config, GPT2Model, RobertaConfig, RobertaModel
 
-from refined_ldm.checkpoints import is_ours, load_into, read_tensors, read_weights, save_weights
-from refined_ldm.hub import CONDITIONERS, fetch, how_to_get
 from refined_ldm.mel import mel_filterbank
-from refined_ldm.published_clap import clap_from_published, clap_kind
 from refined_ldm.tokenizer import TOKENIZERS
+from refined_ldm.weights import is_ours, load_into, read_weights, save_weights
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ CLAP_PRESETS = {
     ),
 }  # fmt: skip
 _TINY = Path(__file__).parent / "weights" / "tiny"
-_SHIPPED = {name: _TINY / f"clap-{name}.safetensors" for name in ("tiny-gpt2", "tiny-roberta")}
+SHIPPED = {name: _TINY / f"clap-{name}.safetensors" for name in ("tiny-gpt2", "tiny-roberta")}
 
 
 class ResidualProjection(nn.Module):
@@ -304,12 +302,11 @@ class Clap(nn.Module):
         """
         if name not in CLAP_PRESETS:
             raise ValueError(f"no conditioner {name!r}: choose one of {', '.join(CLAP_PRESETS)}")
-        if checkpoint is None:
-            checkpoint = _SHIPPED[name] if name in _SHIPPED else fetch(CONDITIONERS[name])
-        if name in CONDITIONERS and not is_ours(checkpoint):
-            if not Path(checkpoint).exists():
-                raise FileNotFoundError(f"no file {checkpoint}: {how_to_get(CONDITIONERS[name])}")
-            return cls.from_published(name, read_tensors(checkpoint), checkpoint, tokenizer)
+        if name not in SHIPPED and (checkpoint is None or not is_ours(checkpoint)):
+            from refined_ldm.published.conditioner import load_conditioner
+
+            return load_conditioner(name, checkpoint, tokenizer)
+        checkpoint = checkpoint or SHIPPED[name]
         state, metadata = read_weights(checkpoint)
         if "token_rows" not in state:
             raise ValueError(f"{checkpoint} was not written by Clap.save: it holds {', '.join(list(state)[:5])}")
@@ -317,21 +314,6 @@ class Clap(nn.Module):
         clap = cls(config, tokenizer)
         state[clap._table_name()] = state.pop("token_rows")[state.pop("token_index").long()]
         return load_into(clap, state, checkpoint).eval()
-
-    @classmethod
-    def from_published(cls, name, tensors, source, tokenizer=None, max_tokens=77):
-        """The conditioner `name` with the authors' tensors, by their names; `source` is told where they do not fit."""
-        kind = clap_kind(tensors)
-        if kind and not kind.startswith(name):
-            raise ValueError(f"{source} is no {name} checkpoint but {kind}")
-        try:
-            config, state = clap_from_published(replace(CLAP_PRESETS[name], max_tokens=max_tokens), tensors)
-        except ValueError as fault:
-            raise ValueError(f"{source} is no {name} checkpoint: {fault}") from fault
-        clap = cls(config, tokenizer)
-        if not config.audio_depths:  # what only listening needs is not in such a file
-            state = {"mel_bank": clap.mel_bank, "logit_scale": clap.logit_scale.data, **state}
-        return load_into(clap, state, source).eval()
 
     def _table_name(self):
         return "text.wte.weight" if self.config.text_tower == "gpt2" else "text.embeddings.word_embeddings.weight"

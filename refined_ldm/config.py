@@ -10,19 +10,21 @@ from typing import get_args, get_origin, get_type_hints
 
 import yaml
 
-from refined_ldm.atomic import written_whole
-from refined_ldm.hifigan import DiscriminatorsConfig, HiFiGANConfig
+from refined_ldm.discriminators import DiscriminatorsConfig
+from refined_ldm.files import atomic_write
+from refined_ldm.hifigan import HiFiGANConfig
 from refined_ldm.mel import MelConfig
-from refined_ldm.published_config import LARGEST_NUMBER, is_published, settings_of
 from refined_ldm.unet import UNetConfig
 from refined_ldm.vae import PatchDiscriminatorConfig, VAEConfig
 
 PARAMETERIZATIONS = ("eps", "v", "x0", "gaussian", "caption-gaussian")
-INVERSIONS = ("hifigan", "griffin_lim")
+VOCODERS = ("hifigan", "griffin_lim")
 OPTIMIZERS = ("adamw", "muon")
+STAGES = ("vae", "clap", "details-text", "details-audio", "ldm", "hifigan")
 LR_SCHEDULES = ("cosine", "constant")
 TIMESTEPS = ("stratified", "uniform", "noisy")
-WEIGHTINGS = ("own", "eps")
+LOSS_WEIGHTINGS = ("prediction", "eps")
+LARGEST_NUMBER = 1e12  # of all settings; beyond it arithmetic fails without naming which
 
 
 @dataclass(frozen=True)
@@ -38,16 +40,16 @@ class StageConfig:
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.99)
     ema_decay: float = 0.0  # 0: the last weights; .999: an average over about a thousand steps
-    clip_norm: float = 1.0  # gradients longer than this are shortened
-    adversary_start: int = 0  # VAE and vocoder: steps before their discriminators join
-    adversary_lr: float = 0.0  # from then on, with warm-up and schedule of its own; 0: lr
+    max_grad_norm: float = 1.0  # gradients longer than this are shortened
+    disc_start: int = 0  # VAE and vocoder: steps before their discriminators join
+    disc_lr: float = 0.0  # from then on, with warm-up and schedule of its own; 0: lr
     adversarial_weight: float = 0.0  # VAE: of what its discriminator says beside the mel distance; 0: it has none
     stft_weight: float = 0.0  # vocoder: of the STFT distance beside the mel distance; published: 0
     timesteps: str = "stratified"  # U-Net: a batch sees all noise levels; "uniform": each clip draws its own; "noisy":
     # as stratified, with ever more of them the more noise there is
-    weighting: str = "own"  # U-Net: an error counts in units of what the network predicts, or "eps": of the noise
+    loss_weighting: str = "prediction"  # U-Net: an error counts in units of what the network predicts, or "eps": of the noise
     audio_share: float = 0.0  # U-Net: of clips steered by their own sound's embedding in place of a caption's
-    extra_drop: float = 0.0  # U-Net: captions blanked beside those for guidance, as AudioLDM's conditioner does
+    conditioner_dropout: float = 0.0  # U-Net: captions blanked beside those for guidance, as AudioLDM's conditioner does
     vae_mels: bool = False  # vocoder: learn from the mels that the VAE makes of the clips, which it meets in use
     crop_frames: int = 0  # train on random crops of so many mel frames (VAE and vocoder); 0: on whole clips
     save_every: int = 500  # steps
@@ -56,8 +58,8 @@ class StageConfig:
         _one_of("optimizer", self.optimizer, OPTIMIZERS)
         _one_of("lr_schedule", self.lr_schedule, LR_SCHEDULES)
         _one_of("timesteps", self.timesteps, TIMESTEPS)
-        _one_of("weighting", self.weighting, WEIGHTINGS)
-        for name in ("audio_share", "extra_drop"):
+        _one_of("loss_weighting", self.loss_weighting, LOSS_WEIGHTINGS)
+        for name in ("audio_share", "conditioner_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
         if self.max_steps < 1 or not 0 < self.lr < math.inf:
@@ -75,9 +77,9 @@ class Config:
     mel: MelConfig = MelConfig()
     vae: VAEConfig = VAEConfig()
     unet: UNetConfig = UNetConfig()
-    vocoder: HiFiGANConfig = HiFiGANConfig()
+    hifigan: HiFiGANConfig = HiFiGANConfig()
     discriminators: DiscriminatorsConfig = DiscriminatorsConfig()
-    patches: PatchDiscriminatorConfig = PatchDiscriminatorConfig()  # the VAE's discriminator
+    vae_discriminator: PatchDiscriminatorConfig = PatchDiscriminatorConfig()  # the VAE's discriminator
 
     diffusion_steps: int = 1000
     beta_start: float = 0.0015
@@ -95,7 +97,7 @@ class Config:
     guidance_scale: float = 3.0
     guidance_interval: tuple[int, int] = (0, 1000)  # timesteps at which there is guidance: all
     candidates: int = 1  # sounds drawn for each caption, of which the conditioner keeps the nearest to it
-    inversion: str = "hifigan"  # mel -> waveform; or "griffin_lim", which needs no training
+    vocoder: str = "hifigan"  # mel -> waveform; or "griffin_lim", which needs no training
 
     # Published files that parts are read from (`pipeline.load_named_parts`); "" where there is none.
     start_from: str = ""  # an AudioLDM checkpoint: U-Net, and what else of a model it holds
@@ -105,12 +107,12 @@ class Config:
     tokenizer: str = ""  # directory of its vocabulary: roberta-base's for LAION-CLAP; GPT-2's is installed
 
     training: dict[str, StageConfig] = field(
-        default_factory=lambda: {stage: StageConfig() for stage in ("vae", "clap", "details", "ldm", "hifigan")}
+        default_factory=lambda: {stage: StageConfig() for stage in STAGES}
     )
 
     def __post_init__(self):
         _one_of("parameterization", self.parameterization, PARAMETERIZATIONS)
-        _one_of("inversion", self.inversion, INVERSIONS)
+        _one_of("vocoder", self.vocoder, VOCODERS)
         _refuse_impossible(self)
         samples = round(self.seconds * self.mel.sample_rate)
         unit = self.mel.hop_length * self.vae.downsampling * self.unet.downsampling  # samples per coarsest U-Net frame
@@ -127,13 +129,13 @@ class Config:
             if (width := mult * self.vae.channels) % self.vae.norm_groups:
                 raise ValueError(f"vae: level width {width} = {mult} x channels {self.vae.channels} must divide by "
                                  f"norm_groups {self.vae.norm_groups}")  # fmt: skip
-        if self.vocoder.channels % 2 ** len(self.vocoder.rates):
-            raise ValueError(f"vocoder.channels={self.vocoder.channels} must divide by {2 ** len(self.vocoder.rates)}: "
-                             f"each of the {len(self.vocoder.rates)} rates halves them")  # fmt: skip
-        if self.vocoder.n_mels != self.mel.n_mels:
-            raise ValueError(f"vocoder reads {self.vocoder.n_mels} mel bands, mel has {self.mel.n_mels}")
-        if self.vocoder.hop_length != self.mel.hop_length:
-            raise ValueError(f"vocoder makes {self.vocoder.hop_length} samples a frame, mel hops {self.mel.hop_length}")
+        if self.hifigan.channels % 2 ** len(self.hifigan.rates):
+            raise ValueError(f"hifigan.channels={self.hifigan.channels} must divide by {2 ** len(self.hifigan.rates)}: "
+                             f"each of the {len(self.hifigan.rates)} rates halves them")  # fmt: skip
+        if self.hifigan.n_mels != self.mel.n_mels:
+            raise ValueError(f"vocoder reads {self.hifigan.n_mels} mel bands, mel has {self.mel.n_mels}")
+        if self.hifigan.hop_length != self.mel.hop_length:
+            raise ValueError(f"vocoder makes {self.hifigan.hop_length} samples a frame, mel hops {self.mel.hop_length}")
         if self.vae.latent_channels != self.unet.latent_channels:
             raise ValueError(f"vae has {self.vae.latent_channels} latent channels, unet {self.unet.latent_channels}")
 
@@ -152,7 +154,7 @@ class Config:
 
     def save(self, path):
         """Write every field as YAML, which `load_config` reads back equal."""
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(yaml.safe_dump(_plain(asdict(self)), sort_keys=False))
 
 
@@ -177,7 +179,7 @@ def _refuse_impossible(config):
         raise ValueError(f"guidance_interval must be two timesteps, the lower first, got {config.guidance_interval}")
     if not 0 <= config.unconditional_probability <= 1:
         raise ValueError(f"unconditional_probability must be between 0 and 1, got {config.unconditional_probability}")
-    for part in (None, "mel", "vae", "unet", "vocoder", "discriminators", "patches"):
+    for part in (None, "mel", "vae", "unet", "hifigan", "discriminators", "vae_discriminator"):
         sizes = config if part is None else getattr(config, part)
         for size in fields(sizes):
             value, name = getattr(sizes, size.name), size.name if part is None else f"{part}.{size.name}"
@@ -214,26 +216,27 @@ def _tiny():
             model_channels=64, channel_mult=(1, 2, 2), num_res_blocks=1, attention_resolutions=(2, 4),
             attention_layers=1, embedding_dim=256, embedding_gain=16.0, patch_size=2, film_scale=True, norm_groups=16,
         ),
-        vocoder=HiFiGANConfig(
+        hifigan=HiFiGANConfig(
             channels=384, rates=(2,), kernels=(4,), res_kernels=(3, 7), res_dilations=((1, 3), (1, 3)),
             istft_n_fft=320, istft_hop=80,  # an inverse STFT does the rest, quickly on a CPU
             griffin_lim_iterations=8, mel_corrections=4,
         ),
         discriminators=DiscriminatorsConfig(width=4, scales=0),  # periods teach most for their time (figure 04_heads)
-        patches=PatchDiscriminatorConfig(channels=16),
+        vae_discriminator=PatchDiscriminatorConfig(channels=16),
         parameterization="gaussian",
         steps=15,  # heard to be as good as 25, and as 200 of DDIM (`bench --few-steps`)
         clips=16_000,
         more_captions=3,
         seconds=2.56,
         training={
-            "vae": StageConfig(8000, 8, 2e-3, crop_frames=64, adversary_start=6000, adversary_lr=5e-4,
+            "vae": StageConfig(8000, 8, 2e-3, crop_frames=64, disc_start=6000, disc_lr=5e-4,
                                adversarial_weight=0.03),
             "clap": StageConfig(2000, 64, 1e-3, weight_decay=0.05),
-            "details": StageConfig(1500, 32, 1e-3, weight_decay=0.05),  # for each tower
+            "details-text": StageConfig(1500, 32, 1e-3, weight_decay=0.05),
+            "details-audio": StageConfig(1500, 32, 5e-4, weight_decay=0.05),
             "ldm": StageConfig(10_000, 16, 3e-3, optimizer="muon", ema_decay=0.999),
-            "hifigan": StageConfig(6600, 16, 7e-4, betas=(0.8, 0.99), ema_decay=0.999, clip_norm=5.0, crop_frames=40,
-                                   adversary_start=6000, adversary_lr=3e-4, stft_weight=0.2),
+            "hifigan": StageConfig(6600, 16, 7e-4, betas=(0.8, 0.99), ema_decay=0.999, max_grad_norm=5.0, crop_frames=40,
+                                   disc_start=6000, disc_lr=3e-4, stft_weight=0.2),
         },
     )  # fmt: skip
 
@@ -243,15 +246,16 @@ def _colab():
         name="colab",
         unet=UNetConfig(embedding_dim=1024, embedding_gain=32.0, model_channels=64, head_channels=32),
         vae=VAEConfig(channels=64),
-        vocoder=HiFiGANConfig(channels=512),
+        hifigan=HiFiGANConfig(channels=512),
         discriminators=DiscriminatorsConfig(width=16),
         parameterization="v",
         clips=20_000,
         seconds=5.12,
         training={
-            "vae": StageConfig(20_000, 16, 5e-4, adversary_start=10_000, adversarial_weight=0.03),
+            "vae": StageConfig(20_000, 16, 5e-4, disc_start=10_000, adversarial_weight=0.03),
             "clap": StageConfig(5_000, 64, 1e-4),
-            "details": StageConfig(5_000, 64, 1e-4),
+            "details-text": StageConfig(5_000, 64, 1e-4),
+            "details-audio": StageConfig(5_000, 64, 1e-4),
             "ldm": StageConfig(50_000, 32, 3e-4, warmup_steps=1000, ema_decay=0.9999),
             "hifigan": StageConfig(100_000, 16, 2e-4, betas=(0.8, 0.99), ema_decay=0.999, crop_frames=52),
         },
@@ -266,10 +270,11 @@ def _published(name, clap, embedding_dim):
         steps=200,
         guidance_scale=2.5,
         training={
-            "vae": StageConfig(1_500_000, 4, 4.5e-6, lr_schedule="constant", warmup_steps=0, adversary_start=50_000,
+            "vae": StageConfig(1_500_000, 4, 4.5e-6, lr_schedule="constant", warmup_steps=0, disc_start=50_000,
                                adversarial_weight=0.03),
             "clap": StageConfig(100_000, 64, 1e-5),
-            "details": StageConfig(100_000, 64, 1e-5),
+            "details-text": StageConfig(100_000, 64, 1e-5),
+            "details-audio": StageConfig(100_000, 64, 1e-5),
             "ldm": StageConfig(500_000, 2, 1e-4, lr_schedule="constant", warmup_steps=2000, ema_decay=0.9999,
                                save_every=5000),
             "hifigan": StageConfig(1_000_000, 16, 2e-4, betas=(0.8, 0.99), lr_schedule="constant", warmup_steps=0,
@@ -308,9 +313,11 @@ def load_config(path):
         raise ValueError(f"{path} is not plain YAML: {' '.join(str(fault).split())}") from fault
     if not isinstance(written, dict):
         raise ValueError(f"{path} must hold settings by name, got {type(written).__name__}")
+    from refined_ldm.published.audioldm_yaml import convert_config, is_published
+
     if is_published(written):
         with _at(path):
-            written = settings_of(written)
+            written = convert_config(written)
         return _merge(Config(name=path.stem), written, str(path))
     with _at(path):
         base = preset(written.pop("preset")) if "preset" in written else Config()
@@ -343,7 +350,7 @@ def _merge(base, written, where):
     if not isinstance(written, dict):
         raise ValueError(f"{where} must hold settings by name, got {written!r:.80}")
     kinds, changes = get_type_hints(type(base)), {}
-    for key, value in written.items():
+    for key, value in _renamed(written, kinds).items():
         if key not in kinds:
             raise ValueError(f"{where}: unknown key {key!r:.80}; there are {', '.join(kinds)}")
         now, at = getattr(base, key), f"{where}: {key}"
@@ -360,6 +367,25 @@ def _merge(base, written, where):
             changes[key] = _cast(value, kinds[key], at)
     with _at(where):
         return dataclasses.replace(base, **changes)
+
+
+RENAMED = {  # settings as earlier versions wrote them, so that their files still load
+    "adversary_start": "disc_start", "adversary_lr": "disc_lr", "clip_norm": "max_grad_norm",
+    "extra_drop": "conditioner_dropout", "inversion": "vocoder", "patches": "vae_discriminator",
+    "weighting": "loss_weighting",
+}  # fmt: skip
+
+
+def _renamed(written, known):
+    """Settings under the names they have now: earlier versions called some of them otherwise."""
+    now = {}
+    for key, value in written.items():
+        if key == "vocoder" and isinstance(value, dict):
+            key = "hifigan"
+        elif key in RENAMED and key not in known:
+            key, value = RENAMED[key], "prediction" if (key, value) == ("weighting", "own") else value
+        now[key] = value
+    return now
 
 
 def _cast(value, kind, where):

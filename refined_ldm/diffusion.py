@@ -86,7 +86,7 @@ def loss_weight(t, schedule, parameterization):
     return {"eps": torch.ones_like(alpha_bar), "v": 1 / alpha_bar, "x0": (1 - alpha_bar) / alpha_bar}[parameterization]
 
 
-def random_timesteps(count, schedule, generator=None):
+def stratified_timesteps(count, schedule, generator=None):
     """(count,) timesteps, one from each of `count` equal slices of the schedule: a batch sees all noise levels."""
 
     def one_from_each_slice(shape, generator):
@@ -97,11 +97,11 @@ def random_timesteps(count, schedule, generator=None):
 
 
 def noisy_timesteps(count, schedule, generator=None):
-    """(count,) timesteps as `random_timesteps`, but ever more of them the more noise there is, linearly.
+    """(count,) timesteps as `stratified_timesteps`, but ever more of them the more noise there is, linearly.
 
     What sounds when is decided where there is mostly noise; the texture of the sounds is left for the rest.
     """
-    even = random_timesteps(count, schedule, generator)
+    even = stratified_timesteps(count, schedule, generator)
     return ((even / schedule.steps).sqrt() * schedule.steps).long()
 
 

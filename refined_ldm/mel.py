@@ -4,6 +4,7 @@ A mel spectrogram keeps what the ear keeps: magnitudes, not phases, on a frequen
 and logarithmic above. `griffin_lim` is the way back that needs no training, and the floor for every vocoder.
 """
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -194,3 +195,8 @@ def _unmel(mel, config, iterations=30):
     for _ in range(iterations):
         magnitude = magnitude * target / (bank.T @ (bank @ magnitude)).clamp(min=1e-12)
     return magnitude
+
+
+def is_silent_mel(mel, floor):
+    """Which of the log-mels (B, 1, T, F) lie nowhere above ten times the magnitude `floor` -> (B,)."""
+    return mel.flatten(1).amax(1) < math.log(10 * floor)

@@ -1,4 +1,4 @@
-"""The random numbers of one training step: from (seed, step) alone, however many processes share its batch."""
+"""The random numbers of one training step: from (seed, step) alone, however many processes rank its batch."""
 
 import torch
 
@@ -8,23 +8,23 @@ def step_seed(seed, index):
     return (seed * 1_000_003 + index) * 2_654_435_761 % 2**63
 
 
-class ShareGenerator(torch.Generator):
-    """The generator of a process that has the `share`-th of `shares` equal parts of a batch."""
+class RankGenerator(torch.Generator):
+    """The generator of a process that has the `rank`-th of `world_size` equal parts of a batch."""
 
-    def __new__(cls, share, shares):
+    def __new__(cls, rank, world_size):
         return super().__new__(cls)
 
-    def __init__(self, share, shares):
-        self.share, self.shares = share, shares
+    def __init__(self, rank, world_size):
+        self.rank, self.world_size = rank, world_size
 
 
 def draw(make, shape, generator=None):
     """make(shape, generator=generator), the first axis of which is the batch's.
 
-    For a share of the batch it is made for the whole batch and the share is kept, so that all processes together have
+    For a share of the batch it is made for the whole batch and the rank's own part is kept, so that all processes together have
     the numbers that one process would have drawn.
     """
-    shares = getattr(generator, "shares", 1)
-    if shares == 1:
+    world_size = getattr(generator, "world_size", 1)
+    if world_size == 1:
         return make(shape, generator=generator)
-    return make((shares * shape[0], *shape[1:]), generator=generator).chunk(shares)[generator.share]
+    return make((world_size * shape[0], *shape[1:]), generator=generator).chunk(world_size)[generator.rank]

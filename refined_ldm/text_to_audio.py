@@ -4,29 +4,24 @@ import hashlib
 import math
 import shutil
 import warnings
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from refined_ldm.checkpoints import load_into, read_audioldm, read_weights, save_weights
-from refined_ldm.clap import CLAP_PRESETS, Clap
+from refined_ldm.audio import is_silent_waveform
+from refined_ldm.clap import CLAP_PRESETS, SHIPPED, Clap
 from refined_ldm.conditioning import guided_noise
 from refined_ldm.config import Config, load_config, preset
 from refined_ldm.diffusion import NoiseSchedule, ddim_sample, dpmpp_sample, loss_weight, noise_like, to_noise
-from refined_ldm.gaussian import CaptionGaussian, GaussianDenoiser
 from refined_ldm.hifigan import HiFiGAN
-from refined_ldm.hub import CONDITIONERS
-from refined_ldm.mel import MelSpectrogram, griffin_lim
-from refined_ldm.published_clap import clap_kind
-from refined_ldm.sanity import check_sound, is_constant, is_silent_mel, is_silent_waveform
-from refined_ldm.swap import fit_film
+from refined_ldm.linear_denoiser import ConditionalLinearDenoiser, GaussianDenoiser
+from refined_ldm.mel import MelSpectrogram, griffin_lim, is_silent_mel
 from refined_ldm.unet import UNet
 from refined_ldm.vae import MelVAE
+from refined_ldm.weights import load_into, read_weights, save_weights
 
 WEIGHTS = Path(__file__).parent / "weights"  # what is shipped: weights/tiny
-AUDIOLDM_TOKENS = 512  # captions are read to this length, where LAION-CLAP was trained to 77
 REDRAWN = 3  # times that a silent sound is drawn again
 VOCABULARY = ("vocab.json", "merges.txt", "tokenizer.json")  # what a folder keeps of a tokenizer's directory
 
@@ -40,7 +35,7 @@ def _load_clap(config, folder):
     """The conditioner in a folder, with the vocabulary beside it; else from the file that is named, or from its hub."""
     path, tokenizer = part_path(folder, "clap", config), Path(folder) / "tokenizer"
     if not path.is_file():
-        path = config.clap_checkpoint or (None if config.clap in CONDITIONERS else path)
+        path = config.clap_checkpoint or (path if config.clap in SHIPPED else None)
     return Clap.load(config.clap, path, tokenizer if tokenizer.is_dir() else config.tokenizer or None)
 
 
@@ -62,7 +57,7 @@ class RefinedAudioLDM(nn.Module):
             self.clap = Clap(CLAP_PRESETS[config.clap]) if clap is None else clap
             self.vae = MelVAE(config.vae)
             self.unet = UNet(config.unet)
-            self.vocoder = HiFiGAN(config.vocoder, config.mel)
+            self.vocoder = HiFiGAN(config.hifigan, config.mel)
         if self.clap.embedding_dim != config.unet.embedding_dim:
             raise ValueError(f"{config.clap} embeds in {self.clap.embedding_dim} numbers, the U-Net expects "
                              f"{config.unet.embedding_dim}: change unet.embedding_dim")  # fmt: skip
@@ -72,7 +67,7 @@ class RefinedAudioLDM(nn.Module):
             self.gaussian = GaussianDenoiser(channels, bins)
         if config.parameterization == "caption-gaussian":
             frames = config.samples // config.mel.hop_length // config.vae.downsampling
-            self.gaussian = CaptionGaussian(channels, bins, config.unet.embedding_dim, frames)
+            self.gaussian = ConditionalLinearDenoiser(channels, bins, config.unet.embedding_dim, frames)
         self.register_buffer("scale", torch.tensor(1.0))  # latents times this have unit variance
 
     @property
@@ -95,7 +90,7 @@ class RefinedAudioLDM(nn.Module):
 
         What Griffin-Lim makes louder than full scale is turned down as a whole, not clipped.
         """
-        if self.config.inversion == "griffin_lim":
+        if self.config.vocoder == "griffin_lim":
             waveform = griffin_lim(mel, self.config.mel)
             return waveform / waveform.abs().amax(1, keepdim=True).clamp(min=1)
         return self.vocoder(mel)
@@ -186,7 +181,7 @@ class RefinedAudioLDM(nn.Module):
         """
         if self.config.data != "scenes":
             return []
-        from refined_ldm.familiar import nearest_captions, unseen_words
+        from refined_ldm.scenes.familiar import nearest_captions, unseen_words
 
         return [f"{caption!r:.80} holds what the model was never trained on ({', '.join(words)}); the nearest captions "
                 f"that it knows: {'; '.join(nearest_captions(self.clap, caption))}"
@@ -306,7 +301,7 @@ class RefinedAudioLDM(nn.Module):
         model = cls(config, clap=_load_clap(config, folder))
         for part in ("vae", "ldm"):
             model.load_part(part, folder)
-        if model.config.inversion == "hifigan" or part_path(folder, "hifigan", model.config).is_file():
+        if model.config.vocoder == "hifigan" or part_path(folder, "hifigan", model.config).is_file():
             model.load_part("hifigan", folder)  # a run has none until it is trained
         return model.to(device).eval()
 
@@ -323,45 +318,11 @@ class RefinedAudioLDM(nn.Module):
         vocabulary; a pipeline brings its own. average: the U-Net's running average. changes: as in `preset`.
         Raises FileNotFoundError, or ValueError saying what does not fit.
         """
-        config, parts = read_audioldm(path, average)
-        if tokenizer is None and (Path(path) / "tokenizer").is_dir():
-            tokenizer = Path(path) / "tokenizer"
-        trained_with = (clap_kind(parts.get("clap", ())) or config.clap).removesuffix(" fusion")
-        name = conditioner or trained_with
-        swapped, held = name != trained_with, "clap" in parts
-        if fit_on is not None and not (swapped and held):
-            raise ValueError(f"fit_on asks for another conditioner than {trained_with}, and for a file that holds that "
-                             f"one too: got {name}, and {path}{'' if held else ', which holds none'}")  # fmt: skip
-        if not swapped and clap_checkpoint is None and not held:
-            raise ValueError(f"{path} holds no conditioner: give the file of {trained_with} as clap_checkpoint=")
+        from refined_ldm.published.audioldm import model_from_audioldm
 
-        old = clap = None
-        if held and (fit_on is not None or not swapped and clap_checkpoint is None):
-            old = clap = Clap.from_published(trained_with, parts["clap"], path, tokenizer, AUDIOLDM_TOKENS)
-        if swapped or clap_checkpoint is not None:
-            clap = Clap.load(name, clap_checkpoint, None if swapped else tokenizer)
-        settings = {"name": "paper" if swapped else "baseline", "clap": name,
-                    "unet": replace(config.unet, embedding_dim=clap.embedding_dim)}  # fmt: skip
-        model = cls(config.changed(**settings | changes), clap=clap)
-
-        film = nn.Linear(config.unet.embedding_dim, len(parts["unet"]["film_embed.bias"]))
-        load_into(film, {key: parts["unet"].pop(f"film_embed.{key}") for key in ("weight", "bias")}, path)
-        if swapped:
-            film = model._fit_film(old, film, fit_on) if fit_on is not None else model.unet.film_embed
-        load_into(model.unet, parts["unet"] | {f"film_embed.{k}": v for k, v in film.state_dict().items()}, path)
-        load_into(model.vae, parts["vae"], path)
-        load_into(model.vocoder, parts["hifigan"], path)
-        model.scale.copy_(parts["scale"][""] if "scale" in parts else torch.tensor(1.0))
-        return model.to(device).eval()
-
-    @torch.no_grad()
-    def _fit_film(self, old, film, captions):
-        """The layer through which `captions` and "" keep, from this conditioner, what `film` makes of the old one's."""
-        captions = ["", *captions]  # guidance moves away from ""
-        gain = self.config.unet.embedding_gain
-        self.film_fit = fit_film(self.clap.embed_text(captions) * gain, film(old.embed_text(captions)))
-        fitted = nn.Linear(self.clap.embedding_dim, film.out_features)
-        return load_into(fitted, {"weight": self.film_fit.weight, "bias": self.film_fit.bias}, "the fitted layer")
+        return model_from_audioldm(
+            cls, path, conditioner, clap_checkpoint, tokenizer, fit_on, average, device, **changes
+        )
 
     @classmethod
     def from_preset(cls, name="tiny", device="cpu", **changes):
@@ -369,3 +330,28 @@ class RefinedAudioLDM(nn.Module):
         if (WEIGHTS / name / "config.yaml").is_file():
             return cls.load(WEIGHTS / name, device, **changes)
         return cls(preset(name, **changes)).to(device).eval()
+
+
+def check_sound(stage, batch, captions, silent=None):
+    """Refuse latents, mels or waveforms (B, …) that hold NaN or infinity; warn of captions that are `silent` (B,).
+
+    Raises FloatingPointError naming stage, captions and type of number.
+    """
+    bad = [c for c, item in zip(captions, batch, strict=True) if not item.isfinite().all()]
+    if bad:
+        raise FloatingPointError(f"the {stage} of {_named(bad)} holds NaN or infinite numbers ({batch.dtype}): "
+                                 "try float32, or other weights")  # fmt: skip
+    if silent is not None and silent.any():
+        quiet = [c for c, is_silent in zip(captions, silent.tolist(), strict=True) if is_silent]
+        warnings.warn(f"the {stage} of {_named(quiet)} is silent: try another seed, or other weights", stacklevel=3)
+
+
+def _named(captions):
+    shown = ", ".join(repr(c[:60]) for c in captions[:3])
+    return f"{shown} and {len(captions) - 3} more" if len(captions) > 3 else shown
+
+
+def is_constant(latent):
+    """Which of the latents (B, C, T, F) hold one number throughout, as after an underflow -> (B,)."""
+    flat = latent.flatten(1)
+    return torch.eq(flat, flat[:, :1]).all(1)

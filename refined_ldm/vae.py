@@ -199,9 +199,9 @@ class MelVAE(nn.Module):
             raise ValueError(f"latent must be (B, {self.config.latent_channels}, T, F), got {tuple(latent.shape)}")
         return self.decoder(self.post_quant_conv(latent))
 
-    def forward(self, mel, generator=None, settled=False):
-        """-> (reconstruction, posterior). `settled`: the encoder has finished learning, so it gets no gradient."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not settled):
+    def forward(self, mel, generator=None, freeze_encoder=False):
+        """-> (reconstruction, posterior). `freeze_encoder`: the encoder has finished learning, so it gets no gradient."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not freeze_encoder):
             posterior = self.encode(mel)
         return self.decode(posterior.sample(generator)), posterior
 

@@ -1,0 +1,297 @@
+"""Captioned recordings of every kind of list, and batches that a resumed run can enter at any step."""
+
+import hashlib
+import os
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from refined_ldm.audio import audio_seconds, load_audio, normalize, pad_or_trim
+from refined_ldm.data.audioldm_lists import audioldm_entries, wav_and_captions
+from refined_ldm.data.caches import cache_latents as cache_latents  # also found here, beside the data sets it caches
+from refined_ldm.data.shards import Member, find_shards, shard_sounds
+from refined_ldm.data.tables import caption_lines, clean_caption, field, read_rows
+
+SAMPLE_RATE = 16_000  # Hz
+AUDIO_SUFFIXES = frozenset(".aac .aif .aiff .au .caf .flac .m4a .mp3 .oga .ogg .opus .w64 .wav .wma".split())
+FAULTS_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One sound file and what is said about it."""
+
+    path: Path | Member  # a file, or a part of one
+    id: str  # unique in the data set: the path below its folder
+    captions: tuple[str, ...]  # one or more
+    label: str = ""  # class name, where the data set has classes
+    where: str = ""  # it is listed: "captions.csv, line 7"
+
+
+class CaptionedAudio(Dataset):
+    """Recordings with captions, each `seconds` long and at AudioLDM's level.
+
+    dataset[i] is a dict: "waveform" (N,) float32 with N = round(seconds * 16000), "caption" (the first of
+    "captions"), "captions", "id", "label". A longer recording gives its first `seconds`, or with `crop="random"` a
+    part chosen by `seed` and id, the same in every epoch; no more of it is read. A shorter one is followed by zeros.
+
+    Each way to make one names what is faulty in a ValueError. With `skip_bad` it leaves that out instead, warns, and
+    lists it in `left_out`; every recording is then decoded once to find the faulty ones.
+    """
+
+    left_out: tuple[str, ...] = ()  # faults
+
+    def __init__(self, recordings: list[Recording], seconds: float = 2.56, crop: str = "start", seed: int = 0):
+        if seconds <= 0:
+            raise ValueError(f"seconds must be positive, got {seconds}")
+        if crop not in ("start", "random"):
+            raise ValueError(f'crop must be "start" or "random", got {crop!r}')
+        if not recordings:
+            raise ValueError("a data set needs at least one recording, got none")
+        self.recordings = recordings
+        self.samples = round(seconds * SAMPLE_RATE)
+        self.crop = crop
+        self.seed = seed
+
+    @classmethod
+    def from_folder(
+        cls, folder: str | Path, seconds: float = 2.56, crop: str = "start", seed: int = 0, skip_bad: bool = False
+    ) -> "CaptionedAudio":
+        """Every sound file below `folder`, captioned by `captions.csv` in it if there is one (see `from_csv`).
+
+        Otherwise each line of `rain.txt` captions `rain.wav`, and a file with no such text is captioned by its name:
+        `dog_barks.wav` is "dog barks".
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: no such folder")
+        if (folder / "captions.csv").is_file():
+            return cls.from_csv(folder / "captions.csv", seconds, crop=crop, seed=seed, skip_bad=skip_bad)
+        sounds = [path for path in sorted(folder.rglob("*"))
+                  if path.suffix.lower() in AUDIO_SUFFIXES and not path.name.startswith(".")]  # fmt: skip
+        if not sounds:
+            raise ValueError(f"{folder}: no usable sound file ({' '.join(sorted(AUDIO_SUFFIXES))}) in it or below it")
+
+        def recording(path):
+            return Recording(path, path.relative_to(folder).as_posix(), _captions_beside(path))
+
+        entries = (("", lambda path=path: recording(path)) for path in sounds)
+        return cls._from_entries(folder, entries, seconds, crop, seed, skip_bad)
+
+    @classmethod
+    def from_csv(
+        cls,
+        path: str | Path,
+        seconds: float = 2.56,
+        caption: str = "caption",
+        file: str = "file",
+        label: str = "label",
+        crop: str = "start",
+        seed: int = 0,
+        skip_bad: bool = False,
+    ) -> "CaptionedAudio":
+        """Recordings listed in a CSV file with a header: columns `file`, `caption` and, if it has one, `label`.
+
+        Files are named relative to the CSV file and lie in its folder or below it. Rows that name the same file add
+        captions to it.
+        """
+        path = Path(path)
+
+        def recording(number, row):
+            sound, said = _inside(path.parent, field(row, file)), clean_caption(field(row, caption))
+            id = sound.relative_to(path.parent).as_posix()
+            return Recording(sound, id, (said,), (row.get(label) or "").strip(), f"{path.name}, line {number}")
+
+        entries = ((f"line {n}", lambda n=n, row=row: recording(n, row)) for n, row in read_rows(path, (file, caption)))
+        return cls._from_entries(path, entries, seconds, crop, seed, skip_bad)
+
+    @classmethod
+    def from_audioldm(
+        cls,
+        path: str | Path,
+        split: str = "train",
+        seconds: float = 2.56,
+        names: tuple[str, ...] = (),
+        crop: str = "start",
+        seed: int = 0,
+        skip_bad: bool = False,
+    ) -> "CaptionedAudio":
+        """One split of the data sets that AudioLDM's `dataset_root.json` lists: those in `names`, or all of them.
+
+        Its paths start where AudioLDM is run: at the folder of the file, one of the three above it, or the working
+        directory, whichever has them. An entry is a "wav" below its set's folder, with a caption under every key that
+        speaks of one; entries of one file add up.
+        """
+
+        def recording(where, name, folder, entry):
+            wav, texts = wav_and_captions(entry)
+            sound = _inside(folder, wav)
+            id = f"{name}/{sound.relative_to(folder).as_posix()}"
+            return Recording(sound, id, tuple(map(clean_caption, texts)), str(entry.get("labels") or ""), where)
+
+        listed = audioldm_entries(path, split, names)
+        entries = ((where, lambda w=where, rest=rest: recording(w, *rest)) for where, *rest in listed)
+        return cls._from_entries(path, entries, seconds, crop, seed, skip_bad)
+
+    @classmethod
+    def from_shards(
+        cls, where: str | Path, seconds: float = 2.56, crop: str = "start", seed: int = 0, skip_bad: bool = False
+    ) -> "CaptionedAudio":
+        """WebDataset's shards, a .tar file, a folder of them or a pattern (`set/*.tar`), read without being unpacked.
+
+        `a/rain.wav` in a shard is captioned by the lines of `a/rain.txt`, else by the "caption", "captions" or "text"
+        in `a/rain.json`.
+        """
+        shards = find_shards(where)
+        if not shards:
+            raise FileNotFoundError(f"{where}: no shard, which is a .tar file, a folder of them, or a pattern")
+
+        entries = ((at, lambda at=at, sound=sound: Recording(*sound(), at))
+                   for at, sound in shard_sounds(shards, AUDIO_SUFFIXES))  # fmt: skip
+        return cls._from_entries(where, entries, seconds, crop, seed, skip_bad)
+
+    @classmethod
+    def _from_entries(cls, source, entries: Iterator[tuple[str, Callable]], seconds, crop, seed, skip_bad):
+        """Of pairs (where it is listed, function that gives a Recording); captions of one recording add up."""
+        found: dict[str, Recording] = {}  # by id
+        faults = []
+        for where, recording in entries:
+            try:
+                new = recording()
+                known = found.get(new.id, new)
+                found[new.id] = replace(known, captions=tuple(dict.fromkeys(known.captions + new.captions)))
+            except (ValueError, OSError) as error:
+                faults.append(f"{where}: {error}" if where else str(error))
+        if skip_bad and found:
+            whole = cls(list(found.values()), seconds, crop, seed)
+            for index, recording in enumerate(whole.recordings):
+                try:
+                    whole[index]
+                except (ValueError, OSError) as error:
+                    faults.append(str(error))
+                    del found[recording.id]
+        _report(faults, source, skip_bad)
+        if not found:
+            raise ValueError(f"{source}: no usable entry")
+        dataset = cls(list(found.values()), seconds, crop, seed)
+        dataset.left_out = tuple(faults)
+        return dataset
+
+    def __len__(self) -> int:
+        return len(self.recordings)
+
+    def fingerprint(self) -> str:
+        """Name what the clips are made of: captions, crops, and every file by its size and time of change."""
+        made_of = hashlib.sha256(repr((self.samples, self.crop, self.seed)).encode())
+        for recording in self.recordings:
+            stat = recording.path.stat()
+            made_of.update(repr((recording.id, recording.captions, recording.label, stat.st_size, stat.st_mtime_ns))
+                           .encode())  # fmt: skip
+        return made_of.hexdigest()[:32]
+
+    def __getitem__(self, index: int) -> dict:
+        recording = self.recordings[index]
+        try:
+            waveform = load_audio(recording.path, SAMPLE_RATE, self.samples / SAMPLE_RATE, self._start(recording))
+        except (ValueError, OSError) as error:
+            kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+            raise kind(f"{recording.where}: {error}" if recording.where else error) from error
+        return {  # AudioLDM's order: cut, set the level, then pad
+            "waveform": pad_or_trim(normalize(waveform), self.samples),
+            "caption": recording.captions[0],
+            "captions": recording.captions,
+            "id": recording.id,
+            "label": recording.label,
+        }
+
+    def _start(self, recording) -> float:
+        """Where in a recording its part begins, in seconds."""
+        if self.crop == "start":
+            return 0.0
+        spare = round(audio_seconds(recording.path) * SAMPLE_RATE) - self.samples
+        source = np.random.default_rng((self.seed, zlib.crc32(recording.id.encode(errors="backslashreplace"))))
+        return source.integers(max(0, spare) + 1) / SAMPLE_RATE
+
+
+def collate(items: list[dict]) -> dict:
+    """A batch: tensors are stacked ("waveform" (B, N)), every other key that all items have is a list of B values."""
+    keys = [key for key in items[0] if all(key in item for item in items)]
+    batch = {key: [item[key] for item in items] for key in keys}
+    return {k: torch.stack(v) if isinstance(v[0], torch.Tensor) else v for k, v in batch.items()}
+
+
+class StepSampler:
+    """Endless batches of indices; the k-th depends only on (seed, k), so a run resumes at `start_step`.
+
+    Shuffled epochs follow one another without a gap, each holding every index once. A batch may span two epochs, or
+    many when the data set is smaller than a batch.
+    """
+
+    drop_last = True  # every batch is full; Accelerate asks
+
+    def __init__(self, size: int, batch_size: int, seed: int = 0, start_step: int = 0):
+        if size < 1 or batch_size < 1 or start_step < 0:
+            raise ValueError(
+                f"size and batch_size must be >= 1 and start_step >= 0, got {size}, {batch_size}, {start_step}"
+            )
+        self.size = size
+        self.batch_size = batch_size
+        self.seed = seed
+        self.start_step = start_step
+
+    def __iter__(self) -> Iterator[list[int]]:
+        epoch, position = divmod(self.start_step * self.batch_size, self.size)
+        waiting = self._shuffled(epoch)[position:]
+        while True:
+            while len(waiting) < self.batch_size:
+                epoch += 1
+                waiting = waiting + self._shuffled(epoch)
+            yield waiting[: self.batch_size]
+            waiting = waiting[self.batch_size :]
+
+    def _shuffled(self, epoch: int) -> list[int]:
+        return np.random.default_rng((self.seed, epoch)).permutation(self.size).tolist()
+
+
+def loader(dataset: Dataset, batch_size: int, seed: int = 0, start_step: int = 0, num_workers: int = 0) -> DataLoader:
+    """Batches of `dataset` without end, the same ones in the same order from whichever step they start."""
+    sampler = StepSampler(len(dataset), batch_size, seed, start_step)
+    return DataLoader(dataset, batch_sampler=sampler, collate_fn=collate, num_workers=num_workers)
+
+
+def _captions_beside(path: Path) -> tuple[str, ...]:
+    """The lines of the text file with the sound file's name, or that name in words."""
+    text = path.with_suffix(".txt")
+    if text.is_file():
+        return caption_lines(text.read_bytes(), text)
+    return (clean_caption(" ".join(path.stem.replace("_", " ").replace("-", " ").split()) or path.stem),)
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """The file `name` of `folder`; names that lead out of it are refused."""
+    relative = os.path.normpath(name)
+    if os.path.isabs(relative) or relative.split(os.sep)[0] == os.pardir:
+        raise ValueError(f"{name!r} leads out of {folder}")
+    try:
+        there = (folder / relative).is_file()
+    except OSError as error:  # too long for a name
+        raise ValueError(f"{name!r:.80} is no file name ({error.strerror})") from error
+    if not there:
+        raise FileNotFoundError(f"{folder / relative}: no such sound file")
+    return folder / relative
+
+
+def _report(faults: list[str], source: str | Path, skip_bad: bool) -> None:
+    if not faults:
+        return
+    shown = faults[:FAULTS_SHOWN] + [f"and {len(faults) - FAULTS_SHOWN} more"] * (len(faults) > FAULTS_SHOWN)
+    message = f"{source}: {len(faults)} faulty entries\n  " + "\n  ".join(shown)
+    if not skip_bad:
+        raise ValueError(f"{message}\nMend them, or leave them out with --skip-bad (skip_bad=True).")
+    warnings.warn(f"{message}\nThey are left out.", stacklevel=4)

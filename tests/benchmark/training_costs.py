@@ -1,0 +1,258 @@
+"""What training at the size of real data sets takes: bytes and operations counted from the networks themselves.
+
+The networks of a preset are built and differentiated on fake tensors, which have a shape and a type and no numbers: so
+a laptop counts what a GPU would hold. `python -m tests.benchmark.training_costs` prints the page that SCALE.md is.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from refined_ldm.clap import CLAP_PRESETS, Clap
+from refined_ldm.config import preset
+from refined_ldm.data.caches import encoded_at_once
+from refined_ldm.durable.run_state import KEPT
+from refined_ldm.hifigan import HiFiGAN
+from refined_ldm.mel import mel_filterbank
+from refined_ldm.unet import UNet
+from refined_ldm.vae import MelVAE
+
+FLOAT, HALF = 4, 2  # bytes
+TRAINED = 5  # numbers per weight while training: itself, its gradient, two moments of AdamW, its running average
+SAVED = 4  # the same without the gradient
+STEPS = 100_000
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A public data set, as its authors state it."""
+
+    name: str
+    clips: int
+    hours: float
+    stated_by: str
+
+
+DATA_SETS = (
+    DataSet("AudioCaps, train", 49_838, 138.4, "Kim et al. 2019; 10 s each"),
+    DataSet("WavCaps", 403_050, 7_568, "Mei et al. 2023"),
+    DataSet("AudioSet", 2_084_320, 5_790, "Gemmeke et al. 2017; 10 s each"),
+)
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What is assumed of the machine; nothing of it was measured here."""
+
+    name: str = "H100 SXM"
+    flops: float = 989e12  # a second, bfloat16 without sparsity, as its maker states
+    used: float = 0.3  # of them by training
+    launch: float = 10e-6  # seconds that PyTorch takes to start one operation, below which no small batch comes
+    dollars: float = 3.0  # an hour
+
+    def hours(self, times, flops, launches):
+        """So many times `flops` operations on numbers, which are started by `launches`."""
+        return times * max(flops / (self.flops * self.used), launches * self.launch) / 3600
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What one clip takes in a network."""
+
+    parameters: int
+    activations: float  # bytes kept for the way back, in float32
+    half_activations: float  # the same under autocast to bfloat16, without its copies of the weights
+    forward: float  # operations
+    both: float  # operations there and back
+    launches: int  # calls of the GPU there and back, and one for each weight tensor's average; of any batch
+
+
+def count(make: Callable, run: Callable) -> Counted:
+    """Count what `run(network, batch)`, a tensor, takes for each clip; `make()` builds the network."""
+    with FakeTensorMode():
+        network = make()
+        kept, forward, both, launches = _kept(network, run, 1, False)
+        half = [_kept(network, run, batch, True)[0] for batch in (1, 2)]  # once is the half copy of the weights, too
+        weights = list(network.parameters())
+        return Counted(sum(p.numel() for p in weights), kept, half[1] - half[0], forward, both, launches + len(weights))
+
+
+class _Launches(TorchDispatchMode):
+    """Counts the operations inside that compute: no views, and not the questions that fake tensors ask."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function.namespace == "aten" and not function.is_view
+        return function(*args, **(kwargs or {}))
+
+
+def _kept(network, run, batch, half):
+    """-> (bytes kept for the way back, operations there, operations there and back, launches)."""
+    kept, weights = {}, {parameter.untyped_storage()._cdata for parameter in network.parameters()}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage  # the same one counts once
+        return tensor
+
+    operations, launches = FlopCounterMode(display=False), _Launches()
+    with operations, launches, torch.autocast("cpu", torch.bfloat16, enabled=half):
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = run(network, batch).float().sum()
+        forward = operations.get_total_flops()
+        if not half:
+            loss.backward()
+    held = sum(storage.nbytes() for storage in kept.values())
+    return held, forward, operations.get_total_flops(), launches.count
+
+
+def parts_of(config):
+    """{part: Counted} of a Config: U-Net and VAE on whole clips, the vocoder on the crops that it learns from.
+
+    Discriminators are not counted.
+    """
+    frames, bins = config.samples // config.mel.hop_length, config.mel.n_mels
+    latent = (config.vae.latent_channels, frames // config.vae.downsampling, bins // config.vae.downsampling)
+    mel, crop = (1, frames, bins), config.training["hifigan"].crop_frames or frames
+
+    def denoise(unet, batch):
+        return unet(torch.randn(batch, *latent), torch.zeros(batch), torch.randn(batch, config.unet.embedding_dim))
+
+    return {
+        "U-Net": count(lambda: UNet(config.unet), denoise),
+        "VAE": count(lambda: MelVAE(config.vae), lambda vae, batch: vae(torch.randn(batch, *mel))[0]),
+        "encoder": count(lambda: MelVAE(config.vae).encoder, lambda encoder, batch: encoder(torch.randn(batch, *mel))),
+        "vocoder": count(lambda: HiFiGAN(config.hifigan, config.mel),
+                         lambda vocoder, batch: vocoder(torch.randn(batch, 1, crop, bins))),
+    }  # fmt: skip
+
+
+def conditioner_parameters(config) -> int:
+    """How many numbers the conditioner of a Config has."""
+    settings = CLAP_PRESETS[config.clap]
+    mel_filterbank(settings.mel_rate, settings.n_fft, settings.n_mels, settings.fmin, settings.fmax)  # kept
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in Clap(settings).parameters())
+
+
+def clip_bytes(config) -> int:
+    """Of one clip in the cache of `cache_clips`: 16-bit samples."""
+    return 2 * config.samples
+
+
+def latent_bytes(config, captions=1) -> int:
+    """Of one clip in the cache of `cache_latents`: its latent and its captions' embeddings, in half precision."""
+    frames, places = config.samples // config.mel.hop_length, config.mel.n_mels
+    latent = config.vae.latent_channels * frames * places // config.vae.downsampling**2
+    return HALF * (latent + captions * config.unet.embedding_dim)
+
+
+def checkpoint_bytes(parameters: int) -> int:
+    """Of the checkpoints that a run keeps of a network with a running average, trained by AdamW."""
+    return KEPT * SAVED * FLOAT * parameters
+
+
+PAGE = """# What training takes at the size of real data sets
+
+Preset `{preset}`: clips of {seconds:g} s. This page is what `python -m tests.benchmark.training_costs` prints; a test holds it
+against the code.
+
+- **Counted** on a CPU, from the networks themselves: parameters, bytes kept for the way back, operations, their
+  launches, bytes of a cached clip and of a checkpoint.
+- **Stated by others**: clips and hours of the data sets; the speed of the GPU, {gpu} ({speed:g} TFLOP/s in bfloat16).
+- **Assumed**: training uses {used:.0%} of that speed, but starts no operation in less than {launch:g} µs; an hour
+  costs ${dollars:g}.
+
+No GPU was at hand: no hour here was measured, and the workspace of a GPU's libraries comes on top of the memory.
+
+## Data
+
+| data set | clips | hours | 16-bit mono, 16 kHz | `clips-train` | `latents-train` | encoding once, GPU hours |
+|---|---|---|---|---|---|---|
+{data}
+
+A clip takes {clip:,} bytes in `clips-train` and {both:,} in `latents-train`: {latent:,} ({kibibytes} KiB) for the
+latent and {caption:,} for its one caption. Of a longer recording, as most of WavCaps' are, the first {seconds:g} s are
+read. AudioSet has classes where captions are wanted.
+
+## Networks
+
+| trained | parameters | state | two checkpoints | kept a clip, float32 | bfloat16 | GFLOP a clip | launches a step |
+|---|---|---|---|---|---|---|---|
+{networks}
+
+State: weights, gradients, two moments and the running average, in float32. Kept: for the way back. Operations and
+launches: there and back.
+
+The conditioner (`{clap}`) has {conditioner:,} parameters. The VAE learns from whole clips, the vocoder from crops of
+{crop} frames; their discriminators are not counted.
+
+## The U-Net, {steps:,} steps
+
+| batch | GPU memory, float32 | bfloat16 | GPU hours | dollars | {epochs} |
+|---|---|---|---|---|{dashes}
+{unet}
+
+Up to a batch of {bound} the launches take longer than the arithmetic: `torch.compile` or a CUDA graph would help there.
+Memory is the U-Net's state, {idle} for the weights of the other parts, which wait beside it, and what a batch keeps for
+the way back; in bfloat16 a half copy of the U-Net's weights, too.
+"""
+
+
+def page(name="paper", gpu=None, batches=(2, 16, 64)) -> str:
+    """SCALE.md for a preset, as Markdown."""
+    config, gpu = preset(name), gpu or Gpu()
+    parts, conditioner = parts_of(config), conditioner_parameters(config)
+    unet, encoder = parts["U-Net"], parts["encoder"]
+    idle = FLOAT * (conditioner + parts["VAE"].parameters + parts["vocoder"].parameters)
+
+    data = [
+        f"| {d.name} ({d.stated_by}) | {d.clips:,} | {d.hours:,.0f} | {_size(d.hours * 3600 * 32_000)} "
+        f"| {_size(d.clips * clip_bytes(config))} | {_size(d.clips * latent_bytes(config))} "
+        f"| {_three(gpu.hours(d.clips, encoder.forward, encoder.launches / encoded_at_once(config.samples)))} |"
+        for d in DATA_SETS
+    ]
+    networks = [
+        f"| {part} | {counted.parameters:,} | {_size(TRAINED * FLOAT * counted.parameters)} "
+        f"| {_size(checkpoint_bytes(counted.parameters))} | {_size(counted.activations)} "
+        f"| {_size(counted.half_activations)} | {_three(counted.both / 1e9)} | {counted.launches:,} |"
+        for part, counted in parts.items()
+        if part != "encoder"
+    ]
+    rows, state = [], TRAINED * FLOAT * unet.parameters + idle
+    for batch in batches:
+        whole, half = (batch * kept for kept in (unet.activations, unet.half_activations))
+        hours = gpu.hours(STEPS, batch * unet.both, unet.launches)
+        rows.append(
+            f"| {batch} | {_size(state + whole)} | {_size(state + HALF * unet.parameters + half)} | {_three(hours)} "
+            f"| {_three(hours * gpu.dollars)} | {' | '.join(_three(STEPS * batch / d.clips) for d in DATA_SETS)} |"
+        )
+    return PAGE.format(
+        preset=name, seconds=config.seconds, gpu=gpu.name, speed=gpu.flops / 1e12, used=gpu.used, dollars=gpu.dollars,
+        data="\n".join(data), clip=clip_bytes(config), both=latent_bytes(config), latent=latent_bytes(config, 0),
+        kibibytes=latent_bytes(config, 0) // 1024, caption=latent_bytes(config) - latent_bytes(config, 0),
+        networks="\n".join(networks), clap=config.clap, conditioner=conditioner,
+        crop=config.training["hifigan"].crop_frames, steps=STEPS, idle=_size(idle), launch=gpu.launch * 1e6,
+        bound=int(unet.launches * gpu.launch * gpu.flops * gpu.used / unet.both), unet="\n".join(rows),
+        epochs=" | ".join(f"epochs of {d.name.split(',')[0]}" for d in DATA_SETS), dashes="---|" * len(DATA_SETS),
+    )  # fmt: skip
+
+
+def _three(x: float) -> str:
+    """Three digits that count: 0.0123, 1.23, 12.3, 1,230."""
+    return f"{float(f'{x:.3g}'):,.10g}" if x < 1e3 else f"{round(float(f'{x:.3g}')):,}"
+
+
+def _size(bytes: float) -> str:
+    unit = next(u for u in (1e12, 1e9, 1e6, 1e3, 1) if bytes >= u or u == 1)
+    return f"{_three(bytes / unit)} {({1e12: 'TB', 1e9: 'GB', 1e6: 'MB', 1e3: 'kB', 1: 'bytes'})[unit]}"
+
+
+if __name__ == "__main__":
+    print(page(), end="")

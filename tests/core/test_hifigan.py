@@ -1,0 +1,220 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
+
+from refined_ldm.discriminators import (
+    Discriminators,
+    DiscriminatorsConfig,
+    discriminator_loss,
+    generator_loss,
+    stft_loss,
+)
+from refined_ldm.hifigan import HiFiGAN, HiFiGANConfig, Snake, fold_weight_norm
+from refined_ldm.mel import MelSpectrogram, griffin_lim
+
+SMALL = HiFiGANConfig(channels=64)
+ISTFT = HiFiGANConfig(channels=32, rates=(5, 4), kernels=(16, 8), istft_n_fft=32, istft_hop=8)
+ON_GRIFFIN_LIM = replace(ISTFT, rates=(2,), kernels=(4,), istft_n_fft=320, istft_hop=80, griffin_lim_iterations=4)
+
+
+def log_mel_like(batch, frames):
+    return torch.randn(batch, 1, frames, 64, generator=torch.Generator().manual_seed(0)) * 2 - 5
+
+
+@pytest.mark.parametrize("config", [SMALL, ISTFT, ON_GRIFFIN_LIM])
+@pytest.mark.parametrize("frames", [1, 7, 50])
+def test_waveform_has_exactly_one_hop_per_frame(config, frames):
+    waveform = HiFiGAN(config).eval()(log_mel_like(2, frames))
+    assert waveform.shape == (2, frames * 160) == (2, frames * config.hop_length)
+    assert waveform.abs().max() <= 1
+
+
+def test_published_size_and_a_wrong_mel():
+    with torch.device("meta"):
+        model = HiFiGAN()
+    assert sum(p.numel() for p in model.parameters()) == 55_264_897
+    with pytest.raises(ValueError, match=r"\(B, 1, T, 64\)"):
+        HiFiGAN(SMALL)(torch.zeros(2, 64, 10))
+
+
+@pytest.mark.parametrize("channels", [64, 1024])
+def test_equals_speecht5_hifigan(channels):
+    torch.manual_seed(0)
+    config = HiFiGANConfig(channels=channels)
+    peer = SpeechT5HifiGan(
+        SpeechT5HifiGanConfig(
+            model_in_dim=64,
+            upsample_initial_channel=channels,
+            upsample_rates=list(config.rates),
+            upsample_kernel_sizes=list(config.kernels),
+            normalize_before=False,
+        )
+    )
+    for weight in peer.parameters():
+        torch.nn.init.normal_(weight, std=0.05 if weight.ndim == 1 else 1.2 / weight[0].numel() ** 0.5)
+    weights = {name.replace("upsampler", "ups"): value for name, value in peer.state_dict().items()}
+    weights.pop("mean"), weights.pop("scale")
+    model = HiFiGAN(config)
+    model.load_state_dict(weights)
+    mel = log_mel_like(1, 12)
+    with torch.no_grad():
+        ours, theirs = model(mel), peer(mel[:, 0])
+    assert theirs.shape[1] == 12 * 160 + 32 and theirs.std() > 0.01
+    torch.testing.assert_close(ours, theirs[:, : 12 * 160], atol=1e-4, rtol=0)
+
+
+def test_weight_norm_folds_into_the_published_layout():
+    torch.manual_seed(0)
+    model, mel = HiFiGAN(SMALL), log_mel_like(1, 5)
+    plain = model.state_dict()
+    assert {"conv_pre.weight", "ups.4.bias", "resblocks.14.convs2.2.weight", "conv_post.weight"} <= plain.keys()
+    with torch.no_grad():
+        model.add_weight_norm()
+        for name, weight in model.named_parameters():
+            if name.endswith("original0"):
+                weight.mul_(1.5)  # a length the direction alone does not have
+        trained = model(mel)
+        normed = model.state_dict()
+        folded = fold_weight_norm(normed)
+        original = {  # as {"generator": ...} of the HiFi-GAN authors
+            name.replace("parametrizations.weight.original0", "weight_g").replace(
+                "parametrizations.weight.original1", "weight_v"
+            ): value
+            for name, value in normed.items()
+        }
+        assert "ups.0.weight_g" in original
+        for weights in (folded, fold_weight_norm(original), model.remove_weight_norm().state_dict()):
+            assert weights.keys() == plain.keys()
+            fresh = HiFiGAN(SMALL)
+            fresh.load_state_dict(weights)
+            torch.testing.assert_close(fresh(mel), trained, atol=1e-5, rtol=0)
+
+
+def test_inverse_stft_head_can_make_any_waveform():
+    """With the STFT of a sound as its features, the head gives that sound back."""
+    sound = 0.5 * torch.randn(1, 400, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+    spectrum = torch.stft(sound, 32, 8, window=torch.hann_window(32), return_complex=True)  # (1, 17, 51)
+    model = HiFiGAN(ISTFT)
+    model.conv_post = torch.nn.Identity()
+    made = model.inverse_stft(torch.cat([spectrum.abs().log(), spectrum.angle()], dim=1))
+    torch.testing.assert_close(made, sound, atol=1e-4, rtol=0)
+    doubled = torch.cat([torch.full((1, 17, 51), math.log(2)), torch.zeros(1, 17, 51)], dim=1)
+    torch.testing.assert_close(model.inverse_stft(doubled, spectrum / 2), sound, atol=1e-4, rtol=0)
+
+
+def test_a_vocoder_on_griffin_lim_starts_there_and_learns_from_it():
+    torch.manual_seed(0)
+    model, mel = HiFiGAN(ON_GRIFFIN_LIM).eval(), log_mel_like(2, 20) - 4
+    start = griffin_lim(mel, iterations=4)
+    with torch.no_grad():
+        torch.testing.assert_close(model(mel), start, atol=1e-5, rtol=0)
+        torch.testing.assert_close(model(mel)[1:], model(mel[1:]), atol=1e-5, rtol=0)  # no clip hears the others
+    model(mel).square().mean().backward()
+    assert model.conv_post.weight.grad.abs().max() > 0
+    with pytest.raises(ValueError, match="griffin_lim_iterations is for the inverse-STFT head"):
+        HiFiGAN(replace(SMALL, griffin_lim_iterations=4))
+
+
+def test_discriminators_judge_any_length_and_pass_gradients():
+    torch.manual_seed(0)
+    judge = Discriminators(DiscriminatorsConfig(width=4))
+    real, fake = torch.randn(2, 2503), torch.randn(2, 2503, requires_grad=True)
+    outputs = judge(fake)
+    assert len(outputs) == 5 + 3
+    assert all(logits.ndim == 2 and len(logits) == 2 for logits, _ in outputs)
+    assert [len(features) for _, features in outputs] == [6] * 5 + [8] * 3
+    loss, terms = generator_loss(judge(real), outputs, torch.zeros(2, 1, 4, 64), torch.ones(2, 1, 4, 64))
+    assert terms.keys() == {"adversarial", "features", "mel"} and terms["mel"] == 1
+    torch.testing.assert_close(loss, terms["adversarial"] + 2 * terms["features"] + 45 * terms["mel"])
+    (loss + discriminator_loss(judge(real), judge(fake.detach()))).backward()
+    assert fake.grad.abs().sum() > 0 and all(p.grad.isfinite().all() for p in judge.parameters())
+
+
+def test_published_discriminators_have_the_published_size():
+    with torch.device("meta"):
+        judge = Discriminators()
+    assert round(sum(p.numel() for p in judge.mpd.parameters()) / 1e6, 1) == 41.1
+    assert round(sum(p.numel() for p in judge.msd.parameters()) / 1e6, 1) == 29.6
+
+
+def test_losses_are_zero_at_their_optimum():
+    right, wrong = [(torch.ones(2, 3), [])], [(torch.zeros(2, 3), [])]
+    assert discriminator_loss(right, wrong) == 0 and discriminator_loss(wrong, right) == 2
+    mel = torch.zeros(1, 1, 4, 64)
+    assert generator_loss(right, right, mel, mel)[0] == 0 and generator_loss(right, wrong, mel, mel)[0] == 1
+    assert generator_loss([], [], mel, mel + 1)[0] == 45
+    sound = torch.randn(1, 4000, generator=torch.Generator().manual_seed(0))
+    assert stft_loss(sound, sound) == 0 and stft_loss(0.1 * sound, sound) > 1
+
+
+@pytest.mark.parametrize("config", [HiFiGANConfig(channels=32, rates=(5, 4, 8), kernels=(15, 8, 16)), ISTFT])
+def test_overfits_one_batch(config):
+    torch.manual_seed(0)
+    seconds = torch.arange(3200) / 16_000
+    target = 0.4 * torch.sin(2 * torch.pi * torch.tensor([[440.0], [900.0]]) * seconds)
+    to_mel = MelSpectrogram()
+    mel = to_mel(target)
+    model = HiFiGAN(config).add_weight_norm()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.8, 0.99))
+    losses = []
+    for _ in range(40):
+        loss, terms = generator_loss([], [], mel, to_mel(model(mel)))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(terms["mel"].item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_what_is_too_loud_is_turned_down_as_a_whole():
+    model = HiFiGAN(ISTFT).eval()
+    loud = torch.randn(2, 1600, generator=torch.Generator().manual_seed(0))
+    loud[1] /= 100
+    model.inverse_stft = lambda *_: loud
+    made = model(torch.zeros(2, 1, 10, 64))
+    assert made[0].abs().max() == 1 and (made[0].abs() == 1).sum() == 1 and made[1].abs().max() < 0.2
+    torch.testing.assert_close(made[0], loud[0] / loud[0].abs().max())
+    assert torch.equal(model.train()(torch.zeros(2, 1, 10, 64)), loud)  # in training, who shouts must learn
+
+
+def test_mel_corrections_bring_the_mel_nearer():
+    torch.manual_seed(0)
+    plain = HiFiGAN(ON_GRIFFIN_LIM).eval()
+    mended = HiFiGAN(replace(ON_GRIFFIN_LIM, mel_corrections=4)).eval()
+    mended.load_state_dict(plain.state_dict())
+    to_mel = MelSpectrogram()
+    mel = to_mel(0.1 * torch.randn(2, 6400))
+    with torch.no_grad():
+        before, after = ((to_mel(vocoder(mel)) - mel).abs().mean() for vocoder in (plain, mended))
+    assert after < 0.75 * before
+    assert mended(mel[:, :, :2]).shape == (2, 320)
+
+
+def test_snake_is_a_line_with_a_ripple():
+    snake, x = Snake(2), torch.linspace(-3, 3, 41).expand(1, 2, 41)
+    torch.testing.assert_close(snake(x), x + torch.sin(x) ** 2)
+    with torch.no_grad():
+        snake.alpha[0, 1] = 4.0
+    torch.testing.assert_close(snake(x)[0, 1], x[0, 1] + torch.sin(4 * x[0, 1]) ** 2 / 4)
+    model = HiFiGAN(replace(ISTFT, snake=True))
+    mel = log_mel_like(1, 10)
+    model(mel).square().sum().backward()
+    alphas = [p for name, p in model.named_parameters() if name.endswith("alpha")]
+    assert alphas and all(p.grad.abs().max() > 0 for p in alphas)
+    assert HiFiGAN(ISTFT).state_dict().keys() == {k for k in model.state_dict() if not k.endswith("alpha")}
+
+
+def test_judges_of_spectrograms_come_last_and_see_every_window():
+    torch.manual_seed(0)
+    judge = Discriminators(DiscriminatorsConfig(width=4, periods=(2,), scales=1, resolutions=(128, 256)))
+    quiet, tone = torch.zeros(1, 4000), torch.sin(torch.arange(4000)[None] * 0.3)
+    outputs = judge(tone)
+    assert len(outputs) == 4 and [len(features) for _, features in outputs[2:]] == [6, 6]
+    assert [features[0].shape[2] for _, features in outputs[2:]] == [126, 63]  # frames: hops of 32 and 64 samples
+    assert all((a - b).abs().max() > 0 for (a, _), (b, _) in zip(outputs, judge(quiet), strict=True))
+    moved = judge(-tone)  # the same magnitudes: the others hear the sign, these do not
+    torch.testing.assert_close(moved[2][0], outputs[2][0])
+    assert (moved[0][0] - outputs[0][0]).abs().max() > 1e-4

@@ -1,0 +1,101 @@
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from refined_ldm import inference as fast
+from refined_ldm.hifigan import HiFiGANConfig
+from refined_ldm.inference import optimize_for_inference
+from refined_ldm.text_to_audio import RefinedAudioLDM
+from tests.support import small
+
+CAPTIONS = ["a dog barks", "rain falls"]
+
+
+@pytest.fixture
+def model(monkeypatch):
+    return small.awake_model(monkeypatch)
+
+
+def test_in_float32_the_sounds_stay_the_same(model):
+    quick = copy.deepcopy(model)
+    done = optimize_for_inference(quick, "no")
+    assert done.precision == "no" and not done.compiled
+    torch.testing.assert_close(quick.generate(CAPTIONS), model.generate(CAPTIONS), atol=1e-4, rtol=1e-4)
+    weights = [layer.weight for layer in quick.unet.modules() if isinstance(layer, nn.Conv2d)]
+    assert weights and all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
+
+
+@pytest.mark.parametrize("layer", [
+    nn.Conv1d(6, 10, 7, padding=9, dilation=3), nn.Conv1d(6, 10, 3), nn.ConvTranspose1d(6, 10, 16, 5, padding=5),
+])  # fmt: skip
+def test_a_convolution_in_time_is_one_of_a_picture_one_pixel_high(layer):
+    x = torch.randn(2, 6, 50)
+    with torch.no_grad():
+        found = fast._as_picture(layer)(x)
+        torch.testing.assert_close(found, layer(x))
+    assert found[:, :, None].is_contiguous(memory_format=torch.channels_last)  # the next one need not turn it
+
+
+def test_large_maps_go_by_winograd(monkeypatch):
+    if not torch.backends.nnpack.is_available():
+        pytest.skip("torch was built without NNPACK")
+    layer, calls = nn.Conv2d(64, 70, 3, padding=1), []
+    winograd = torch._nnpack_spatial_convolution
+    monkeypatch.setattr(torch, "_nnpack_spatial_convolution", lambda *given: calls.append(1) or winograd(*given))
+    large, narrow = torch.randn(2, 64, 80, 64), torch.randn(2, 64, 8, 8)
+    with torch.no_grad():
+        for x in (large, narrow, large.to(memory_format=torch.channels_last)):
+            torch.testing.assert_close(fast._by_winograd(layer, x), layer(x), atol=1e-4, rtol=1e-4)
+    assert len(calls) == 2
+    assert torch.equal(fast._by_winograd(layer, large), layer(large)) and len(calls) == 2  # training takes no shortcut
+
+
+@pytest.mark.parametrize("layer, suits", [
+    (nn.Conv2d(64, 64, 3, padding=1), True), (nn.Conv2d(64, 64, 1), False), (nn.Conv2d(8, 64, 3, padding=1), False),
+    (nn.Conv2d(64, 64, 3, stride=2, padding=1), False), (nn.Conv2d(64, 64, 3), False), (nn.Linear(64, 64), False),
+])  # fmt: skip
+def test_which_layers_suit_winograd(layer, suits):
+    assert fast._suits_winograd(layer) == suits
+
+
+def test_bfloat16_is_near_and_norms_and_ends_stay_exact(model):
+    quick = copy.deepcopy(model)
+    assert optimize_for_inference(quick, "bf16").precision == "bf16"
+    dtypes = {name: weight.dtype for name, weight in quick.unet.named_parameters()}
+    for name, dtype in dtypes.items():
+        exact = "norm" in name or any(part in name.split(".") for part in fast.EXACT)
+        assert dtype == (torch.float32 if exact else torch.bfloat16), name
+    shape = quick._latent_shape(model.config.seconds)
+    inputs = torch.randn(2, *shape), torch.tensor([100, 900]), torch.randn(2, model.config.unet.embedding_dim)
+    with torch.no_grad():
+        plain, found = model.unet(*inputs), quick.unet(*inputs)
+    assert found.dtype == torch.float32 and 0 < (found - plain).norm() / plain.norm() < 0.03
+    sounds = quick.generate(CAPTIONS)
+    assert sounds.dtype == torch.float32 and sounds.isfinite().all() and sounds.abs().max() <= 1
+
+
+def test_the_vocoder_with_an_inverse_stft_too(monkeypatch):
+    small.use_small_clap(monkeypatch)
+    head = HiFiGANConfig(n_mels=16, channels=16, rates=(2,), kernels=(4,), res_kernels=(3,), res_dilations=((1, 3),),
+                         istft_n_fft=320, istft_hop=80)  # fmt: skip
+    model = RefinedAudioLDM(small.config(hifigan=head), seed=3).eval()
+    mel = F.pad(torch.randn(1, 1, 12, 16), (0, 0, 2, 2), value=-8.0)
+    with torch.no_grad():
+        plain = model.vocoder(mel)
+        optimize_for_inference(model, "no")
+        torch.testing.assert_close(model.vocoder(mel), plain, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_compiled_the_sounds_stay_the_same(model):
+    quick = copy.deepcopy(model)
+    assert optimize_for_inference(quick, "no", compile=True).compiled
+    torch.testing.assert_close(quick.generate(CAPTIONS), model.generate(CAPTIONS), atol=1e-4, rtol=1e-4)
+
+
+def test_another_precision_is_refused(model):
+    with pytest.raises(ValueError, match='"bf16", "no" or None, got \'fp16\''):
+        optimize_for_inference(model, "fp16")

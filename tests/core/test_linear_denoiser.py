@@ -1,0 +1,145 @@
+import pytest
+import torch
+
+from refined_ldm.linear_denoiser import ConditionalLinearDenoiser, GaussianDenoiser
+
+CHANNELS, BINS, BLOCK = 2, 3, 4
+SIZE = CHANNELS * BINS * BLOCK
+
+
+def correlated(clips, frames=8, seed=0):
+    """Latents whose blocks are Gaussian with a known mean and covariance."""
+    generator = torch.Generator().manual_seed(seed)
+    root = torch.randn(SIZE, SIZE, generator=torch.Generator().manual_seed(7)) / SIZE**0.5
+    mean = torch.linspace(-1, 1, SIZE)
+    blocks = mean + torch.randn(clips, frames // BLOCK, SIZE, generator=generator) @ root.T
+    latents = blocks.view(clips, frames // BLOCK, CHANNELS, BLOCK, BINS).transpose(1, 2)
+    return latents.reshape(clips, CHANNELS, frames, BINS), mean, root @ root.T
+
+
+def fitted():
+    return GaussianDenoiser(CHANNELS, BINS, BLOCK).fit(correlated(4000)[0])
+
+
+def level(*alpha_bar):
+    return torch.tensor(alpha_bar)[:, None, None, None]
+
+
+def test_fit_finds_mean_and_covariance():
+    _, mean, covariance = correlated(1)
+    denoiser = fitted()
+    torch.testing.assert_close(denoiser.mean, mean, atol=0.06, rtol=0)
+    found = denoiser.basis @ denoiser.variance.diag() @ denoiser.basis.T
+    torch.testing.assert_close(found, covariance, atol=0.1, rtol=0)
+
+
+def test_noise_equals_the_formula_with_an_explicit_inverse():
+    denoiser, z_t = fitted(), correlated(3, frames=12, seed=1)[0]
+    alpha_bar = level(0.9, 0.5, 0.01)
+    covariance = (denoiser.basis @ denoiser.variance.diag() @ denoiser.basis.T).double()
+    found = denoiser.noise(z_t, alpha_bar)
+    assert found.shape == z_t.shape
+    for clip in range(3):
+        a2 = alpha_bar[clip].item()
+        for start in range(0, 12, BLOCK):
+            block = z_t[clip, :, start : start + BLOCK].flatten().double()
+            inverse = torch.linalg.inv(a2 * covariance + (1 - a2) * torch.eye(SIZE, dtype=torch.float64))
+            expected = (1 - a2) ** 0.5 * inverse @ (block - a2**0.5 * denoiser.mean.double())
+            here = found[clip, :, start : start + BLOCK].flatten().double()
+            torch.testing.assert_close(here, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_nothing_linear_is_better_and_residual_is_what_is_left():
+    denoiser, (z_0, _, _) = fitted(), correlated(8000, seed=2)
+    eps = torch.randn(z_0.shape, generator=torch.Generator().manual_seed(3))
+    for alpha_bar in (0.99, 0.7, 0.2):
+        z_t = alpha_bar**0.5 * z_0 + (1 - alpha_bar) ** 0.5 * eps
+        level_t = torch.full((len(z_t), 1, 1, 1), alpha_bar)
+        error = denoiser.noise(z_t, level_t) - eps
+        left = (error**2).mean()
+        torch.testing.assert_close(left, denoiser.residual(level_t)[0], rtol=0.03, atol=0)
+        assert (error * z_t).mean().abs() < 0.02  # the error of the best guess is orthogonal to what was seen
+        for gain in (0.9, 1.1):
+            assert ((gain * denoiser.noise(z_t, level_t) - eps) ** 2).mean() > left
+
+
+def test_block_layout_survives_the_way_there_and_back():
+    denoiser, z = GaussianDenoiser(CHANNELS, BINS, BLOCK), torch.randn(5, CHANNELS, 20, BINS)
+    assert torch.equal(denoiser._from_blocks(denoiser._to_blocks(z), z.shape), z)
+    # Unit variance, zero mean: the formula is then the same number for every place, eps = sqrt(1 - alpha_bar) z_t.
+    torch.testing.assert_close(denoiser.noise(z, torch.full((5, 1, 1, 1), 0.36)), 0.8 * z)
+
+
+def test_too_little_and_misshapen_data_are_refused():
+    with pytest.raises(ValueError, match="24 blocks .* more clips"):
+        GaussianDenoiser(CHANNELS, BINS, BLOCK).fit(torch.randn(12, CHANNELS, 8, BINS))
+    for shape in ((1, CHANNELS, 7, BINS), (1, CHANNELS, 8, BINS + 1)):
+        with pytest.raises(ValueError, match="multiple of 4"):
+            fitted().noise(torch.zeros(shape), level(0.5))
+
+
+# --- around what captions lead to expect ---
+
+
+def captioned(clips, frames=16, seed=0):
+    """Latents whose mean and variance depend on a two-valued embedding: low and steady, or high and restless."""
+    generator = torch.Generator().manual_seed(seed)
+    which = torch.arange(clips) % 2
+    embeddings = torch.stack([which, 1 - which], 1).float()[:, None].repeat(1, 2, 1)  # (N, K = 2, D = 2)
+    spread = torch.where(which == 0, 0.3, 1.2)[:, None, None, None]
+    noise = torch.randn(clips, CHANNELS, frames, BINS, generator=generator)
+    return which[:, None, None, None] * 2.0 - 1 + spread * noise, embeddings
+
+
+def test_a_caption_tells_the_mean_and_the_variance():
+    z, embeddings = captioned(3000)
+    denoiser = ConditionalLinearDenoiser(CHANNELS, BINS, 2, 16, slow=4).fit(z, embeddings, ridge=1e-3)
+    for row, (mean, spread) in enumerate(((-1.0, 0.3), (1.0, 1.2))):
+        expected = torch.full((1, 16, CHANNELS * BINS), mean)
+        torch.testing.assert_close(denoiser.expected(embeddings[row, :1], 16), expected,
+                                   atol=0.1, rtol=0)  # fmt: skip
+        assert denoiser._variances(embeddings[row, :1], 16).mean().sqrt() == pytest.approx(
+            spread, rel=0.3
+        )  # shares are kept from zero
+
+
+def test_captions_bring_the_formula_nearer_to_the_noise():
+    z, embeddings = captioned(2000)
+    deaf = embeddings.mean(0, keepdim=True).expand_as(embeddings)
+    hearing, plain = (ConditionalLinearDenoiser(CHANNELS, BINS, 2, 16, slow=4).fit(z, e) for e in (embeddings, deaf))
+    new, told = captioned(1000, seed=5)
+    eps = torch.randn(new.shape, generator=torch.Generator().manual_seed(1))
+    for alpha_bar in (0.9, 0.5, 0.1):
+        here = torch.full((len(new), 1, 1, 1), alpha_bar)
+        z_t = alpha_bar**0.5 * new + (1 - alpha_bar) ** 0.5 * eps
+        errors = [((d.noise(z_t, here, told[:, 0]) - eps) ** 2).mean() for d in (hearing, plain)]
+        assert errors[0] < 0.9 * errors[1]
+        torch.testing.assert_close(errors[1], plain.residual(here)[0], rtol=0.05, atol=0)
+
+
+def test_the_caption_formula_equals_an_explicit_inverse():
+    z, embeddings = captioned(500)
+    denoiser = ConditionalLinearDenoiser(CHANNELS, BINS, 2, 16, slow=4).fit(z, embeddings)
+    c, z_t, alpha_bar = embeddings[1, :1], z[1:2], 0.6
+    waves, width = denoiser._cosines(16, z).double(), CHANNELS * BINS
+    full = torch.kron(waves, denoiser.basis.double())  # (T * CF, T * CF): rows of time, then of channel and bin
+    covariance = full @ denoiser._variances(c, 16).double().flatten().diag() @ full.T
+    left = denoiser._to_rows(z_t).double().flatten() - alpha_bar**0.5 * denoiser.expected(c, 16).double().flatten()
+    inverse = torch.linalg.inv(alpha_bar * covariance + (1 - alpha_bar) * torch.eye(16 * width, dtype=torch.double))
+    expected = ((1 - alpha_bar) ** 0.5 * inverse @ left).view(1, 16, width).float()
+    found = denoiser.noise(z_t, torch.full((1, 1, 1, 1), alpha_bar), c)
+    torch.testing.assert_close(denoiser._to_rows(found), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_caption_formula_takes_clips_of_any_length_and_refuses_others():
+    z, embeddings = captioned(500)
+    denoiser = ConditionalLinearDenoiser(CHANNELS, BINS, 2, 16, slow=4).fit(z, embeddings)
+    for frames in (2, 8, 40):
+        mean = denoiser.expected(embeddings[1, :1], frames)
+        torch.testing.assert_close(mean.mean(), torch.tensor(1.0), atol=0.15, rtol=0)  # as loud at every length
+        assert denoiser.noise(torch.randn(1, CHANNELS, frames, BINS), level(0.5), embeddings[1, :1]).isfinite().all()
+    with pytest.raises(ValueError, match=r"C \* F = 6"):
+        denoiser.noise(torch.zeros(1, CHANNELS, 16, BINS + 1), level(0.5), embeddings[1, :1])
+    with pytest.raises(ValueError, match="as many as there are embeddings"):
+        denoiser.fit(z[:10], embeddings)
+    assert ConditionalLinearDenoiser(CHANNELS, BINS, 2, 8).slow == 8  # no more cosines than frames

@@ -1,0 +1,60 @@
+import pytest
+import torch
+
+from refined_ldm.data.caches import cache_clips
+from refined_ldm.experiment.conditioners import TOKENS, Oracle, Tokens, embedded_captions, embedded_sounds
+from refined_ldm.scenes.dataset import SoundScenes
+
+
+def test_the_oracle_tells_order_and_kind_and_nothing_else():
+    scenes = SoundScenes("test_order", 8)
+    a, b = scenes[0], scenes[1]  # twins
+    oracle = Oracle([a, b], 256)
+    found = oracle.embed_text([a["captions"][0], a["captions"][1], b["captions"][0], ""])
+    assert found.shape == (4, 256)
+    assert torch.equal(found[0], found[1])  # however it is worded
+    assert (found[0] * found[2]).sum() < 0.5  # the other order
+    assert not found[3].any()
+
+
+def test_the_oracle_cannot_read_and_can_be_told_more():
+    scenes = SoundScenes("test_order", 8)
+    oracle = Oracle([scenes[0]], 256)
+    with pytest.raises(ValueError, match="cannot read '.*': it has to be told its scene first"):
+        oracle.embed_text(scenes[2]["captions"])
+    oracle.learn([scenes[2]])
+    assert oracle.embed_text(scenes[2]["captions"]).any(1).all()
+
+
+class _Reader(torch.nn.Module):
+    embedding_dim = 4
+
+    def text_states(self, captions):
+        lengths = [len(caption.split()) for caption in captions]
+        mask = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
+        return torch.ones(len(captions), max(lengths), 3), mask
+
+    def embed_text(self, captions):
+        return torch.zeros(len(captions), 4)
+
+
+def test_token_states_come_behind_the_embedding_and_padding_is_zero():
+    found = Tokens(_Reader()).embed_text(["a dog", " ".join(["rain"] * 30)])
+    states = found[:, 4:].unflatten(1, (TOKENS, 3))
+    assert (states.abs().sum(2) > 0).sum(1).tolist() == [2, TOKENS]
+
+
+def test_embeddings_of_captions_and_of_sounds_are_kept_in_the_order_of_the_clips(tmp_path):
+    clips = cache_clips(tmp_path / "clips", SoundScenes("train", 5), {"of": "scenes"})
+    lengths = embedded_captions(tmp_path / "captions", clips, lambda texts: torch.tensor([[len(t)] for t in texts]))
+    assert [lengths[i]["embeddings"][:, 0].tolist() for i in range(5)] == [
+        [len(caption) for caption in clips[i]["captions"]] for i in range(5)]  # fmt: skip
+
+    class Ear:
+        def embed_audio(self, waveform, sample_rate):
+            assert sample_rate == 16_000
+            return waveform.abs().amax(1, keepdim=True)
+
+    peaks = embedded_sounds(tmp_path / "sounds", clips, Ear())
+    for i in range(5):
+        torch.testing.assert_close(peaks[i]["embeddings"][0], clips[i]["waveform"].abs().max()[None], rtol=1e-3, atol=0)

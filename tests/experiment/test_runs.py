@@ -1,0 +1,79 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from refined_ldm.devices import pick_accelerator
+from refined_ldm.experiment.arms import ARMS, Arm, Run
+from refined_ldm.experiment.protocol import GRID, open_experiment
+from refined_ldm.experiment.runs import iteration_seconds, marks, run_arm
+from refined_ldm.experiment.statistics import collect
+
+
+def test_marks_are_even_in_the_logarithm():
+    found = sorted(marks(1500))
+    assert found[-1] == 1500 and len(found) == 12
+    assert np.ptp(np.diff(np.log(found))) < 0.1
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return open_experiment(tmp_path_factory.mktemp("runs"), clips=24, held_out=4, judged=6, probe=96)
+
+
+def test_a_run_is_judged_written_and_not_repeated(small, tmp_path):
+    run = Run("oracle", Arm("oracle"), 4, 0, "controls")
+    record = run_arm(small, run, tmp_path)
+    assert record["card"]["scale"] == pytest.approx(small.scale, rel=1e-4)
+    assert 0 <= record["recall"] <= 1 and record["frechet"] > 0 and record["iterations"] == 4
+    assert record["precision"] == pick_accelerator("cpu").mixed_precision
+    errors = pd.read_csv(tmp_path / "oracle-4-0.csv")
+    assert sorted(errors["t"].unique()) == list(GRID) and errors["step"].max() == 4
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert run_arm(small, run, tmp_path) == json.loads((tmp_path / "oracle-4-0.json").read_text())
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+    row = collect(tmp_path).iloc[0]
+    last = errors[errors["step"] == 4]
+    assert row["error_250"] == pytest.approx(last["error"][last["t"] >= 250].mean())
+    assert row["recall"] == pytest.approx(pd.read_csv(tmp_path / "oracle-4-0-heard.csv")["recall"].mean())
+
+
+def test_a_run_is_judged_anew_at_another_guidance_and_refused_with_another_arm(small, tmp_path):
+    run = Run("B", replace(ARMS["B"], conditioner="oracle", guidance=1.0), 4, 0, "arms")
+    first = run_arm(small, run, tmp_path)
+    curve = (tmp_path / "B-4-0.csv").read_bytes()
+    louder = replace(run, arm=replace(run.arm, guidance=9.0))
+    second = run_arm(small, louder, tmp_path)
+    assert second["arm"]["guidance"] == 9.0 and second["frechet"] != first["frechet"]
+    assert second["seconds"] == first["seconds"] and (tmp_path / "B-4-0.csv").read_bytes() == curve
+    assert json.loads((tmp_path / "B-4-0.json").read_text()) == second == run_arm(small, louder, tmp_path)
+    with pytest.raises(ValueError, match=r"B-4-0.json is of an arm with other settings \(lr: 0.001 there, 0.01 here\)"):
+        run_arm(small, replace(run, arm=replace(run.arm, lr=1e-2)), tmp_path)
+    assert json.loads((tmp_path / "B-4-0.json").read_text()) == second
+
+
+def test_iterations_of_arms_are_timed_in_turn(small):
+    oracle = {label: replace(ARMS[label], conditioner="oracle") for label in "BD"}
+    rows = iteration_seconds(small, oracle, rounds=3, warm=1)
+    assert [row["label"] for row in rows] == ["B", "D"] and rows[0]["times_the_first"] == 1
+    assert all(row["seconds"] > 0 for row in rows) and rows[1]["times_the_first"] > 0
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_end(small, tmp_path):
+    run = Run("random", replace(ARMS["D"], conditioner="random"), 6, 1, "controls")
+    with pytest.raises(KeyboardInterrupt):
+
+        def stop(step):
+            if step.index == 3:
+                raise KeyboardInterrupt
+
+        run_arm(small, run, tmp_path / "a", on_step=stop, judge=False)
+    run_arm(small, run, tmp_path / "a", resume=True, judge=False)
+    again = replace(run, label="again")
+    run_arm(small, again, tmp_path / "b", judge=False)
+    a, b = pd.read_csv(tmp_path / "a" / f"{run.name}.csv"), pd.read_csv(tmp_path / "b" / f"{again.name}.csv")
+    last = [table[table["step"] == 6]["error"].to_numpy() for table in (a, b)]
+    assert np.array_equal(*last)
+    assert set(a["step"]) == set(b["step"])

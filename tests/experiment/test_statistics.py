@@ -1,0 +1,48 @@
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import ttest_1samp
+
+from refined_ldm.experiment.statistics import interval, iterations_to, paired, rows_where, times_fewer
+from tests.support.runs import TABLE
+
+
+def test_interval_is_students():
+    values = [0.3, 0.5, 0.45]
+    mean, low, high = interval(values)
+    known = ttest_1samp(values, 0).confidence_interval(0.95)
+    assert np.allclose((mean, low, high), (np.mean(values), known.low, known.high))
+    assert interval([2.0]) == (2, 2, 2)
+
+
+def test_differences_are_taken_seed_by_seed():
+    assert paired(TABLE, "frechet", {"label": "C"}, {"label": "B"}).tolist() == [-20, -25, -30]
+    with pytest.raises(ValueError, match="no seed in common"):
+        paired(TABLE, "frechet", {"label": "C", "seed": 0}, {"label": "B", "seed": 1})
+
+
+def test_rows_are_those_of_the_given_values():
+    assert rows_where(TABLE, {"label": "C", "seed": [0, 1]})["frechet"].tolist() == [85, 80]
+    assert len(rows_where(TABLE, {})) == 6
+    for where, fault in (({"label": "Z"}, "no row has"), ({"arm": "B"}, "no column 'arm', there are label, seed")):
+        with pytest.raises(ValueError, match=fault):
+            rows_where(TABLE, where)
+
+
+def test_an_arm_is_as_good_after_some_iterations_between_its_runs():
+    table = pd.DataFrame({"iterations": [0, 100, 100, 300, 400], "frechet": [200.0, 120.0, 80.0, 50.0, 60.0]})
+    reached = [iterations_to(table, "frechet", value) for value in (250.0, 200.0, 150.0, 100.0, 75.0, 49.0)]
+    assert reached == [0, 0, 50, 100, 200, np.inf]
+
+
+@pytest.mark.parametrize("power", [-0.5, 0.5])  # of an error, which falls, and of a recall
+def test_how_many_times_fewer_iterations_comes_out_of_a_power_law(power):
+    rows = [{"label": label, "iterations": n, "seed": seed, "measure": (1 + seed) * (n * sooner) ** power}
+            for label, sooner in (("B", 1.0), ("C", 1.3)) for n in (100, 400) for seed in range(3)]  # fmt: skip
+    table, rises = pd.DataFrame(rows), power > 0
+    for at in (100, 400):
+        assert times_fewer(table, "measure", "C", "B", at, (100, 400), rises) == pytest.approx([1.3] * 3)
+        assert times_fewer(table, "measure", "B", "C", at, (100, 400), rises) == pytest.approx([1 / 1.3] * 3)
+    assert np.isnan(times_fewer(table, "measure", "C", "B", 400, (100, 400), not rises)).all()
+    with pytest.raises(ValueError, match="no row has"):
+        times_fewer(table, "measure", "C", "B", 400, (100, 800))

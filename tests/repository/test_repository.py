@@ -1,0 +1,90 @@
+"""What the repository promises of itself: its dependencies, its tested set, notebooks that know where it lives."""
+
+import ast
+import importlib.util
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+REQUIRED = [Requirement(line) for line in PROJECT["project"]["dependencies"]]
+OPTIONAL = [Requirement(line) for extra in PROJECT["project"]["optional-dependencies"].values() for line in extra]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def pinned() -> dict[str, str]:
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    return dict(line.split("==") for line in lines)
+
+
+def badges():
+    spec = importlib.util.spec_from_file_location("badges", ROOT / ".ci" / "badges.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("requirement", REQUIRED, ids=str)
+def test_the_package_lives_with_the_numpy_and_torch_that_are_there(requirement):
+    assert requirement.name not in {"librosa", "numba", "laion-clap", "matplotlib", "ipywidgets", "torchvision"}
+    if requirement.name in ("numpy", "torch"):
+        assert {part.operator for part in requirement.specifier} == {">="}
+
+
+def test_a_tested_version_meets_every_range():
+    pins = pinned()
+    for requirement in REQUIRED + OPTIONAL:
+        assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement
+
+
+def test_the_conda_environment_lists_what_was_asked_for():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    (from_pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
+    asked = "torch jupyterlab transformers laion-clap librosa ipywidgets matplotlib seaborn papermill nbval".split()
+    assert set(asked) <= set(from_pip) and {"-c constraints.txt", "-e .[notebooks,laion,test]"} <= set(from_pip)
+    assert set(asked) <= set(pinned())
+
+
+def test_importing_the_package_is_quick_and_silent():
+    code = "import sys, refined_ldm; print([m for m in ('torch', 'numpy', 'transformers') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert (out.stdout, out.stderr) == ("[]\n", "")
+
+
+def test_badges_point_a_new_notebook_at_the_repository():
+    parameters = nbformat.v4.new_code_cell("steps = 25", metadata={"tags": ["parameters"]})
+    title, last = nbformat.v4.new_markdown_cell("# Title\nA question."), nbformat.v4.new_code_cell("steps")
+    notebook = nbformat.v4.new_notebook(cells=[title, parameters, last])
+    for repository in ("owner/name", "someone/else.where"):
+        badges().point_notebook(notebook, "01_a.ipynb", repository)
+        assert notebook.cells[0].source.startswith("# Title\n\n[![Open in Colab]")
+        assert notebook.cells[0].source.endswith(f"github/{repository}/blob/main/notebooks/01_a.ipynb)\n\nA question.")
+        assert f"github.com/{repository}" in notebook.cells[2].source and len(notebook.cells) == 4
+        exec(notebook.cells[2].source, {})  # the package is there, so nothing is installed
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_a_notebook_has_the_badge_and_bootstrap_of_the_one_setting(path):
+    notebook = nbformat.read(path, as_version=4)
+    before = [cell.source for cell in notebook.cells]
+    badges().point_notebook(notebook, path.name, PROJECT["tool"]["refined-ldm"]["repository"])
+    assert [cell.source for cell in notebook.cells] == before, "run `make badges`"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_a_notebook_keeps_to_the_house_rules(path):
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert path.stat().st_size < 500_000
+    assert max(len(cell.source.splitlines()) for cell in code) <= 30
+    (parameters,) = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
+    for assignment in ast.parse(parameters.source).body:
+        ast.literal_eval(assignment.value)

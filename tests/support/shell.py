@@ -1,0 +1,13 @@
+"""Commands run in this process."""
+
+from refined_ldm.cli import commands as cli
+
+
+def run(capsys, *arguments):
+    """-> (exit status, lines of stdout, lines of stderr)"""
+    try:
+        status = cli.main([str(a) for a in arguments])
+    except SystemExit as stop:  # argparse
+        status = stop.code
+    told = capsys.readouterr()
+    return status, told.out.splitlines(), told.err.splitlines()

@@ -1,0 +1,402 @@
+import json
+import tarfile
+from dataclasses import replace
+
+import pytest
+import torch
+
+from refined_ldm.audio import save_audio
+from refined_ldm.cli import commands as cli
+from refined_ldm.data.captioned_audio import CaptionedAudio
+from refined_ldm.published.warm_start import load_named_parts
+from refined_ldm.scenes.dataset import SoundScenes
+from refined_ldm.text_to_audio import RefinedAudioLDM
+from refined_ldm.training.pipeline import (
+    STAGES,
+    cached_clips,
+    check_files,
+    default_stages,
+    open_data,
+    prepare_latents,
+    train_stage,
+)
+from refined_ldm.unet import UNet
+from refined_ldm.vae import PatchDiscriminatorConfig
+from refined_ldm.weights import read_weights
+from tests.support import published_yaml, small
+
+
+@pytest.fixture
+def recordings(tmp_path, monkeypatch):
+    """A folder of ten short recordings, named by their captions, of which one is shorter and one longer than a clip."""
+    small.use_small_clap(monkeypatch)
+    folder = tmp_path / "recordings"
+    folder.mkdir()
+    for i, item in enumerate(small.clips(10)):
+        waveform = {3: item["waveform"][:3000], 4: item["waveform"].repeat(2)}.get(i, item["waveform"])
+        save_audio(folder / f"bell_{i}.wav", waveform)
+    return folder
+
+
+def settings(data, **changes):
+    stage = replace(small.STAGE, max_steps=2)
+    return small.config(data=str(data), training={name: stage for name in STAGES}, **changes)
+
+
+def test_data_is_opened_by_what_it_is(recordings, tmp_path):
+    scenes = small.config(clips=7, seconds=1.28)
+    assert isinstance(open_data(scenes), SoundScenes) and len(open_data(scenes)) == 7
+    assert open_data(scenes, "test", size=3)[0]["waveform"].shape == (20_480,)
+    folder = open_data(settings(recordings))
+    assert isinstance(folder, CaptionedAudio) and len(folder) == 10 and folder[0]["caption"] == "bell 0"
+    table = recordings / "table.csv"
+    table.write_text('file,caption\nbell_1.wav,"a bell, rung once"\n')
+    assert open_data(settings(table))[0]["caption"] == "a bell, rung once"
+    root = tmp_path / "dataset_root.json"
+    root.write_text(json.dumps({"bells": "recordings", "horns": "recordings", "metadata": {"path": {
+        "bells": {"train": "train.json"}, "horns": {"train": "nowhere.json"}}}}))  # fmt: skip
+    (tmp_path / "train.json").write_text(json.dumps({"data": [{"wav": "bell_2.wav", "caption": "a bell, far away"}]}))
+    assert open_data(settings(root, data_sets=("bells",)))[0]["caption"] == "a bell, far away"
+    with pytest.raises(FileNotFoundError, match="nowhere.csv"):
+        open_data(settings(tmp_path / "nowhere.csv"))
+    with tarfile.open(tmp_path / "bells.tar", "w") as tar:
+        tar.add(recordings / "bell_3.wav", "3.wav")
+        tar.add(table, "3.txt")
+    for shards in (tmp_path / "bells.tar", tmp_path / "*.tar", tmp_path):
+        check_files(settings(shards), STAGES, tmp_path / "run")
+        assert open_data(settings(shards))[0]["id"] == "bells/3.wav"
+    (tmp_path / "captions.csv").write_text("file,caption\nrecordings/bell_5.wav,a bell\n")
+    assert open_data(settings(tmp_path))[0]["id"] == "recordings/bell_5.wav"
+    with pytest.raises(FileNotFoundError, match="no recordings at .*horns"):
+        check_files(settings(tmp_path / "horns*.tar"), STAGES, tmp_path / "run")
+
+
+@pytest.mark.parametrize("parameterization", ["v", "gaussian", "caption-gaussian"])
+def test_all_stages_feed_each_other_and_the_result_is_a_model(recordings, tmp_path, parameterization):
+    # A Gaussian of 32 numbers takes more than 32 blocks of four frames: ten clips of 1.28 s have eighty.
+    config = settings(recordings, parameterization=parameterization, seconds=1.28)
+    run = tmp_path / "run"
+    for stage in default_stages(config):
+        model = RefinedAudioLDM(config, seed=4)
+        assert [s.index for s in train_stage(model, stage, run)] == [1, 2]
+    files = {p.name for p in run.iterdir()}
+    assert files == {"checkpoints", "clips-train", "latents-train", "embeddings-train", "config.yaml", "vae.safetensors", "ldm.safetensors",
+                     "hifigan.safetensors", "discriminators", "clap-tiny-gpt2.safetensors"}  # fmt: skip
+    loaded = RefinedAudioLDM.load(run)
+    assert loaded.config == config and loaded.scale != 1
+    assert loaded.generate(["bell"]).shape == (1, 20_480)
+    # The U-Net learned from the trained VAE, not from the fresh one it was made with.
+    fresh = RefinedAudioLDM(config, seed=4)
+    name = "encoder.conv_in.weight"
+    assert not torch.equal(loaded.vae.state_dict()[name], fresh.vae.state_dict()[name])
+
+
+def test_latents_have_unit_variance_and_follow_the_vae(recordings, tmp_path):
+    model, told = RefinedAudioLDM(settings(recordings)), []
+    clips = cached_clips(model.config, tmp_path)
+
+    def prepare():
+        told.clear()
+        return prepare_latents(model, clips, tmp_path, on_clips=lambda *progress: told.append(progress))
+
+    latents = prepare()
+    assert told == [(10, 10)] and len(latents) == 10
+    all_latents = torch.stack([latents[i]["latent"] for i in range(10)])
+    assert all_latents.shape == (10, 2, 8, 4) and abs((model.scale * all_latents).std() - 1) < 0.01
+    with torch.no_grad():
+        expected = model.vae.encode(model.mel(clips[2]["waveform"][None])).mean[0]
+        torch.testing.assert_close(latents[2]["latent"], expected, atol=2e-3, rtol=2e-3)  # kept in half precision
+        expected = model.clap.embed_text(clips[2]["captions"])
+        torch.testing.assert_close(latents[2]["embeddings"], expected, atol=1e-3, rtol=0)
+    prepare()
+    assert told == []  # taken from disk
+    model.vae.encoder.conv_in.weight.data += 1
+    prepare()
+    assert told == [(10, 10)]  # another VAE, other latents
+
+
+def test_the_linear_denoiser_knows_the_scaled_latents(recordings, tmp_path):
+    model = RefinedAudioLDM(settings(recordings, parameterization="gaussian", seconds=1.28))
+    latents = prepare_latents(model, cached_clips(model.config, tmp_path), tmp_path)
+    scaled = model.scale * torch.stack([latents[i]["latent"] for i in range(10)])
+    power = (model.gaussian.variance + model.gaussian.mean**2).mean()  # of one number of a latent
+    torch.testing.assert_close(power, (scaled**2).mean(), rtol=0.01, atol=0)
+
+
+def test_clips_are_decoded_once(recordings, tmp_path):
+    told = []
+    config = settings(recordings)
+    clips = cached_clips(config, tmp_path, on_clips=lambda *progress: told.append(progress))
+    torch.testing.assert_close(clips[4]["waveform"], open_data(config)[4]["waveform"], atol=1 / 32767, rtol=0)
+    again = cached_clips(config, tmp_path, on_clips=lambda *progress: told.append(progress))
+    assert told == [(10, 10)] and torch.equal(again[4]["waveform"], clips[4]["waveform"])
+    assert len(cached_clips(settings(recordings, seconds=0.64), tmp_path)[0]["waveform"]) == 10_240
+
+
+def test_a_damaged_cache_is_made_again(recordings, tmp_path):
+    config = settings(recordings)
+    before = cached_clips(config, tmp_path)[3]["waveform"].clone()
+    for path in sorted((tmp_path / "clips-train").iterdir()):
+        path.write_bytes(path.read_bytes()[:-5])
+        with pytest.warns(UserWarning, match="clips-train is damaged .*: it is made again"):
+            assert torch.equal(cached_clips(config, tmp_path)[3]["waveform"], before)
+
+
+def test_another_sound_under_the_same_name_is_decoded_again(recordings, tmp_path):
+    config = settings(recordings)
+    before = cached_clips(config, tmp_path)[1]["waveform"].clone()
+    save_audio(recordings / "bell_1.wav", small.clips(10)[7]["waveform"])
+    assert not torch.equal(cached_clips(config, tmp_path)[1]["waveform"], before)
+
+
+def test_recordings_that_cannot_be_used_are_left_out_counted_and_listed(recordings, tmp_path, capsys):
+    (recordings / "bell_2.wav").write_bytes((recordings / "bell_2.wav").read_bytes()[:900])
+    rows = [f"bell_{i}.wav,bell {i}" for i in range(10)] + ["../secret.wav,Out", "bell_1.wav,"]
+    (recordings / "captions.csv").write_text("\n".join(["file,caption", *rows]))
+    settings(recordings).save(tmp_path / "c.yaml")
+    command = ["train", "-c", tmp_path / "c.yaml", "--stage", "vae", "--run", tmp_path / "run", "--device", "cpu"]
+    command = [str(word) for word in command]
+    assert cli.main(command) == 2
+    assert "2 faulty entries" in capsys.readouterr().err
+    (recordings / "captions.csv").write_text("\n".join(["file,caption", *rows[:10]]))
+    assert cli.main(command) == 2
+    assert "captions.csv, line 4: " in (told := capsys.readouterr().err) and "bell_2.wav: truncated" in told
+    assert not (tmp_path / "run" / "clips-train").exists()
+    (recordings / "captions.csv").write_text("\n".join(["file,caption", *rows]))
+    with pytest.warns(UserWarning, match="3 faulty entries"):
+        assert cli.main([*command, "--skip-bad"]) == 0
+    listed = tmp_path / "run" / "left-out.txt"
+    assert f"3 recordings or rows were left out: {listed} says which" in capsys.readouterr().out
+    places = [line.split(":")[0] for line in listed.read_text().splitlines()]
+    assert places == ["line 12", "line 13", "captions.csv, line 4"]
+    clips = cached_clips(settings(recordings), tmp_path / "other", skip_bad=True)
+    assert [item["id"] for item in clips.rest] == [f"bell_{i}.wav" for i in range(10) if i != 2]
+
+
+def test_unheard_words_share_one_embedding(recordings, tmp_path):
+    model = RefinedAudioLDM(settings(recordings))
+    list(train_stage(model, "clap", tmp_path / "run"))
+    with torch.no_grad():
+        unheard, heard = model.clap.embed_text(["zebra", "piano"]), model.clap.embed_text(["bell 1", "bell 2"])
+    assert (heard[0] - heard[1]).abs().max() > 1e-4
+    table = model.clap.text.get_input_embeddings().weight
+    assert len(table.unique(dim=0)) < 40 and unheard.isfinite().all()
+
+
+def test_stages_in_the_wrong_order_or_unknown_are_refused(recordings, tmp_path):
+    model = RefinedAudioLDM(settings(recordings))
+    with pytest.raises(ValueError, match="no stage 'unet': choose from vae, clap, ldm, hifigan"):
+        next(train_stage(model, "unet", tmp_path))
+    with pytest.raises(FileNotFoundError, match="vae.safetensors"):
+        next(train_stage(model, "ldm", tmp_path / "empty"))
+
+
+def test_all_that_is_fresh_comes_from_the_seed(recordings, tmp_path):
+    def losses(name, seed=0):
+        steps = train_stage(RefinedAudioLDM(settings(recordings)), "hifigan", tmp_path / name, seed=seed)
+        return [step.losses["discriminators/loss"] for step in steps]
+
+    torch.manual_seed(1)
+    first = losses("a")
+    torch.manual_seed(2)  # what the process drew before does not matter
+    assert losses("b") == first and losses("c", seed=1) != first
+
+
+def test_a_stage_goes_on_where_it_stopped(recordings, tmp_path):
+    config = settings(recordings)
+    config.training["vae"] = replace(small.STAGE, max_steps=4, save_every=2)
+    steps = train_stage(RefinedAudioLDM(config), "vae", tmp_path)
+    assert next(steps).index == 1 and next(steps).index == 2
+    steps.close()
+    assert not (tmp_path / "vae.safetensors").exists()  # it is not finished
+    assert [s.index for s in train_stage(RefinedAudioLDM(config), "vae", tmp_path, resume=True)] == [3, 4]
+    assert (tmp_path / "vae.safetensors").is_file()
+
+
+# --- parts from files that the configuration names ---
+
+
+@pytest.fixture
+def donor(recordings, tmp_path):
+    """A model whose parts lie in files as AudioLDM writes them: audioldm.ckpt, vae.ckpt, vae_vocoder.ckpt; and clap."""
+    model = small.awake(RefinedAudioLDM(settings(recordings), seed=9))
+    published_yaml.checkpoint(tmp_path / "audioldm.ckpt", model)
+    published_yaml.first_stage(tmp_path / "vae.ckpt", model)
+    published_yaml.first_stage(tmp_path / "vae_vocoder.ckpt", model, vocoder=True)
+    model.clap.save(tmp_path / "clap.safetensors")
+    return model
+
+
+def same(module, other):
+    pairs = zip(module.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("named, parts", [
+    ({}, set()),
+    ({"vae_checkpoint": "vae.ckpt"}, {"vae"}),
+    ({"vae_checkpoint": "vae_vocoder.ckpt"}, {"vae", "hifigan"}),
+    ({"vae_checkpoint": "audioldm.ckpt"}, {"vae", "hifigan"}),
+    ({"vae_checkpoint": "vae.ckpt", "vocoder_checkpoint": "vae_vocoder.ckpt"}, {"vae", "hifigan"}),
+    ({"clap_checkpoint": "clap.safetensors"}, {"clap"}),
+    ({"start_from": "audioldm.ckpt", "vae_checkpoint": "nowhere.ckpt"}, {"ldm", "vae", "hifigan", "scale"}),
+    ({"start_from": "audioldm.ckpt", "clap_checkpoint": "clap.safetensors"},
+     {"ldm", "vae", "hifigan", "clap", "scale"}),
+])  # fmt: skip
+def test_what_named_files_hold_is_read(donor, tmp_path, named, parts):
+    model = RefinedAudioLDM(donor.config.changed(**{name: str(tmp_path / file) for name, file in named.items()}))
+    assert load_named_parts(model) == parts
+    modules = {"vae": "vae", "hifigan": "vocoder", "clap": "clap", "ldm": "unet"}
+    assert {part for part, name in modules.items() if same(getattr(model, name), getattr(donor, name))} == (
+        parts - {"scale"})  # fmt: skip
+    assert model.scale == (torch.tensor(0.7) if "scale" in parts else 1)
+    assert load_named_parts(RefinedAudioLDM(model.config), {"clap"}) == parts & {"clap"}
+
+
+def test_the_vocoder_is_looked_for_beside_the_first_stage(donor, tmp_path):
+    model = RefinedAudioLDM(donor.config.changed(vae_checkpoint=str(tmp_path / "vae.ckpt")))
+    torch.save({"generator": donor.vocoder.state_dict()}, tmp_path / "hifigan_16k_64bins.ckpt")
+    assert load_named_parts(model) == {"vae", "hifigan"} and same(model.vocoder, donor.vocoder)
+
+
+def test_a_unet_of_another_conditioner_keeps_all_but_the_layer_captions_enter_by(donor, tmp_path):
+    fresh = RefinedAudioLDM(donor.config.changed(start_from=str(tmp_path / "other.ckpt")))
+    before = {name: tensor.clone() for name, tensor in fresh.unet.state_dict().items()}
+    donor.unet = small.awake(UNet(replace(donor.config.unet, embedding_dim=20)))
+    published_yaml.checkpoint(tmp_path / "other.ckpt", donor)
+    assert load_named_parts(fresh) == {"vae", "hifigan", "scale"}
+    for name, tensor in fresh.unet.state_dict().items():
+        assert torch.equal(tensor, before[name] if "film_embed" in name else donor.unet.state_dict()[name]), name
+    fresh.config = fresh.config.changed(clap_checkpoint=str(tmp_path / "clap.safetensors"))
+    with pytest.warns(UserWarning, match="listened to another conditioner than tiny-gpt2"):
+        next(train_stage(fresh, "ldm", tmp_path / "run"))
+
+
+@pytest.mark.parametrize("named, error, told", [
+    ({"start_from": "no.ckpt"}, FileNotFoundError, r"start_from \(reload_from_ckpt in AudioLDM's YAML\) is no.ckpt"),
+    ({"vae_checkpoint": "no.ckpt"}, FileNotFoundError, "first_stage_config.params.reload_from_ckpt.*--stage vae ldm"),
+    ({"vae_checkpoint": "a/vae_mel_16k_64bins.ckpt"}, FileNotFoundError, "it is published at https://zenodo"),
+    ({"clap_checkpoint": "no.pth"}, FileNotFoundError, "name it where it is, with --clap-checkpoint"),
+    ({"vocoder_checkpoint": "no.ckpt"}, FileNotFoundError, "vocoder_checkpoint .* is no.ckpt, which is not there"),
+    ({"start_from": "VAE"}, ValueError, "vae.ckpt holds no unet, only vae"),
+    ({"vocoder_checkpoint": "VAE"}, ValueError, "vae.ckpt holds no hifigan, only vae"),
+])  # fmt: skip
+def test_a_file_that_is_missing_or_another_is_named(donor, tmp_path, named, error, told):
+    named = {setting: path.replace("VAE", str(tmp_path / "vae.ckpt")) for setting, path in named.items()}
+    with pytest.raises(error, match=told):
+        load_named_parts(RefinedAudioLDM(donor.config.changed(**named)))
+
+
+def test_a_file_of_other_sizes_is_refused(donor, tmp_path):
+    wider = donor.config.changed(vae=replace(donor.config.vae, channels=16), vae_checkpoint=str(tmp_path / "vae.ckpt"))
+    with pytest.raises(ValueError, match="vae.ckpt does not fit MelVAE: .* of another shape"):
+        load_named_parts(RefinedAudioLDM(wider))
+
+
+def test_files_are_missed_before_a_model_is_built(donor, tmp_path):
+    config = donor.config.changed(vae_checkpoint="no.ckpt")
+    for stages in (["ldm"], ["vae", "ldm"]):
+        with pytest.raises(FileNotFoundError, match="vae_checkpoint"):
+            check_files(config, stages, tmp_path / "run")
+    check_files(config, ["clap", "hifigan"], tmp_path / "run")
+    donor.save_part("vae", tmp_path / "run")
+    check_files(config, ["ldm"], tmp_path / "run")  # the run has one of its own
+    with pytest.raises(FileNotFoundError, match="no recordings at gone.csv"):
+        check_files(config.changed(data="gone.csv"), ["ldm"], tmp_path / "run")
+
+
+def test_what_has_no_file_is_trained(donor):
+    config = donor.config
+    assert default_stages(config) == STAGES and config.data == "scenes"
+    assert default_stages(config.changed(data="a.csv")) == ("vae", "clap", "ldm", "hifigan")
+    assert default_stages(config.changed(clap_checkpoint="a")) == ("vae", "ldm")
+    assert default_stages(config.changed(vae_checkpoint="a")) == ("ldm",)
+    assert default_stages(config.changed(start_from="a")) == ("ldm",)
+
+
+def test_the_unet_learns_from_published_parts_alone_and_the_run_is_a_model(donor, tmp_path):
+    config = donor.config.changed(vae_checkpoint=str(tmp_path / "vae.ckpt"),
+                                  clap_checkpoint=str(tmp_path / "clap.safetensors"))  # fmt: skip
+    run = tmp_path / "run"
+    assert [step.index for step in train_stage(RefinedAudioLDM(config), "ldm", run)] == [1, 2]
+    assert {path.name for path in run.iterdir()} == {"checkpoints", "clips-train", "latents-train", "embeddings-train", "config.yaml",
+                                                     "vae.safetensors", "ldm.safetensors"}  # fmt: skip
+    loaded = RefinedAudioLDM.load(run)  # the conditioner stays where it is, and no file has a vocoder
+    assert loaded.config == config.changed(vocoder="griffin_lim")
+    assert same(loaded.vae, donor.vae) and same(loaded.clap, donor.clap) and loaded.scale not in (0.7, 1)
+    assert loaded.generate(["bell"]).shape == (1, 5120)
+    list(train_stage(RefinedAudioLDM(config), "hifigan", run))
+    assert RefinedAudioLDM.load(run).config.vocoder == "hifigan"
+
+
+def test_a_checkpoint_starts_the_unet_with_its_own_scale_and_first_stage(donor, tmp_path):
+    config = donor.config.changed(start_from=str(tmp_path / "audioldm.ckpt"), vae_checkpoint="not needed",
+                                  clap_checkpoint=str(tmp_path / "clap.safetensors"))  # fmt: skip
+    run = tmp_path / "run"
+    steps = train_stage(model := RefinedAudioLDM(config), "ldm", run, lr=1e-12)
+    next(steps), steps.close()
+    assert torch.allclose(model.unet.conv_out.weight, donor.unet.conv_out.weight, atol=1e-6)
+    resumed = list(train_stage(RefinedAudioLDM(config), "ldm", run, lr=1e-12, resume=True))
+    assert resumed[-1].index == 2
+    loaded = RefinedAudioLDM.load(run)
+    assert loaded.scale == torch.tensor(0.7)  # kept when the run went on, too
+    assert same(loaded.vae, donor.vae) and same(loaded.vocoder, donor.vocoder)
+    (tmp_path / "audioldm.ckpt").unlink()  # what goes on needs it no more
+    check_files(config, ["ldm"], run, resume=True)
+    assert [s.index for s in train_stage(RefinedAudioLDM(config), "ldm", run, resume=True, max_steps=3)] == [3]
+    with pytest.raises(FileNotFoundError, match="start_from"):
+        check_files(config, ["ldm"], run)
+
+
+def test_what_the_run_has_trained_goes_before_the_files(donor, tmp_path):
+    config = donor.config.changed(vae_checkpoint=str(tmp_path / "vae.ckpt"),
+                                  clap_checkpoint=str(tmp_path / "clap.safetensors"))  # fmt: skip
+    run = tmp_path / "run"
+    list(train_stage(RefinedAudioLDM(config), "vae", run, lr=1e-12))
+    trained = RefinedAudioLDM(config)
+    trained.load_part("vae", run)
+    weights = [module.encoder.conv_in.weight for module in (trained.vae, donor.vae)]
+    torch.testing.assert_close(*weights, atol=1e-6, rtol=0)  # it started from the file
+    small_change = trained.vae.encoder.conv_in.weight.data.add_(0.25).clone()
+    trained.save_part("vae", run)
+    (tmp_path / "vae.ckpt").unlink()
+    list(train_stage(RefinedAudioLDM(config), "ldm", run))
+    assert torch.equal(RefinedAudioLDM.load(run).vae.encoder.conv_in.weight, small_change)
+
+
+def test_discriminators_are_kept_and_go_on_with_their_vocoder(recordings, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    model = RefinedAudioLDM(settings(recordings))
+    list(train_stage(model, "hifigan", first))
+    judges, _ = read_weights(first / "discriminators/hifigan.safetensors")
+    other = RefinedAudioLDM(settings(recordings, vocoder_checkpoint=str(first / "hifigan.safetensors")), seed=5)
+    list(train_stage(other, "hifigan", second, max_steps=1, lr=1e-9))  # which changes next to nothing
+    for name, value in model.vocoder.state_dict().items():
+        torch.testing.assert_close(other.vocoder.state_dict()[name], value, atol=1e-6, rtol=0)
+    found, _ = read_weights(second / "discriminators/hifigan.safetensors")
+    for name in (name for name in judges if not name.endswith(("_u", "_v", ".0._u", ".0._v"))):  # spectral norm's own
+        torch.testing.assert_close(found[name], judges[name], atol=1e-5, rtol=1e-5)
+    list(train_stage(RefinedAudioLDM(settings(recordings)), "hifigan", tmp_path / "third", adversarial=False))
+    assert not (tmp_path / "third" / "discriminators/hifigan.safetensors").exists()
+
+
+def test_a_vae_has_a_discriminator_if_it_is_to_weigh_something(recordings, tmp_path):
+    list(train_stage(RefinedAudioLDM(settings(recordings)), "vae", tmp_path / "alone"))
+    assert not (tmp_path / "alone" / "discriminators/vae.safetensors").exists()
+    config, judged = settings(recordings), replace(small.STAGE, adversarial_weight=0.1, disc_start=2)
+    config = replace(config, vae_discriminator=PatchDiscriminatorConfig(8, 2), training={**config.training, "vae": judged})
+    steps = list(train_stage(RefinedAudioLDM(config), "vae", tmp_path / "judged"))
+    assert [step.losses["patches/loss"] > 0 for step in steps] == [False] * 2 + [True] * 4
+    assert (tmp_path / "judged" / "discriminators/vae.safetensors").is_file()
+
+
+def test_a_vocoder_learns_from_the_vae_of_its_run(recordings, tmp_path):
+    config = settings(recordings)
+    config = replace(config, training={**config.training, "hifigan": replace(small.STAGE, vae_mels=True)})
+    with pytest.raises(FileNotFoundError, match="vae.safetensors"):
+        list(train_stage(RefinedAudioLDM(config), "hifigan", tmp_path / "run"))
+    list(train_stage(RefinedAudioLDM(config), "vae", tmp_path / "run"))
+    model = RefinedAudioLDM(config, seed=3)
+    assert len(list(train_stage(model, "hifigan", tmp_path / "run"))) == 6
+    trained, _ = read_weights(tmp_path / "run" / "vae.safetensors")
+    assert all(torch.equal(model.vae.state_dict()[name], value) for name, value in trained.items())
