@@ -247,11 +247,15 @@ def infer(options):
 
 
 def evaluate(options):
+    if options.details is not None:
+        return _evaluate_details(options)
     from tqdm import tqdm
 
     from refined_ldm.devices import pick_device
     from refined_ldm.evaluation.folders import compare_folders
 
+    if options.generated is None or options.reference is None:
+        raise ValueError("give two folders, GENERATED and REFERENCE, or --details to judge a model")
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)  # now, not after an hour
     bars = {}
@@ -273,6 +277,31 @@ def evaluate(options):
     if options.out:
         found.save(options.out)
     print(json.dumps(found.to_dict(), indent=1) if options.json else found.table())
+
+
+def _evaluate_details(options):
+    from tqdm import tqdm
+
+    from refined_ldm.devices import pick_device
+    from refined_ldm.evaluation.details import DetailJudge, ask_details, detail_table, show_table
+    from refined_ldm.text_to_audio import RefinedAudioLDM
+
+    if options.details < 2:
+        raise ValueError(f"--details must be 2 or more, got {options.details}: chance needs another caption")
+    judge, device = DetailJudge.load(), pick_device(options.device)
+    folder = options.generated
+    model = RefinedAudioLDM.load(folder, device) if folder else RefinedAudioLDM.from_preset("tiny", device)
+    with tqdm(desc="clips", disable=None) as bar:
+
+        def on_clips(done, total):
+            bar.total = total
+            bar.update(done - bar.n)
+
+        asked = ask_details(options.details, seconds=model.config.seconds)
+        rows = detail_table(judge, model, asked, options.seed, on_clips)
+    if options.out:
+        _write_table(options.out, rows)
+    print(json.dumps(rows, indent=1) if options.json else show_table(rows))
 
 
 def budget(options):

@@ -273,7 +273,7 @@ class DetailAnswers:
         wanted = [wanted_of(caption) for caption in self.captions]
         for detail in DETAILS:
             asked = [i for i in range(n) if detail in wanted[i]]
-            if detail == "distance" and chance:
+            if detail == "distance" and chance and asked:
                 far = [any(of["distance"] for of in self.of_class[i].values()) for i in range(n) if i not in asked]
                 found[detail] = np.array(far, float)
                 continue
@@ -347,3 +347,14 @@ def table_of(answers: dict[str, DetailAnswers]) -> list[dict]:
             right = right | {"silent": answers[name].silent.astype(float)}
         rows += [{"detail": d, "sound": name, **share(r)} for d, r in right.items() if len(r)]
     return rows
+
+
+def show_table(rows: list[dict]) -> str:
+    """Return the rows of `detail_table` as text: a line for each detail, a column for each kind of sound."""
+    sounds = list(dict.fromkeys(row["sound"] for row in rows))
+    lines = [f"{'':14} {'clips':>5} " + " ".join(f"{sound:>16}" for sound in sounds)]
+    for detail in dict.fromkeys(row["detail"] for row in rows):
+        of = {row["sound"]: row for row in rows if row["detail"] == detail}
+        cells = [f"{of[s]['value']:.2f} ({of[s]['low']:.2f}-{of[s]['high']:.2f})" if s in of else "" for s in sounds]
+        lines.append(f"{detail:14} {of['generated']['clips']:5} " + " ".join(f"{cell:>16}" for cell in cells))
+    return "\n".join(lines)
