@@ -119,6 +119,15 @@ def stratified_timesteps(count: int, schedule: NoiseSchedule, generator: torch.G
     return draw(one_from_each_slice, (count,), generator)
 
 
+def noisy_timesteps(count: int, schedule: NoiseSchedule, generator: torch.Generator | None = None) -> Tensor:
+    """(count,) timesteps with a density that grows linearly with the timestep, stratified.
+
+    Which sounds there are and when is decided at high noise levels, their texture at low ones.
+    """
+    even = stratified_timesteps(count, schedule, generator)
+    return ((even / schedule.steps).sqrt() * schedule.steps).long()
+
+
 def uniform_timesteps(count: int, schedule: NoiseSchedule, generator: torch.Generator | None = None) -> Tensor:
     """(count,) independent uniform timesteps (Ho et al. 2020, algorithm 1)."""
     count = whole("count", count, 1)

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 from scipy.linalg import eigh
 from scipy.optimize import minimize
 from scipy.special import expit, log_softmax, softmax
+from scipy.stats import beta
 
 from refined_ldm.integers import whole, whole_seed
 
@@ -366,3 +367,14 @@ def real_vs_real(
     rng, half, splits = np.random.default_rng(whole_seed(seed)), len(reference) // 2, whole("splits", splits, 1)
     orders = (rng.permutation(len(reference)) for _ in range(splits))
     return float(np.mean([metric(reference[i[:half]], reference[i[half : 2 * half]]) for i in orders]))
+
+
+def share(right: ArrayLike) -> dict[str, float]:
+    """Results (n,) of 0 to 1 -> {"value", "low", "high", "clips"}: the mean and its 95 % interval.
+
+    The interval is that of a binomial proportion (Clopper & Pearson 1934).
+    """
+    n, k = len(right), float(np.sum(right))
+    low = beta.ppf(0.025, k, n - k + 1) if k > 0 else 0.0
+    high = beta.ppf(0.975, k + 1, n - k) if k < n else 1.0
+    return {"value": k / n, "low": float(low), "high": float(high), "clips": n}
