@@ -27,6 +27,7 @@ STYLE = {
     "figure.constrained_layout.use": True,
     "font.size": 11,
     "axes.titlesize": 12,
+    "figure.titlesize": 12,
     "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
