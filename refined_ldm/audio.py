@@ -12,11 +12,16 @@ import soxr
 import torch
 import torch.nn.functional as F
 
+from refined_ldm.files import atomic_write
+from refined_ldm.integers import HIGHEST_RATE, LOWEST_RATE, whole, whole_rate
+from refined_ldm.lengths import Announced, check_ogg, parse_frame, walk_mpeg
+
 STREAMED = 0x7F000000  # bytes; recorders that cannot know the length in advance announce this much or more
 SILENCE = 1e-5  # a third of one 16-bit step: peaks below it are rounding noise, not sound
 SILENT = 0.5 / 32_767  # peaks below it are zero in a 16-bit file
-RATES = range(1_000, 1_000_001)  # Hz; a header that says anything else lies, and would ask for any amount of memory
+UNTOLD = 1 << 62  # samples; what libsndfile says of a stream whose header does not tell its length
 BLOCK = 1 << 18  # values decoded at once: headers may promise more samples than there is memory
+ADVICE = "convert it to WAV or FLAC"
 TAIL = 0.1  # seconds read beyond a part, so that its end is resampled as in the whole
 
 
@@ -26,9 +31,12 @@ def load_audio(path, sample_rate: int = 16_000, seconds: float | None = None, st
     path: a file, or anything that opens like a Path (`shards.Member`). Of a long file only the `seconds` from `start`
     on are decoded and checked. Channels are averaged; a peak above 1 (float files, resampling ripple) is scaled down to
     1. Silence is allowed. A file that is no sound, holds no samples, NaN or infinity, or lacks over 1 % of the samples
-    that it announces is a ValueError. Ogg announces no length, so a cut Ogg file is read up to the cut.
+    that it announces is a ValueError, as is an Ogg file that ends within a page, or whose length cannot be told. An MP3
+    without a header about its length is read to its last frame.
     """
-    path = _checked(path)
+    path, sample_rate = _checked(path), whole_rate(sample_rate)
+    if not 0 <= start < math.inf or seconds is not None and not 0 < seconds < math.inf:
+        raise ValueError(f"seconds must be positive and start 0 or more, got {seconds} and {start}")
     samples = None if seconds is None else round(seconds * sample_rate)
     mono, file_rate = _decode(path, start, None if seconds is None else seconds + TAIL)
     if len(mono) == 0:
@@ -43,19 +51,27 @@ def load_audio(path, sample_rate: int = 16_000, seconds: float | None = None, st
     return torch.from_numpy(_within_one(mono[:samples])).float()
 
 
-def audio_seconds(path) -> float:
-    """How long a sound file says that it is; ValueError or FileNotFoundError as of `load_audio`."""
+def audio_info(path) -> tuple[float, int]:
+    """Length in seconds and sample rate in Hz of a sound file; ValueError or FileNotFoundError as of `load_audio`."""
     path = _checked(path)
     with _opened(path) as file:
-        return file.duration if _is_audioread(file) else file.frames / file.samplerate
+        return file.duration if _is_audioread(file) else file.frames / file.samplerate, file.samplerate
 
 
-def save_audio(path: str | Path, waveform: torch.Tensor | np.ndarray, sample_rate: int = 16_000) -> Path:
+def audio_seconds(path) -> float:
+    """How long a sound file is; ValueError or FileNotFoundError as of `load_audio`."""
+    return audio_info(path)[0]
+
+
+def save_audio(
+    path: str | Path, waveform: torch.Tensor | np.ndarray, sample_rate: int = 16_000, replace: bool = True
+) -> Path:
     """Write a waveform, (N,) in [-1, 1], as a mono 16-bit PCM WAV file.
 
-    Values outside [-1, 1] are refused rather than clipped: scale them first, e.g. by `normalize`.
+    Values outside [-1, 1] are refused rather than clipped: scale them first, e.g. by `normalize`. replace: whether an
+    earlier file of this name gives way; if not, and there is one, FileExistsError.
     """
-    path = Path(path)
+    path, sample_rate = Path(path), whole_rate(sample_rate)
     waveform = torch.as_tensor(waveform).detach().cpu().double()
     if path.suffix.lower() != ".wav":
         raise ValueError(f"{path}: only WAV is written, so the name must end in .wav")
@@ -66,20 +82,15 @@ def save_audio(path: str | Path, waveform: torch.Tensor | np.ndarray, sample_rat
     if (peak := waveform.abs().max().item()) > 1:
         raise ValueError(f"{path}: the waveform must lie in [-1, 1], its peak is {peak:.4g}; scale it first")
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        pcm = (waveform * 32_767).round().short().numpy()
-        soundfile.write(partial, pcm, sample_rate, subtype="PCM_16", format="WAV")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    pcm = (waveform * 32_767).round().short().numpy()
+    with atomic_write(path, replace=replace) as temporary:
+        soundfile.write(temporary, pcm, sample_rate, subtype="PCM_16", format="WAV")
     return path
 
 
 def pad_or_trim(waveform: torch.Tensor, samples: int) -> torch.Tensor:
     """Cut the last axis to `samples`, or fill it up with zeros: (..., N) -> (..., samples)."""
-    return F.pad(waveform, (0, samples - waveform.shape[-1]))  # a negative pad cuts
+    return F.pad(waveform, (0, whole("samples", samples, 0) - waveform.shape[-1]))  # a negative pad cuts
 
 
 def normalize(waveform: torch.Tensor) -> torch.Tensor:
@@ -104,20 +115,58 @@ def _within_one(mono: np.ndarray) -> np.ndarray:
 
 @contextmanager
 def _opened(path):
-    """A file opened by libsndfile or, where that cannot, by audioread; its rate is one that sound can have."""
+    """A file opened by libsndfile or, where that cannot, by audioread; its length is known, its rate one of sound."""
     with ExitStack() as stack:
+        mpeg = _mpeg(path)
         try:
-            if isinstance(path, Path):
-                source = os.fsencode(path) if os.name == "posix" else path  # its name may be no Unicode
+            if mpeg is not None and mpeg.announced is not None and not mpeg.is_announced:  # of a part alone
+                file = _announced(path, mpeg, stack)
             else:
-                source = stack.enter_context(path.open("rb"))
-            file = stack.enter_context(soundfile.SoundFile(source))
+                file = stack.enter_context(soundfile.SoundFile(_source(path, stack)))
+                if file.format == "MP3" and not (mpeg and _is_told(file, mpeg)):
+                    file = _announced(path, mpeg, stack)
         except soundfile.LibsndfileError as error:
             file = stack.enter_context(_open_with_audioread(path, reason=error.error_string))
-        if file.samplerate not in RATES:
-            raise ValueError(f"{path}: a sample rate of {file.samplerate} Hz is none of sound; expected {RATES.start} "
-                             f"to {RATES.stop - 1} Hz")  # fmt: skip
+        if not LOWEST_RATE <= file.samplerate <= HIGHEST_RATE:
+            raise ValueError(f"{path}: a sample rate of {file.samplerate} Hz is none of sound; expected {LOWEST_RATE} "
+                             f"to {HIGHEST_RATE} Hz")  # fmt: skip
+        if not _is_audioread(file):
+            if file.format == "OGG":
+                check_ogg(path)
+            if file.frames >= UNTOLD:
+                raise ValueError(f"{path}: its length cannot be told, its header does not say it; {ADVICE}")
         yield file
+
+
+def _source(path, stack: ExitStack):
+    """What libsndfile opens."""
+    if isinstance(path, Path):
+        return os.fsencode(path) if os.name == "posix" else path  # its name may be no Unicode
+    return stack.enter_context(path.open("rb"))
+
+
+def _mpeg(path):
+    """The frames of an MP3, counted; None for another kind of file."""
+    with path.open("rb") as file:
+        head = file.read(4)
+    if head[:3] != b"ID3" and parse_frame(head) is None:
+        return None
+    stat = path.stat()
+    return walk_mpeg(path, (stat.st_size, stat.st_mtime_ns))
+
+
+def _is_told(file, mpeg) -> bool:
+    """Whether libsndfile knows how long an MP3 is: by its header or, since its bit rate is constant, by its size."""
+    return mpeg.is_announced or mpeg.alike and abs(file.frames - mpeg.samples) <= mpeg.first.samples
+
+
+def _announced(path, mpeg, stack: ExitStack):
+    """An MP3 opened behind a header that tells its length; ValueError if there can be none."""
+    if mpeg is None or not mpeg.alike or mpeg.first.layer != 3:
+        why = "its frames do not tell their size" if mpeg is None else "its frames differ, or are of layer 1 or 2"
+        raise ValueError(f"{path}: its length cannot be told ({why}); {ADVICE}")
+    source = stack.enter_context(path.open("rb"))
+    return stack.enter_context(soundfile.SoundFile(Announced(source, mpeg)))
 
 
 def _decode(path, start: float, seconds: float | None) -> tuple[np.ndarray, int]:
@@ -133,8 +182,10 @@ def _decode(path, start: float, seconds: float | None) -> tuple[np.ndarray, int]
         due = max(0, file.frames - first)
         due = due if wanted is None else min(due, wanted)
         try:
-            if first:
+            if first and file.seekable():
                 file.seek(min(first, file.frames))
+            elif first:  # GSM and the like can only be read from their beginning on
+                _read(file, min(first, file.frames))
             mono = _read(file, due)
         except soundfile.LibsndfileError as error:
             raise ValueError(f"{path}: damaged or truncated ({error.error_string})") from error
@@ -165,18 +216,17 @@ def _data_size(header_log: str) -> tuple[int, int]:
 @contextmanager
 def _open_with_audioread(path, reason: str):
     """M4A, WMA and other formats through ffmpeg or the system's decoder, when audioread (part of librosa) is there."""
-    advice = "convert it to WAV or FLAC"
     if not isinstance(path, Path):
-        raise ValueError(f"{path}: libsndfile cannot read it ({reason}); {advice}")
+        raise ValueError(f"{path}: libsndfile cannot read it ({reason}); {ADVICE}")
     try:
         import audioread
     except ImportError:
-        raise ValueError(f"{path}: libsndfile cannot read it ({reason}); {advice}, or install librosa") from None
+        raise ValueError(f"{path}: libsndfile cannot read it ({reason}); {ADVICE}, or install librosa") from None
     try:
         with audioread.audio_open(str(path)) as file:
             yield file
     except (audioread.DecodeError, OSError, EOFError) as error:
-        raise ValueError(f"{path}: neither libsndfile ({reason}) nor audioread can read it; {advice}") from error
+        raise ValueError(f"{path}: neither libsndfile ({reason}) nor audioread can read it; {ADVICE}") from error
 
 
 def _is_audioread(file) -> bool:

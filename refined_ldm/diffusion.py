@@ -9,6 +9,7 @@ from functools import partial
 
 import torch
 
+from refined_ldm.integers import whole
 from refined_ldm.randomness import draw
 
 
@@ -21,6 +22,7 @@ class NoiseSchedule:
     @classmethod
     def ldm(cls, steps=1000, beta_start=0.0015, beta_end=0.0195):
         """Latent diffusion's "scaled linear" betas: sqrt(beta) is even (Rombach et al. 2022, AudioLDM's values)."""
+        steps = whole("steps", steps, 1)
         betas = torch.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=torch.float64) ** 2
         return cls((1 - betas).cumprod(0).float())
 
@@ -33,20 +35,21 @@ class NoiseSchedule:
         return self.alpha_bar.to(t.device)[t][:, None, None, None]
 
     def timesteps(self, steps, spacing="trailing"):
-        """`steps` timesteps from noise to sound, as integers from high to low.
+        """`steps` different timesteps from noise to sound, as integers from high to low.
 
-        trailing: evenly spaced, starting at the last one, where the noise is (Lin et al. 2024);
-        leading: AudioLDM's DDIM, multiples of 1000 // steps plus one; linspace: DPM-Solver's.
+        trailing: evenly spaced from the last one, which is nearest to pure noise (Lin et al. 2024);
+        leading: multiples of 1000 / steps, rounded down, plus one. That is AudioLDM's DDIM where steps divide 1000;
+        elsewhere AudioLDM takes more steps than it was asked for, or leaves the schedule;
+        linspace: DPM-Solver's. A single step is the last timestep, and 1000 steps are all of them, in every spacing.
         """
-        if not 1 <= steps <= self.steps:
-            raise ValueError(f"sampling steps must be between 1 and {self.steps}, got {steps}")
-        if spacing == "trailing":
+        steps = whole("sampling steps", steps, 1, self.steps)
+        if spacing not in ("trailing", "leading", "linspace"):
+            raise ValueError(f"spacing must be trailing, leading or linspace, got {spacing!r}")
+        if spacing == "trailing" or steps in (1, self.steps):
             return [round(self.steps - k * self.steps / steps) - 1 for k in range(steps)]
         if spacing == "leading":
-            return [min(k * (self.steps // steps) + 1, self.steps - 1) for k in reversed(range(steps))]
-        if spacing == "linspace":
-            return torch.linspace(0, self.steps - 1, steps + 1).round().long().flip(0)[:-1].tolist()
-        raise ValueError(f"spacing must be trailing, leading or linspace, got {spacing!r}")
+            return [k * self.steps // steps + 1 for k in reversed(range(steps))]
+        return [round(k * (self.steps - 1) / steps) for k in range(steps, 0, -1)]
 
 
 def add_noise(z_0, eps, t, schedule):
@@ -88,6 +91,7 @@ def loss_weight(t, schedule, parameterization):
 
 def stratified_timesteps(count, schedule, generator=None):
     """(count,) timesteps, one from each of `count` equal slices of the schedule: a batch sees all noise levels."""
+    count = whole("count", count, 1)
 
     def one_from_each_slice(shape, generator):
         offsets, slices = torch.rand(shape, generator=generator), torch.randperm(*shape, generator=generator)
@@ -98,6 +102,7 @@ def stratified_timesteps(count, schedule, generator=None):
 
 def uniform_timesteps(count, schedule, generator=None):
     """(count,) timesteps, each drawn by itself (Ho et al. 2020, algorithm 1)."""
+    count = whole("count", count, 1)
     return draw(partial(torch.randint, schedule.steps), (count,), generator)
 
 
@@ -123,7 +128,7 @@ def ddim_sample(denoise, z_T, c, schedule, steps=200, eta=0.0, generator=None, s
     one for each row.
     on_step(k, steps) is called after each step, for a progress bar.
     """
-    z_t, timesteps = z_T, schedule.timesteps(steps, spacing)
+    z_t, timesteps, steps = z_T, schedule.timesteps(steps, spacing), whole("steps", steps)
     for k, now in enumerate(timesteps):
         t = torch.full((len(z_t),), now, device=z_t.device)
         following = timesteps[k + 1] if k + 1 < steps else 0  # the last step ends at alpha_bar_0, as published
@@ -146,9 +151,7 @@ def dpmpp_sample(denoise, z_T, c, schedule, steps=25, spacing="trailing", on_ste
     A second-order multistep solver in the log signal-to-noise ratio: 25 steps come as near the exact solution of the
     sampling equation as about 100 of DDIM. The first and the last step are of first order; the last ends at z_0.
     """
-    z_t, timesteps = z_T, schedule.timesteps(steps, spacing)
-    if len(set(timesteps)) < steps:
-        raise ValueError(f"{steps} {spacing} steps come twice to a timestep, where the solver cannot move: take fewer")
+    z_t, timesteps, steps = z_T, schedule.timesteps(steps, spacing), whole("steps", steps)
     half_log_snr = 0.5 * (schedule.alpha_bar.double() / (1 - schedule.alpha_bar.double())).log()
     previous, h_previous = None, None
     for k, now in enumerate(timesteps):

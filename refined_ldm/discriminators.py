@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations
 
+from refined_ldm.integers import settle_numbers
+
 
 @dataclass(frozen=True)
 class DiscriminatorsConfig:
@@ -20,6 +22,9 @@ class DiscriminatorsConfig:
     periods: tuple[int, ...] = (2, 3, 5, 7, 11)  # samples; primes overlap least
     scales: int = 3  # the waveform, and its averages over 2 and 4 samples
     resolutions: tuple[int, ...] = ()  # samples; windows of the spectrograms that are judged too
+
+    def __post_init__(self):
+        settle_numbers(self)
 
 
 def _features_and_logits(convs, conv_post, x):

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
+from refined_ldm.integers import settle_numbers
 from refined_ldm.mel import LDM_MEL, MelConfig, griffin_lim, match_mel
 
 
@@ -34,6 +35,9 @@ class HiFiGANConfig:
     istft_hop: int = 1  # samples a frame of the inverse STFT stands for
     griffin_lim_iterations: int = 0  # more: the inverse STFT corrects what Griffin-Lim makes of the mel
     mel_corrections: int = 0  # how often what came out is held against the mel that went in (`match_mel`)
+
+    def __post_init__(self):
+        settle_numbers(self)
 
     @property
     def hop_length(self) -> int:
@@ -191,15 +195,22 @@ def _features(spectrum):
 
 
 def fold_weight_norm(state_dict: dict) -> dict:
-    """Turn weight-normalised pairs, old torch names or new, into plain weights: w = g v / |v| over each first axis."""
+    """Turn weight-normalised pairs, old torch names or new, into plain weights: w = g v / |v| over each first axis.
+
+    Raises ValueError naming the half that a pair lacks.
+    """
     folded = {}
     pairs = {"weight_g": "weight_v", "parametrizations.weight.original0": "parametrizations.weight.original1"}
+    halves = pairs | {v: g for g, v in pairs.items()}
     for name, value in state_dict.items():
-        g = next((g for g in pairs if name.endswith(g)), None)
-        if g is not None:
-            prefix = name.removesuffix(g)
-            v = state_dict[prefix + pairs[g]]
-            folded[prefix + "weight"] = v * value / v.flatten(1).norm(dim=1).view_as(value)
-        elif not name.endswith(tuple(pairs.values())):
+        half = next((half for half in halves if name.endswith(half)), None)
+        if half is None:
             folded[name] = value
+            continue
+        prefix = name.removesuffix(half)
+        if (other := prefix + halves[half]) not in state_dict:
+            raise ValueError(f"the vocoder lacks the tensor {other}, which belongs to {name}")
+        if half in pairs:
+            v = state_dict[other]
+            folded[prefix + "weight"] = v * value / v.flatten(1).norm(dim=1).view_as(value)
     return folded

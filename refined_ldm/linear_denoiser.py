@@ -25,12 +25,16 @@ class GaussianDenoiser(nn.Module):
 
     @torch.no_grad()
     def fit(self, latents):
-        """Take mean and covariance from scaled latents (B, C, T, F); every block of frames is a sample."""
+        """Take mean and covariance from scaled latents (B, C, T, F); every block of frames is a sample.
+
+        The fewer samples there are, the nearer the covariance is to a multiple of the identity (`shrinkage`).
+        """
         samples = self._to_blocks(latents).flatten(0, 1).double()
-        if len(samples) <= samples.shape[1]:
-            raise ValueError(f"{len(samples)} blocks cannot give a {samples.shape[1]}-d covariance: fit on more clips")
         mean = samples.mean(0)
-        variance, basis = torch.linalg.eigh((samples - mean).T @ (samples - mean) / len(samples))
+        centred, freedom = samples - mean, max(1, len(samples) - 1)  # one sample went into the mean
+        variance, basis = torch.linalg.eigh(centred.T @ centred / freedom)
+        level = variance.mean() if len(samples) > 1 else variance.new_ones(())  # scaled latents have unit variance
+        variance = torch.lerp(variance, level, shrinkage(variance, freedom))
         self.mean.copy_(mean), self.variance.copy_(variance.clamp(min=1e-6)), self.basis.copy_(basis)
         return self
 
@@ -60,6 +64,18 @@ class GaussianDenoiser(nn.Module):
     def _from_blocks(self, blocks, shape):
         B, C, T, F = shape
         return blocks.reshape(B, -1, C, self.block_frames, F).permute(0, 2, 1, 3, 4).reshape(shape)
+
+
+def shrinkage(variance, samples):
+    """How much of a covariance to replace by a multiple of the identity: 0, none, to 1, all (Chen et al. 2010, OAS).
+
+    variance: (D,), the eigenvalues of the covariance of so many samples. Where these are more than D, D / samples of
+    it, so that the smallest variances are found too.
+    """
+    size, trace, squares = len(variance), variance.sum(), variance.square().sum()
+    distance = (samples + 1) * (squares - trace**2 / size)
+    found = ((squares + trace**2) / distance).clamp(0, 1) if distance > 0 else torch.ones_like(distance)
+    return found * min(1, size / samples)
 
 
 class ConditionalLinearDenoiser(nn.Module):
@@ -107,7 +123,8 @@ class ConditionalLinearDenoiser(nn.Module):
         flat = left.flatten(0, 1).double()
         self.basis.copy_(torch.linalg.eigh(flat.T @ flat)[1])
         power = (waves.T @ left @ self.basis).square()  # (N, T, C * F)
-        self.variance.copy_(power.mean(0).clamp(min=1e-6))
+        shrunk = (power.sum(0) + power.mean()) / (len(power) + 1)  # as if one clip more had the mean power everywhere
+        self.variance.copy_(shrunk.clamp(min=1e-6))
         shares = power / self.variance
         shares = torch.stack([shares[:, self.octave == k].mean(1) for k in range(len(self.power))], dim=1)
         self.power, self.power_weight = _least_squares(c, (shares + 0.05).log(), ridge)

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from refined_ldm.integers import settle_numbers, whole, whole_rate
+
 
 @dataclass(frozen=True)
 class MelConfig:
@@ -26,6 +28,8 @@ class MelConfig:
     floor: float = 1e-5  # magnitudes below this are silence: log(1e-5) = -11.5
 
     def __post_init__(self):
+        settle_numbers(self)
+        whole_rate(self.sample_rate)
         if self.hop_length < 1 or self.hop_length > self.n_fft or (self.n_fft - self.hop_length) % 2:
             raise ValueError(f"n_fft - hop_length must be even and >= 0, got {self.n_fft} - {self.hop_length}")
         if not 0 <= self.fmin < self.fmax <= self.sample_rate / 2:
@@ -114,6 +118,7 @@ def griffin_lim(mel, config=LDM_MEL, iterations=32, momentum=0.99, generator=Non
     target = _magnitudes(mel, config)  # (B, F, T)
     with torch.autocast(mel.device.type, enabled=False):
         magnitude = _unmel(target, config)  # (B, n_fft // 2 + 1, T)
+    iterations = whole("iterations", iterations, 0)
     generator = generator or torch.Generator().manual_seed(0)
     angle = 2 * torch.pi * torch.rand(magnitude.shape[1:], generator=generator).to(mel.device)  # alike for every clip
     estimate, previous = torch.polar(magnitude, angle.expand_as(magnitude)), 0
@@ -132,6 +137,7 @@ def match_mel(waveform, mel, config=LDM_MEL, iterations=4):
     columns of the filterbank W scaled to sum 1, and the inverse STFT makes a waveform of it again. What is too short
     to have a mel (`MelSpectrogram.magnitude`) is given back as it is.
     """
+    iterations = whole("iterations", iterations, 0)
     target = _magnitudes(mel, config).clamp(min=config.floor)  # (B, F, T)
     if waveform.shape[1] != target.shape[2] * config.hop_length:
         raise ValueError(f"a mel of {target.shape[2]} frames belongs to {target.shape[2] * config.hop_length} samples, "

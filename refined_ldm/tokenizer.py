@@ -14,12 +14,31 @@ from pathlib import Path
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from refined_ldm.integers import whole
+
 # of GPT-2's sorted (piece, id) and its merges as JSON, whatever files they came in
 GPT2_SHA256 = "98de00669996e48e8db9590e7c13d37461bb11178e80fa2abcafb3e49f542baf"
 MERGES = 50_000  # of both: a list cut short still knows the frequent words
 NAMES = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))  # OpenAI's, and everybody else's
 GPT2_END = "<|endoftext|>"
 KNOWN_SENTENCE = "Hello world"  # a tokenizer with an empty or another vocabulary fails on it
+
+
+CONTROL = r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+"  # characters that no caption is written with, line breaks among them
+
+
+def one_line(text: str) -> str:
+    """A caption in any script as one line, or "": control characters and line breaks count as spaces.
+
+    Raises ValueError for what is no text.
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"a caption must be a string, got {text!r:.80}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # half of a character, as \ud800 in JSON
+        raise ValueError(f"the caption {text!r:.80} is no text ({error.reason})") from error
+    return re.sub(CONTROL, " ", text).strip()
 
 
 class CaptionTokenizer:
@@ -44,7 +63,7 @@ class CaptionTokenizer:
     def __call__(self, captions, max_tokens=77):
         if isinstance(captions, str) or not captions or not all(isinstance(caption, str) for caption in captions):
             raise ValueError(f"captions must be a list of at least one str, got {captions!r:.80}")
-        room = max_tokens - len(self.start) - len(self.end)
+        room = whole("max_tokens", max_tokens, len(self.start) + len(self.end)) - len(self.start) - len(self.end)
         rows = [self.start + self.encode(caption + self.space)[:room] + self.end for caption in captions]
         length = max(map(len, rows))
         ids = torch.tensor([row + [self.pad] * (length - len(row)) for row in rows])

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from refined_ldm.conditioning import FiLM
+from refined_ldm.integers import settle_numbers
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class UNetConfig:
     token_width: int = 0  # W of such a state
 
     def __post_init__(self):
+        settle_numbers(self)
         if (self.tokens > 0) != (self.token_width > 0):
             raise ValueError(f"tokens and token_width go together, got {self.tokens} and {self.token_width}")
         for mult in self.channel_mult:

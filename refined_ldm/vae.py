@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from refined_ldm.integers import settle_numbers
 from refined_ldm.randomness import draw
 
 
@@ -23,6 +24,9 @@ class VAEConfig:
     channel_mult: tuple[int, ...] = (1, 2, 4)  # width of each level, halved in time and frequency between levels
     num_res_blocks: int = 2  # per level
     norm_groups: int = 32
+
+    def __post_init__(self):
+        settle_numbers(self)
 
     @property
     def downsampling(self):
@@ -212,6 +216,9 @@ class PatchDiscriminatorConfig:
 
     channels: int = 64  # of the first layer, doubled by each of the others
     layers: int = 3  # that halve both axes: with 3, a patch is 70 frames x 70 bands
+
+    def __post_init__(self):
+        settle_numbers(self)
 
 
 class PatchDiscriminator(nn.Module):

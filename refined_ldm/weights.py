@@ -68,10 +68,12 @@ def load_into(module, state, source):
     """Copy `state` into `module`; missing and unexpected tensors are refused by name, never passed over."""
     own = module.state_dict()
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    wrong = [f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in own.keys() & state.keys()
-             if own[k].shape != state[k].shape]  # fmt: skip
-    if missing or unexpected or wrong:
-        faults = {"missing": missing, "unexpected": unexpected, "of another shape": sorted(wrong)}
+    both = sorted(own.keys() & state.keys())
+    wrong = [f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in both if own[k].shape != state[k].shape]
+    other = [f"{k} {state[k].dtype} for {own[k].dtype}".replace("torch.", "") for k in both
+             if own[k].is_floating_point() and not state[k].is_floating_point()]  # fmt: skip
+    if missing or unexpected or wrong or other:
+        faults = {"missing": missing, "unexpected": unexpected, "of another shape": wrong, "of another type": other}
         told = "; ".join(f"{len(names)} {what}: {', '.join(names[:5])}" for what, names in faults.items() if names)
         raise ValueError(f"{source} does not fit {type(module).__name__}: {told}")
     module.load_state_dict(state)

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from refined_ldm.files import atomic_write
 
+HOLDS = r"items\.json|made_of\.json|[\w-]+\.npy"  # the files of a cache
 CACHED_KEYS = ("caption", "captions", "id", "kind", "events", "labels", "label")  # of a clip, beside its waveform
 
 
@@ -44,7 +45,7 @@ def _cache(folder: Path, fingerprint: dict, count: int, batches: Iterator[tuple[
     """Write (arrays, other values) batch by batch, whole or not at all; an equal earlier cache is taken as it is."""
     if kept := _kept(folder, fingerprint):
         return kept
-    with atomic_write(folder) as temporary:
+    with atomic_write(folder, HOLDS) as temporary:
         temporary.mkdir()
         items = []
         with ExitStack() as stack:

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
+from refined_ldm.integers import whole
 from refined_ldm.mel import LDM_MEL, MelConfig, hz_to_mel
 
 RANGE = 80  # dB below the loudest point that a spectrogram shows
@@ -60,7 +61,7 @@ def plot_mels(
     if mels.ndim != 4 or mels.shape[1] != 1:
         raise ValueError(f"mels must be (B, 1, T, F), got {tuple(mels.shape)}")
     levels = _decibels(mels, config)[:, 0]  # (B, T, F)
-    columns = min(columns, len(levels))
+    columns = min(whole("columns", columns, 1), len(levels))
     rows = math.ceil(len(levels) / columns)
     figure = plt.figure(figsize=(max(5, size[0] * columns), 0.5 + size[1] * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)

@@ -24,6 +24,7 @@ from refined_ldm.evaluation.metrics import (
     label_matrix,
     zero_shot,
 )
+from refined_ldm.integers import whole
 from refined_ldm.scenes.classes import CLASSES
 from refined_ldm.scenes.dataset import KINDS, SoundScenes
 
@@ -61,6 +62,7 @@ class AdherenceResult:
 
 def fit_probe(judge, size=1500, seed=0, seconds=2.56, batch_size=32, on_clips=None):
     """Train a probe on `size` rendered scenes of `val` -> ProbedEmbedding. on_clips(done, all) reports progress."""
+    size, batch_size = whole("size", size, 1), whole("batch_size", batch_size, 1)
     scenes = SoundScenes("val", size, seconds, seed)
     embeddings, labels = [], []
     for start in range(0, size, batch_size):
@@ -75,6 +77,7 @@ def fit_probe(judge, size=1500, seed=0, seconds=2.56, batch_size=32, on_clips=No
 
 def rendered_clips(count, split="test", kinds=KINDS, seed=0, seconds=2.56):
     """The first `count` scenes of a split, rendered: a list of `SoundScenes` items."""
+    count = whole("count", count, 1)
     scenes = SoundScenes(split, count, seconds, seed, kinds)
     return [scenes[i] for i in range(count)]
 
@@ -104,14 +107,14 @@ def judge_rendered(listener, items):
 @torch.no_grad()
 def judge_copied(listener, model, items, batch_size=8):
     """The ceiling of our path: the same clips through mel, VAE and vocoder, with no diffusion."""
-    batches = _waveforms(items).to(model.device).split(batch_size)
+    batches = _waveforms(items).to(model.device).split(whole("batch_size", batch_size, 1))
     embeddings = [listener.embed(model.to_waveform(model.decode(model.encode(w)))) for w in batches]
     return judge_embeddings(listener, np.concatenate(embeddings), items)
 
 
 def judge_generated(listener, model, items, guidance=None, steps=None, seed=0, batch_size=8, on_clips=None, **how):
     """Clips generated from the captions of `items`. guidance, steps: None takes the preset's; how: as in `generate`."""
-    captions, embeddings = [item["caption"] for item in items], []
+    captions, embeddings, batch_size = [item["caption"] for item in items], [], whole("batch_size", batch_size, 1)
     seconds = items[0]["waveform"].shape[0] / listener.sample_rate
     for start in range(0, len(items), batch_size):
         batch = captions[start : start + batch_size]
@@ -136,7 +139,7 @@ def summary(judged, reference=None, pca=64):
     low, high = bootstrap_interval(np.mean, judged.recall)
     told = {"clips": len(judged.rows), "recall": float(judged.recall.mean()), "low": low, "high": high}
     if reference is not None:
-        pca = min(pca, len(judged.rows) - 1, *reference.embeddings.shape)
+        pca = min(whole("pca", pca, 1), len(judged.rows) - 1, *reference.embeddings.shape)
         told |= {"frechet": frechet_distance(judged.embeddings, reference.embeddings, pca), "pca": pca}
     return told
 
@@ -147,7 +150,7 @@ def adherence(listener, model, count=200, guidance=None, steps=None, seed=0, on_
     Names: rendered, copied (through VAE and vocoder), generated, shuffled; each "…, one event" and "…, all kinds".
     A row's Frechet distance is to the rendered clips of the same captions.
     """
-    judged, table = {}, []
+    judged, table, count = {}, [], whole("count", count, 2)
     for name, kinds in {"one event": EVENT, "all kinds": KINDS}.items():
         items = rendered_clips(count, kinds=kinds, seconds=model.config.seconds)
         told = {"rendered": judge_rendered(listener, items), "copied": judge_copied(listener, model, items)}

@@ -17,6 +17,7 @@ from refined_ldm.evaluation.adherence import rendered_clips
 from refined_ldm.evaluation.metrics import bootstrap_interval, frechet_distance, kernel_distance
 from refined_ldm.evaluation.pitch import pitch_errors, played_notes
 from refined_ldm.evaluation.scores import projection
+from refined_ldm.integers import whole, whole_numbers
 from refined_ldm.mel import griffin_lim
 
 WAYS = {  # in the order of the table
@@ -61,7 +62,7 @@ def copies(model, waveform, ways=tuple(WAYS)[:-1], batch_size=25):
         "vocoder": model.vocoder,
     }
     made = {way: [] for way in ways}
-    for part in waveform.split(batch_size):
+    for part in waveform.split(whole("batch_size", batch_size, 1)):
         mel = model.mel(part.to(model.device))
         smoothed = model.vae.decode(model.vae.encode(mel).mean)
         for way in ways:
@@ -93,6 +94,7 @@ def error_budget(model, judge, tracker=None, clips=250, seed=0, whole=True, reco
     there are of their kind, so Fréchet and kernel distances are to the clips themselves. on_way(way) is called when a
     way is measured.
     """
+    clips, seed = whole_numbers(clips=clips, seed=seed)
     rate = model.config.mel.sample_rate
     if recordings is None:
         items = rendered_clips(clips, seed=seed, seconds=model.config.seconds)

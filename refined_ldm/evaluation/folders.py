@@ -8,18 +8,18 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from itertools import count
-from pathlib import Path, PurePath
+from pathlib import Path, PurePosixPath
 
-import soundfile
 import soxr
 import torch
 
-from refined_ldm.audio import SILENCE, audio_seconds, load_audio
-from refined_ldm.data.captioned_audio import AUDIO_SUFFIXES
+from refined_ldm.audio import SILENCE, audio_info, load_audio
+from refined_ldm.data.listing import AUDIO_SUFFIXES, find_files, is_sound, pair, passed_over, without_ending
 from refined_ldm.data.tables import clean_caption, field, read_rows
 from refined_ldm.evaluation.embeddings.registry import open_embedding
 from refined_ldm.evaluation.scores import METRICS, FolderEmbeddings, Score, count_scores
 from refined_ldm.files import atomic_write
+from refined_ldm.integers import whole, whole_rate, whole_seed
 
 RESAMPLER = f"soxr HQ {soxr.__version__}"  # what `load_audio` uses, at its default quality
 
@@ -98,12 +98,22 @@ def _check_apart(generated, reference):
                          "bottom: put them side by side")  # fmt: skip
 
 
-def _sounds(folder):
-    """All sound files in a folder and below it."""
+def _check_different(generated, reference):
+    """Raise ValueError if links lead from both folders to the same files."""
+    real = {os.path.realpath(path): path for path in reference}
+    if both := [path for path in generated if os.path.realpath(path) in real]:
+        raise ValueError(f"{len(both)} files are in both folders by way of links, {both[0]} and "
+                         f"{real[os.path.realpath(both[0])]}: each must be in one")  # fmt: skip
+
+
+def _sounds(folder, captions):
+    """All sound files in a folder and below it, links to folders followed -> paths, what but `captions` is no sound."""
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}")
-    paths = (path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
-    return sorted((path for path in paths if not path.name.startswith(".")), key=lambda path: path.as_posix())
+    files, repeated = find_files(folder)
+    sounds = sorted(filter(is_sound, files), key=lambda path: path.as_posix())
+    others = set(files) - set(sounds) - {captions and Path(captions)}
+    return sounds, passed_over(map(str, others), folders_that_a_link_leads_to_again=repeated)
 
 
 def _load(path, ear, sample_rate):
@@ -117,18 +127,17 @@ def _load(path, ear, sample_rate):
     return waveform[None]
 
 
-def _look(folder, ear, sample_rate, tell):
-    """Decode every file of a folder -> the paths of those that can be used, what there is to say of all."""
+def _look(folder, paths, ear, sample_rate, tell):
+    """Decode every sound of a folder -> the paths of those that can be used, what there is to say of all."""
     good, silent, longest, rates, faults = [], 0, 0.0, set(), []
-    for path in _sounds(folder):
+    for path in paths:
         try:
             waveform = _load(path, ear, sample_rate)
             silent += int(waveform.abs().max() < SILENCE)
-            longest = max(longest, audio_seconds(path))
+            length, rate = audio_info(path)
+            longest = max(longest, length)
+            rates.add(rate)
             good.append(path)
-            rates.add(soundfile.info(path).samplerate)
-        except soundfile.LibsndfileError:
-            pass  # it was read by audioread, which knows more formats
         except (ValueError, OSError) as fault:
             faults.append(str(fault))
         tell()
@@ -141,16 +150,30 @@ def _names(paths, folder):
 
 
 def read_captions(path):
-    """A CSV file with the columns `file` and `caption` -> {name without ending: its first caption}."""
+    """A CSV file with the columns `file` and `caption` -> {name as it is written: its first caption}."""
     captions = {}
     for number, row in read_rows(path, ("file", "caption")):
         if row["file"] and row["caption"]:  # a clip may have none
             try:
-                file, caption = PurePath(field(row, "file")), clean_caption(field(row, "caption"))
+                file, caption = PurePosixPath(field(row, "file")), clean_caption(field(row, "caption"))
             except ValueError as fault:
                 raise ValueError(f"{path}, line {number}: {fault}") from fault
-            captions.setdefault(os.path.splitext(file.as_posix())[0], caption)
+            captions.setdefault(os.path.normpath(file), caption)
     return captions
+
+
+def captions_of(names, captions):
+    """For files (paths below their folder) and {name: caption} of a table -> ({file: caption}, names of no file).
+
+    A row belongs to the file with its whole name, else to those that differ in the ending or in upper and lower case.
+    Raises ValueError if rows with different captions could be meant.
+    """
+    pairs, left = pair(names, {name: name for name in captions})
+    for file, rows in pairs.items():
+        if len({captions[row] for row in rows}) > 1:
+            raise ValueError(f"which caption is that of {file}? {' and '.join(map(repr, rows))} name it equally well: "
+                             "give its whole name")  # fmt: skip
+    return {file: captions[rows[0]] for file, rows in pairs.items()}, left
 
 
 def _listen(paths, folder, ear, sample_rate, tell):
@@ -176,14 +199,19 @@ def compare_folders(generated, reference, embedding="aisfx", checkpoint=None, ca
     cannot be used are a ValueError that names all of them, or with skip_bad left out. on_clips(stage, done, all)
     reports progress.
     """
+    pca, seed = whole("pca", pca or 0, 0), whole_seed(seed)
+    sample_rate = None if sample_rate is None else whole_rate(sample_rate)
     folders = Path(generated), Path(reference)
-    files = sum(len(_sounds(folder)) for folder in folders)
+    (paths, passed), (real_paths, real_passed) = (_sounds(f, captions) for f in folders)
+    files = len(paths) + len(real_paths)
     _check_apart(*folders)
+    _check_different(paths, real_paths)
     said = read_captions(captions) if captions else {}
     ear = open_embedding(embedding, checkpoint, tokenizer, device)
 
     tell = _progress(on_clips, "checking", files)
-    (made, made_side), (real, real_side) = (_look(folder, ear, sample_rate, tell) for folder in folders)
+    made, made_side = _look(folders[0], paths, ear, sample_rate, tell)
+    real, real_side = _look(folders[1], real_paths, ear, sample_rate, tell)
     faults = made_side.skipped + real_side.skipped
     if faults and not skip_bad:
         raise ValueError("\n  ".join([f"{len(faults)} of {files} files cannot be used; --skip-bad (skip_bad=True) "
@@ -193,11 +221,13 @@ def compare_folders(generated, reference, embedding="aisfx", checkpoint=None, ca
             raise ValueError(f"{side.folder} holds {side.clips} usable sound files, 2 are the least; looked for are "
                              f"{' '.join(sorted(AUDIO_SUFFIXES))}")  # fmt: skip
     names = _names(made, folders[0])
-    captioned = [i for i, name in enumerate(names) if name in said]
+    whole_names = [path.relative_to(folders[0]).as_posix() for path in made]
+    said_of, unnamed = captions_of(whole_names, said)
+    captioned = [i for i, name in enumerate(whole_names) if name in said_of]
     if captions and not captioned:
-        raise ValueError(f"{captions} names none of the clips in {generated}: {next(iter(said), 'nothing')!r} is no "
-                         f"{names[0]!r}")  # fmt: skip
-    text = ear.read([said[names[i]] for i in captioned]) if ear.read and captioned else None
+        first = without_ending(next(iter(said), "nothing"))
+        raise ValueError(f"{captions} names none of the clips in {generated}: {first!r} is no {names[0]!r}")
+    text = ear.read([said_of[whole_names[i]] for i in captioned]) if ear.read and captioned else None
 
     tell = _progress(on_clips, "listening", len(made) + len(real))
     g, r = _listen(made, folders[0], ear, sample_rate, tell), _listen(real, folders[1], ear, sample_rate, tell)
@@ -208,7 +238,10 @@ def compare_folders(generated, reference, embedding="aisfx", checkpoint=None, ca
             "sample_rate": ear.sample_rate, "read_at": sample_rate or ear.sample_rate, "resampler": RESAMPLER,
             "heard_seconds": ear.seconds}  # fmt: skip
     notes = _notes(made_side, real_side, told, pca, kept, rows, len(made) - len(captioned) if captions else 0)
-    return Comparison(made_side, real_side, told, kept, seed, scores, left_out, tuple(notes))
+    more = [f"passed over in {generated}: {passed}"] * bool(passed)
+    more += [f"passed over in {reference}: {real_passed}"] * bool(real_passed)
+    more += [f"{len(unnamed)} rows of {captions} name no generated clip: {', '.join(unnamed[:3])}"] * bool(unnamed)
+    return Comparison(made_side, real_side, told, kept, seed, scores, left_out, (*notes, *more))
 
 
 def _notes(generated, reference, embedding, pca, kept, rows, uncaptioned):

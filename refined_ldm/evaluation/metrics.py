@@ -13,6 +13,8 @@ from scipy.linalg import eigh
 from scipy.optimize import minimize
 from scipy.special import expit, log_softmax, softmax
 
+from refined_ldm.integers import whole, whole_seed
+
 
 def as_rows(x, name):
     """x -> (n, d) float64 array; raises ValueError if it is not a finite matrix."""
@@ -58,8 +60,7 @@ def frechet_distance(a, b, pca=None):
     shift = b.mean(axis=0)
     a, b = a - shift, b - shift
     if pca is not None:
-        if not 1 <= pca <= min(b.shape):
-            raise ValueError(f"pca must be 1 to {min(b.shape)} for a reference of {b.shape}, got {pca}")
+        pca = whole(f"pca, for a reference of {b.shape},", pca, 1, min(b.shape))
         width = b.shape[1]
         directions = eigh(b.T @ b, subset_by_index=(width - pca, width - 1))[1]  # (d, k)
         a, b = a @ directions, b @ directions
@@ -78,7 +79,7 @@ def frechet_infinity(a, b, pca=None, sizes=15, seed=0):
     Chong & Forsyth 2020; for audio Gui et al. 2024. Subsets have n/4 to n clips; b stays whole, with its own bias.
     """
     a, b = _same_width(a, b)
-    rng = np.random.default_rng(seed)
+    rng, sizes = np.random.default_rng(whole_seed(seed)), whole("sizes", sizes, 1)
     counts = np.unique(np.linspace(max(2, len(a) // 4), len(a), sizes).astype(int))
     if len(counts) < 2:
         raise ValueError(f"a line needs subsets of 2 or more sizes, got {len(a)} clips in `a` and sizes={sizes}")
@@ -135,6 +136,7 @@ def inception_score(p, splits=1):
     Published figures are the mean over 10 `splits` of the shuffled clips; it is lower the smaller a split is.
     """
     p = _probabilities(as_rows(p, "p"), "p")
+    splits = whole("splits", splits, 1, len(p))
 
     def score(part):
         log_ratio = np.log(np.maximum(part, 1e-300)) - np.log(np.maximum(part.mean(axis=0), 1e-300))
@@ -175,8 +177,7 @@ def recall_at_k(queries, candidates, k):
     are equally near are taken in random order, on average: an encoder that maps everything to one point scores k / n.
     """
     queries, candidates = _paired(queries, candidates)
-    if not 1 <= k <= len(candidates):
-        raise ValueError(f"k must be 1 to {len(candidates)}, got {k}")
+    k = whole("k", k, 1, len(candidates))
     return float(found_at_k(unit(queries, "queries") @ unit(candidates, "candidates").T, k).mean())
 
 
@@ -268,7 +269,7 @@ class LinearProbe:
             return loss / len(x) + self.penalty / 2 * (weight**2).sum(), gradient.ravel()
 
         found = minimize(loss_and_gradient, np.zeros(np.prod(shape)), jac=True, method="L-BFGS-B",
-                         options={"maxiter": max_iterations})  # fmt: skip
+                         options={"maxiter": whole("max_iterations", max_iterations, 1)})  # fmt: skip
         self.weight, self.bias = found.x.reshape(shape)[:-1], found.x.reshape(shape)[-1]
         return self
 
@@ -282,7 +283,7 @@ class LinearProbe:
 
     def predict(self, x, m=1):
         """x (n, d) -> for each clip a tuple of its m likeliest class names, the likeliest first."""
-        best = np.argsort(-self.logits(x), axis=1, kind="stable")[:, :m]
+        best = np.argsort(-self.logits(x), axis=1, kind="stable")[:, : whole("m", m, 1, len(self.classes))]
         return [tuple(self.classes[k] for k in row) for row in best]
 
     def _link(self, logits):
@@ -304,7 +305,9 @@ def bootstrap_interval(statistic, *arrays, confidence=0.95, resamples=1000, seed
     n = len(arrays[0])
     if n < 2 or any(len(x) != n for x in arrays):
         raise ValueError(f"arrays must have the same number of rows, 2 or more, got {[len(x) for x in arrays]}")
-    rng = np.random.default_rng(seed)
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
+    rng, resamples = np.random.default_rng(whole_seed(seed)), whole("resamples", resamples, 1)
     rows = (rng.integers(n, size=n) for _ in range(resamples))
     draws = np.array([statistic(*(x[i] for x in arrays)) for i in rows])
     if centre:
@@ -321,6 +324,6 @@ def floor(reference, metric, splits=10, seed=0):
     reference = as_rows(reference, "reference")
     if len(reference) < 4:
         raise ValueError(f"two halves need 4 clips or more, got {len(reference)}")
-    rng, half = np.random.default_rng(seed), len(reference) // 2
+    rng, half, splits = np.random.default_rng(whole_seed(seed)), len(reference) // 2, whole("splits", splits, 1)
     orders = (rng.permutation(len(reference)) for _ in range(splits))
     return float(np.mean([metric(reference[i[:half]], reference[i[half : 2 * half]]) for i in orders]))

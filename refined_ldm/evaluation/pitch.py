@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from refined_ldm.integers import whole, whole_seed
 from refined_ldm.scenes.soundfont import flute, piano, soundfont
 
 CREPE_SHA256 = "d4993eea36ed1a0ad9ac549c740dae5265b049ce72004f00c2f59e01c0be8432"
@@ -84,7 +85,8 @@ def played_notes(count, seconds=2.56, seed=0):
 
     Keys are drawn between the semitones too, so that nobody gains by knowing the piano's.
     """
-    rng, samples = np.random.default_rng(seed), round(seconds * 16_000)
+    rng, samples = np.random.default_rng(whole_seed(seed)), round(seconds * 16_000)
+    count = whole("count", count, 1)
     waveforms, cents = np.zeros((count, samples), dtype=np.float32), np.zeros(count)
     for i in range(count):
         player = (piano, flute)[i % 2]

@@ -13,6 +13,7 @@ from scipy.stats import beta
 
 from refined_ldm.evaluation.adherence import class_prompt, rendered_clips
 from refined_ldm.evaluation.metrics import found_at_k, unit, zero_shot
+from refined_ldm.integers import whole
 from refined_ldm.scenes.captions import NUMBERS, TIMES
 
 COUNTED = re.compile(rf"\b({'|'.join(word for word in NUMBERS[2:])})\b|\b(once|twice)\b")
@@ -61,6 +62,7 @@ def negated(items):
 @torch.no_grad()
 def probe_conditioner(clap, count=200):
     """A conditioner with both towers -> rows: probe, value, low, high, clips, chance."""
+    count = whole("count", count, 2)
     mixed, single = rendered_clips(count), rendered_clips(count, kinds=("event",))
     twins, unseen = rendered_clips(count, "test_order"), rendered_clips(count, "test_pairs")
     rows = []

@@ -31,6 +31,7 @@ from refined_ldm.experiment.arms import Card
 from refined_ldm.experiment.conditioners import TOKENS, TOWERS, Oracle, Tokens, embedded_captions, embedded_sounds
 from refined_ldm.experiment.pretraining import NAMES
 from refined_ldm.files import atomic_write
+from refined_ldm.integers import whole
 from refined_ldm.randomness import step_seed
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.training.pipeline import cached_clips, fit_gaussian, weights_digest
@@ -74,6 +75,8 @@ class Experiment:
 
     def __init__(self, folder, config, base, files=None, tokenizer=None, held_out=64, judged=192, probe=1500,
                  on_clips=None, wide=None):  # fmt: skip
+        self.judged, self.probe = whole("judged", judged, 2), whole("probe", probe, 2)
+        held_out = whole("held_out", held_out, 2)
         self.folder, self.config, self.base, self.on_clips = Path(folder), config, base.eval(), on_clips
         self.towers = TOWERS["published" if files else "tiny"]
         self.files, self.tokenizer, self.wide = files or {}, tokenizer, wide or config.unet
@@ -84,7 +87,6 @@ class Experiment:
         )
         self.scale = self._scale(range(min(512, config.clips)))
         self.held_out = rendered_clips(held_out, "val", seed=1, seconds=config.seconds)
-        self.judged, self.probe = judged, probe
 
     @property
     def device(self):

@@ -19,6 +19,12 @@ SETTINGS = {  # setting -> the key of AudioLDM's YAML, and what to do if the fil
     "vocoder_checkpoint": ("no key", "name it where it is"),
     "clap_checkpoint": ("pretrained_path of the conditioner", "name it where it is, with --clap-checkpoint"),
 }  # fmt: skip
+RUN_INSTEAD = {  # what to give where a run's folder was given
+    "start_from": "an AudioLDM checkpoint, or go on with that run by --run and --resume",
+    "vae_checkpoint": "the vae.safetensors in it",
+    "vocoder_checkpoint": "the hifigan.safetensors in it",
+    "clap_checkpoint": "the clap-….safetensors in it",
+}
 
 
 def names_files(config):
@@ -65,6 +71,8 @@ def load_named_parts(model, parts=PARTS):
 
 def _named(config, setting):
     path = Path(getattr(config, setting))
+    if (path / "config.yaml").is_file():
+        raise ValueError(f"{setting} is {path}, the folder of a run: give {RUN_INSTEAD[setting]}")
     if path.exists():
         return path
     key, advice = SETTINGS[setting]

@@ -12,6 +12,7 @@ import torch
 from scipy.signal import fftconvolve, lfilter
 from torch.utils.data import Dataset
 
+from refined_ldm.integers import whole, whole_seed
 from refined_ldm.scenes import soundfont
 from refined_ldm.scenes.captions import write_captions
 from refined_ldm.scenes.classes import CLASSES, FROM_FONT, Event
@@ -38,7 +39,8 @@ class SoundScenes(Dataset):
             raise ValueError(f"kinds must be among {', '.join(KINDS)}, got {', '.join(sorted(unknown))}")
         if sources not in ("all", "procedural"):
             raise ValueError(f'sources must be "all" or "procedural", got {sources!r}')
-        if seconds < 1:
+        size, seed = whole("size", size, 1), whole_seed(seed)
+        if not 1 <= seconds < 3600:
             raise ValueError(f"seconds must be at least 1, got {seconds}")
         self.kinds = tuple(kind for kind in KINDS if kind in kinds and kind in SPLIT_KINDS[split])
         if not self.kinds:
@@ -63,6 +65,7 @@ class SoundScenes(Dataset):
         return made_of.hexdigest()[:32]
 
     def __getitem__(self, index: int) -> dict:
+        index = whole("index", index)
         if not 0 <= index < self.size:
             raise IndexError(f"scene {index} of {self.size}")
         kind = self.kinds[index % len(self.kinds)]

@@ -112,5 +112,6 @@ def test_the_command_writes_its_table(monkeypatch, tmp_path, capsys):
     assert row == "vocoder,log-mel L1,0.1,0.08,0.12,0.0,5,1"
     assert cli.main(["budget", "--clips", "5", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["faulty"] == 1
-    assert cli.main(["budget", "--clips", "1"]) == 2
-    assert "--clips must be 2 or more" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["budget", "--clips", "1"])
+    assert "--clips must be a whole number, 2 or more, got 1" in capsys.readouterr().err

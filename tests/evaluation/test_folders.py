@@ -1,4 +1,5 @@
 import json
+from pathlib import PurePosixPath
 
 import numpy as np
 import pytest
@@ -177,7 +178,7 @@ def test_captions_are_matched_by_name_and_judged(tmp_path, two, capsys):
 def test_captions_are_the_first_of_a_file_and_need_their_columns(tmp_path):
     path = tmp_path / "c.csv"
     path.write_text("caption,file\na dog,x/1.wav\na cat,x/1.wav\n,2.wav\n")
-    assert read_captions(path) == {"x/1": "a dog"}
+    assert read_captions(path) == {"x/1.wav": "a dog"}
     path.write_text("name,text\n1,2\n")
     with pytest.raises(ValueError, match=r"expected a column 'file', its header is \['name', 'text'\]"):
         read_captions(path)
@@ -290,3 +291,65 @@ def test_help_shows_an_example(capsys):
     with pytest.raises(SystemExit):
         cli.main(["evaluate", "--help"])
     assert "example: refined-ldm evaluate " in " ".join(capsys.readouterr().out.split())
+
+
+# What is where
+
+
+def test_links_to_folders_are_followed_on_both_sides(two, tmp_path):
+    for name, target in zip(("a", "b"), two, strict=True):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "link").symlink_to(target)
+        (target / "circle").symlink_to(tmp_path / name)
+    found = compare_folders(tmp_path / "a", tmp_path / "b")
+    assert (found.generated.clips, found.reference.clips) == (8, 16)
+    (tmp_path / "a" / "other").symlink_to(two[1])
+    with pytest.raises(ValueError, match="16 files are in both folders by way of links"):
+        compare_folders(tmp_path / "a", tmp_path / "b")
+
+
+def test_every_ending_is_taken_and_the_rest_is_counted(two):
+    for name, form in (("x.aifc", "AIFF"), ("y.wave", "WAV"), ("Z.WAV", "WAV"), ("v.mat", "MAT5")):
+        soundfile.write(two[0] / name, sound(1), RATE, format=form, subtype="PCM_16" if form != "MAT5" else "DOUBLE")
+    for name in ("notes.md", "a.raw", "table.mat"):
+        (two[0] / name).write_text("no sound")
+    found = compare_folders(*two)
+    assert found.generated.clips == 12 and f"passed over in {two[0]}: 1 .mat, 1 .md, 1 .raw" in found.notes
+
+
+@pytest.mark.parametrize("files, rows, captions", [
+    (["a.wav", "a.flac"], {"a.wav": "band 0", "a.flac": "band 1"}, {"a.wav": "band 0", "a.flac": "band 1"}),
+    (["a.wav", "a.flac"], {"a.wav": "band 0"}, {"a.wav": "band 0"}),
+    (["a.v1.wav", "a.v2.wav"], {"a.v1": "band 0", "a.v2": "band 1"}, {"a.v1.wav": "band 0", "a.v2.wav": "band 1"}),
+    (["a.wav", "a.v2.wav"], {"a.v2": "band 1"}, {"a.v2.wav": "band 1"}),
+    (["RAIN.WAV"], {"rain.wav": "band 0"}, {"RAIN.WAV": "band 0"}),
+    (["A.wav", "a.wav"], {"a.wav": "band 0", "A.wav": "band 1"}, {"A.wav": "band 1", "a.wav": "band 0"}),
+    (["x/a.wav"], {"./x/a.mp3": "band 2"}, {"x/a.wav": "band 2"}),
+])  # fmt: skip
+def test_a_row_belongs_to_the_file_with_its_whole_name_first(files, rows, captions):
+    rows = {str(PurePosixPath(row)): caption for row, caption in rows.items()}
+    assert folders.captions_of(files, rows)[0] == captions
+
+
+def test_two_rows_that_name_a_file_equally_well_are_refused_and_rows_of_none_are_counted(two, tmp_path):
+    path = tmp_path / "captions.csv"
+    path.write_text("file,caption\nclip 00.mp3,band 1\nclip 00.flac,band 2\nclip 01.wav,band 3\n")
+    with pytest.raises(ValueError, match="which caption is that of clip 00.wav"):
+        compare_folders(*two, captions=path)
+    path.write_text("file,caption\nclip 00.mp3,band 1\nclip 01.wav,band 3\nclip 99.wav,band 3\n")
+    assert f"1 rows of {path} name no generated clip: clip 99.wav" in compare_folders(*two, captions=path).notes
+
+
+@pytest.mark.parametrize("how, told", [
+    ({"pca": -3}, "pca must be a whole number, 0 or more, got -3"), ({"pca": 2.5}, "pca must be a whole number"),
+    ({"sample_rate": 16}, "sample_rate .* between 1000 and 1000000, got 16"), ({"sample_rate": 0}, "sample_rate"),
+    ({"seed": -1}, "seed must be a whole number between 0"), ({"seed": True}, "seed must be a whole number"),
+])  # fmt: skip
+def test_numbers_that_cannot_be_meant_are_refused(two, how, told):
+    with pytest.raises(ValueError, match=told):
+        compare_folders(*two, **how)
+
+
+def test_whole_floats_are_integers(two):
+    found = compare_folders(*two, pca=3.0, seed=1.0, sample_rate=8000.0)
+    assert found == compare_folders(*two, pca=3, seed=1, sample_rate=8000)

@@ -336,7 +336,7 @@ def test_bad_input_is_refused_by_name():
         frechet_distance(broken, x)
     with pytest.raises(ValueError, match="same width"):
         kernel_distance(x, normal(10, 5, 0))
-    with pytest.raises(ValueError, match="pca must be 1 to 4"):
+    with pytest.raises(ValueError, match="pca, for .* must be a whole number between 1 and 4, got 64"):
         frechet_distance(x, x, pca=64)
     with pytest.raises(ValueError, match="row i of a belongs to row i of b"):
         clap_score(x, x[:5])
@@ -344,3 +344,22 @@ def test_bad_input_is_refused_by_name():
         inception_score(x)
     with pytest.raises(ValueError, match="'cat'"):
         label_matrix(["cat"], ["dog"])
+
+
+def test_whole_floats_are_integers_and_other_numbers_are_refused():
+    x, y = normal(12, 4, 0), normal(12, 4, 1)
+    assert frechet_distance(x, y, pca=2.0) == frechet_distance(x, y, pca=2)
+    assert frechet_infinity(x, y, 2.0, 5.0, 3.0) == frechet_infinity(x, y, 2, 5, 3)
+    assert recall_at_k(x, y, 3.0) == recall_at_k(x, y, 3)
+    assert inception_score(np.eye(4), 2.0) == inception_score(np.eye(4), 2)
+    interval = bootstrap_interval(np.mean, x, resamples=9.0, seed=1.0)
+    assert interval == bootstrap_interval(np.mean, x, resamples=9, seed=1)
+    assert floor(x, frechet_distance, 2.0, 1.0) == floor(x, frechet_distance, 2, 1)
+    for call in (lambda n: frechet_distance(x, y, n), lambda n: frechet_infinity(x, y, sizes=n),
+                 lambda n: frechet_infinity(x, y, seed=n), lambda n: recall_at_k(x, y, n),
+                 lambda n: inception_score(np.eye(4), n), lambda n: bootstrap_interval(np.mean, x, resamples=n),
+                 lambda n: bootstrap_interval(np.mean, x, seed=n), lambda n: floor(x, frechet_distance, n),
+                 lambda n: floor(x, frechet_distance, seed=n)):  # fmt: skip
+        for wrong in (-1, 1.5, True, float("nan"), "2"):
+            with pytest.raises(ValueError, match="must be a whole number"):
+                call(wrong)

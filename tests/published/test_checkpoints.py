@@ -3,6 +3,7 @@ import io
 import json
 import os
 import pickle
+import re
 import stat
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from torch import nn
 from refined_ldm.clap import Clap, ClapConfig
 from refined_ldm.cli import commands as cli
 from refined_ldm.hifigan import HiFiGAN, HiFiGANConfig
+from refined_ldm.published import unpickling
 from refined_ldm.published.checkpoints import (
     convert_checkpoint,
     detect_checkpoint_type,
@@ -31,6 +33,7 @@ from refined_ldm.published.checkpoints import (
     read_tensors,
 )
 from refined_ldm.published.unpickling import forbidden, unpickle
+from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.vae import MelVAE, VAEConfig
 from refined_ldm.weights import is_ours, load_into, read_weights, save_weights
 from tests.support import small
@@ -167,9 +170,9 @@ def test_a_pickle_that_would_run_code_is_refused_by_name_and_nothing_runs(
     torch.save(harmful, "older.ckpt", _use_new_zipfile_serialization=False)
     for protocol in (2, 4):
         Path(f"plain{protocol}.pth").write_bytes(pickle.dumps({"model": Asks(function, *arguments)}, protocol))
-    for path in ("zip.ckpt", "older.ckpt", "plain2.pth", "plain4.pth"):
-        if named == "torch.hub.load" and path == "plain4.pth":
-            continue  # torch does not read protocol 4, and nobody else knows torch's name for forbidden
+    torch.save(harmful, "zip4.ckpt", pickle_protocol=4)
+    torch.save(harmful, "older5.ckpt", pickle_protocol=5, _use_new_zipfile_serialization=False)
+    for path in ("zip.ckpt", "older.ckpt", "plain2.pth", "plain4.pth", "zip4.ckpt", "older5.ckpt"):
         for read in (unpickle, read_tensors, read_parts, read_audioldm):
             with pytest.raises(ValueError, match=rf"^{path} was refused: it asks to run .*{named}"):
                 read(path)
@@ -184,7 +187,9 @@ def test_a_pickle_that_would_run_code_is_refused_by_name_and_nothing_runs(
     assert not Path("RAN").exists() and not Path("out.safetensors").exists()
 
 
-def test_what_lightning_puts_around_a_state_dict_is_read(tmp_path):
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_lightning_puts_around_a_state_dict_is_read(tmp_path, protocol, zipped):
     contents = {
         "state_dict": OrderedDict(w=nn.Parameter(torch.ones(2, 3))), "epoch": 3, "pytorch-lightning_version": "1.9.5",
         "best": np.float64(0.25), "step": np.int64(7), "rates": np.float32(1.5), "hparams": argparse.Namespace(lr=1e-4),
@@ -192,12 +197,22 @@ def test_what_lightning_puts_around_a_state_dict_is_read(tmp_path):
         "callbacks": {"ModelCheckpoint{'mode': 'min'}": {"best_k_models": {"/a": torch.tensor(1.0)}, "dirpath": None}},
         "root": tmp_path, "size": torch.Size([2]), "kinds": {1, 2}, "type": dict,
     }  # fmt: skip
-    torch.save(contents, tmp_path / "a.ckpt")
+    torch.save(contents, tmp_path / "a.ckpt", pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
     found = unpickle(tmp_path / "a.ckpt")
     assert (found["best"], found["step"], found["rates"], found["hparams"].lr) == (0.25, 7, 1.5, 1e-4)
     assert found["optimizer_states"][0]["state"][0]["exp_avg"].shape == (2,) and str(found["root"]) == str(tmp_path)
     assert forbidden(tmp_path / "a.ckpt") == []
-    assert list(read_tensors(tmp_path / "a.ckpt")) == ["w"]
+    tensors = read_tensors(tmp_path / "a.ckpt")
+    assert list(tensors) == ["w"] and torch.equal(tensors["w"], torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("module, name", [
+    ("torch", "load"), ("torch.serialization", "load"), ("torch.storage", "_load_from_bytes"), ("builtins", "getattr"),
+    ("numpy", "load"), ("torch._utils", "os.system"), ("torch._utils", "_import_dotted_name"), ("os", "system"),
+])  # fmt: skip
+def test_a_pickle_of_protocol_4_finds_only_what_is_listed(module, name):
+    with pytest.raises(pickle.UnpicklingError, match=rf"GLOBAL {module}.{name} "):
+        unpickling._Restricted(io.BytesIO()).find_class(module, name)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at the memory map of a process")
@@ -260,8 +275,8 @@ def test_no_file_and_a_directory_are_told(tmp_path):
         inspect_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "generator", "model_state_dict"])
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "generator", "model_state_dict", "ema", "module"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_forward_module."])
 def test_tensors_come_out_of_whichever_wrapper(tmp_path, wrapper, prefix):
     tensors = {f"{prefix}module_list.0.weight": torch.ones(3), f"{prefix}b": torch.zeros(1)}
     torch.save({wrapper: tensors, "epoch": 1} if wrapper else tensors, tmp_path / "a.pt")
@@ -277,6 +292,8 @@ def test_tensors_come_out_of_whichever_wrapper(tmp_path, wrapper, prefix):
     (["film_emb.weight", "input_blocks.0.0.weight"], "unet"), (["class_embedding.weight"], "unet"),
     (["encoder.conv_in.weight", "loss.logvar"], "vae"), (["conv_pre.weight_g", "ups.0.bias"], "hifigan"),
     (["conv_pre.parametrizations.weight.original0"], "hifigan"), (["unet.film_embed.weight", "scale"], "ldm"),
+    (["model_ema.diffusion_modelout2bias"], "audioldm"), (["film_emb.bias"], "unet"), (["conv_post.bias"], "hifigan"),
+    (["decoder.conv_out.bias"], "vae"), (["caption_encoder.base.ln_f.bias"], "ms-clap-2023"),
     (["audio_encoder.base.htsat.bn0.bias", "caption_encoder.base.wte.weight"], "ms-clap-2023"),
     (["audio_branch.bn0.bias", "text_branch.embeddings.word_embeddings.weight"], "laion-clap"),
     (["audio_branch.patch_embed.mel_conv2d.weight", "text_branch.embeddings.LayerNorm.bias"], "laion-clap fusion"),
@@ -439,6 +456,34 @@ def test_our_own_files_and_unknown_ones_are_told_apart(tmp_path, capsys):
     save_file({"weight": torch.ones(2)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="other.safetensors is unknown: what is converted is"):
         convert_checkpoint(tmp_path / "other.safetensors", tmp_path / "out.safetensors")
+
+
+@pytest.mark.parametrize("part", ["vae", "hifigan"])
+def test_whichever_tensor_a_lone_part_lacks_it_is_named(tmp_path, capsys, part):
+    module = MelVAE(VAEConfig(2, 32, (1, 2), 1)) if part == "vae" else HiFiGAN(HiFiGANConfig(n_mels=16, channels=32))
+    for normed in [False, True] if part == "hifigan" else [False]:
+        whole = (module.add_weight_norm() if normed else module).state_dict()
+        for missing in {name.split(".")[0] + name[-12:]: name for name in whole}.values():
+            torch.save({"state_dict": {k: v for k, v in whole.items() if k != missing}}, tmp_path / "a.ckpt")
+            assert cli.main(["convert", str(tmp_path / "a.ckpt"), str(tmp_path / "out.safetensors")]) == 2
+            fault = capsys.readouterr().err
+            assert len(fault.splitlines()) == 1 and "a.ckpt" in fault and re.search("lacks|1 missing", fault)
+            assert missing in fault
+
+
+def test_a_run_that_lacks_a_tensor_or_has_a_scale_with_an_axis(tmp_path, monkeypatch):
+    model = small.awake_model(monkeypatch)
+    model.save(tmp_path)
+    path = tmp_path / "ldm.safetensors"
+    state, _ = read_weights(path)
+    save_weights(path, state | {"scale": state["scale"].reshape(1)}, model.config.unet)
+    assert torch.equal(RefinedAudioLDM.load(tmp_path).scale, model.scale)
+    for changes, told in (({"scale": torch.ones(2)}, "scale is of"), ({"scale": None}, "scale, unet were expected"),
+                          ({"unet.conv_in.bias": None}, "1 missing: conv_in.bias")):  # fmt: skip
+        changed = {k: v for k, v in (state | changes).items() if v is not None}
+        save_weights(path, changed, model.config.unet)
+        with pytest.raises(ValueError, match=f"ldm.safetensors.*{told}"):
+            RefinedAudioLDM.load(tmp_path)
 
 
 def test_a_vocoder_of_another_size_is_refused(tmp_path):

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from refined_ldm.integers import whole, whole_rate
+
 AISFX_SHA256 = "499ea75909c932a2f94c35fa722fa4fabc5bcb7e84917209cc5f7402627b7eb5"
 AISFX_INSTALL = "pip install --no-deps aisfx==0.1.2"  # without its dependencies: it pins versions of 2022
 
@@ -120,6 +122,7 @@ class Aisfx(nn.Module):
     def forward(self, waveform, sample_rate, batch_size=4):  # 4 clips fit a CPU's cache; a GPU likes 64
         if waveform.ndim != 2 or waveform.shape[1] == 0:
             raise ValueError(f"waveform must be (B, N) with N > 0, got {tuple(waveform.shape)}")
+        sample_rate, batch_size = whole_rate(sample_rate), whole("batch_size", batch_size, 1)
         return torch.cat([self._embed_clips(clips, sample_rate) for clips in waveform.split(batch_size)])
 
     def _embed_clips(self, waveform, sample_rate):

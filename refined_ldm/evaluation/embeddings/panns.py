@@ -58,7 +58,8 @@ class Cnn14(nn.Module):
         sines, _ = (state.pop(f"{FFT}.conv_{part}.weight", torch.empty(0)) for part in ("real", "imag"))
         n_fft, names = sines.shape[-1], {"conv_block1.conv1.weight", "fc_audioset.bias", "logmel_extractor.melW"}
         if n_fft not in SAMPLE_RATES or not names <= state.keys():
-            raise ValueError(f"{path} is not Cnn14 of PANNs at 16 or 32 kHz: get {PANNS_FILES}")
+            lacking = ", ".join(sorted(names - state.keys())) or f"{FFT}.conv_real.weight of such a rate"
+            raise ValueError(f"{path} is not Cnn14 of PANNs at 16 or 32 kHz, it lacks {lacking}: get {PANNS_FILES}")
         state["mel_bank"] = state.pop("logmel_extractor.melW")
         network = cls(n_fft, len(state["conv_block1.conv1.weight"]), len(state["fc_audioset.bias"]))
         for block in load_into(network, state, path).eval().blocks:

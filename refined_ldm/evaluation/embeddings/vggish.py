@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from refined_ldm.integers import whole
 from refined_ldm.published.checkpoints import read_tensors
 from refined_ldm.weights import load_into
 
@@ -61,8 +62,8 @@ class VGGish(nn.Module):
     def load(cls, path):
         """Read the published weights, of the widths in the file -> the network in evaluation mode."""
         state = read_tensors(path)
-        if not {"features.0.bias", "embeddings.0.bias", "embeddings.4.bias"} <= state.keys():
-            raise ValueError(f"{path} is not VGGish: get {VGGISH_FILE}")
+        if lacking := ", ".join(sorted({"features.0.bias", "embeddings.0.bias", "embeddings.4.bias"} - state.keys())):
+            raise ValueError(f"{path} is not VGGish, it lacks {lacking}: get {VGGISH_FILE}")
         sizes = (len(state[name]) for name in ("features.0.bias", "embeddings.0.bias", "embeddings.4.bias"))
         return load_into(cls(*sizes), state, path).eval().requires_grad_(False)
 
@@ -87,5 +88,5 @@ class VGGish(nn.Module):
                              f"{tuple(waveform.shape)}")  # fmt: skip
         windows = self.windows(self.log_mel(waveform.to(self.window)))
         B, K = windows.shape[:2]
-        rows = [self.embed(part) for part in windows.flatten(0, 1).split(batch_size)]
+        rows = [self.embed(part) for part in windows.flatten(0, 1).split(whole("batch_size", batch_size, 1))]
         return torch.cat(rows).unflatten(0, (B, K))
