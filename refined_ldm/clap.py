@@ -160,6 +160,8 @@ class Clap(nn.Module):
     looked for when the first caption comes: sounds are embedded without one.
     """
 
+    stages: tuple[str, ...] = ()  # that trained it further after the contrastive one
+
     def __init__(self, config, tokenizer=None):
         super().__init__()
         self.config = config
@@ -295,7 +297,8 @@ class Clap(nn.Module):
         """Write weights and settings as safetensors; equal rows of the token table are written once."""
         state = self.state_dict()
         rows, index = state.pop(self._table_name()).unique(dim=0, return_inverse=True)
-        save_weights(path, {**state, "token_rows": rows, "token_index": index}, self.config, dtype)
+        tensors = {**state, "token_rows": rows, "token_index": index}
+        save_weights(path, tensors, self.config, dtype, stages=list(self.stages))
 
     @classmethod
     def load(cls, name, checkpoint=None, tokenizer=None):
@@ -317,6 +320,7 @@ class Clap(nn.Module):
                              f"token_index: it holds {', '.join(list(state)[:5])}")  # fmt: skip
         config = ClapConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in metadata["config"].items()})
         clap = cls(config, tokenizer)
+        clap.stages = tuple(metadata.get("stages", ()))
         state[clap._table_name()] = state.pop("token_rows")[state.pop("token_index").long()]
         return load_into(clap, state, checkpoint).eval()
 

@@ -21,8 +21,9 @@ from refined_ldm.vae import PatchDiscriminatorConfig, VAEConfig
 PARAMETERIZATIONS = ("eps", "v", "x0", "gaussian", "caption-gaussian")
 VOCODERS = ("hifigan", "griffin_lim")
 OPTIMIZERS = ("adamw", "muon")
+STAGES = ("vae", "clap", "details-text", "details-audio", "ldm", "hifigan")
 LR_SCHEDULES = ("cosine", "constant")
-TIMESTEPS = ("stratified", "uniform")
+TIMESTEPS = ("stratified", "uniform", "noisy")
 LOSS_WEIGHTINGS = ("prediction", "eps")
 LARGEST_NUMBER = 1e12  # of all settings; beyond it arithmetic fails without naming which
 
@@ -31,7 +32,7 @@ MADE_BY = {  # the settings that the weights of a finished part go with
     "vae": ("mel", "vae"),
     "clap": (),
     "ldm": ("clap", "mel", "vae", "unet", "diffusion_steps", "beta_start", "beta_end", "parameterization"),
-    "hifigan": ("mel", "vocoder"),
+    "hifigan": ("mel", "hifigan"),
 }
 
 
@@ -53,7 +54,8 @@ class StageConfig:
     disc_lr: float = 0.0  # from then on, with warm-up and schedule of its own; 0: lr
     adversarial_weight: float = 0.0  # VAE: of what its discriminator says beside the mel distance; 0: it has none
     stft_weight: float = 0.0  # vocoder: of the STFT distance beside the mel distance; published: 0
-    timesteps: str = "stratified"  # U-Net: a batch sees all noise levels, or "uniform": each clip draws its own
+    timesteps: str = "stratified"  # U-Net: a batch sees all noise levels; "uniform": each clip draws its own; "noisy":
+    # as stratified, with ever more of them the more noise there is
     loss_weighting: str = "prediction"  # U-Net: an error counts in units of what the network predicts, or "eps": of the noise
     audio_share: float = 0.0  # U-Net: of clips steered by their own sound's embedding in place of a caption's
     conditioner_dropout: float = 0.0  # U-Net: captions blanked beside those for guidance, as AudioLDM's conditioner does
@@ -104,6 +106,7 @@ class Config:
     data: str = "scenes"  # the embedded SoundScenes, or a CSV file, a folder of recordings, a dataset_root.json
     data_sets: tuple[str, ...] = ()  # names in AudioLDM's dataset_root.json; none: all it has
     clips: int = 4000  # scenes of the training split
+    more_captions: int = 0  # of a scene, beside its three: they name every detail they can
     seconds: float = 10.24  # of one clip
 
     steps: int = 25  # of DPM-Solver++
@@ -120,7 +123,7 @@ class Config:
     tokenizer: str = ""  # directory of its vocabulary: roberta-base's for LAION-CLAP; GPT-2's is installed
 
     training: dict[str, StageConfig] = field(
-        default_factory=lambda: {stage: StageConfig() for stage in ("vae", "clap", "ldm", "hifigan")}
+        default_factory=lambda: {stage: StageConfig() for stage in STAGES}
     )
 
     def __post_init__(self):
@@ -191,7 +194,7 @@ def _one_of(name, value, choices):
 
 
 MAY_BE_ZERO = {"guidance_interval", "griffin_lim_iterations", "mel_corrections", "attention_layers", "scales", "tokens",
-               "token_width"}  # fmt: skip
+               "token_width", "more_captions"}  # fmt: skip
 
 
 def _refuse_impossible(config):

@@ -100,6 +100,15 @@ def stratified_timesteps(count, schedule, generator=None):
     return draw(one_from_each_slice, (count,), generator)
 
 
+def noisy_timesteps(count, schedule, generator=None):
+    """(count,) timesteps as `stratified_timesteps`, but ever more of them the more noise there is, linearly.
+
+    What sounds when is decided where there is mostly noise; the texture of the sounds is left for the rest.
+    """
+    even = stratified_timesteps(count, schedule, generator)
+    return ((even / schedule.steps).sqrt() * schedule.steps).long()
+
+
 def uniform_timesteps(count, schedule, generator=None):
     """(count,) timesteps, each drawn by itself (Ho et al. 2020, algorithm 1)."""
     count = whole("count", count, 1)

@@ -25,6 +25,7 @@ from refined_ldm.vae import MelVAE
 from refined_ldm.weights import load_into, read_weights, save_weights
 
 WEIGHTS = Path(__file__).parent / "weights"  # what is shipped: weights/tiny
+REDRAWN = 3  # times that a silent sound is drawn again
 VOCABULARY = ("vocab.json", "merges.txt", "tokenizer.json")  # what a folder keeps of a tokenizer's directory
 
 
@@ -126,7 +127,7 @@ class RefinedAudioLDM(nn.Module):
     @torch.no_grad()
     def generate(
         self, captions, seconds=None, steps=None, guidance_scale=None, seed=0, negative_caption="", sampler="dpmpp",
-        eta=1.0, candidates=None, on_step=None, guidance_interval=None,
+        eta=1.0, candidates=None, on_step=None, guidance_interval=None, on_note=None,
     ):  # fmt: skip
         """Captions (a list of B strings) -> waveforms (B, N) in [-1, 1], N = seconds * 16000.
 
@@ -151,24 +152,52 @@ class RefinedAudioLDM(nn.Module):
             raise ValueError(f"eta must be between 0 and 1, got {eta}")
         candidates, seed = whole("candidates", candidates, 1), whole_seed(seed)
         captions, negative_caption = [one_line(caption) for caption in captions], one_line(negative_caption)
+        note = on_note or (lambda message: warnings.warn(message, stacklevel=4))
+        for message in self.unfamiliar(captions):
+            note(message)
         repeated = [caption for caption in captions for _ in range(candidates)]
-        embedding = self.clap.embed_text(repeated)
-        generators = self._generators(repeated, seed)
-        latent = self.sample_latent(
-            embedding, noise_like(embedding.new_empty(len(repeated), *self._latent_shape(seconds)), generators),
-            steps, guidance_scale, self.clap.embed_text([negative_caption])[0], sampler, eta, generators, on_step,
-            guidance_interval,
-        )  # fmt: skip
-        check_sound("latent", latent, repeated, is_constant(latent))
-        mel = self.decode(latent)
-        check_sound("mel", mel, repeated, is_silent_mel(mel, self.config.mel.floor))
-        waveform = self.to_waveform(mel)[:, : round(seconds * self.config.mel.sample_rate)]
-        check_sound("waveform", waveform, repeated, is_silent_waveform(waveform))
+        embedding, unconditional = self.clap.embed_text(repeated), self.clap.embed_text([negative_caption])[0]
+
+        def draw(rows, seed):
+            some, generators = [repeated[row] for row in rows], self._generators([repeated[row] for row in rows], seed)
+            noise = noise_like(embedding.new_empty(len(some), *self._latent_shape(seconds)), generators)
+            latent = self.sample_latent(embedding[rows], noise, steps, guidance_scale, unconditional, sampler, eta,
+                                        generators, on_step, guidance_interval)  # fmt: skip
+            check_sound("latent", latent, some)
+            mel = self.decode(latent)
+            check_sound("mel", mel, some)
+            waveform = self.to_waveform(mel)[:, : round(seconds * self.config.mel.sample_rate)]
+            check_sound("waveform", waveform, some)
+            silent = (is_constant(latent), is_silent_mel(mel, self.config.mel.floor), is_silent_waveform(waveform))
+            return waveform, torch.stack(silent)  # (B, N), (3, B)
+
+        waveform, silent = draw(list(range(len(repeated))), seed)
+        for again in range(1, REDRAWN + 1):
+            if not (rows := silent.any(0).nonzero()[:, 0].tolist()):
+                break
+            for row in rows:
+                note(f"the sound of {repeated[row]!r:.60} was silent and is drawn again ({again} of {REDRAWN} times)")
+            waveform[rows], silent[:, rows] = draw(rows, f"{seed}, again {again}")
+        for stage, of_stage in zip(("latent", "mel", "waveform"), silent, strict=True):
+            check_sound(stage, waveform, repeated, of_stage)
         if candidates == 1:
             return waveform
         nearness = (self.clap.embed_audio(waveform, self.config.mel.sample_rate) * embedding).sum(1)
         best = nearness.view(len(captions), candidates).argmax(1)
         return waveform.view(len(captions), candidates, -1)[torch.arange(len(captions)), best]
+
+    def unfamiliar(self, captions):
+        """One message for each caption with words that no training caption held, with the nearest that it knows.
+
+        Nothing is said of a conditioner whose vocabulary was trained whole, as the published ones' was.
+        """
+        if self.config.data != "scenes":
+            return []
+        from refined_ldm.scenes.familiar import nearest_captions, unseen_words
+
+        return [f"{caption!r:.80} holds what the model was never trained on ({', '.join(words)}); the nearest captions "
+                f"that it knows: {'; '.join(nearest_captions(self.clap, caption))}"
+                for caption in captions if (words := unseen_words(self.clap, caption))]  # fmt: skip
 
     @torch.no_grad()
     def sample_latent(

@@ -14,7 +14,8 @@ EXAMPLES = {
     "convert": "refined-ldm convert audioldm-s-full-v2.ckpt runs/audioldm-s --tokenizer roberta-base",
     "infer": "refined-ldm infer --config_yaml audioldm_custom.yaml --list_inference captions.lst "
     "--reload_from_ckpt runs/audioldm_custom",
-    "evaluate": "refined-ldm evaluate runs/infer recordings --captions captions.csv --embedding tiny-gpt2",
+    "evaluate": "refined-ldm evaluate runs/infer recordings --captions captions.csv --embedding tiny-gpt2; "
+    "refined-ldm evaluate --details --out details.csv",
     "budget": "refined-ldm budget --clips 50 --recordings captions.csv",
     "experiment": "refined-ldm experiment C-1500-0 --run runs/experiment",
     "verify": "refined-ldm verify",
@@ -118,9 +119,14 @@ def parser(runs):
     precision(sub)
     sub.add_argument("--json", action="store_true", help="print what was written as JSON")
 
-    sub = command("evaluate", "Compare a folder of generated sounds with a folder of real ones.")
-    sub.add_argument("generated", type=Path, metavar="GENERATED", help="sound files, here or in folders below")
-    sub.add_argument("reference", type=Path, metavar="REFERENCE", help="what they should be like, best twice as many")
+    sub = command("evaluate", "Compare a folder of generated sounds with a folder of real ones, or ask a judge of "
+                  "details whether a model's sounds are what their captions say.")  # fmt: skip
+    sub.add_argument("generated", type=Path, metavar="GENERATED", nargs="?",
+                     help="sound files, here or in folders below; with --details a model (shipped)")  # fmt: skip
+    sub.add_argument("reference", type=Path, metavar="REFERENCE", nargs="?",
+                     help="what they should be like, best twice as many")  # fmt: skip
+    sub.add_argument("--details", type=int, metavar="N", nargs="?", const=200,
+                     help="number, pitch, pace, order, loudness, distance: N captions each (200)")  # fmt: skip
     sub.add_argument("--embedding", default="aisfx", help="aisfx, tiny-gpt2, ms-clap-2023, laion-clap, panns, vggish")
     sub.add_argument("--checkpoint", type=Path, metavar="PATH", help="the embedding's published file")
     sub.add_argument("--captions", type=Path, metavar="CSV", help="columns file and caption, named like GENERATED's")

@@ -45,12 +45,14 @@ def generate(options):
     check_folder(options.out, [f"{stem}.wav" for stem in stems])
     device = pick_device(options.device)
     model = _quick(_open(options, device), options)
-    start, written = time.perf_counter(), []
+    start, written, notes = time.perf_counter(), [], []
     with tqdm(total=options.steps or model.config.steps, unit="step", disable=None) as bar:
         waveforms = model.generate(
             options.captions, options.seconds, options.steps, options.guidance, options.seed, options.negative,
-            candidates=options.candidates, on_step=lambda *_: bar.update(),
+            candidates=options.candidates, on_step=lambda *_: bar.update(), on_note=notes.append,
         ).cpu()  # fmt: skip
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     sounds = SoundFolder(options.out)
     for caption, stem, waveform in zip(options.captions, stems, waveforms, strict=True):
         path = sounds.add(stem, waveform, model.config.mel.sample_rate)
@@ -62,7 +64,7 @@ def generate(options):
         figure = plot_mels(model.mel(waveforms.to(device)).cpu(), options.captions, model.config.mel)
         with atomic_write(_free(options.out / "spectrograms.png")) as temporary:
             figure.savefig(temporary, dpi=110, format="png")
-    _say_written(written, start, options.json)
+    _say_written(written, start, options.json, notes)
 
 
 def _open(options, device):
@@ -87,10 +89,11 @@ def _quick(model, options):
     return model
 
 
-def _say_written(written, start, as_json):
+def _say_written(written, start, as_json, notes=()):
     """Print the files that were written since `start`, or all there is to say of them as JSON."""
     if as_json:
-        print(json.dumps({"written": written, "took": round(time.perf_counter() - start, 2)}))
+        told = {"written": written, "took": round(time.perf_counter() - start, 2)}
+        print(json.dumps(told | {"notes": list(notes)} if notes else told))
     else:
         print("\n".join(w["file"] for w in written))
 
@@ -281,11 +284,15 @@ def infer(options):
 
 
 def evaluate(options):
+    if options.details is not None:
+        return _evaluate_details(options)
     from tqdm import tqdm
 
     from refined_ldm.devices import pick_device
     from refined_ldm.evaluation.folders import compare_folders
 
+    if options.generated is None or options.reference is None:
+        raise ValueError("give two folders, GENERATED and REFERENCE, or --details to judge a model")
     if options.out:
         _check_result(options.out, b'{\n "generated": {')
     bars = {}
@@ -307,6 +314,31 @@ def evaluate(options):
     if options.out:
         found.save(options.out)
     print(json.dumps(found.to_dict(), indent=1) if options.json else found.table())
+
+
+def _evaluate_details(options):
+    from tqdm import tqdm
+
+    from refined_ldm.devices import pick_device
+    from refined_ldm.evaluation.details import DetailJudge, ask_details, detail_table, show_table
+    from refined_ldm.text_to_audio import RefinedAudioLDM
+
+    if options.details < 2:
+        raise ValueError(f"--details must be 2 or more, got {options.details}: chance needs another caption")
+    judge, device = DetailJudge.load(), pick_device(options.device)
+    folder = options.generated
+    model = RefinedAudioLDM.load(folder, device) if folder else RefinedAudioLDM.from_preset("tiny", device)
+    with tqdm(desc="clips", disable=None) as bar:
+
+        def on_clips(done, total):
+            bar.total = total
+            bar.update(done - bar.n)
+
+        asked = ask_details(options.details, seconds=model.config.seconds)
+        rows = detail_table(judge, model, asked, options.seed, on_clips)
+    if options.out:
+        _write_table(options.out, rows)
+    print(json.dumps(rows, indent=1) if options.json else show_table(rows))
 
 
 def budget(options):

@@ -12,6 +12,7 @@ import numpy as np
 from scipy.linalg import eigh
 from scipy.optimize import minimize
 from scipy.special import expit, log_softmax, softmax
+from scipy.stats import beta
 
 from refined_ldm.integers import whole, whole_seed
 
@@ -327,3 +328,11 @@ def floor(reference, metric, splits=10, seed=0):
     rng, half, splits = np.random.default_rng(whole_seed(seed)), len(reference) // 2, whole("splits", splits, 1)
     orders = (rng.permutation(len(reference)) for _ in range(splits))
     return float(np.mean([metric(reference[i[:half]], reference[i[half : 2 * half]]) for i in orders]))
+
+
+def share(right):
+    """(n,) of 0 to 1 -> {"value", "low", "high", "clips"}: the share and its 95 % interval (Clopper & Pearson 1934)."""
+    n, k = len(right), float(np.sum(right))
+    low = beta.ppf(0.025, k, n - k + 1) if k > 0 else 0.0
+    high = beta.ppf(0.975, k + 1, n - k) if k < n else 1.0
+    return {"value": k / n, "low": float(low), "high": float(high), "clips": n}

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from refined_ldm.integers import whole, whole_seed
 from refined_ldm.scenes import soundfont
-from refined_ldm.scenes.captions import write_captions
+from refined_ldm.scenes.captions import Caption, write_captions
 from refined_ldm.scenes.classes import CLASSES, FROM_FONT, Event
 from refined_ldm.scenes.synthesis import SAMPLE_RATE
 
@@ -88,7 +88,7 @@ class SoundScenes(Dataset):
             parts.reverse()
         waveform, events, heard = _mix(rng, kind, parts, self.seconds, swapped)
         told = [event for event, is_heard in zip(events, heard, strict=True) if is_heard]
-        captions = write_captions(_generator(identity, "captions"), kind, told)
+        captions = tuple(map(str, write_captions(_generator(identity, "captions"), kind, told)))
         return {
             "waveform": torch.from_numpy(waveform),
             "caption": captions[0],
@@ -119,6 +119,23 @@ class SoundScenes(Dataset):
         waveform = waveform / _loudness(waveform)
         event = Event(name, 0.0, len(waveform) / SAMPLE_RATE, sound.pitch, sound.count, 0.0, sound.rate, distant)
         return waveform, event
+
+
+def captions_of(item: dict, count: int | None = None, detailed: float = 0.6) -> list[Caption]:
+    """Return the three captions of an item of `SoundScenes` (also from a cache), or `count` others, and their parts.
+
+    detailed: how probably an event is described at all. The other captions are drawn from the item's id, as the three
+    are, but may repeat one another.
+    """
+    events = [event if isinstance(event, Event) else Event(**event) for event in item["events"]]
+    events = [event for event in events if event.name in item["labels"]]
+    if count is None:
+        return write_captions(_generator(item["id"], "captions"), item["kind"], events, detailed)
+    captions, draw = [], 0
+    while len(captions) < count:
+        captions += write_captions(_generator(item["id"], "more captions", str(draw)), item["kind"], events, detailed)
+        draw += 1
+    return captions[:count]
 
 
 def is_held_out(a: str, b: str) -> bool:

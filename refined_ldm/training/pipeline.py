@@ -14,8 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch.utils.data import Dataset
 
-from refined_ldm.config import MADE_BY, load_config
+from refined_ldm.config import MADE_BY, STAGES, load_config
 from refined_ldm.data.caches import CACHED_KEYS, HOLDS, cache_clips, cache_latents, encoded_at_once
 from refined_ldm.data.captioned_audio import CaptionedAudio, loader
 from refined_ldm.data.listing import captions_table
@@ -33,15 +34,20 @@ from refined_ldm.durable.run_state import (
 from refined_ldm.files import JUNK, check_folder, check_place
 from refined_ldm.integers import whole_seed
 from refined_ldm.published.hub import CONDITIONERS, fetch
-from refined_ldm.published.warm_start import find_named_files, load_named_parts, names_files
+from refined_ldm.published.warm_start import find_named_files, is_model, keep_captions, load_named_parts, names_files
 from refined_ldm.scenes.dataset import SoundScenes
 from refined_ldm.text_to_audio import part_path
+from refined_ldm.training.contrasts import WrittenClips, train_audio_details, train_text_details
 from refined_ldm.training.stages import stage_settings, train_clap, train_hifigan, train_ldm, train_vae
 from refined_ldm.vae import PatchDiscriminator, latent_scale
 from refined_ldm.weights import load_into, read_weights, save_weights
 
-STAGES = ("vae", "clap", "ldm", "hifigan")
-NEEDED = {"vae": {"vae"}, "clap": {"clap"}, "ldm": set(STAGES), "hifigan": {"hifigan"}}  # parts, by stage
+DETAILS = {"details-text": train_text_details, "details-audio": train_audio_details}  # of the conditioner, by tower
+NEEDED = {  # parts, by stage
+    "vae": {"vae"}, "clap": {"clap"}, **dict.fromkeys(DETAILS, {"clap"}), "ldm": {"vae", "clap", "ldm", "hifigan"},
+    "hifigan": {"hifigan"},
+}  # fmt: skip
+FITTED = 2000  # captions that a U-Net from elsewhere is to understand as before
 RUN = (  # what a run's folder holds
     r"config\.yaml|checkpoints|discriminators|tokenizer|(clips|latents)-.+|left-out\.txt|"
     r"(vae|clap|ldm|hifigan)\.csv|.+\.safetensors"
@@ -72,7 +78,7 @@ def default_stages(config):
     Then the VAE is trained before it only if no file holds one; conditioner and vocoder only when asked for.
     """
     if not names_files(config):
-        return STAGES
+        return tuple(stage for stage in STAGES if stage not in DETAILS or config.data == "scenes")
     return ("ldm",) if config.vae_checkpoint or config.start_from else ("vae", "ldm")
 
 
@@ -93,7 +99,7 @@ def check_run(config, stages, run_dir, resume=False):
     else:
         for stage in stages:
             refuse_old(run_dir / "checkpoints", stage)
-            _refuse_finished(part_path(run_dir, stage, config))
+            _refuse_finished(run_dir, stage, config)
     _refuse_other_settings(config, stages, run_dir)
 
 
@@ -107,10 +113,21 @@ def _refuse_no_run(run_dir):
                                 "without --resume")  # fmt: skip
 
 
-def _refuse_finished(path):
-    if path.is_file():
-        raise FileExistsError(f"{path} is there already, finished: give another --run, leave this stage out, or move "
-                              "the file away")  # fmt: skip
+def _is_finished(run_dir, stage, config):
+    """Whether a run holds what a stage makes: a part or, of a stage that trains one further, what its file says."""
+    path = part_path(run_dir, _part(stage), config)
+    return path.is_file() and (stage not in DETAILS or stage in read_weights(path)[1].get("stages", ()))
+
+
+def _part(stage):
+    return "clap" if stage in DETAILS else stage
+
+
+def _refuse_finished(run_dir, stage, config):
+    if _is_finished(run_dir, stage, config):
+        path = part_path(run_dir, _part(stage), config)
+        raise FileExistsError(f"{path} is there already, {stage} is finished: give another --run, leave this stage "
+                              "out, or move the file away")  # fmt: skip
 
 
 def _refuse_other_settings(config, stages, run_dir):
@@ -168,6 +185,8 @@ def train_stage(model, stage, run_dir, seed=0, resume=False, max_steps=None, lr=
                 skip_bad=False):  # fmt: skip
     """Train one stage, write its part of the model into run_dir, and yield every Step on the way.
 
+    The conditioner learns three times: "clap", then details (`contrasts`), one tower after the other, of scenes only.
+
     What feeds this stage, and what it starts from, is read from run_dir if it is there, else from the files that the
     configuration names. With `resume` a part that is finished and has no checkpoint to go on from stays as it is.
     Raises ValueError for an unknown stage, FileNotFoundError if the U-Net is to be trained before VAE and conditioner,
@@ -177,19 +196,20 @@ def train_stage(model, stage, run_dir, seed=0, resume=False, max_steps=None, lr=
         raise ValueError(f"no stage {stage!r}: choose from {', '.join(STAGES)}")
     run_dir, config, seed = Path(run_dir), model.config, whole_seed(seed)
     settings = stage_settings(model.config, stage, max_steps, lr)  # refused before the clips are rendered
-    finished = part_path(run_dir, stage, config)
     if not resume:
         refuse_old(run_dir / "checkpoints", stage)
-        _refuse_finished(finished)
-    elif finished.is_file() and not has_whole_checkpoint(run_dir / "checkpoints", stage):
+        _refuse_finished(run_dir, stage, config)
+    elif _is_finished(run_dir, stage, config) and not has_whole_checkpoint(run_dir / "checkpoints", stage):
         return
     lacking = _missing_parts(config, stage, run_dir, resume)
     named = load_named_parts(model, lacking)
-    if config.start_from and "ldm" in lacking - named:
+    if stage in DETAILS and config.data != "scenes":
+        raise ValueError(f"details are learnt from captions that a grammar writes, of data 'scenes': got {config.data}")
+    if config.start_from and stage == "ldm" and "ldm" in lacking - named:
         warnings.warn(f"the U-Net of {config.start_from} listened to another conditioner than {config.clap}: the layer "
                       "that captions enter by is new", stacklevel=2)  # fmt: skip
-    if stage == "ldm":
-        _load_frozen_parts(model, {"vae", "clap"} - named, run_dir)
+    if stage == "ldm" or stage in DETAILS:
+        _load_frozen_parts(model, NEEDED[stage] & {"vae", "clap"} - named, run_dir)
     accelerator = accelerator_of(Path(run_dir) / "checkpoints", model.device.type, resume)
     common = {"max_steps": max_steps, "lr": lr, "seed": seed, "run_dir": run_dir / "checkpoints", "resume": resume,
               "accelerator": accelerator}  # fmt: skip
@@ -204,9 +224,15 @@ def train_stage(model, stage, run_dir, seed=0, resume=False, max_steps=None, lr=
                 if "scale" not in named:
                     measure_latents(model, clips, latents)
                 save_weights(run_dir / SCALE_FILE, _scale_state(model))
+        if "ldm" in named and is_model(config.start_from):
+            keep_captions(model, config.start_from, [item["caption"] for item in clips.rest[:FITTED]])
         if accelerator.is_main_process:
             _save_parts(model, named, run_dir)
         yield from train_ldm(model, loader(latents, settings.batch_size, seed), **common)
+    elif stage in DETAILS:
+        shared = {name: common[name] for name in ("seed", "run_dir", "resume", "accelerator")}
+        yield from DETAILS[stage](model.clap, clips, settings, **shared)
+        model.clap.stages = (*model.clap.stages, stage)
     else:
         batches = loader(clips, settings.batch_size, seed)
         if stage == "vae":
@@ -222,7 +248,7 @@ def train_stage(model, stage, run_dir, seed=0, resume=False, max_steps=None, lr=
     if accelerator.is_main_process:
         if judges is not None:
             save_weights(run_dir / DISCRIMINATOR_FILES[stage], judges, judges.config)
-        model.save_part(stage, run_dir)
+        model.save_part(_part(stage), run_dir)
         _save_config(model, run_dir)
     accelerator.wait_for_everyone()  # before the next stage reads what was written
 
@@ -256,7 +282,7 @@ def _missing_parts(config, stage, run_dir, resume):
     """The parts that a stage starts from and the run does not hold: finished or, its own, in a checkpoint."""
     needed = NEEDED[stage] | ({"vae"} if stage == "hifigan" and config.training[stage].vae_mels else set())
     lacking = {part for part in needed if part == stage or not part_path(run_dir, part, config).is_file()}
-    begun = last_checkpoint(Path(run_dir) / "checkpoints", stage) or part_path(run_dir, stage, config).is_file()
+    begun = last_checkpoint(Path(run_dir) / "checkpoints", stage) or _is_finished(run_dir, stage, config)
     goes_on = resume and begun
     return lacking - {stage} if goes_on else lacking
 
@@ -306,17 +332,35 @@ def prepare_latents(model, clips, run_dir, on_clips=None):
 
 @torch.no_grad()
 def encode_clips(model, clips, run_dir, on_clips=None):
-    """Encode clips and captions once, into run_dir, by the model's VAE and conditioner."""
+    """Encode clips and captions once, into run_dir, by the model's VAE and conditioner.
+
+    Where scenes are written many captions, these are embedded as they come.
+    """
     model.eval()
 
     def encode(waveform):
         return model.vae.encode(model.mel(waveform.to(model.device))).mean
 
-    def embed(captions):
-        return model.clap.embed_text(captions)
+    latents = cache_latents(Path(run_dir) / "latents-train", clips, encode, None,
+                            {**clips.made_of, "vae": weights_digest(model.vae)}, on_clips)  # fmt: skip
+    if model.config.more_captions:  # too many to be worth a cache
+        return Joined(latents, WrittenClips(clips, model.config.more_captions))
+    made_of = {**clips.made_of, "clap": weights_digest(model.clap)}
+    folder = Path(run_dir) / "embeddings-train"
+    return Joined(latents, cache_latents(folder, clips, None, model.clap.embed_text, made_of))
 
-    made_of = {**clips.made_of, "vae": weights_digest(model.vae), "clap": weights_digest(model.clap)}
-    return cache_latents(Path(run_dir) / "latents-train", clips, encode, embed, made_of, on_clips)
+
+class Joined(Dataset):
+    """Data sets of the same clips, side by side."""
+
+    def __init__(self, *parts):
+        self.parts = parts
+
+    def __len__(self):
+        return len(self.parts[0])
+
+    def __getitem__(self, index):
+        return {key: value for part in self.parts for key, value in part[index].items()}
 
 
 @torch.no_grad()
@@ -328,7 +372,10 @@ def measure_latents(model, clips, latents):
     model.scale.fill_(latent_scale(model.vae, (model.mel(w.to(model.device)) for w in sets)))
     if model.gaussian is not None:
         known = [latents[i] for i in range(min(4000, len(latents)))]
-        fit_gaussian(model, *(torch.stack([item[key] for item in known]) for key in ("latent", "embeddings")))
+        embeddings = [item.get("embeddings", None) for item in known]
+        if embeddings[0] is None:
+            embeddings = [model.clap.embed_text(list(item["captions"])).cpu() for item in known]
+        fit_gaussian(model, torch.stack([item["latent"] for item in known]), torch.stack(embeddings))
 
 
 def fit_gaussian(model, latents, embeddings):

@@ -11,7 +11,7 @@ import torch
 
 from refined_ldm.clap import contrastive_loss
 from refined_ldm.conditioning import drop_condition
-from refined_ldm.diffusion import diffusion_loss, stratified_timesteps, uniform_timesteps
+from refined_ldm.diffusion import diffusion_loss, noisy_timesteps, stratified_timesteps, uniform_timesteps
 from refined_ldm.discriminators import discriminator_loss, generator_loss, stft_loss
 from refined_ldm.randomness import draw
 from refined_ldm.training.loop import _rows_of_all, optimise
@@ -99,7 +99,9 @@ def train_ldm(model, loader, max_steps=None, lr=None, seed=0, run_dir=None, resu
     """
     config, schedule = model.config, model.schedule
     settings = stage_settings(model.config, "ldm", max_steps, lr)
-    draw_timesteps = {"stratified": stratified_timesteps, "uniform": uniform_timesteps}[settings.timesteps]
+    draw_timesteps = {
+        "stratified": stratified_timesteps, "uniform": uniform_timesteps, "noisy": noisy_timesteps,
+    }[settings.timesteps]  # fmt: skip
     with torch.no_grad():
         unconditional = model.clap.embed_text([""])[0]
 

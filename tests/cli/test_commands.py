@@ -13,6 +13,7 @@ import soundfile
 
 from refined_ldm.cli import commands as cli
 from refined_ldm.cli.notebooks import NOTEBOOKS
+from refined_ldm.config import STAGES
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.training import pipeline
 from tests.support import small
@@ -25,6 +26,8 @@ steps: 2
 training:
   vae: {max_steps: 2, batch_size: 2}
   clap: {max_steps: 2, batch_size: 2}
+  details-text: {max_steps: 2, batch_size: 2}
+  details-audio: {max_steps: 2, batch_size: 2}
   ldm: {max_steps: 2, batch_size: 2}
   hifigan: {max_steps: 2, batch_size: 2}
 """
@@ -155,7 +158,7 @@ def test_train_then_generate_from_a_yaml_file(tmp_path, capsys):
     run_dir = tmp_path / "run"
     status, printed, _ = run(capsys, "train", "-c", tmp_path / "tiny.yaml", "--run", run_dir, "--device", "cpu")
     assert status == 0
-    assert [line.split(",")[0] for line in printed] == [f"{s}: 2 steps" for s in ("vae", "clap", "ldm", "hifigan")]
+    assert [line.split(",")[0] for line in printed] == [f"{s}: 2 steps" for s in STAGES]
     with open(run_dir / "ldm.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [r["step"] for r in rows] == ["1", "2"] and all(float(r["loss"]) > 0 for r in rows)

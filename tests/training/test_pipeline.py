@@ -77,11 +77,11 @@ def test_all_stages_feed_each_other_and_the_result_is_a_model(recordings, tmp_pa
     # A Gaussian of 32 numbers takes more than 32 blocks of four frames: ten clips of 1.28 s have eighty.
     config = settings(recordings, parameterization=parameterization, seconds=1.28)
     run = tmp_path / "run"
-    for stage in STAGES:
+    for stage in default_stages(config):
         model = RefinedAudioLDM(config, seed=4)
         assert [s.index for s in train_stage(model, stage, run)] == [1, 2]
     files = {p.name for p in run.iterdir()}
-    assert files == {"checkpoints", "clips-train", "latents-train", "config.yaml", "vae.safetensors", "ldm.safetensors",
+    assert files == {"checkpoints", "clips-train", "latents-train", "embeddings-train", "config.yaml", "vae.safetensors", "ldm.safetensors",
                      "hifigan.safetensors", "discriminators", "clap-tiny-gpt2.safetensors"}  # fmt: skip
     loaded = RefinedAudioLDM.load(run)
     assert loaded.config == config and loaded.scale != 1
@@ -309,7 +309,8 @@ def test_files_are_missed_before_a_model_is_built(donor, tmp_path):
 
 def test_what_has_no_file_is_trained(donor):
     config = donor.config
-    assert default_stages(config) == STAGES
+    assert default_stages(config) == STAGES and config.data == "scenes"
+    assert default_stages(config.changed(data="a.csv")) == ("vae", "clap", "ldm", "hifigan")
     assert default_stages(config.changed(clap_checkpoint="a")) == ("vae", "ldm")
     assert default_stages(config.changed(vae_checkpoint="a")) == ("ldm",)
     assert default_stages(config.changed(start_from="a")) == ("ldm",)
@@ -320,7 +321,7 @@ def test_the_unet_learns_from_published_parts_alone_and_the_run_is_a_model(donor
                                   clap_checkpoint=str(tmp_path / "clap.safetensors"))  # fmt: skip
     run = tmp_path / "run"
     assert [step.index for step in train_stage(RefinedAudioLDM(config), "ldm", run)] == [1, 2]
-    assert {path.name for path in run.iterdir()} == {"checkpoints", "clips-train", "latents-train", "config.yaml",
+    assert {path.name for path in run.iterdir()} == {"checkpoints", "clips-train", "latents-train", "embeddings-train", "config.yaml",
                                                      "vae.safetensors", "ldm.safetensors"}  # fmt: skip
     loaded = RefinedAudioLDM.load(run)  # the conditioner stays where it is, and no file has a vocoder
     assert loaded.config == config.changed(vocoder="griffin_lim")
