@@ -1,4 +1,6 @@
-"""Turn a finished run of `tiny` into the shipped weights and their card: python .ci/ship_weights.py runs/tiny [PART …]
+"""Turn a finished run of `tiny` into the shipped weights and their card.
+
+    python -m refined_ldm.cli.ship_weights runs/tiny [PART …]
 
 Half precision, refined_ldm/weights/tiny/*.safetensors; card.json and README.md beside them hold the commands, the
 training curves' last values and what was measured on the very files that are shipped. PART, if only some of it is to be
