@@ -84,8 +84,10 @@ def denoising(model: RefinedAudioLDM, sound: Sound, steps: int) -> tuple[torch.T
     Entry k is what stands before step k + 1; the last entry is the result.
     """
     embedding, unconditional = model.clap.embed_text([sound.caption]), model.clap.embed_text([""])[0]
-    z_T = noise_like(embedding.new_empty(1, *model._latent_shape(model.config.seconds)),
-                     model._generators([sound.caption], sound.seed))  # fmt: skip
+    z_T = noise_like(
+        embedding.new_empty(1, *model._latent_shape(model.config.seconds)),
+        model._generators([sound.caption], sound.seed),
+    )
     noisy, clean = [], []
 
     def denoise(z_t, t, c):
@@ -102,7 +104,7 @@ def write_animation(model: RefinedAudioLDM, sound: Sound, steps: int = 25) -> No
     """Write denoising.gif: on the left the latent, on the right the spectrogram that it would decode to."""
     latents, mels = denoising(model, sound, steps)
     frames = [_frame(model, sound, k, steps, latents[k], mels[k]) for k in range(steps + 1)]
-    palette = _stacked(frames[::5]).quantize(128)
+    palette = _palette()
     frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     path = DOCS / "images" / "denoising.gif"
     durations = [160] * steps + [2500]  # ms
@@ -112,8 +114,12 @@ def write_animation(model: RefinedAudioLDM, sound: Sound, steps: int = 25) -> No
         raise ValueError(f"{path.name} has {size} bytes, {ANIMATION_LIMIT} is the limit: take fewer steps")
 
 
-def _stacked(frames: list[Image.Image]) -> Image.Image:
-    return Image.fromarray(np.concatenate([np.asarray(frame) for frame in frames]))
+def _palette() -> Image.Image:
+    """Return an image with the 256 colours of the animation: the spectrogram's and the latent's."""
+    colours = np.concatenate([plt.get_cmap(n)(np.linspace(0, 1, k))[:, :3] for n, k in (("magma", 192), ("gray", 64))])
+    image = Image.new("P", (1, 1))
+    image.putpalette((255 * colours).round().astype(np.uint8).tobytes())
+    return image
 
 
 def _frame(model, sound, k, steps, latent, mel) -> Image.Image:

@@ -73,8 +73,13 @@ def adherence() -> str:
         "shuffled": "generated, compared with another caption: chance",
     }
     kinds = ("one event", "all kinds")
-    rows = {(row["sound"], row["clips of"]): spread(row["recall"], row["low"], row["high"], 3) for row in card()["adherence"]}
-    lines = [[name, *(rows[sound, kind] for kind in kinds)] for sound, name in names.items() if (sound, kinds[0]) in rows]
+    rows = {
+        (row["sound"], row["clips of"]): spread(row["recall"], row["low"], row["high"], 3)
+        for row in card()["adherence"]
+    }
+    lines = [
+        [name, *(rows[sound, kind] for kind in kinds)] for sound, name in names.items() if (sound, kinds[0]) in rows
+    ]
     return markdown(["class recall", "captions of one event", "captions of all kinds"], lines)
 
 
@@ -110,7 +115,9 @@ def conditioners() -> str:
     """Retrieval and zero-shot classification of the two shipped conditioners."""
     found = card()["conditioners"]
     measures = list(next(iter(found.values())))
-    return markdown(["conditioner", *measures], [[f"`{n}`", *(f"{v[m]:.3f}" for m in measures)] for n, v in found.items()])
+    return markdown(
+        ["conditioner", *measures], [[f"`{n}`", *(f"{v[m]:.3f}" for m in measures)] for n, v in found.items()]
+    )
 
 
 @writer
@@ -119,10 +126,16 @@ def few_steps() -> str:
     errors = read("bench_accuracy").dropna(subset="sampler").set_index("sampler")["latent_error"]
     return markdown(
         ["sampler and steps", "aiSFX Fréchet distance", "class recall", "distance from 1000 steps of DDIM"],
-        [[r["sampler"].replace("dpmpp", "DPM-Solver++,").replace("ddim", "DDIM,"),
-          spread(r["frechet"], r["low"], r["high"], 1), spread(r["recall"], r["recall_low"], r["recall_high"], 3),
-          f"{errors[r['sampler']]:.1%}"] for r in read("bench_few_steps").to_dict("records")],
-    )  # fmt: skip
+        [
+            [
+                r["sampler"].replace("dpmpp", "DPM-Solver++,").replace("ddim", "DDIM,"),
+                spread(r["frechet"], r["low"], r["high"], 1),
+                spread(r["recall"], r["recall_low"], r["recall_high"], 3),
+                f"{errors[r['sampler']]:.1%}",
+            ]
+            for r in read("bench_few_steps").to_dict("records")
+        ],
+    )
 
 
 # --- speed ---
@@ -141,8 +154,16 @@ def speed() -> str:
             goal = "–" if pd.isna(peer["goal"]) else f"≤ {peer['goal']:g} s" if alone else f"≥ {peer['goal']:g}"
             ratio = "–" if alone else f"{peer['ratio']:.2f}"
             slow = other.get((work, peer["peer"]))
-            lines.append([work, f"{row['seconds']:.2f} s", peer["peer"], ratio, goal,
-                          "–" if slow is None or pd.isna(slow) else f"{slow:.2f}"])  # fmt: skip
+            lines.append(
+                [
+                    work,
+                    f"{row['seconds']:.2f} s",
+                    peer["peer"],
+                    ratio,
+                    goal,
+                    "–" if slow is None or pd.isna(slow) else f"{slow:.2f}",
+                ]
+            )
     return markdown(["work", "ours", "other implementation", "times as fast", "goal", "without fast bfloat16"], lines)
 
 
@@ -152,9 +173,16 @@ def precision() -> str:
     rows = read("bench_accuracy").dropna(subset="way").to_dict("records")
     return markdown(
         ["arithmetic", "relative error of the U-Net", "at the worst timestep", "log-mel L1 of VAE and vocoder"],
-        [[r["way"].replace("hastened", "optimised"), f"{r['unet_error']:g}", f"{r['unet_error_worst']:g}",
-          f"{r['mel_l1']:.4f} ({r['mel_l1_change']:+.2%})"] for r in rows],
-    )  # fmt: skip
+        [
+            [
+                r["way"].replace("hastened", "optimised"),
+                f"{r['unet_error']:g}",
+                f"{r['unet_error_worst']:g}",
+                f"{r['mel_l1']:.4f} ({r['mel_l1_change']:+.2%})",
+            ]
+            for r in rows
+        ],
+    )
 
 
 @writer
@@ -174,13 +202,18 @@ def bounds() -> str:
     return f"a Fréchet distance of {real['frechet']:.1f} and a recall of {real['recall']:.2f}"
 
 
-
 @writer
 def arms() -> str:
     """Every arm at every number of iterations: mean and range over seeds."""
-    names = {"A": "A: as published", "B": "B: corrected and tuned", "C": "C: B with the other conditioner",
-             "D": "D: C with our recipe", "E": "E: B with our recipe", "B, wide": "B, twice the channels",
-             "D, wide": "D, twice the channels"}  # fmt: skip
+    names = {
+        "A": "A: as published",
+        "B": "B: corrected and tuned",
+        "C": "C: B with the other conditioner",
+        "D": "D: C with our recipe",
+        "E": "E: B with our recipe",
+        "B, wide": "B, twice the channels",
+        "D, wide": "D, twice the channels",
+    }
     runs = collect(ROOT / "figures" / "data" / "experiment")
     runs = runs[runs["label"].isin(names) & runs["frechet"].notna() & (runs["name"] != "B-again-6000-0")]
     lines = []
@@ -190,9 +223,19 @@ def arms() -> str:
             linear = label == "D" and iterations == 0
             cells = [_range(group[m], d) for m, d in (("error_250", 4), ("frechet", 1), ("recall", 3))]
             cells[0] = "–" if label == "A" else cells[0]
-            lines.append(["linear denoiser of D, no network" if linear else name, f"{iterations:,}", len(group), *cells,
-                          f"{group['seconds'].min():,.0f}{bf16}"])  # fmt: skip
-    return markdown(["arm", "iterations", "seeds", "noise error, t ≥ 250", "aiSFX Fréchet distance", "class recall", "seconds"], lines)
+            lines.append(
+                [
+                    "linear denoiser of D, no network" if linear else name,
+                    f"{iterations:,}",
+                    len(group),
+                    *cells,
+                    f"{group['seconds'].min():,.0f}{bf16}",
+                ]
+            )
+    return markdown(
+        ["arm", "iterations", "seeds", "noise error, t ≥ 250", "aiSFX Fréchet distance", "class recall", "seconds"],
+        lines,
+    )
 
 
 def _range(values: pd.Series, decimals: int) -> str:
@@ -204,11 +247,22 @@ def _range(values: pd.Series, decimals: int) -> str:
 @writer
 def encoder() -> str:
     """What the conditioner alone changes, seed by seed."""
-    measures = {"error_250": ("noise error, t ≥ 250", 5), "frechet": ("aiSFX Fréchet distance", 1), "recall": ("class recall", 3)}
-    lines = [[r["difference"].replace("-", "minus"), f"{r['iterations']:,}", measures[r["measure"]][0],
-              f"{r['mean']:+.{d}f} ({r['low']:+.{d}f} to {r['high']:+.{d}f})".replace("-", "−"),
-              f"{r['times fewer']:.2f} ({r['at least']:.2f}–{r['at most']:.2f})"]
-             for r in read("06_encoder").to_dict("records") for d in (measures[r["measure"]][1],)]  # fmt: skip
+    measures = {
+        "error_250": ("noise error, t ≥ 250", 5),
+        "frechet": ("aiSFX Fréchet distance", 1),
+        "recall": ("class recall", 3),
+    }
+    lines = [
+        [
+            r["difference"].replace("-", "minus"),
+            f"{r['iterations']:,}",
+            measures[r["measure"]][0],
+            f"{r['mean']:+.{d}f} ({r['low']:+.{d}f} to {r['high']:+.{d}f})".replace("-", "−"),
+            f"{r['times fewer']:.2f} ({r['at least']:.2f}–{r['at most']:.2f})",
+        ]
+        for r in read("06_encoder").to_dict("records")
+        for d in (measures[r["measure"]][1],)
+    ]
     return markdown(["arms", "iterations", "measure", "difference, 95 % interval", "times fewer iterations"], lines)
 
 
@@ -239,16 +293,29 @@ def reached() -> str:
 def ablations() -> str:
     """The recipe with one ingredient left out."""
     names = {
-        "D": "the whole recipe", "D, last weights": "last weights instead of averaged ones",
-        "D, uniform timesteps": "timesteps drawn independently", "D, AdamW": "AdamW instead of Muon",
-        "D, faint captions": "caption embeddings of norm 1", "D, formula deaf to captions": "unconditional linear denoiser",
+        "D": "the whole recipe",
+        "D, last weights": "last weights instead of averaged ones",
+        "D, uniform timesteps": "timesteps drawn independently",
+        "D, AdamW": "AdamW instead of Muon",
+        "D, faint captions": "caption embeddings of norm 1",
+        "D, formula deaf to captions": "unconditional linear denoiser",
         "D, unconditional linear denoiser": "unconditional linear denoiser",
-        "D, no formula": "no linear denoiser", "D, no linear denoiser": "no linear denoiser",
-    }  # fmt: skip
+        "D, no formula": "no linear denoiser",
+        "D, no linear denoiser": "no linear denoiser",
+    }
     rows = read("06_ladder").to_dict("records")
-    return markdown(["300 iterations, one seed", "aiSFX Fréchet distance", "class recall", "the whole recipe is as good after"],
-                    [[names.get(r["label"], r["label"]), f"{r['frechet']:.1f}", f"{r['recall']:.3f}", _after(r["D after, by frechet"])]
-                     for r in rows])  # fmt: skip
+    return markdown(
+        ["300 iterations, one seed", "aiSFX Fréchet distance", "class recall", "the whole recipe is as good after"],
+        [
+            [
+                names.get(r["label"], r["label"]),
+                f"{r['frechet']:.1f}",
+                f"{r['recall']:.3f}",
+                _after(r["D after, by frechet"]),
+            ]
+            for r in rows
+        ],
+    )
 
 
 def _after(iterations: float) -> str:
@@ -258,19 +325,27 @@ def _after(iterations: float) -> str:
 @writer
 def controls() -> str:
     """The recipe with other conditioners."""
-    names = {"D": "the pooled vector (arm D)", "tokens": "the vectors of all tokens beside it",
-             "oracle": "an oracle: the true classes and their order", "random": "a text tower that was never trained"}  # fmt: skip
+    names = {
+        "D": "the pooled vector (arm D)",
+        "tokens": "the vectors of all tokens beside it",
+        "oracle": "an oracle: the true classes and their order",
+        "random": "a text tower that was never trained",
+    }
     rows = read("06_controls").to_dict("records")
-    return markdown(["conditioner, 500 iterations, one seed", "aiSFX Fréchet distance", "class recall"],
-                    [[names.get(r["label"], r["label"]), f"{r['frechet']:.1f}", f"{r['recall']:.3f}"] for r in rows])  # fmt: skip
+    return markdown(
+        ["conditioner, 500 iterations, one seed", "aiSFX Fréchet distance", "class recall"],
+        [[names.get(r["label"], r["label"]), f"{r['frechet']:.1f}", f"{r['recall']:.3f}"] for r in rows],
+    )
 
 
 @writer
 def order() -> str:
     """How often the two sounds of a caption come in the right order."""
     rows = read("06_order").to_dict("records")
-    return markdown(["sounds of “A, then B”", "in the right order"],
-                    [[r["label"], spread(r["value"], r["low"], r["high"], 3)] for r in rows])  # fmt: skip
+    return markdown(
+        ["sounds of “A, then B”", "in the right order"],
+        [[r["label"], spread(r["value"], r["low"], r["high"], 3)] for r in rows],
+    )
 
 
 @writer
@@ -288,8 +363,11 @@ def probes() -> str:
 @writer
 def claims() -> str:
     """The claims the project was started from, and what was found."""
-    rows = [[c["words"], c["status"], " ".join(c["found"].split())]
-            for c in read_ledger(ROOT / "figures" / "claims.yaml") if c["status"] != "measured"]  # fmt: skip
+    rows = [
+        [c["words"], c["status"], " ".join(c["found"].split())]
+        for c in read_ledger(ROOT / "figures" / "claims.yaml")
+        if c["status"] != "measured"
+    ]
     return markdown(["claim", "status", "found"], rows)
 
 
@@ -323,18 +401,23 @@ def _sounds() -> list[dict]:
 @writer
 def listen() -> str:
     """The sounds as links."""
-    return markdown(["caption", "sound", "does it follow the caption?"],
-                    [[r["caption"], f"[listen](docs/sounds/{r['name']}.mp3)", f"**{r['verdict']}**: {r['reason']}"]
-                     for r in _sounds()])  # fmt: skip
+    return markdown(
+        ["caption", "sound", "does it follow the caption?"],
+        [
+            [r["caption"], f"[listen](docs/sounds/{r['name']}.mp3)", f"**{r['verdict']}**: {r['reason']}"]
+            for r in _sounds()
+        ],
+    )
 
 
 @writer
 def players() -> str:
     """The sounds as HTML5 players."""
     player = '<audio controls preload="none" src="sounds/{0}.mp3"></audio> [MP3](sounds/{0}.mp3)'
-    return markdown(["caption", "sound", "does it follow the caption?"],
-                    [[r["caption"], player.format(r["name"]), f"**{r['verdict']}**: {r['reason']}"]
-                     for r in _sounds()])  # fmt: skip
+    return markdown(
+        ["caption", "sound", "does it follow the caption?"],
+        [[r["caption"], player.format(r["name"]), f"**{r['verdict']}**: {r['reason']}"] for r in _sounds()],
+    )
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What docs/scale.md states is what the code makes: caches and checkpoints on disk, operations and bytes in the networks."""
+"""What docs/scale.md states is what the code makes: caches and checkpoints on disk, operations and bytes."""
 
 import csv
 from dataclasses import replace
@@ -72,4 +72,4 @@ def test_the_page_states_the_sizes_of_its_preset():
 def test_the_stored_tables_are_what_the_networks_take():
     for name, rows in scale.tables().items():
         with open(STORED / f"{name}.csv", newline="", encoding="utf-8") as file:
-            assert list(csv.DictReader(file)) == rows, "run `python -m tests.benchmark.training_costs`, then `make tables`"
+            assert list(csv.DictReader(file)) == rows, "python -m tests.benchmark.training_costs; make tables"

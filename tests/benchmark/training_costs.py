@@ -1,8 +1,8 @@
 """What training at the size of real data sets takes: bytes and operations counted from the networks themselves.
 
 The networks of a preset are built and differentiated on fake tensors, which have a shape and a type and no numbers: so
-a laptop counts what a GPU would hold. `python -m tests.benchmark.training_costs` writes figures/data/training_costs_*.csv,
-from which the tables of docs/scale.md are written.
+a laptop counts what a GPU would hold. `python -m tests.benchmark.training_costs` writes the tables
+figures/data/training_costs_*.csv, from which the tables of docs/scale.md are written.
 """
 
 from collections.abc import Callable

@@ -10,7 +10,10 @@ import yaml
 from refined_ldm import RefinedAudioLDM
 from tests.support.scripts import ROOT, load_script
 
-PAGES = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")] + sorted((ROOT / "docs").rglob("*.md"))
+PAGES = [
+    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 LINK = re.compile(r'\]\(([^)\s]+)\)|src="([^"]+)"')
 tables, listen, badges = (load_script(f"{path}.py") for path in ("docs/tables", "docs/listen", "notebooks/badges"))
 
@@ -85,8 +88,9 @@ def test_the_animation_ends_at_the_sound_that_is_generated():
     latents, mels = listen.denoising(model, sound, steps=2)
     assert len(latents) == len(mels) == 3
     expected = model.generate([sound.caption], seed=sound.seed, steps=2)
-    waveform = model.to_waveform(mels[-1:])[:, : expected.shape[1]]
-    torch.testing.assert_close(waveform, expected, rtol=0, atol=1e-4)
+    mel = model.decode(latents[-1:])
+    torch.testing.assert_close(mels[-1:], mel, rtol=0, atol=1e-3)
+    torch.testing.assert_close(model.to_waveform(mel)[:, : expected.shape[1]], expected, rtol=0, atol=1e-4)
 
 
 def test_every_promise_names_a_test_that_exists():
@@ -94,7 +98,8 @@ def test_every_promise_names_a_test_that_exists():
     named = set(re.findall(r"tests/\w+/\w+\.py", text))
     assert len(named) > 20
     assert sorted(name for name in named if not (ROOT / name).is_file()) == []
-    promises = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith(("| ---", "| promise", "| input"))]
+    headers = ("| ---", "| promise", "| input")
+    promises = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith(headers)]
     assert [line for line in promises if not re.search(r"`tests/|`make |the same test", line)] == []
 
 
