@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, replace
 
+from refined_ldm.integers import whole
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -74,6 +76,7 @@ class Run:
 
 def plan(iterations=1500, seeds=3):
     """Every run of the experiment, the most telling ones first."""
+    iterations, seeds = whole("iterations", iterations, 1), whole("seeds", seeds, 1)
     runs, short = [], [iterations // k for k in (10, 5, 3)]
     runs += [Run(f"C lr {lr:g}", replace(ARMS["C"], lr=lr), iterations // 3, 0, "rates") for lr in RATES]
     runs += [Run(f"B wide lr {lr:g}", replace(ARMS["B"], wide=True, lr=lr), iterations // 3, 0, "rates")

@@ -20,9 +20,9 @@ from refined_ldm.data.captioned_audio import loader
 from refined_ldm.diffusion import add_noise
 from refined_ldm.evaluation.adherence import (
     ProbedEmbedding,
+    evaluate_embeddings,
+    evaluate_generated,
     fit_probe,
-    judge_embeddings,
-    judge_generated,
     rendered_clips,
 )
 from refined_ldm.evaluation.embeddings.aisfx import Aisfx
@@ -31,6 +31,7 @@ from refined_ldm.experiment.arms import Card
 from refined_ldm.experiment.conditioners import TOKENS, TOWERS, Oracle, Tokens, embedded_captions, embedded_sounds
 from refined_ldm.experiment.pretraining import NAMES
 from refined_ldm.files import atomic_write
+from refined_ldm.integers import whole
 from refined_ldm.randomness import step_seed
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.training.pipeline import cached_clips, fit_gaussian, weights_digest
@@ -74,6 +75,8 @@ class Experiment:
 
     def __init__(self, folder, config, base, files=None, tokenizer=None, held_out=64, judged=192, probe=1500,
                  on_clips=None, wide=None):  # fmt: skip
+        self.judged, self.probe = whole("judged", judged, 2), whole("probe", probe, 2)
+        held_out = whole("held_out", held_out, 2)
         self.folder, self.config, self.base, self.on_clips = Path(folder), config, base.eval(), on_clips
         self.towers = TOWERS["published" if files else "tiny"]
         self.files, self.tokenizer, self.wide = files or {}, tokenizer, wide or config.unet
@@ -84,7 +87,6 @@ class Experiment:
         )
         self.scale = self._scale(range(min(512, config.clips)))
         self.held_out = rendered_clips(held_out, "val", seed=1, seconds=config.seconds)
-        self.judged, self.probe = judged, probe
 
     @property
     def device(self):
@@ -144,11 +146,11 @@ class Experiment:
                 self._listener, real = ProbedEmbedding(judge, probe), found["real"]
             else:
                 self._listener = fit_probe(judge, self.probe, seconds=self.config.seconds)
-                real = self._listener.embed(torch.stack([item["waveform"] for item in self.test]))
+                real = self._listener.embed_audio(torch.stack([item["waveform"] for item in self.test]))
                 probe = self._listener.probe
                 with atomic_write(kept) as temporary, temporary.open("wb") as file:
                     np.savez(file, mean=probe.mean, std=probe.std, weight=probe.weight, bias=probe.bias, real=real)
-            self._real = judge_embeddings(self._listener, real, self.test)
+            self._real = evaluate_embeddings(self._listener, real, self.test)
         return self._listener, self._real
 
     def examples(self, arm, conditioner):
@@ -225,7 +227,7 @@ class Experiment:
         guidance: None takes the arm's.
         """
         listener, real = self.listener()
-        judged = judge_generated(listener, model, self.test, guidance, steps, batch_size=16)
+        judged = evaluate_generated(listener, model, self.test, guidance, steps, batch_size=16)
         return {**_measures(judged, real, [item["kind"] for item in self.test])}, judged
 
 
