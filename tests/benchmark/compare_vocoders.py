@@ -1,4 +1,6 @@
-"""Vocoders and judges at equal cost, the figure 04_heads: python .ci/compare_vocoders.py runs/tiny [SECONDS]
+"""Vocoders and discriminators at equal cost, the figure 04_heads.
+
+    python -m tests.benchmark.compare_vocoders runs/tiny [SECONDS]
 
 Every head starts from nothing and learns for the same CPU seconds on spectral distances; every set of judges joins the
 shipped vocoder for the same CPU seconds. Then 100 test clips go through each. runs/tiny holds the rendered clips.
