@@ -56,7 +56,7 @@ def generate(options):
         written.append({"file": str(path), "caption": caption, "seed": options.seed,
                         "seconds": waveform.shape[-1] / model.config.mel.sample_rate})  # fmt: skip
     if options.picture:
-        from refined_ldm.display.plots import plot_mels
+        from refined_ldm.display import plot_mels
 
         figure = plot_mels(model.mel(waveforms.to(device)).cpu(), options.captions, model.config.mel)
         figure.savefig(options.out / "spectrograms.png", dpi=110)

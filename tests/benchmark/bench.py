@@ -82,7 +82,7 @@ def measure_more(peers=True, sizes=False, accuracy=False, few_steps=0, out=None,
     def keep(name, found, draw=None):
         rows.extend(found)
         if out is not None:
-            from refined_ldm.display.plots import save_figure, save_table
+            from refined_ldm.display import save_figure, save_table
 
             if draw is None:
                 save_table(found, name, Path(out).absolute())
