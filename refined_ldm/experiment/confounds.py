@@ -40,7 +40,7 @@ def ten_ways(model, latents: torch.Tensor, embeddings: torch.Tensor, train_laten
         "reference: noise error, held-out captions": by_t.mean(),
         "1. a larger latent scale, of a soft first batch": at_scale(max(scales) / scale),
         "2. a smaller latent scale, of a loud first batch": at_scale(min(scales) / scale),
-        "3. conditioned on the sound in place of its caption": noise_errors(model, scale * latents, sounds).mean(),
+        "3. steered by the sound in place of its caption": noise_errors(model, scale * latents, sounds).mean(),
         "4. captions blanked as the baseline's conditioner does": noise_errors(model, scale * latents, dropped).mean(),
         "5. clips of the training set": noise_errors(model, scale * train_latents, train_embeddings).mean(),
         "6. late timesteps drawn more often": (late * by_t).sum() / late.sum(),

@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from refined_ldm.display.curves import label_lines
 from refined_ldm.experiment.measures import MEASURES
 
 ARM_NAMES = {  # labels of the stored records, in words
@@ -22,38 +23,25 @@ ARM_NAMES = {  # labels of the stored records, in words
 COLOURS = {"A": "0.5", "B": "C0", "C": "C1", "D": "C3", "E": "C2"}  # by the first letter
 
 
-def label_ends(ax: Axes, ends: list[tuple[float, str, str]], gap: float = 0.07) -> None:
-    """Write labels (y, text, colour) right of the axes, beside the ends of their lines and at least `gap` apart.
-
-    gap: as a share of the height of the axes.
-    """
-    to_share = ax.transData + ax.transAxes.inverted()
-    places = [(to_share.transform((ax.get_xlim()[1], y))[1], text, colour) for y, text, colour in ends]
-    lowest = -np.inf
-    for place, text, colour in sorted(places):
-        lowest = max(place, lowest + gap)
-        ax.annotate(text, (1.01, lowest), xycoords="axes fraction", color=colour, va="center", fontsize=9,
-                    annotation_clip=False)  # fmt: skip
-
-
 def plot_curves(table: pd.DataFrame, linear: float, column: str = "error_250", ax: Axes | None = None) -> Axes:
     """Noise error against iterations, both logarithmic: a line an arm, a band over its seeds.
 
     table: of `measures.error_curves`; linear: the error of the linear denoiser alone, dashed. Arms with the same recipe
     lie on one another: the wide, pale line is that of the first conditioner, the dotted one on it that of the other.
     """
-    ax, ends = ax or plt.figure(figsize=(8, 4)).subplots(), []
+    ax = ax or plt.figure(figsize=(8, 4)).subplots()
     styles = {"C": ":", "D": ":"}  # the other conditioner
     for label, rows in table.groupby("label"):
         by_step = rows[rows["step"] > 0].groupby("step")[column]
         middle, over = by_step.mean(), label in styles
         ax.fill_between(middle.index, by_step.min(), by_step.max(), color=COLOURS[label], alpha=0.2, linewidth=0)
-        ax.plot(middle.index, middle, styles.get(label, "-"), color=COLOURS[label], label=ARM_NAMES[label],
+        ax.plot(middle.index, middle, styles.get(label, "-"), color=COLOURS[label], label=label,
                 linewidth=2 if over else 3.5, alpha=1 if over else 0.6, zorder=3 if over else 2)  # fmt: skip
-        ends.append((middle.iloc[-1], label, COLOURS[label]))
-    ax.axhline(linear, color="black", linestyle="--", linewidth=1, label="linear denoiser, no network")
+    ax.axhline(linear, color="black", linestyle="--", linewidth=1)
     ax.set(xscale="log", yscale="log", xlabel="iterations", ylabel=MEASURES.get(column, "noise error"))
-    label_ends(ax, ends)
+    ax.annotate("linear denoiser, no network", (table["step"][table["step"] > 0].min(), linear), (0, 4), fontsize=9,
+                textcoords="offset points")  # fmt: skip
+    label_lines(ax)
     return ax
 
 
@@ -71,12 +59,10 @@ def plot_targets(runs: pd.DataFrame, reached: pd.DataFrame) -> Figure:
     for line, (name, part) in zip(axes, rows.items(), strict=True):
         for (column, title), ax in zip(MEASURES.items(), line, strict=True):
             compared = part[part["label"] != "A"] if column.startswith("error") else part  # A has another latent scale
-            ends = []
             for label, own in compared.groupby("label"):
                 colour, middle = COLOURS[label[0]], own.groupby("iterations")[column].mean()
                 ax.plot(own["iterations"], own[column], "o", color=colour, markersize=3, alpha=0.6)
-                ax.plot(middle.index, middle, color=colour)
-                ends.append((middle.iloc[-1], label[0], colour))
+                ax.plot(middle.index, middle, color=colour, label=label[0])
             ax.set(xscale="log", xlim=(100, 15_000), title=f"{title}, {name}" if column == "error_250" else title)
             ax.set_ylim(0, 1.12 * compared[column].max())
             ax.set_xticks([150, 500, 1500, 6000], ["150", "500", "1,500", "6,000"])
@@ -91,7 +77,7 @@ def plot_targets(runs: pd.DataFrame, reached: pd.DataFrame) -> Figure:
                 sign = "≥ " if end <= 1.001 * first else ""
                 ax.annotate(f"{sign}{goal['factor']:.2g}×", ((start * end) ** 0.5, goal["goal"]), (0, 2), fontsize=8,
                             textcoords="offset points", ha="center", color="0.3")  # fmt: skip
-            label_ends(ax, ends)
+            label_lines(ax)
     for ax in axes[-1]:
         ax.set_xlabel("iterations of training")
     return figure
@@ -137,34 +123,32 @@ def plot_guidance(table: pd.DataFrame, measures: tuple[str, ...] = ("frechet", "
     """Measures against guidance, a line for each run (label, iterations, guidance, measures); filled, its best."""
     figure, axes = plt.subplots(1, len(measures), figsize=(10.5, 3.4), layout="constrained", sharex=True)
     for column, ax in zip(measures, axes, strict=True):
-        ends = []
         for (label, iterations), rows in table.sort_values("guidance", ignore_index=True).groupby(
             ["label", "iterations"], sort=False
         ):
             colour, style = COLOURS[label[0]], "--" if "wide" in label else "-"
-            ax.plot(rows["guidance"], rows[column], style, marker="o", color=colour, fillstyle="none")
+            ax.plot(rows["guidance"], rows[column], style, marker="o", color=colour, fillstyle="none",
+                    label=f"{label}, {iterations:,}")  # fmt: skip
             best = rows.loc[rows[column].idxmin() if column != "recall" else rows[column].idxmax()]
             ax.plot(best["guidance"], best[column], "o", color=colour)
-            ends.append((rows[column].iloc[-1], f"{label}, {iterations:,}", colour))
         ax.set(xlabel="guidance scale", ylabel=MEASURES[column])
         ax.set_ylim(bottom=0)
-        label_ends(ax, ends, 0.065)
+        label_lines(ax, 0.065, fontsize=9)
     return figure
 
 
 def plot_by_timestep(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Last noise errors by timestep (t, error, label), as a factor of those of the first label."""
-    ax, ends = ax or plt.figure(figsize=(8, 3.4)).subplots(), []
+    ax = ax or plt.figure(figsize=(8, 3.4)).subplots()
     reference = table[table["label"] == table["label"].iloc[0]].set_index("t")["error"]
     for number, (name, rows) in enumerate(table.groupby("label", sort=False)):
         factor = rows.set_index("t")["error"] / reference
         colour = COLOURS.get(name[0], "black")
         ax.plot(factor.index, factor, color=colour, alpha=1 - 0.15 * number if name[0] == "D" else 1)
-        ends.append((factor.iloc[0], name, colour))
+        most = np.log(factor).abs().idxmax()  # where it differs most
+        ax.annotate(name, (most, factor[most]), (0, 3), textcoords="offset points", color=colour, fontsize=9)
     ax.set(yscale="log", xlim=(0, 1000), xlabel="timestep t (0: clean sound, 999: noise)",
            ylabel="noise error / that of\nthe linear denoiser")  # fmt: skip
     ax.set_yticks([0.8, 1, 1.5, 2, 3], ["0.8", "1", "1.5", "2", "3"])
     ax.minorticks_off()
-    for y, name, colour in ends:
-        ax.annotate(name, (25, y), (4, 3), textcoords="offset points", color=colour, fontsize=9)
     return ax

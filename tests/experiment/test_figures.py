@@ -37,14 +37,6 @@ def test_a_factor_that_the_shortest_run_sets_is_a_lower_bound():
     assert "6.7×" in [text.get_text() for text in figures.plot_targets(longer, REACHED).axes[1].texts]
 
 
-def test_labels_at_the_ends_of_lines_do_not_touch():
-    ax = plt.figure().subplots()
-    ax.set_ylim(0, 1)
-    figures.label_ends(ax, [(0.5, "one", "C0"), (0.5, "two", "C1"), (0.9, "three", "C2")], gap=0.1)
-    heights = sorted(text.xy[1] for text in ax.texts)
-    assert heights == pytest.approx([0.5, 0.6, 0.9])
-
-
 def test_curves_of_both_conditioners_can_be_seen_on_one_another():
     table = pd.DataFrame([{"label": label, "step": step, "error_250": 1 / step} for label in "BC" for step in (1, 10)])
     lines = figures.plot_curves(table, 0.5).lines[:2]
@@ -60,7 +52,7 @@ def test_the_run_that_others_differ_from_is_grey_and_its_value_is_drawn_through_
 
 
 def test_a_dot_whose_whole_interval_is_below_the_reference_is_red():
-    rows = [{"label": "a", "value": 0.4, "low": 0.3, "high": 0.45}, {"label": "b", "value": 0.4, "low": 0.3, "high": 0.6}]
+    rows = [{"label": high, "value": 0.4, "low": 0.3, "high": high} for high in (0.45, 0.6)]
     ax = figures.plot_dots(rows, "value", reference=0.5)
     assert np.allclose(ax.collections[0].get_segments()[1][:, 0], [0.3, 0.6])
     red, blue = ax.collections[1].get_facecolor()

@@ -50,7 +50,8 @@ def test_arms_differ_in_what_is_named_and_in_nothing_else():
     assert differences("B", "C") == differences("D", "E") == differences("D", "oracle") == {"conditioner"}
     assert differences("B", "E") == differences("C", "D")
     assert differences("D", "tokens") == {"tokens"}
-    assert PUBLISHED.lr_schedule == "constant" and PUBLISHED.conditioner_dropout and PUBLISHED.scale_from == "first batch"
+    assert PUBLISHED.lr_schedule == "constant" and PUBLISHED.conditioner_dropout
+    assert PUBLISHED.scale_from == "first batch"
 
 
 def test_the_plan_names_every_run_once_and_gives_every_arm_its_seeds():
