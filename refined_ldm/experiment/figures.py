@@ -100,8 +100,7 @@ def plot_dots(rows, value: str, xlabel: str = "", title: str = "", reference: fl
     if reference is not None:
         ax.axvline(reference, color="black", linestyle="--", linewidth=1)
     ax.grid(axis="y", color="0.9")
-    ax.invert_yaxis()
-    ax.set(xlabel=xlabel, title=title)
+    ax.set(xlabel=xlabel, title=title, ylim=(len(rows) - 0.5, -0.5))
     return ax
 
 
