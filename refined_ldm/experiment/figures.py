@@ -119,20 +119,29 @@ def plot_beside(runs: pd.DataFrame, label: str, measures: dict[str, str] = MEASU
 
 
 def plot_guidance(table: pd.DataFrame, measures: tuple[str, ...] = ("frechet", "recall")) -> Figure:
-    """Measures against guidance, a line for each run (label, iterations, guidance, measures); filled, its best."""
-    figure, axes = plt.subplots(1, len(measures), figsize=(10.5, 3.4), layout="constrained", sharex=True)
-    for column, ax in zip(measures, axes, strict=True):
-        for (label, iterations), rows in table.sort_values("guidance", ignore_index=True).groupby(
-            ["label", "iterations"], sort=False
-        ):
-            colour, style = COLOURS[label[0]], "--" if "wide" in label else "-"
-            ax.plot(rows["guidance"], rows[column], style, marker="o", color=colour, fillstyle="none",
-                    label=f"{label}, {iterations:,}")  # fmt: skip
-            best = rows.loc[rows[column].idxmin() if column != "recall" else rows[column].idxmax()]
-            ax.plot(best["guidance"], best[column], "o", color=colour)
-        ax.set(xlabel="guidance scale", ylabel=MEASURES[column])
-        ax.set_ylim(bottom=0)
-        label_lines(ax, 0.065, fontsize=9)
+    """Measures (rows) against guidance, the baseline's and the recipe's runs beside each other; filled, the best value.
+
+    table: label, iterations, guidance, and the measures.
+    """
+    baseline = table["label"].str[0].isin(["A", "B", "C"])
+    columns = {name: part for name, part in (("baseline", table[baseline]), ("recipe", table[~baseline])) if len(part)}
+    figure, axes = plt.subplots(len(measures), len(columns), figsize=(10, 2.4 * len(measures)), sharex=True,
+                                sharey="row", layout="constrained", squeeze=False)  # fmt: skip
+    for (name, part), line in zip(columns.items(), axes.T, strict=True):
+        for column, ax in zip(measures, line, strict=True):
+            part = part.sort_values("guidance", ignore_index=True)
+            for (label, iterations), rows in part.groupby(["label", "iterations"], sort=False):
+                colour, style = COLOURS[label[0]], "--" if "wide" in label else "-"
+                ax.plot(rows["guidance"], rows[column], style, marker="o", color=colour, fillstyle="none",
+                        label=f"{label}, {iterations:,}")  # fmt: skip
+                best = rows.loc[rows[column].idxmin() if column != "recall" else rows[column].idxmax()]
+                ax.plot(best["guidance"], best[column], "o", color=colour)
+            ax.set_ylim(0, 1.08 * table[column].max())
+            label_lines(ax, 0.1, fontsize=9)
+        line[0].set_title(name)
+        line[-1].set_xlabel("guidance scale")
+    for column, ax in zip(measures, axes[:, 0], strict=True):
+        ax.set_ylabel(MEASURES[column])
     return figure
 
 
@@ -145,8 +154,9 @@ def plot_by_timestep(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         colour = COLOURS.get(name[0], "black")
         ax.plot(factor.index, factor, color=colour, alpha=1 - 0.15 * number if name[0] == "D" else 1)
         most = np.log(factor).abs().idxmax()  # where it differs most
-        ax.annotate(name, (most, factor[most]), (0, 3), textcoords="offset points", color=colour, fontsize=9)
-    ax.set(yscale="log", xlim=(0, 1000), xlabel="timestep t (0: clean sound, 999: noise)",
+        ax.annotate(name, (most, factor[most]), color=colour, fontsize=9, ha="center", va="center",
+                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
+    ax.set(yscale="log", xlim=(-40, 1000), xlabel="timestep t (0: clean sound, 999: noise)",
            ylabel="noise error / that of\nthe linear denoiser")  # fmt: skip
     ax.set_yticks([0.8, 1, 1.5, 2, 3], ["0.8", "1", "1.5", "2", "3"])
     ax.minorticks_off()
