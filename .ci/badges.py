@@ -29,7 +29,9 @@ if importlib.util.find_spec("refined_ldm") is None:
     install = [sys.executable, "-m", "pip", "install", "--quiet"]
     package = "refined-audio-ldm @ git+https://github.com/{repository}"
     subprocess.run([*install, "--constraint", "kept.txt", package], check=True)
-    subprocess.run([*install, "--no-deps", "aisfx==0.1.2"], check=True)  # it declares versions that it does not need"""
+    subprocess.run([*install, "--no-deps", "aisfx==0.1.2"], check=True)  # it declares versions that it does not need
+
+importlib.import_module("refined_ldm")  # before torch, to whose threads it says that they sleep while they wait"""
 
 
 def badge(repository: str, notebook: str) -> str:

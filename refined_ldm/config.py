@@ -13,6 +13,7 @@ import yaml
 from refined_ldm.discriminators import DiscriminatorsConfig
 from refined_ldm.files import atomic_write
 from refined_ldm.hifigan import HiFiGANConfig
+from refined_ldm.integers import settle_numbers
 from refined_ldm.mel import MelConfig
 from refined_ldm.unet import UNetConfig
 from refined_ldm.vae import PatchDiscriminatorConfig, VAEConfig
@@ -20,10 +21,19 @@ from refined_ldm.vae import PatchDiscriminatorConfig, VAEConfig
 PARAMETERIZATIONS = ("eps", "v", "x0", "gaussian", "caption-gaussian")
 VOCODERS = ("hifigan", "griffin_lim")
 OPTIMIZERS = ("adamw", "muon")
+STAGES = ("vae", "clap", "details-text", "details-audio", "ldm", "hifigan")
 LR_SCHEDULES = ("cosine", "constant")
-TIMESTEPS = ("stratified", "uniform")
+TIMESTEPS = ("stratified", "uniform", "noisy")
 LOSS_WEIGHTINGS = ("prediction", "eps")
 LARGEST_NUMBER = 1e12  # of all settings; beyond it arithmetic fails without naming which
+
+
+MADE_BY = {  # the settings that the weights of a finished part go with
+    "vae": ("mel", "vae"),
+    "clap": (),
+    "ldm": ("clap", "mel", "vae", "unet", "diffusion_steps", "beta_start", "beta_end", "parameterization"),
+    "hifigan": ("mel", "hifigan"),
+}
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,8 @@ class StageConfig:
     disc_lr: float = 0.0  # from then on, with warm-up and schedule of its own; 0: lr
     adversarial_weight: float = 0.0  # VAE: of what its discriminator says beside the mel distance; 0: it has none
     stft_weight: float = 0.0  # vocoder: of the STFT distance beside the mel distance; published: 0
-    timesteps: str = "stratified"  # U-Net: a batch sees all noise levels, or "uniform": each clip draws its own
+    timesteps: str = "stratified"  # U-Net: a batch sees all noise levels; "uniform": each clip draws its own; "noisy":
+    # as stratified, with ever more of them the more noise there is
     loss_weighting: str = "prediction"  # U-Net: an error counts in units of what the network predicts, or "eps": of the noise
     audio_share: float = 0.0  # U-Net: of clips steered by their own sound's embedding in place of a caption's
     conditioner_dropout: float = 0.0  # U-Net: captions blanked beside those for guidance, as AudioLDM's conditioner does
@@ -53,6 +64,7 @@ class StageConfig:
     save_every: int = 500  # steps
 
     def __post_init__(self):
+        settle_numbers(self)
         _one_of("optimizer", self.optimizer, OPTIMIZERS)
         _one_of("lr_schedule", self.lr_schedule, LR_SCHEDULES)
         _one_of("timesteps", self.timesteps, TIMESTEPS)
@@ -64,6 +76,12 @@ class StageConfig:
             raise ValueError(f"max_steps and lr must be positive, got {self.max_steps} and {self.lr}")
         if self.batch_size < 1 or self.save_every < 1:
             raise ValueError(f"batch_size and save_every must be positive, got {self.batch_size} and {self.save_every}")
+        for name in ("warmup_steps", "disc_start", "crop_frames", "weight_decay", "disc_lr",
+                     "adversarial_weight", "stft_weight", "max_grad_norm"):  # fmt: skip
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if not all(0 <= decay < 1 for decay in (self.ema_decay, *self.betas)):
+            raise ValueError(f"ema_decay and betas must be from 0 to below 1, got {self.ema_decay} and {self.betas}")
 
 
 @dataclass(frozen=True)
@@ -88,6 +106,7 @@ class Config:
     data: str = "scenes"  # the embedded SoundScenes, or a CSV file, a folder of recordings, a dataset_root.json
     data_sets: tuple[str, ...] = ()  # names in AudioLDM's dataset_root.json; none: all it has
     clips: int = 4000  # scenes of the training split
+    more_captions: int = 0  # of a scene, beside its three: they name every detail they can
     seconds: float = 10.24  # of one clip
 
     steps: int = 25  # of DPM-Solver++
@@ -104,10 +123,11 @@ class Config:
     tokenizer: str = ""  # directory of its vocabulary: roberta-base's for LAION-CLAP; GPT-2's is installed
 
     training: dict[str, StageConfig] = field(
-        default_factory=lambda: {stage: StageConfig() for stage in ("vae", "clap", "ldm", "hifigan")}
+        default_factory=lambda: {stage: StageConfig() for stage in STAGES}
     )
 
     def __post_init__(self):
+        settle_numbers(self)
         _one_of("parameterization", self.parameterization, PARAMETERIZATIONS)
         _one_of("vocoder", self.vocoder, VOCODERS)
         _refuse_impossible(self)
@@ -149,10 +169,23 @@ class Config:
             raise ValueError(f"no setting {', '.join(unknown)}: a Config has {', '.join(names)}")
         return replace(self, **changes)
 
+    def unlike(self, other, names):
+        """In which of the settings `names`, and those below them, another Config differs: ["name ours (the run: …)"]"""
+        ours, theirs = (dict(_leaves({name: asdict(c)[name] for name in names})) for c in (self, other))
+        return [f"{name} {ours[name]} (the run: {theirs[name]})" for name in ours if ours[name] != theirs[name]]
+
     def save(self, path):
         """Write every field as YAML, which `load_config` reads back equal."""
         with atomic_write(path) as temporary:
             temporary.write_text(yaml.safe_dump(_plain(asdict(self)), sort_keys=False))
+
+
+def _leaves(tree, above=""):
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value
 
 
 def _one_of(name, value, choices):
@@ -161,7 +194,7 @@ def _one_of(name, value, choices):
 
 
 MAY_BE_ZERO = {"guidance_interval", "griffin_lim_iterations", "mel_corrections", "attention_layers", "scales", "tokens",
-               "token_width"}  # fmt: skip
+               "token_width", "more_captions"}  # fmt: skip
 
 
 def _refuse_impossible(config):
@@ -180,8 +213,9 @@ def _refuse_impossible(config):
         sizes = config if part is None else getattr(config, part)
         for size in fields(sizes):
             value, name = getattr(sizes, size.name), size.name if part is None else f"{part}.{size.name}"
-            if size.name not in MAY_BE_ZERO and any(type(n) is int and n < 1 for n in _numbers(value)):
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            least = 0 if size.name in MAY_BE_ZERO else 1
+            if any(type(n) is int and n < least for n in _numbers(value)):
+                raise ValueError(f"{name} must be at least {least}, got {value}")
             if size.name == "channel_mult" and not value:
                 raise ValueError(f"{name} is empty: there must be a level at least")
 
@@ -190,95 +224,19 @@ def _numbers(value):
     return [n for inner in value for n in _numbers(inner)] if isinstance(value, tuple) else [value]
 
 
-PRESETS = ("tiny", "colab", "paper", "baseline")
+PRESETS = ("tiny", "colab", "paper", "baseline")  # each a file in presets/
+FOLDER = Path(__file__).parent / "presets"
 
 
-def preset(name, **changes):
+def preset(name: str, **changes) -> Config:
     """A named experiment, with some fields changed: preset("tiny", steps=50).
 
-    tiny: a laptop's CPU, shipped weights, made-up sounds; colab: one free GPU; paper: AudioLDM-S with MS-CLAP 2023;
+    tiny: a laptop's CPU, shipped weights, embedded sounds; colab: one free GPU; paper: AudioLDM-S with MS-CLAP 2023;
     baseline: AudioLDM-S as published, with LAION-CLAP. Raises ValueError for an unknown name or field.
     """
     if name not in PRESETS:
         raise ValueError(f"no preset {name!r:.80}: choose one of {', '.join(PRESETS)}")
-    return globals()[f"_{name}"]().changed(**changes)
-
-
-def _tiny():
-    return Config(
-        name="tiny",
-        clap="tiny-gpt2",
-        vae=VAEConfig(channels=16, num_res_blocks=1, norm_groups=8),
-        unet=UNetConfig(
-            model_channels=64, channel_mult=(1, 2, 2), num_res_blocks=1, attention_resolutions=(2, 4),
-            attention_layers=1, embedding_dim=256, embedding_gain=16.0, patch_size=2, film_scale=True, norm_groups=16,
-        ),
-        hifigan=HiFiGANConfig(
-            channels=384, rates=(2,), kernels=(4,), res_kernels=(3, 7), res_dilations=((1, 3), (1, 3)),
-            istft_n_fft=320, istft_hop=80,  # an inverse STFT does the rest, quickly on a CPU
-            griffin_lim_iterations=8, mel_corrections=4,
-        ),
-        discriminators=DiscriminatorsConfig(width=4, scales=0),  # periods teach most for their time (figure 04_heads)
-        vae_discriminator=PatchDiscriminatorConfig(channels=16),
-        parameterization="gaussian",
-        steps=15,  # heard to be as good as 25, and as 200 of DDIM (`bench --few-steps`)
-        clips=16_000,
-        seconds=2.56,
-        training={
-            "vae": StageConfig(8000, 8, 2e-3, crop_frames=64, disc_start=6000, disc_lr=5e-4,
-                               adversarial_weight=0.03),
-            "clap": StageConfig(2000, 64, 1e-3, weight_decay=0.05),
-            "ldm": StageConfig(10_000, 16, 3e-3, optimizer="muon", ema_decay=0.999),
-            "hifigan": StageConfig(6600, 16, 7e-4, betas=(0.8, 0.99), ema_decay=0.999, max_grad_norm=5.0, crop_frames=40,
-                                   disc_start=6000, disc_lr=3e-4, stft_weight=0.2),
-        },
-    )  # fmt: skip
-
-
-def _colab():
-    return Config(
-        name="colab",
-        unet=UNetConfig(embedding_dim=1024, embedding_gain=32.0, model_channels=64, head_channels=32),
-        vae=VAEConfig(channels=64),
-        hifigan=HiFiGANConfig(channels=512),
-        discriminators=DiscriminatorsConfig(width=16),
-        parameterization="v",
-        clips=20_000,
-        seconds=5.12,
-        training={
-            "vae": StageConfig(20_000, 16, 5e-4, disc_start=10_000, adversarial_weight=0.03),
-            "clap": StageConfig(5_000, 64, 1e-4),
-            "ldm": StageConfig(50_000, 32, 3e-4, warmup_steps=1000, ema_decay=0.9999),
-            "hifigan": StageConfig(100_000, 16, 2e-4, betas=(0.8, 0.99), ema_decay=0.999, crop_frames=52),
-        },
-    )
-
-
-def _published(name, clap, embedding_dim):
-    return Config(
-        name=name,
-        clap=clap,
-        unet=UNetConfig(embedding_dim=embedding_dim),
-        steps=200,
-        guidance_scale=2.5,
-        training={
-            "vae": StageConfig(1_500_000, 4, 4.5e-6, lr_schedule="constant", warmup_steps=0, disc_start=50_000,
-                               adversarial_weight=0.03),
-            "clap": StageConfig(100_000, 64, 1e-5),
-            "ldm": StageConfig(500_000, 2, 1e-4, lr_schedule="constant", warmup_steps=2000, ema_decay=0.9999,
-                               save_every=5000),
-            "hifigan": StageConfig(1_000_000, 16, 2e-4, betas=(0.8, 0.99), lr_schedule="constant", warmup_steps=0,
-                                   crop_frames=52),
-        },
-    )  # fmt: skip
-
-
-def _paper():
-    return _published("paper", "ms-clap-2023", 1024)
-
-
-def _baseline():
-    return _published("baseline", "laion-clap", 512)
+    return replace(load_config(FOLDER / f"{name}.yaml"), name=name).changed(**changes)
 
 
 LARGEST = 1 << 20  # bytes of a YAML file
@@ -379,7 +337,7 @@ def _renamed(written, known):
 
 
 def _cast(value, kind, where):
-    """`value` from YAML as `kind`; whole numbers may stand for floats, lists for tuples, nothing else is bent."""
+    """`value` from YAML as `kind`; 15 may stand for 15.0 and 15.0 for 15, lists for tuples, nothing else is bent."""
     if isinstance(kind, UnionType):
         if value is None:
             return None
@@ -390,13 +348,13 @@ def _cast(value, kind, where):
         if len(inner) != len(value):
             raise ValueError(f"{where} must have {len(inner)} values, got {value!r:.80}")
         return tuple(_cast(v, k, where) for v, k in zip(value, inner, strict=True))
-    if kind is float and isinstance(value, str):  # YAML reads 1e-4, without a point, as a string
+    if kind in (int, float) and isinstance(value, str):  # YAML reads 1e-4, without a point, as a string
         with suppress(ValueError):
             value = float(value)
     if kind in (int, float) and type(value) in (int, float) and not abs(value) < LARGEST_NUMBER:  # infinite, or not one
         raise ValueError(f"{where} must be a number below {LARGEST_NUMBER:.0e}, got {value!r:.80}")
-    if kind is float and type(value) is int:
-        value = float(value)
+    if kind is float and type(value) is int or kind is int and type(value) is float and value.is_integer():
+        value = kind(value)
     if type(value) is not kind:
         raise ValueError(f"{where} must be {getattr(kind, '__name__', kind)}, got {value!r:.80}")
     return value

@@ -14,15 +14,24 @@ from refined_ldm.clap import CLAP_PRESETS, SHIPPED, Clap
 from refined_ldm.conditioning import guided_noise
 from refined_ldm.config import Config, load_config, preset
 from refined_ldm.diffusion import NoiseSchedule, ddim_sample, dpmpp_sample, loss_weight, noise_like, to_noise
+from refined_ldm.files import check_folder
 from refined_ldm.hifigan import HiFiGAN
+from refined_ldm.integers import whole, whole_seed
 from refined_ldm.linear_denoiser import ConditionalLinearDenoiser, GaussianDenoiser
 from refined_ldm.mel import MelSpectrogram, griffin_lim, is_silent_mel
+from refined_ldm.tokenizer import one_line
 from refined_ldm.unet import UNet
 from refined_ldm.vae import MelVAE
 from refined_ldm.weights import load_into, read_weights, save_weights
 
 WEIGHTS = Path(__file__).parent / "weights"  # what is shipped: weights/tiny
+REDRAWN = 3  # times that a silent sound is drawn again
 VOCABULARY = ("vocab.json", "merges.txt", "tokenizer.json")  # what a folder keeps of a tokenizer's directory
+
+
+def is_shipped(name):
+    """Whether the package brings trained weights of a preset."""
+    return (WEIGHTS / name / "config.yaml").is_file()
 
 
 def part_path(folder, part, config):
@@ -52,7 +61,7 @@ class RefinedAudioLDM(nn.Module):
         self.schedule = NoiseSchedule.ldm(config.diffusion_steps, config.beta_start, config.beta_end)
         self.mel = MelSpectrogram(config.mel)
         with torch.random.fork_rng():
-            torch.manual_seed(seed)
+            torch.manual_seed(whole_seed(seed))
             self.clap = Clap(CLAP_PRESETS[config.clap]) if clap is None else clap
             self.vae = MelVAE(config.vae)
             self.unet = UNet(config.unet)
@@ -118,17 +127,19 @@ class RefinedAudioLDM(nn.Module):
     @torch.no_grad()
     def generate(
         self, captions, seconds=None, steps=None, guidance_scale=None, seed=0, negative_caption="", sampler="dpmpp",
-        eta=1.0, candidates=None, on_step=None, guidance_interval=None,
+        eta=1.0, candidates=None, on_step=None, guidance_interval=None, on_note=None,
     ):  # fmt: skip
         """Captions (a list of B strings) -> waveforms (B, N) in [-1, 1], N = seconds * 16000.
 
         None takes the preset's value. The noise of a caption depends on `seed` and on the caption alone, so its sound
-        does not change with the others in the list. negative_caption: what guidance moves away from. sampler: "dpmpp",
+        does not change with the others in the list. Line breaks and control characters in a caption count as spaces.
+        negative_caption: what guidance moves away from. sampler: "dpmpp",
         or "ddim" with its eta. guidance_interval: the first and the last timestep that are guided; the others take half
         the time. candidates: how many to draw per caption, of which the CLAP embedding keeps the nearest.
         """
         if isinstance(captions, str):
             raise ValueError(f"captions must be a list of strings, got one string: write [{captions!r}]")
+        captions = list(captions)
         if not captions:
             raise ValueError("captions is empty: give at least one")
         if sampler not in ("dpmpp", "ddim"):
@@ -137,26 +148,56 @@ class RefinedAudioLDM(nn.Module):
         candidates = self.config.candidates if candidates is None else candidates
         if not 0.01 <= seconds <= 120:
             raise ValueError(f"seconds must be between 0.01 and 120, got {seconds}")
-        if candidates < 1:
-            raise ValueError(f"candidates must be at least 1, got {candidates}")
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta must be between 0 and 1, got {eta}")
+        candidates, seed = whole("candidates", candidates, 1), whole_seed(seed)
+        captions, negative_caption = [one_line(caption) for caption in captions], one_line(negative_caption)
+        note = on_note or (lambda message: warnings.warn(message, stacklevel=4))
+        for message in self.unfamiliar(captions):
+            note(message)
         repeated = [caption for caption in captions for _ in range(candidates)]
-        embedding = self.clap.embed_text(repeated)
-        generators = self._generators(repeated, seed)
-        latent = self.sample_latent(
-            embedding, noise_like(embedding.new_empty(len(repeated), *self._latent_shape(seconds)), generators),
-            steps, guidance_scale, self.clap.embed_text([negative_caption])[0], sampler, eta, generators, on_step,
-            guidance_interval,
-        )  # fmt: skip
-        check_sound("latent", latent, repeated, is_constant(latent))
-        mel = self.decode(latent)
-        check_sound("mel", mel, repeated, is_silent_mel(mel, self.config.mel.floor))
-        waveform = self.to_waveform(mel)[:, : round(seconds * self.config.mel.sample_rate)]
-        check_sound("waveform", waveform, repeated, is_silent_waveform(waveform))
+        embedding, unconditional = self.clap.embed_text(repeated), self.clap.embed_text([negative_caption])[0]
+
+        def draw(rows, seed):
+            some, generators = [repeated[row] for row in rows], self._generators([repeated[row] for row in rows], seed)
+            noise = noise_like(embedding.new_empty(len(some), *self._latent_shape(seconds)), generators)
+            latent = self.sample_latent(embedding[rows], noise, steps, guidance_scale, unconditional, sampler, eta,
+                                        generators, on_step, guidance_interval)  # fmt: skip
+            check_sound("latent", latent, some)
+            mel = self.decode(latent)
+            check_sound("mel", mel, some)
+            waveform = self.to_waveform(mel)[:, : round(seconds * self.config.mel.sample_rate)]
+            check_sound("waveform", waveform, some)
+            silent = (is_constant(latent), is_silent_mel(mel, self.config.mel.floor), is_silent_waveform(waveform))
+            return waveform, torch.stack(silent)  # (B, N), (3, B)
+
+        waveform, silent = draw(list(range(len(repeated))), seed)
+        for again in range(1, REDRAWN + 1):
+            if not (rows := silent.any(0).nonzero()[:, 0].tolist()):
+                break
+            for row in rows:
+                note(f"the sound of {repeated[row]!r:.60} was silent and is drawn again ({again} of {REDRAWN} times)")
+            waveform[rows], silent[:, rows] = draw(rows, f"{seed}, again {again}")
+        for stage, of_stage in zip(("latent", "mel", "waveform"), silent, strict=True):
+            check_sound(stage, waveform, repeated, of_stage)
         if candidates == 1:
             return waveform
         nearness = (self.clap.embed_audio(waveform, self.config.mel.sample_rate) * embedding).sum(1)
         best = nearness.view(len(captions), candidates).argmax(1)
         return waveform.view(len(captions), candidates, -1)[torch.arange(len(captions)), best]
+
+    def unfamiliar(self, captions):
+        """One message for each caption with words that no training caption held, with the nearest that it knows.
+
+        Nothing is said of a conditioner whose vocabulary was trained whole, as the published ones' was.
+        """
+        if self.config.data != "scenes":
+            return []
+        from refined_ldm.scenes.familiar import nearest_captions, unseen_words
+
+        return [f"{caption!r:.80} holds what the model was never trained on ({', '.join(words)}); the nearest captions "
+                f"that it knows: {'; '.join(nearest_captions(self.clap, caption))}"
+                for caption in captions if (words := unseen_words(self.clap, caption))]  # fmt: skip
 
     @torch.no_grad()
     def sample_latent(
@@ -173,6 +214,7 @@ class RefinedAudioLDM(nn.Module):
         if not math.isfinite(guidance):
             raise ValueError(f"guidance_scale must be a finite number, got {guidance}")
         interval = self.config.guidance_interval if guidance_interval is None else guidance_interval
+        interval = tuple(whole("guidance_interval", t, 0) for t in interval)
         if unconditional is None:
             unconditional = self.clap.embed_text([""])[0]
 
@@ -206,6 +248,8 @@ class RefinedAudioLDM(nn.Module):
     def save(self, folder, dtype=torch.float32):
         """Write config.yaml and one safetensors file for each part into `folder`."""
         folder = Path(folder)
+        parts = [part_path(folder, part, self.config).name for part in ("vae", "ldm", "hifigan", "clap")]
+        check_folder(folder, [*parts, "config.yaml"])
         folder.mkdir(parents=True, exist_ok=True)
         for part in ("vae", "ldm", "hifigan", "clap"):
             self.save_part(part, folder, dtype)
@@ -235,14 +279,16 @@ class RefinedAudioLDM(nn.Module):
         if part != "ldm":
             load_into(self._part(part), state, path)
             return
-        ours = self._ldm_state()
-        if ours.keys() != state.keys():
-            odd = ", ".join(sorted(ours.keys() ^ state.keys())[:5])
-            raise ValueError(f"{path} does not fit the parameterization {self.config.parameterization!r}: {odd}")
+        wanted, held = ({name.split(".")[0] for name in names} for names in (self._ldm_state(), state))
+        if wanted != held:
+            raise ValueError(f"{path} does not fit the parameterization {self.config.parameterization!r}: it holds "
+                             f"{', '.join(sorted(held))} where {', '.join(sorted(wanted))} were expected")  # fmt: skip
+        if state["scale"].numel() != 1:
+            raise ValueError(f"{path}: scale is of shape {tuple(state['scale'].shape)}: one number was expected")
         load_into(self.unet, {k[5:]: v for k, v in state.items() if k.startswith("unet.")}, path)
         if self.gaussian is not None:
             load_into(self.gaussian, {k[9:]: v for k, v in state.items() if k.startswith("gaussian.")}, path)
-        self.scale.copy_(state["scale"])
+        self.scale.copy_(state["scale"].reshape(()))
 
     def _save_vocabulary(self, folder):
         """Copy the vocabulary that the conditioner was given; those of the installed packages stay where they are."""
@@ -266,6 +312,9 @@ class RefinedAudioLDM(nn.Module):
     def load(cls, folder, device="cpu", **changes):
         """Read a folder written by `save`; `changes` as in `preset`. Raises FileNotFoundError or ValueError."""
         folder = Path(folder)
+        if folder.is_file() or (folder / "model_index.json").is_file():
+            raise ValueError(f"{folder} is no folder written by RefinedAudioLDM.save: convert it first (`refined-ldm "
+                             f"convert {folder} FOLDER`) and give that folder")  # fmt: skip
         if not (folder / "config.yaml").is_file():
             raise FileNotFoundError(f"no config.yaml in {folder}: give a folder written by RefinedAudioLDM.save")
         config = load_config(folder / "config.yaml").changed(**changes)
@@ -298,7 +347,7 @@ class RefinedAudioLDM(nn.Module):
     @classmethod
     def from_preset(cls, name="tiny", device="cpu", **changes):
         """A preset's model: `tiny` with the shipped weights, any other with fresh ones. `changes` as in `preset`."""
-        if (WEIGHTS / name / "config.yaml").is_file():
+        if is_shipped(name):
             return cls.load(WEIGHTS / name, device, **changes)
         return cls(preset(name, **changes)).to(device).eval()
 

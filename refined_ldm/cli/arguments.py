@@ -1,8 +1,12 @@
 """What can be said to `refined-ldm`: every command, its options and an example."""
 
 import argparse
+import re
 from pathlib import Path
 
+from refined_ldm.integers import HIGHEST_RATE, LARGEST_SEED, LOWEST_RATE, integer, real
+
+NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|-inf|-nan", re.IGNORECASE)
 EXAMPLES = {
     "generate": 'refined-ldm generate "rain falls while a bell rings" --out runs/first --seed 1',
     "train": "refined-ldm train --preset tiny --stage vae clap ldm hifigan --run runs/tiny",
@@ -10,7 +14,8 @@ EXAMPLES = {
     "convert": "refined-ldm convert audioldm-s-full-v2.ckpt runs/audioldm-s --tokenizer roberta-base",
     "infer": "refined-ldm infer --config_yaml audioldm_custom.yaml --list_inference captions.lst "
     "--reload_from_ckpt runs/audioldm_custom",
-    "evaluate": "refined-ldm evaluate runs/infer recordings --captions captions.csv --embedding tiny-gpt2",
+    "evaluate": "refined-ldm evaluate runs/infer recordings --captions captions.csv --embedding tiny-gpt2; "
+    "refined-ldm evaluate --details --out details.csv",
     "budget": "refined-ldm budget --clips 50 --recordings captions.csv",
     "experiment": "refined-ldm experiment C-1500-0 --run runs/experiment",
     "verify": "refined-ldm verify",
@@ -18,14 +23,23 @@ EXAMPLES = {
 }
 
 
+class Parser(argparse.ArgumentParser):
+    """Bad usage is one line, which names the option."""
+
+    def error(self, message):
+        told = re.sub("^argument (.+?): must", r"\1 must", message)
+        self.exit(2, f"{self.prog}: {told}; see {self.prog} --help\n")
+
+
 def parser(runs):
     """The parser of every command; runs: {name of a command: the function that runs it with what was given}."""
-    whole = argparse.ArgumentParser(prog="refined-ldm", description="Captions become sound, and how that is trained.")
+    whole = Parser(prog="refined-ldm", description="Captions become sound, and how that is trained.")
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name, text):
         sub = commands.add_parser(name, help=text, description=text, epilog=f"example: {EXAMPLES[name]}")
         sub.set_defaults(run=runs[name])
+        sub._negative_number_matcher = NEGATIVE  # argparse's own takes -1e1 for an option
         return sub
 
     def precision(sub):
@@ -38,12 +52,12 @@ def parser(runs):
     source = sub.add_mutually_exclusive_group()
     source.add_argument("--preset", default="tiny", help="tiny (shipped weights) or another preset (random weights)")
     source.add_argument("--checkpoint", type=Path, metavar="DIR", help="a run folder with all parts trained")
-    sub.add_argument("--steps", type=int, help="sampling steps of DPM-Solver++ (the preset's if not given)")
-    sub.add_argument("--guidance", type=float, metavar="SCALE", help="1 is none; more follows the caption harder")
-    sub.add_argument("--seconds", type=float, help="length of the sound (the preset's if not given)")
-    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--steps", type=integer(1), help="sampling steps of DPM-Solver++ (the preset's if not given)")
+    sub.add_argument("--guidance", type=real(), metavar="SCALE", help="1 is none; more follows the caption harder")
+    sub.add_argument("--seconds", type=real(0.01, 120), help="length of the sound (the preset's if not given)")
+    sub.add_argument("--seed", type=integer(0, LARGEST_SEED), default=0)
     sub.add_argument("--negative", default="", metavar="CAPTION", help="what to move away from")
-    sub.add_argument("--candidates", type=int, metavar="K", help="draw K, keep the nearest to its caption")
+    sub.add_argument("--candidates", type=integer(1), metavar="K", help="draw K, keep the nearest to its caption")
     sub.add_argument("--picture", action="store_true", help="also write spectrograms.png")
     sub.add_argument("--device", default="auto")
     precision(sub)
@@ -68,9 +82,9 @@ def parser(runs):
     sub.add_argument("--tokenizer", metavar="DIR", help="roberta-base's vocabulary, for LAION-CLAP's captions")
     sub.add_argument("--reload_from_ckpt", metavar="PATH", help="an AudioLDM checkpoint to start the U-Net from")
     sub.add_argument("--conditioner", metavar="NAME", help="another of CLAP_PRESETS than the configuration's")
-    sub.add_argument("--max-steps", type=int, help="of each stage (the configuration's if not given)")
-    sub.add_argument("--lr", type=float, help="learning rate of each stage (the configuration's if not given)")
-    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--max-steps", type=integer(1), help="of each stage (the configuration's if not given)")
+    sub.add_argument("--lr", type=real(above=0), help="learning rate of each stage (the configuration's if not given)")
+    sub.add_argument("--seed", type=integer(0, LARGEST_SEED), default=0)
     sub.add_argument("--resume", action="store_true", help="go on from the last checkpoint of the run")
     sub.add_argument("--no-discriminators", "--no-adversary", action="store_true",
                      help="hifigan: train on spectral distances alone")  # fmt: skip
@@ -95,26 +109,34 @@ def parser(runs):
     sub.add_argument("--out", type=Path, default=Path("runs/infer"), metavar="DIR", help="folder for the WAV files")
     sub.add_argument("--clap-checkpoint", metavar="PATH", help="the published conditioner's file")
     sub.add_argument("--tokenizer", metavar="DIR", help="roberta-base's vocabulary, for LAION-CLAP's captions")
-    sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--steps", type=int, help="sampling steps of DPM-Solver++ (the configuration's if not given)")
-    sub.add_argument("--guidance", type=float, metavar="SCALE", help="(the configuration's if not given)")
-    sub.add_argument("--candidates", type=int, metavar="K", help="draw K, keep the nearest to its caption")
+    sub.add_argument("--seed", type=integer(0, LARGEST_SEED), default=0)
+    sub.add_argument("--steps", type=integer(1),
+                     help="sampling steps of DPM-Solver++ (the configuration's if not given)")  # fmt: skip
+    sub.add_argument("--guidance", type=real(), metavar="SCALE", help="(the configuration's if not given)")
+    sub.add_argument("--candidates", type=integer(1), metavar="K", help="draw K, keep the nearest to its caption")
     sub.add_argument("--skip-bad", action="store_true", help="leave out lines that cannot be followed, and name them")
     sub.add_argument("--device", default="auto")
     precision(sub)
     sub.add_argument("--json", action="store_true", help="print what was written as JSON")
 
-    sub = command("evaluate", "Compare a folder of generated sounds with a folder of real ones.")
-    sub.add_argument("generated", type=Path, metavar="GENERATED", help="sound files, here or in folders below")
-    sub.add_argument("reference", type=Path, metavar="REFERENCE", help="what they should be like, best twice as many")
+    sub = command("evaluate", "Compare a folder of generated sounds with a folder of real ones, or ask a judge of "
+                  "details whether a model's sounds are what their captions say.")  # fmt: skip
+    sub.add_argument("generated", type=Path, metavar="GENERATED", nargs="?",
+                     help="sound files, here or in folders below; with --details a model (shipped)")  # fmt: skip
+    sub.add_argument("reference", type=Path, metavar="REFERENCE", nargs="?",
+                     help="what they should be like, best twice as many")  # fmt: skip
+    sub.add_argument("--details", type=int, metavar="N", nargs="?", const=200,
+                     help="number, pitch, pace, order, loudness, distance: N captions each (200)")  # fmt: skip
     sub.add_argument("--embedding", default="aisfx", help="aisfx, tiny-gpt2, ms-clap-2023, laion-clap, panns, vggish")
     sub.add_argument("--checkpoint", type=Path, metavar="PATH", help="the embedding's published file")
     sub.add_argument("--captions", type=Path, metavar="CSV", help="columns file and caption, named like GENERATED's")
     sub.add_argument("--tokenizer", type=Path, metavar="DIR", help="laion-clap: roberta-base's vocabulary")
-    sub.add_argument("--pca", type=int, default=64, metavar="K", help="of Frechet distances: dimensions (64); 0: all")
-    sub.add_argument("--sample-rate", type=int, metavar="HZ", help="read both at this rate (the embedding's)")
+    sub.add_argument("--pca", type=integer(0), default=64, metavar="K",
+                     help="of Frechet distances: dimensions (64); 0: all")  # fmt: skip
+    sub.add_argument("--sample-rate", type=integer(LOWEST_RATE, HIGHEST_RATE), metavar="HZ",
+                     help="read both at this rate (the embedding's)")  # fmt: skip
     sub.add_argument("--skip-bad", action="store_true", help="leave out files that cannot be used")
-    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--seed", type=integer(0, LARGEST_SEED), default=0)
     sub.add_argument("--device", default="auto")
     sub.add_argument("--out", type=Path, metavar="FILE", help="also write the figures as JSON")
     sub.add_argument("--json", action="store_true", help="print the figures as JSON")
@@ -123,10 +145,10 @@ def parser(runs):
     source = sub.add_mutually_exclusive_group()
     source.add_argument("--preset", default="tiny", help="tiny (shipped weights) or another preset (random weights)")
     source.add_argument("--checkpoint", type=Path, metavar="DIR", help="a run folder with all parts trained")
-    sub.add_argument("--clips", type=int, default=250, metavar="N", help="scenes of the split test (250)")
+    sub.add_argument("--clips", type=integer(2), default=250, metavar="N", help="scenes of the split test (250)")
     sub.add_argument("--recordings", type=Path, metavar="PATH", help="in place of scenes: a CSV file or a folder")
     sub.add_argument("--no-whole", action="store_true", help="leave out generating from the captions")
-    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--seed", type=integer(0, LARGEST_SEED), default=0)
     sub.add_argument("--device", default="auto")
     sub.add_argument("--out", type=Path, metavar="FILE", help="also write the figures as CSV")
     sub.add_argument("--json", action="store_true", help="print the figures as JSON")
@@ -137,9 +159,10 @@ def parser(runs):
     sub.add_argument("--run", type=Path, default=Path("runs/experiment"), metavar="DIR", dest="run_dir")
     sub.add_argument("--out", type=Path, metavar="DIR",
                      help="of the tables: figures/data/experiment; with other settings than its own, tables/ of --run")
-    sub.add_argument("--iterations", type=int, default=1500, metavar="N", help="of the arms (1500)")
-    sub.add_argument("--seeds", type=int, default=3)
-    sub.add_argument("--clips", type=int, default=8000, metavar="N", help="scenes that all arms learn from (8000)")
+    sub.add_argument("--iterations", type=integer(1), default=1500, metavar="N", help="of the arms (1500)")
+    sub.add_argument("--seeds", type=integer(1), default=3)
+    sub.add_argument("--clips", type=integer(2), default=8000, metavar="N",
+                     help="scenes that all arms learn from (8000)")  # fmt: skip
     sub.add_argument("--preset", default="tiny", help="or colab, paper, which need the published files below")
     sub.add_argument("--audioldm", default="", metavar="PATH", help="an AudioLDM checkpoint: its VAE and vocoder")
     sub.add_argument("--laion", default="", metavar="PATH", help="630k-audioset-best.pt")
@@ -154,7 +177,9 @@ def parser(runs):
     sub = command("notebooks", "Execute the notebooks with papermill into runs/notebooks.")
     sub.add_argument("names", nargs="*", metavar="NAME", help="01 … 06; all if not given")
     sub.add_argument("--preset", default="tiny")
-    sub.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a parameter")
-    sub.add_argument("--jobs", type=int, default=1, metavar="N", help="how many at once; they share the cores (1)")
+    sub.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+                     help="a parameter; a relative path is meant from here")  # fmt: skip
+    sub.add_argument("--jobs", type=integer(1), default=1, metavar="N",
+                     help="how many at once; they share the cores (1)")  # fmt: skip
     sub.add_argument("--out", type=Path, default=Path("runs/notebooks"), metavar="DIR")
     return whole

@@ -1,7 +1,6 @@
 """The same from a shell: `refined-ldm generate | train | infer | …`. Heavy imports wait for who needs them."""
 
 import json
-import re
 import shlex
 import sys
 import time
@@ -38,37 +37,47 @@ def _resuming(arguments):
 def generate(options):
     from tqdm import tqdm
 
-    from refined_ldm.audio import save_audio
+    from refined_ldm.data.names import SoundFolder, caption_name
     from refined_ldm.devices import pick_device
+    from refined_ldm.files import atomic_write, check_folder
 
+    stems = [f"{caption_name(caption.lower())}-{options.seed}" for caption in options.captions]
+    check_folder(options.out, [f"{stem}.wav" for stem in stems])
     device = pick_device(options.device)
     model = _quick(_open(options, device), options)
-    options.out.mkdir(parents=True, exist_ok=True)
-    start, written = time.perf_counter(), []
+    start, written, notes = time.perf_counter(), [], []
     with tqdm(total=options.steps or model.config.steps, unit="step", disable=None) as bar:
         waveforms = model.generate(
             options.captions, options.seconds, options.steps, options.guidance, options.seed, options.negative,
-            candidates=options.candidates, on_step=lambda *_: bar.update(),
+            candidates=options.candidates, on_step=lambda *_: bar.update(), on_note=notes.append,
         ).cpu()  # fmt: skip
-    for caption, waveform in zip(options.captions, waveforms, strict=True):
-        path = _free_name(options.out, caption, options.seed, taken={w["file"] for w in written})
-        save_audio(path, waveform, model.config.mel.sample_rate)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    sounds = SoundFolder(options.out)
+    for caption, stem, waveform in zip(options.captions, stems, waveforms, strict=True):
+        path = sounds.add(stem, waveform, model.config.mel.sample_rate)
         written.append({"file": str(path), "caption": caption, "seed": options.seed,
                         "seconds": waveform.shape[-1] / model.config.mel.sample_rate})  # fmt: skip
     if options.picture:
         from refined_ldm.display import plot_mels
 
         figure = plot_mels(model.mel(waveforms.to(device)).cpu(), options.captions, model.config.mel)
-        figure.savefig(options.out / "spectrograms.png", dpi=110)
-    _say_written(written, start, options.json)
+        with atomic_write(_free(options.out / "spectrograms.png")) as temporary:
+            figure.savefig(temporary, dpi=110, format="png")
+    _say_written(written, start, options.json, notes)
 
 
 def _open(options, device):
     """The model that --checkpoint or --preset names."""
-    from refined_ldm.text_to_audio import RefinedAudioLDM
+    from refined_ldm.config import preset
+    from refined_ldm.text_to_audio import RefinedAudioLDM, is_shipped
 
     if options.checkpoint:
         return RefinedAudioLDM.load(options.checkpoint, device)
+    preset(options.preset)  # an unknown one is refused before anything is said of its weights
+    if not is_shipped(options.preset):
+        print(f"the preset {options.preset} has random weights, so what it makes is noise: train it (refined-ldm train "
+              f"--preset {options.preset}) and give the run as --checkpoint", file=sys.stderr)  # fmt: skip
     return RefinedAudioLDM.from_preset(options.preset, device)
 
 
@@ -80,21 +89,37 @@ def _quick(model, options):
     return model
 
 
-def _say_written(written, start, as_json):
+def _say_written(written, start, as_json, notes=()):
     """Print the files that were written since `start`, or all there is to say of them as JSON."""
     if as_json:
-        print(json.dumps({"written": written, "took": round(time.perf_counter() - start, 2)}))
+        told = {"written": written, "took": round(time.perf_counter() - start, 2)}
+        print(json.dumps(told | {"notes": list(notes)} if notes else told))
     else:
         print("\n".join(w["file"] for w in written))
 
 
-def _free_name(folder, caption, seed, taken):
-    """A file name a person can read: the caption's words and the seed; a caption given twice is numbered."""
-    words = "-".join(re.findall(r"\w+", caption.lower()))[:60] or "untitled"
-    path, number = folder / f"{words}-{seed}.wav", 2
-    while str(path) in taken:
-        path, number = folder / f"{words}-{seed}-{number}.wav", number + 1
-    return path
+def _check_result(path, begins):
+    """Raise OSError if a result cannot be written to `path`, or if a file is there that no earlier result is.
+
+    begins: the bytes that results begin with. Says that an earlier one will be replaced.
+    """
+    from refined_ldm.files import check_file
+
+    check_file(path)
+    if path.is_file():
+        with path.open("rb") as file:
+            if file.read(len(begins)) != begins:
+                raise FileExistsError(f"{path} is there already and no result of this command: give another --out")
+        print(f"{path} will be replaced by the new result", file=sys.stderr)
+
+
+def _free(path):
+    """A path, numbered if there is a file already."""
+    free, number = path, 1
+    while free.exists():
+        number += 1
+        free = path.with_stem(f"{path.stem}-{number}")
+    return free
 
 
 def train(options):
@@ -114,7 +139,16 @@ def _train(options, signals):
     from refined_ldm.durable.csv_log import CsvLogger
     from refined_ldm.durable.signals import Stopped
     from refined_ldm.text_to_audio import RefinedAudioLDM
-    from refined_ldm.training.pipeline import LEFT_OUT, STAGES, accelerator_of, check_files, default_stages, train_stage
+    from refined_ldm.training.pipeline import (
+        LEFT_OUT,
+        STAGES,
+        accelerator_of,
+        check_files,
+        check_run,
+        default_stages,
+        train_stage,
+    )
+    from refined_ldm.training.stages import stage_settings
 
     config = load_config(options.config) if options.config else preset(options.preset)
     if options.data:
@@ -130,6 +164,10 @@ def _train(options, signals):
     if unknown:
         raise ValueError(f"no stage {', '.join(sorted(unknown))}: choose from {', '.join(STAGES)}")
     check_files(config, wanted, run_dir, options.resume)
+    check_run(config, wanted, run_dir, options.resume)
+    for stage in wanted:
+        stage_settings(config, stage, options.max_steps, options.lr)
+    run_dir.mkdir(parents=True, exist_ok=True)  # from now on --resume finds it
     device = pick_device(options.device)
     accelerator = accelerator_of(Path(run_dir) / "checkpoints", device.type, options.resume)
     if accelerator.num_processes > 1:
@@ -219,24 +257,26 @@ def _with_conditioner(config, options):
 def infer(options):
     from tqdm import tqdm
 
-    from refined_ldm.audio import save_audio
     from refined_ldm.config import load_config
+    from refined_ldm.data.names import SoundFolder
     from refined_ldm.devices import pick_device
+    from refined_ldm.files import check_folder
     from refined_ldm.published.caption_list import open_model, read_list, sounds
 
     left_out = [] if options.skip_bad else None
     config, lines = load_config(options.config_yaml), read_list(options.list_inference, left_out)
     for fault in left_out or ():
         print(f"left out: {fault}", file=sys.stderr)
+    check_folder(options.out, [line.file for line in lines])
     model = open_model(_with_conditioner(config, options), options.reload_from_ckpt, pick_device(options.device))
     model = _quick(model, options)
-    options.out.mkdir(parents=True, exist_ok=True)
+    folder = SoundFolder(options.out)
     start, written, rate = time.perf_counter(), [], model.config.mel.sample_rate
     made = sounds(model, lines, options.seed, options.steps, options.guidance, options.candidates)
     try:
         for line, waveform in tqdm(made, total=len(lines), unit="sound", disable=None):
-            save_audio(options.out / line.file, waveform, rate)
-            written.append({"file": str(options.out / line.file), "caption": line.caption, "seed": options.seed,
+            path = folder.add(line.file.removesuffix(".wav"), waveform, rate)
+            written.append({"file": str(path), "caption": line.caption, "seed": options.seed,
                             "seconds": len(waveform) / rate})  # fmt: skip
     finally:  # what is written stays, whatever happens to the rest
         if written:
@@ -244,13 +284,17 @@ def infer(options):
 
 
 def evaluate(options):
+    if options.details is not None:
+        return _evaluate_details(options)
     from tqdm import tqdm
 
     from refined_ldm.devices import pick_device
     from refined_ldm.evaluation.folders import compare_folders
 
+    if options.generated is None or options.reference is None:
+        raise ValueError("give two folders, GENERATED and REFERENCE, or --details to judge a model")
     if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)  # now, not after an hour
+        _check_result(options.out, b'{\n "generated": {')
     bars = {}
 
     def on_clips(stage, done, total):
@@ -272,18 +316,43 @@ def evaluate(options):
     print(json.dumps(found.to_dict(), indent=1) if options.json else found.table())
 
 
+def _evaluate_details(options):
+    from tqdm import tqdm
+
+    from refined_ldm.devices import pick_device
+    from refined_ldm.evaluation.details import DetailJudge, ask_details, detail_table, show_table
+    from refined_ldm.text_to_audio import RefinedAudioLDM
+
+    if options.details < 2:
+        raise ValueError(f"--details must be 2 or more, got {options.details}: chance needs another caption")
+    judge, device = DetailJudge.load(), pick_device(options.device)
+    folder = options.generated
+    model = RefinedAudioLDM.load(folder, device) if folder else RefinedAudioLDM.from_preset("tiny", device)
+    with tqdm(desc="clips", disable=None) as bar:
+
+        def on_clips(done, total):
+            bar.total = total
+            bar.update(done - bar.n)
+
+        asked = ask_details(options.details, seconds=model.config.seconds)
+        rows = detail_table(judge, model, asked, options.seed, on_clips)
+    if options.out:
+        _write_table(options.out, rows)
+    print(json.dumps(rows, indent=1) if options.json else show_table(rows))
+
+
 def budget(options):
-    from dataclasses import asdict
+    from dataclasses import asdict, fields
 
     from tqdm import tqdm
 
     from refined_ldm.devices import pick_device
-    from refined_ldm.evaluation.budget import WAYS, error_budget, read_recordings, table
+    from refined_ldm.evaluation.budget import WAYS, Cost, error_budget, read_recordings, table
     from refined_ldm.evaluation.embeddings.aisfx import Aisfx
     from refined_ldm.evaluation.pitch import Crepe
 
-    if options.clips < 2:
-        raise ValueError(f"--clips must be 2 or more, got {options.clips}: a distance between sets needs a set")
+    if options.out:
+        _check_result(options.out, ",".join(field.name for field in fields(Cost)).encode())
     model = _open(options, pick_device(options.device))
     recordings = read_recordings(options.recordings, model.config.seconds) if options.recordings else None
     judge, tracker = Aisfx.load(), None if options.recordings else Crepe.load()
@@ -317,6 +386,7 @@ def experiment(options):
     from refined_ldm.experiment.protocol import open_experiment
     from refined_ldm.experiment.runs import run_arm
     from refined_ldm.experiment.statistics import collect
+    from refined_ldm.files import check_file, check_folder
 
     o, runs = options, plan(options.iterations, options.seeds)
     as_stored = all(getattr(o, name) == STORED[name] for name in ("preset", "iterations", "clips"))
@@ -329,6 +399,11 @@ def experiment(options):
     if unknown := set(o.names) - named.keys():
         raise ValueError(f"no run {', '.join(sorted(unknown))}: --list prints those there are")
     runs = [named[name] for name in o.names] or runs
+    check_folder(o.run_dir)
+    tables = (".json", ".csv", "-steps.csv", "-heard.csv")
+    check_folder(out, [f"{run.name}{ending}" for run in runs for ending in tables])
+    collected = out.with_name(f"{out.name}.csv")
+    check_file(collected)
     files = (o.audioldm, o.laion, o.ms, o.tokenizer)
     shared = open_experiment(o.run_dir, o.preset, o.clips, *files, pick_device(o.device))
     prepare_conditioners(shared, runs)
@@ -338,7 +413,7 @@ def experiment(options):
         print(
             f"{run.name}: " + ", ".join(f"{k} {v:.4g}" for k, v in record.items() if isinstance(v, float)), flush=True
         )
-    _write_table(out.with_suffix(".csv"), collect(out).to_dict("records"))
+    _write_table(collected, collect(out).to_dict("records"))
 
 
 def verify(options):
@@ -361,12 +436,25 @@ def verify(options):
 
 
 def notebooks(options):
-    from refined_ldm.cli.notebooks import execute_notebooks, find_notebooks, parameters_for
+    from refined_ldm.cli.notebooks import (
+        NOTEBOOKS,
+        PATHS,
+        execute_notebooks,
+        find_notebooks,
+        parameters_for,
+        paths_from_here,
+    )
     from refined_ldm.config import preset
+    from refined_ldm.files import check_folder
 
     preset(options.preset)  # an unknown one is refused before anything runs
-    given = {name: _literal(value) for name, value in options.p}
-    wanted = parameters_for(find_notebooks(options.names), options.preset, given)
+    given = {name: value if name in PATHS else _literal(value) for name, value in options.p}
+    wanted = parameters_for(find_notebooks(options.names), options.preset, paths_from_here(given))
+    if options.out.resolve() == NOTEBOOKS.resolve():
+        raise FileExistsError(f"{options.out} holds the notebooks themselves: give another --out for the executed ones")
+    check_folder(options.out, [path.name for path in wanted])
+    if replaced := [path.name for path in wanted if (options.out / path.name).is_file()]:
+        print(f"{', '.join(replaced)} in {options.out} will be replaced as they are executed anew", file=sys.stderr)
 
     def say(path, seconds):
         print(f"{path.stem}: {seconds:.0f} s -> {options.out / path.name}", flush=True)
@@ -375,9 +463,9 @@ def notebooks(options):
 
 
 def _literal(text):
-    """A parameter as JSON would read it, else as the string it is: 3 -> 3, true -> True, rain -> "rain"."""
+    """A parameter as JSON would read it, else as the string it is: 3 -> 3, true and True -> True, rain -> "rain"."""
     try:
-        return json.loads(text)
+        return {"True": True, "False": False}[text] if text in ("True", "False") else json.loads(text)
     except ValueError:
         return text
 

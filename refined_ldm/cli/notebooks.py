@@ -1,15 +1,24 @@
 """Execute the notebooks with papermill: those that are named, with other parameters, several at once."""
 
+import ast
+import math
 import multiprocessing
 import os
+import re
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import refined_ldm
+from refined_ldm.integers import whole, whole_seed
 
 NOTEBOOKS = Path(refined_ldm.__file__).resolve().parent.parent / "notebooks"
+PATHS = {  # parameters that name a file or a folder
+    "recording", "checkpoint", "data", "checkpoint_ms_clap", "checkpoint_laion", "tokenizer_laion", "esc50",
+    "audioldm", "laion", "ms", "tokenizer", "folder",
+}  # fmt: skip
+WRITTEN = {"folder"}  # of them those that a notebook makes where there is none
 
 
 def find_notebooks(names=()):
@@ -28,7 +37,8 @@ def find_notebooks(names=()):
 def parameters_for(paths, preset, given):
     """{path: the preset and those of the parameters `given` that the notebook has}.
 
-    Raises ValueError, naming those there are, if no notebook has one of them.
+    A number is of the kind that the notebook's own value has: 5.0 is 5 where that is an integer. Raises ValueError
+    naming the parameter if it cannot be meant, and naming those there are if no notebook has it.
     """
     import papermill
 
@@ -37,7 +47,35 @@ def parameters_for(paths, preset, given):
         there = sorted({name for names in known.values() for name in names})
         raise ValueError(f"no notebook has a parameter {', '.join(unused)}; there are {', '.join(there)}")
     given = {"preset": preset, **given}
-    return {path: {name: value for name, value in given.items() if name in known[path]} for path in paths}
+    return {path: {name: _as_meant(name, value, known[path][name]["default"])
+                   for name, value in given.items() if name in known[path]} for path in paths}  # fmt: skip
+
+
+def _as_meant(name, value, default):
+    """A parameter as the notebook's own value of it, written `default`, is: an integer, a number, or true or false."""
+    kind = type(ast.literal_eval(default))
+    if kind is int:
+        return whole_seed(value) if name == "seed" else whole(name, value, 0)
+    if kind is float and (isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value)):
+        raise ValueError(f"{name} must be a finite number, got {value!r:.80}")
+    if kind is bool and not isinstance(value, bool):
+        raise ValueError(f"{name} must be true or false, got {value!r:.80}")
+    return value
+
+
+def paths_from_here(given):
+    """Parameters by name -> the same, paths made absolute: they are meant from where the command is run.
+
+    The notebooks run in their own folder. Raises FileNotFoundError, naming the parameter, for what is not there; a
+    pattern of several files is left to the notebook.
+    """
+    found = dict(given)
+    for name in PATHS & given.keys():
+        if value := str(given[name]):
+            found[name] = str(Path(value).expanduser().absolute())
+            if name not in WRITTEN and not re.search(r"[*?\[]", value) and not Path(found[name]).exists():
+                raise FileNotFoundError(f"{name} is {value}, and there is no {found[name]}")
+    return found
 
 
 def execute_notebook(path, parameters, out):
@@ -61,8 +99,7 @@ def execute_notebooks(parameters, out, jobs=1, on_done=print):
 
     on_done(path, seconds) is called as each ends. Raises ValueError as `execute_notebook` does; then no other begins.
     """
-    if jobs < 1:
-        raise ValueError(f"jobs must be 1 or more, got {jobs}")
+    jobs = whole("jobs", jobs, 1)
     out.mkdir(parents=True, exist_ok=True)
     if jobs == 1:
         for path, given in parameters.items():

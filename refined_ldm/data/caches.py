@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from refined_ldm.files import atomic_write
 
+HOLDS = r"items\.json|made_of\.json|[\w-]+\.npy"  # the files of a cache
 CACHED_KEYS = ("caption", "captions", "id", "kind", "events", "labels", "label")  # of a clip, beside its waveform
 
 
@@ -44,7 +45,7 @@ def _cache(folder: Path, fingerprint: dict, count: int, batches: Iterator[tuple[
     """Write (arrays, other values) batch by batch, whole or not at all; an equal earlier cache is taken as it is."""
     if kept := _kept(folder, fingerprint):
         return kept
-    with atomic_write(folder) as temporary:
+    with atomic_write(folder, HOLDS) as temporary:
         temporary.mkdir()
         items = []
         with ExitStack() as stack:
@@ -145,18 +146,23 @@ def encoded_at_once(samples: int) -> int:
 def cache_latents(folder: str | Path, dataset: Dataset, encode, embed, fingerprint: dict, on_clips=None) -> Cached:
     """Encode every clip and its captions once: "latent" (C, T / 4, F / 4), unscaled, and "embeddings" (K, D), float16.
 
-    encode: waveform (B, N) -> latent (B, C, T / 4, F / 4); embed: list of B captions -> (B, D). Clips with fewer than K
-    captions repeat theirs. Training then skips VAE and conditioner: 32 KiB are read for each clip of 5 s.
+    encode: waveform (B, N) -> latent (B, C, T / 4, F / 4); embed: list of B captions -> (B, D); None leaves that out.
+    Clips with fewer than K captions repeat theirs. Training then skips VAE and conditioner: 32 KiB are read for each
+    clip of 5 s.
     """
-    most = max(len(dataset[i]["captions"]) for i in range(min(len(dataset), 256)))
+    first = [dataset[i] for i in range(min(len(dataset), 256))]
+    most = max(len(item["captions"]) for item in first)
+    together = encoded_at_once(len(first[0]["waveform"])) if encode else 64
 
     def rows():
-        for items in _batches(dataset, encoded_at_once(len(dataset[0]["waveform"])), on_clips):
-            latents = encode(torch.stack([item["waveform"] for item in items]))
-            captions = [item["captions"][k % len(item["captions"])] for item in items for k in range(most)]
-            embeddings = embed(captions).unflatten(0, (len(items), most))
+        for items in _batches(dataset, together, on_clips):
+            arrays = {}
+            if encode:
+                arrays["latent"] = encode(torch.stack([item["waveform"] for item in items]))
+            if embed:
+                captions = [item["captions"][k % len(item["captions"])] for item in items for k in range(most)]
+                arrays["embeddings"] = embed(captions).unflatten(0, (len(items), most))
             rest = [{"id": item["id"], "captions": item["captions"]} for item in items]
-            yield {k: v.cpu().numpy().astype(np.float16) for k, v in
-                   {"latent": latents, "embeddings": embeddings}.items()}, rest  # fmt: skip
+            yield {k: v.cpu().numpy().astype(np.float16) for k, v in arrays.items()}, rest
 
     return _cache(Path(folder), fingerprint, len(dataset), rows())

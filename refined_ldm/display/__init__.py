@@ -8,7 +8,16 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "spectrograms": ["plot_mel", "plot_mels", "plot_waveform"],
         "players": ["compare", "play"],
         "curves": ["bars", "label_lines", "loss_curve", "plot_budget", "running_mean"],
-        "widgets": ["claims_table", "explore", "show_source"],
-        "figures": ["ROOT", "STYLE", "read_json", "save_figure", "save_table", "set_style", "table_rows"],
+        "widgets": ["claims_table", "explore", "report_unless", "show_source"],
+        "figures": [
+            "STYLE",
+            "in_project",
+            "read_json",
+            "save_figure",
+            "save_table",
+            "set_style",
+            "stored_figures",
+            "table_rows",
+        ],
     },
 )

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from refined_ldm.display.figures import table_rows
 from refined_ldm.evaluation.budget import WAYS
+from refined_ldm.integers import whole
 
 
 def loss_curve(
@@ -49,6 +50,7 @@ def loss_curve(
 
 def running_mean(values: Sequence[float], steps: int) -> np.ndarray:
     """Mean of the `steps` values around each one, of fewer at the ends: (n,) -> (n,)."""
+    steps = whole("steps", steps, 1)
     box = np.ones(min(steps, len(values)))
     return np.convolve(values, box, "same") / np.convolve(np.ones(len(values)), box, "same")
 

@@ -27,6 +27,7 @@ STYLE = {
     "figure.constrained_layout.use": True,
     "font.size": 11,
     "axes.titlesize": 12,
+    "figure.titlesize": 12,
     "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -40,6 +41,16 @@ def set_style() -> None:
     plt.rcParams.update(STYLE)
 
 
+def stored_figures() -> Path:
+    """The folder of stored figures, their tables and the claims: the repository's; a wheel's has no pictures."""
+    return (REPOSITORY or Path(refined_ldm.__file__).parent) / "figures"
+
+
+def in_project(folder: str | Path) -> Path:
+    """A relative folder is one of the repository's, or of the working directory for an installed package."""
+    return (REPOSITORY or Path.cwd()) / folder
+
+
 def save_figure(
     figure: Figure,
     name: str,
@@ -51,10 +62,9 @@ def save_figure(
     """Write `folder`/name.png, its table as data/name.csv, and its provenance as data/name.json.
 
     table: rows as dicts, {column: values}, or a pandas DataFrame. started: `time.perf_counter()` before the work.
-    A relative folder is one of the repository's, or of the working directory for an installed package.
+    A relative folder is as `in_project` says.
     """
-    folder = (REPOSITORY or Path.cwd()) / folder
-    (folder / "data").mkdir(parents=True, exist_ok=True)
+    folder = in_project(folder)
     origin = {
         "figure": name,
         "parameters": parameters or {},
@@ -74,7 +84,7 @@ def save_figure(
 def save_table(table, name: str, folder: str | Path = "figures") -> None:
     """Write a table alone, as `save_figure` does: `folder`/data/name.csv."""
     rows = table_rows(table)
-    with atomic_write((REPOSITORY or Path.cwd()) / folder / "data" / f"{name}.csv") as path:
+    with atomic_write(in_project(folder) / "data" / f"{name}.csv") as path:
         with open(path, "w", newline="", encoding="utf-8") as file:
             columns = list(dict.fromkeys(key for row in rows for key in row))
             writer = csv.DictWriter(file, columns, lineterminator="\n")

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
+from refined_ldm.integers import whole
 from refined_ldm.mel import LDM_MEL, MelConfig, hz_to_mel
 
 RANGE = 80  # dB below the loudest point that a spectrogram shows
@@ -60,7 +61,7 @@ def plot_mels(
     if mels.ndim != 4 or mels.shape[1] != 1:
         raise ValueError(f"mels must be (B, 1, T, F), got {tuple(mels.shape)}")
     levels = _decibels(mels, config)[:, 0]  # (B, T, F)
-    columns = min(columns, len(levels))
+    columns = min(whole("columns", columns, 1), len(levels))
     rows = math.ceil(len(levels) / columns)
     figure = plt.figure(figsize=(max(5, size[0] * columns), 0.5 + size[1] * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
@@ -68,7 +69,8 @@ def plot_mels(
         ax.set_axis_off()
     for k, ax in enumerate(grid.flat[: len(levels)]):
         image = _draw_mel(ax, levels[k], config, levels.max(), TICKS if size[1] > 1.5 else TICKS[1::2])
-        ax.set_title(textwrap.fill(titles[k], int(12 * size[0])) if k < len(titles) else "", fontsize=10, loc="left")
+        above = textwrap.fill(titles[k], int(12 * size[0])) if k < len(titles) else ""
+        ax.set_title(above, fontsize=10 if size[0] > 1.2 else 9, loc="left")
         lowest = k + columns >= len(levels)
         ax.tick_params(labelbottom=lowest)
         ax.set_xlabel("time (s)" if lowest else "")

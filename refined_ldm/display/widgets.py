@@ -1,4 +1,4 @@
-"""What a cell shows beside plots and sounds: source code, sliders that call a function, a table of claims."""
+"""What a cell shows beside plots and sounds: source code, sliders that call a function, claims and expectations."""
 
 import inspect
 import textwrap
@@ -57,6 +57,12 @@ def explore(function: Callable, **controls) -> None:
     plt.show()  # what the cell has drawn so far stays outside
     call()
     display(ipywidgets.VBox([*knobs, screen]))
+
+
+def report_unless(holds: bool, expected: str) -> None:
+    """Print that what was expected of a measurement is not so in this run, unless it holds: no reason to stop."""
+    if not holds:
+        print(f"NOT in this run: {expected}. The model is weak, or what was measured is too little")
 
 
 def claims_table(ledger: Sequence[dict]):

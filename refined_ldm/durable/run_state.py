@@ -1,6 +1,7 @@
 """The state of a training run on disk: weights, averages, optimiser and step, whole or not at all."""
 
 import json
+import re
 import shutil
 import warnings
 from contextlib import suppress
@@ -9,9 +10,11 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from refined_ldm.files import atomic_write, sha256
-from refined_ldm.weights import load_into, read_weights
+from refined_ldm.files import atomic_write, remove_left, sha256
+from refined_ldm.weights import load_into, present_names, read_weights
 
+HOLDS = r"state\.json|.+\.safetensors"  # the files of a checkpoint
+DAMAGE = (OSError, ValueError, KeyError, SafetensorError)  # what reading a damaged checkpoint raises
 SCALE_FILE = "checkpoints/ldm/scale.safetensors"  # of a run: what its U-Net's latents are multiplied by
 KEPT = 2  # checkpoints of a run: the last, and the one before in case the last is damaged
 
@@ -26,7 +29,7 @@ def save_run(run_dir, stage, learners, index, told):
     odd = [f"{name} {k}" for name, tensors in files.items() for k, v in tensors.items() if not v.isfinite().all()]
     if odd:
         raise FloatingPointError(f"NaN or infinity in {', '.join(odd[:3])} after step {index}, which was not saved")
-    with atomic_write(folder / f"step-{index:07d}") as temporary:
+    with atomic_write(folder / f"step-{index:07d}", HOLDS) as temporary:
         temporary.mkdir()
         digests = {}
         for name, tensors in files.items():
@@ -40,8 +43,11 @@ def save_run(run_dir, stage, learners, index, told):
 
 
 def drop_others(run_dir, stage, index):
-    """Remove all checkpoints but that of step `index` and the one before it: older ones, and damaged newer ones."""
-    found = sorted((Path(run_dir) / stage).glob("step-*"))
+    """Remove all checkpoints but that of step `index` and the one before it: older ones, damaged newer ones, and what a
+    killed run left of one.
+    """
+    remove_left(Path(run_dir) / stage)
+    found = _checkpoints(run_dir, stage)
     kept = [path for path in found if path.name <= f"step-{index:07d}"][-KEPT:]
     for path in set(found) - set(kept):
         shutil.rmtree(path)
@@ -49,7 +55,21 @@ def drop_others(run_dir, stage, index):
 
 def last_checkpoint(run_dir, stage):
     """The folder of the newest checkpoint, or None."""
-    return max((Path(run_dir) / stage).glob("step-*"), default=None) if run_dir else None
+    return max(_checkpoints(run_dir, stage), default=None) if run_dir else None
+
+
+def _checkpoints(run_dir, stage):
+    """The folders step-NNNNNNN of a stage, the oldest first; copies that somebody made under other names are none."""
+    found = (Path(run_dir) / stage).glob("step-*")
+    return sorted(path for path in found if re.fullmatch(r"step-\d{7,}", path.name))
+
+
+def has_whole_checkpoint(run_dir, stage):
+    """Whether a stage can go on from a checkpoint: one that is, byte for byte, what was written."""
+    for folder in _checkpoints(run_dir, stage):
+        with suppress(*DAMAGE):
+            return bool(_read_checkpoint(folder))
+    return False
 
 
 def precision_of(run_dir):
@@ -64,7 +84,8 @@ def precision_of(run_dir):
 def refuse_old(run_dir, stage):
     """Raise FileExistsError if run_dir/stage holds checkpoints, which a run from the start would mix with its own."""
     if old := last_checkpoint(run_dir, stage):
-        raise FileExistsError(f"{old} is there already: resume that run, remove its folder, or take another one")
+        raise FileExistsError(f"{old} is there already: resume that run (--resume), remove its folder, or give "
+                              "another --run")  # fmt: skip
 
 
 def load_run(run_dir, stage, learners, seed=None):
@@ -72,11 +93,10 @@ def load_run(run_dir, stage, learners, seed=None):
 
     A damaged one is passed over with a warning. Raises ValueError if it is whole but of other sizes, settings or seed.
     """
-    for folder in sorted((Path(run_dir) / stage).glob("step-*"), reverse=True):
+    for folder in reversed(_checkpoints(run_dir, stage)):
         try:
-            state = json.loads((folder / "state.json").read_text())
-            found = {name: _read(folder / f"{name}.safetensors", state) for name in state["files"]}
-        except (OSError, ValueError, KeyError, SafetensorError) as fault:
+            state, found = _read_checkpoint(folder)
+        except DAMAGE as fault:
             warnings.warn(f"{folder} is damaged ({fault}); trying the checkpoint before it", stacklevel=2)
             continue
         wanted = [name for learner in learners for name in _names(learner)]
@@ -93,12 +113,18 @@ def load_run(run_dir, stage, learners, seed=None):
     return 0
 
 
+def _read_checkpoint(folder):
+    """-> its state, {name of a file: tensors}; one of DAMAGE unless all of it is there, as it was written."""
+    state = json.loads((folder / "state.json").read_text())
+    return state, {name: _read(folder / f"{name}.safetensors", state) for name in state["files"]}
+
+
 def _read(path, state):
     """The tensors of a file; ValueError unless it is, byte for byte, the one that was written."""
     digest = state.get("sha256", {}).get(path.stem)  # checkpoints of earlier versions have none
     if digest and digest != sha256(path):
         raise ValueError(f"{path.name} is not what was written: its sha256 is another")
-    return load_file(path)
+    return present_names(load_file(path))
 
 
 def _names(learner):

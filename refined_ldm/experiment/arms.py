@@ -6,6 +6,8 @@ Notebook: 06
 import math
 from dataclasses import dataclass, replace
 
+from refined_ldm.integers import whole
+
 RENAMED = {  # settings of arms in records that were written before these names
     "wide": "unet", "weighting": "loss_weighting", "extra_drop": "conditioner_dropout",
 }  # fmt: skip
@@ -91,7 +93,8 @@ class Run:
 
 
 def plan(iterations: int = 1500, seeds: int = 3) -> list[Run]:
-    """Every run of the experiment, the most informative ones first."""
+    """Every run of the experiment, the most informative ones first. Raises ValueError unless both are 1 or more."""
+    iterations, seeds = whole("iterations", iterations, 1), whole("seeds", seeds, 1)
     runs, short = [], [iterations // k for k in (10, 5, 3)]
     runs += [Run(f"C lr {lr:g}", replace(ARMS["C"], lr=lr), iterations // 3, 0, "rates") for lr in RATES]
     runs += [Run(f"B wide lr {lr:g}", replace(ARMS["B"], unet="preset", lr=lr), iterations // 3, 0, "rates")

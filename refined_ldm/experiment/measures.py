@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from refined_ldm.evaluation.adherence import judge_copied, judge_rendered, rendered_clips
-from refined_ldm.evaluation.metrics import frechet_distance
+from refined_ldm.evaluation.adherence import evaluate_copied, evaluate_rendered, rendered_clips
+from refined_ldm.evaluation.metrics import frechet_distance, share
 from refined_ldm.experiment.arms import ABLATIONS, ARMS, Run, plan
 from refined_ldm.experiment.confounds import ten_ways
-from refined_ldm.experiment.probes import caption_distances, order_heard, probe_conditioner, share
+from refined_ldm.experiment.probes import caption_distances, order_heard, probe_conditioner
 from refined_ldm.experiment.runs import iteration_seconds
 from refined_ldm.experiment.statistics import interval, iterations_to, paired, times_fewer
 
@@ -114,8 +114,8 @@ def ablations(table: pd.DataFrame, runs: pd.DataFrame, at: int) -> pd.DataFrame:
 def reference_scores(experiment) -> list[dict]:
     """Scores of other real clips (the real_vs_real baseline), and of the clips through VAE and vocoder (ceiling)."""
     (listener, real), clips = experiment.listener(), experiment.test
-    results = {"other real clips": judge_rendered(listener, rendered_clips(len(clips), seed=7)),
-               "the clips, through VAE and vocoder": judge_copied(listener, experiment.base, clips)}  # fmt: skip
+    results = {"other real clips": evaluate_rendered(listener, rendered_clips(len(clips), seed=7)),
+               "the clips, through VAE and vocoder": evaluate_copied(listener, experiment.base, clips)}  # fmt: skip
     return [{"sound": name, "clips": len(result.rows), "recall": result.recall.mean(),
              "frechet": frechet_distance(result.embeddings, real.embeddings, min(64, len(clips) - 1))}
             for name, result in results.items()]  # fmt: skip

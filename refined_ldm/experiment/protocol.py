@@ -22,9 +22,9 @@ from refined_ldm.diffusion import add_noise
 from refined_ldm.evaluation.adherence import (
     AdherenceResult,
     ProbedEmbedding,
+    evaluate_embeddings,
+    evaluate_generated,
     fit_probe,
-    judge_embeddings,
-    judge_generated,
     rendered_clips,
 )
 from refined_ldm.evaluation.embeddings.aisfx import Aisfx
@@ -41,6 +41,7 @@ from refined_ldm.experiment.conditioners import (
 )
 from refined_ldm.experiment.pretraining import NAMES
 from refined_ldm.files import atomic_write
+from refined_ldm.integers import whole
 from refined_ldm.randomness import step_seed
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.training.pipeline import cached_clips, fit_gaussian, weights_digest
@@ -92,6 +93,8 @@ class Experiment:
     def __init__(self, folder: str | Path, config, base: RefinedAudioLDM, files: dict | None = None, tokenizer=None,
                  held_out: int = 64, judged: int = 192, probe: int = 1500, on_clips=None,
                  preset_unet=None):  # fmt: skip
+        self.judged, self.probe = whole("judged", judged, 2), whole("probe", probe, 2)
+        held_out = whole("held_out", held_out, 2)
         self.folder, self.config, self.base, self.on_clips = Path(folder), config, base.eval(), on_clips
         self.towers = TOWERS["published" if files else "tiny"]
         self.files, self.tokenizer, self.preset_unet = files or {}, tokenizer, preset_unet or config.unet
@@ -100,7 +103,6 @@ class Experiment:
         self.latents = cache_latents(self.folder / "latents", self.clips, self._encode, no_embedding, made_of, on_clips)
         self.scale = self._scale(range(min(512, config.clips)))
         self.held_out = rendered_clips(held_out, "val", seed=1, seconds=config.seconds)
-        self.judged, self.probe = judged, probe
 
     @property
     def device(self) -> torch.device:
@@ -159,10 +161,10 @@ class Experiment:
                 self._listener, real = ProbedEmbedding(judge, probe), stored["real"]
             else:
                 self._listener = fit_probe(judge, self.probe, seconds=self.config.seconds)
-                real = self._listener.embed(torch.stack([item["waveform"] for item in self.test]))
+                real = self._listener.embed_audio(torch.stack([item["waveform"] for item in self.test]))
                 with atomic_write(kept) as temporary, temporary.open("wb") as file:
                     np.savez(file, **{name: getattr(self._listener.probe, name) for name in names}, real=real)
-            self._real = judge_embeddings(self._listener, real, self.test)
+            self._real = evaluate_embeddings(self._listener, real, self.test)
         return self._listener, self._real
 
     def examples(self, arm: Arm, conditioner: torch.nn.Module) -> Examples:
@@ -237,7 +239,7 @@ class Experiment:
         arm's; steps: of the sampler.
         """
         listener, real = self.listener()
-        result = judge_generated(listener, model, self.test, guidance, steps, batch_size=16)
+        result = evaluate_generated(listener, model, self.test, guidance, steps, batch_size=16)
         one = np.array([item["kind"] == "event" for item in self.test])
         made, pca = (result.embeddings, real.embeddings), min(64, len(one) - 1)
         measures = {"frechet": frechet_distance(*made, pca), "kernel": kernel_distance(*made, "gaussian")}

@@ -126,7 +126,7 @@ def _trained(experiment, model, examples, run, run_dir, rows, resume, accelerato
                 with step.averaged():
                     rows += _error_rows(experiment.noise_error(model), step.index, seconds)
                 model.unet.train()
-                pd.DataFrame(rows).to_csv(run_dir / "errors.csv", index=False)
+                _write(pd.DataFrame(rows), run_dir / "errors.csv")
             if on_step:
                 on_step(step)
     seconds = float(pd.read_csv(run_dir / "steps.csv")["seconds"].sum())

@@ -58,7 +58,7 @@ def model_from_audioldm(
     load_into(model.unet, parts["unet"] | {f"film_embed.{k}": v for k, v in film.state_dict().items()}, path)
     load_into(model.vae, parts["vae"], path)
     load_into(model.vocoder, parts["hifigan"], path)
-    model.scale.copy_(parts["scale"][""] if "scale" in parts else torch.tensor(1.0))
+    model.scale.copy_(parts["scale"][""])
     return model.to(device).eval()
 
 

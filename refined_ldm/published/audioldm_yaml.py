@@ -228,7 +228,7 @@ class _Keys:
             if default is None:
                 raise ValueError(f"{key} is missing")
             return default
-        return _checked(key, value, kind, least)
+        return checked(key, value, kind, least)
 
     def same(self, kind, first, *others):
         """The value of the key `first`, which others repeat."""
@@ -265,11 +265,13 @@ def _flat(tree, above=""):
             yield f"{above}{name}", value
 
 
-def _checked(key, value, kind, least):
+def checked(key, value, kind, least):
     """`value` as `kind`: int from `least` on, float (which may be written 1e-4), str, or list of ints from 1 on."""
     if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
         with suppress(ValueError, OverflowError):
             value = float(value)
+    if kind is int and isinstance(value, float) and value.is_integer() and abs(value) < LARGEST_NUMBER:
+        value = int(value)
     whole = [value] if kind is int else value if kind is list and isinstance(value, list) else []
     beyond = type(value) in (int, float) and not abs(value) < LARGEST_NUMBER
     if type(value) is not kind or beyond or any(type(n) is not int or n < least for n in whole):

@@ -5,12 +5,16 @@ what else a file asks for is named, and the file refused.
 """
 
 import argparse
+import codecs
 import pathlib
+import pickle
 import pickletools
 import re
+import types
 import warnings
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections import Counter, OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +33,8 @@ NOT_WEIGHTS = (  # how files begin that people take for a checkpoint
     (b"{", "JSON"),
 )
 
+INDEX = r"\.index(\.\w+)?\.json$"  # how the list of a sharded file's tensors is named
+
 
 def _emptied(factory=None):
     """A defaultdict is read as the dict it is: torch fills no other."""
@@ -46,12 +52,21 @@ HARMLESS = [  # what a pickle may ask for beside what torch allows: numbers of n
     (pathlib.PurePosixPath, "pathlib.PosixPath"),
     *((kind, f"builtins.{kind.__name__}") for kind in (dict, list, tuple, int, float, str, bool)),
 ]  # fmt: skip
+TORCHS_OWN = {  # what torch's reader allows by itself and a file of weights needs
+    **{f"torch._utils.{name}": getattr(torch._utils, name)
+       for name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter")},
+    **{str(kind): kind for kind in (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64,
+                                    torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)},
+    "torch.Size": torch.Size, "torch.device": torch.device,
+    "collections.OrderedDict": OrderedDict, "collections.Counter": Counter, "_codecs.encode": codecs.encode,
+    "builtins.set": set, "builtins.bytearray": bytearray, "builtins.complex": complex,
+}  # fmt: skip
 ALLOWED = {name for _, name in HARMLESS} | {"collections.OrderedDict", "collections.Counter", "_codecs.encode",
                                             "builtins.set", "builtins.bytearray", "builtins.complex"}  # fmt: skip
 
 
 def file_format(path):
-    """"safetensors" or "pickle", by how the file begins, whatever its name.
+    """"safetensors" or "pickle", by how the file begins, whatever its name; "index" of a file that lists shards.
 
     Raises FileNotFoundError, or ValueError saying what it is instead of a checkpoint.
     """
@@ -60,6 +75,8 @@ def file_format(path):
         raise ValueError(f"{path} is a directory: give a file of weights")
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
+    if re.search(INDEX, path.name):
+        return "index"
     with open(path, "rb") as file:
         head = file.read(64)
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**27:
@@ -97,13 +114,45 @@ def unpickle(path):
     try:
         with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol")  # it is read, or refused and named
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            options = {"map_location": "cpu", "mmap": zipfile.is_zipfile(path)}
+            if _protocol(path) < 3:
+                return torch.load(path, weights_only=True, **options)
+            return torch.load(path, weights_only=False, pickle_module=RESTRICTED, **options)
     except Exception as fault:  # a damaged file makes torch raise anything, struct.error and MemoryError among it
         names, blocked = forbidden(path), re.search(r"GLOBAL (\S+) ", str(fault))
         if blocked and not names:
             names = [blocked[1]]
         reason = f"asks to run {', '.join(names)}" if names else "is cut, damaged or no checkpoint: fetch it again"
         raise ValueError(f"{path} was refused: it {reason}") from fault
+
+
+class _Restricted(pickle.Unpickler):
+    """Python's reader of pickles, for protocols from 3 on, which torch's knows in part: it finds what is listed."""
+
+    def find_class(self, module, name):
+        given = [kind if isinstance(kind, tuple) else (kind, f"{kind.__module__}.{kind.__qualname__}")
+                 for kind in torch.serialization.get_safe_globals()]  # fmt: skip
+        allowed = {**TORCHS_OWN, **{named: kind for kind, named in given}}
+        if f"{module}.{name}" not in allowed:
+            raise pickle.UnpicklingError(f"GLOBAL {module}.{name} is not allowed")
+        return allowed[f"{module}.{name}"]
+
+
+RESTRICTED = types.SimpleNamespace(  # as torch.load takes a module
+    __name__="restricted", Unpickler=_Restricted, load=lambda file, **options: _Restricted(file, **options).load()
+)
+
+
+def _protocol(path):
+    """The protocol of a pickle, by its first two bytes; 0 if it does not say."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            pickled = next((name for name in archive.namelist() if name.endswith("data.pkl")), None)
+            head = archive.open(pickled).read(2) if pickled else b""
+    else:
+        with open(path, "rb") as file:
+            head = file.read(2)
+    return head[1] if head[:1] == b"\x80" and len(head) == 2 else 0
 
 
 def forbidden(path):
@@ -120,9 +169,10 @@ def forbidden(path):
 
 
 def _imports(file):
-    found, strings, memo = {}, [], {}  # memo: what the pickle noted down under a number, where it is a string
+    found = {}
     try:
         for _ in range(5):  # torch's older format is five pickles, one after the other, and then bare numbers
+            strings, memo = [], {}  # memo: what the pickle noted down under a number, where it is a string
             for opcode, argument, _ in pickletools.genops(file):
                 if opcode.name in ("GLOBAL", "INST"):
                     found[argument] = None

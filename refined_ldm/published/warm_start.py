@@ -2,12 +2,16 @@
 
 from pathlib import Path
 
+import torch
+
 from refined_ldm.clap import Clap
 from refined_ldm.published.audioldm import AUDIOLDM_TOKENS
 from refined_ldm.published.checkpoints import read_parts
 from refined_ldm.published.clap_weights import clap_kind
 from refined_ldm.published.conditioner import conditioner_from_tensors
 from refined_ldm.published.hub import PUBLISHED
+from refined_ldm.published.swap import fit_film
+from refined_ldm.text_to_audio import RefinedAudioLDM, part_path
 from refined_ldm.weights import load_into
 
 PARTS = ("vae", "clap", "ldm", "hifigan")  # as `RefinedAudioLDM.save_part` names them
@@ -19,6 +23,12 @@ SETTINGS = {  # setting -> the key of AudioLDM's YAML, and what to do if the fil
     "vocoder_checkpoint": ("no key", "name it where it is"),
     "clap_checkpoint": ("pretrained_path of the conditioner", "name it where it is, with --clap-checkpoint"),
 }  # fmt: skip
+RUN_INSTEAD = {  # what to give where a run's folder was given
+    "start_from": "an AudioLDM checkpoint, or go on with that run by --run and --resume",
+    "vae_checkpoint": "the vae.safetensors in it",
+    "vocoder_checkpoint": "the hifigan.safetensors in it",
+    "clap_checkpoint": "the clap-….safetensors in it",
+}
 
 
 def names_files(config):
@@ -39,10 +49,13 @@ def load_named_parts(model, parts=PARTS):
     `start_from`, an AudioLDM checkpoint, comes before the others: its U-Net works with its own first stage, vocoder and
     latent scale ("scale" in the set), and its conditioner if that is the configuration's and no file is named for it.
     If the U-Net was trained with another one, the layer that captions enter by stays as it is, and "ldm" is not in the
-    set. The vocoder is looked for in the file of the first stage and beside it, too. Raises FileNotFoundError for a
-    file that is named and not there, ValueError for one without the part, or with one of other sizes.
+    set. It may also be a folder written by `RefinedAudioLDM.save`, which gives all parts. The vocoder is looked for in
+    the file of the first stage and beside it, too. Raises FileNotFoundError for a file that is named and not there,
+    ValueError for one without the part, or with one of other sizes.
     """
     config, wanted, read = model.config, set(parts), set()
+    if is_model(config.start_from):
+        return _take_ours(model, Path(config.start_from), wanted)
     of_it = wanted - ({"clap"} if config.clap_checkpoint else set())
     if config.start_from and of_it:
         scale = {"scale"} if "vae" in wanted else set()  # it belongs to the first stage
@@ -63,8 +76,39 @@ def load_named_parts(model, parts=PARTS):
     return read
 
 
+def is_model(path):
+    """Whether `path` is a folder written by `RefinedAudioLDM.save`."""
+    return bool(path) and (Path(path) / "config.yaml").is_file()
+
+
+def _take_ours(model, folder, wanted):
+    """Load parts from a folder of ours -> the set of them; with the U-Net come its linear denoiser and its scale."""
+    taken = set()
+    for part in sorted(wanted):
+        if part_path(folder, part, model.config).is_file():
+            model.load_part(part, folder)
+            taken |= {"ldm", "scale"} if part == "ldm" else {part}
+    return taken
+
+
+@torch.no_grad()
+def keep_captions(model, folder, captions):
+    """Fit the layer that captions enter by, so that the model makes of them what the one in `folder` made -> FilmFit.
+
+    The U-Net is that one's, the conditioner another: each of `captions` (and "") keeps the film vector it had.
+    """
+    before = RefinedAudioLDM.load(folder).to(model.device)
+    captions = ["", *captions]
+    film = before.unet.film_embed(before.clap.embed_text(captions) * before.config.unet.embedding_gain)
+    fit = fit_film(model.clap.embed_text(captions) * model.config.unet.embedding_gain, film)
+    load_into(model.unet.film_embed, {"weight": fit.weight, "bias": fit.bias}, folder)
+    return fit
+
+
 def _named(config, setting):
     path = Path(getattr(config, setting))
+    if (path / "config.yaml").is_file():
+        raise ValueError(f"{setting} is {path}, the folder of a run: give {RUN_INSTEAD[setting]}")
     if path.exists():
         return path
     key, advice = SETTINGS[setting]

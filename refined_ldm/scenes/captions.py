@@ -1,6 +1,7 @@
 """From events to English: captions that never say more than can be heard."""
 
 import re
+from dataclasses import dataclass, replace
 
 from refined_ldm.scenes.classes import CLASSES, Event, SoundClass
 
@@ -16,47 +17,128 @@ TEMPLATES = {  # {a} a dog barks, {a_is} a dog is barking, {a_ing} a dog barking
     ),
 }  # fmt: skip
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
+SOFTLY, LOUDLY = (" softly", " quietly"), " loudly"
 TIMES = ("", " once", " twice", " three times", " four times", " five times", " six times")
 
 
-def write_captions(rng, kind: str, events: list[Event]) -> tuple[str, ...]:
+@dataclass(frozen=True)
+class Clause:
+    """What a caption says of one event: a phrase of its class, and the details that are named."""
+
+    name: str  # class
+    phrase: str  # of the class's
+    count: int | None  # how often it is heard
+    counted: bool = False  # is that number named
+    adjective: str = ""  # of pitch or distance
+    manner: str = ""  # of pace, loudness or distance
+    several: str = ""  # what two notes or more are called where they are not counted
+
+    def words(self) -> dict[str, str]:
+        """Return the finite clause "", its progressive "_is" and its -ing form "_ing"."""
+        subject, verb, ing, rest = self.phrase.split("|")
+        noun, adjective, manner = CLASSES[self.name].noun, self.adjective, self.manner
+        if adjective in ("low", "high"):  # of the notes, not of the instrument
+            noun, adjective = f"{adjective} {noun}", ""
+        if "#" in rest:
+            rest = rest.replace("#", self._notes(noun))
+        elif self.counted and noun is None:
+            rest += TIMES[self.count]
+        if adjective and "*" not in subject:
+            adjective, manner = "", manner or (" in the distance" if adjective == "distant" else "")
+        subject = subject.replace("*", adjective + " " if adjective else "")
+        be = "is" if verb.endswith("s") else "are"
+        return {
+            "": f"{subject} {verb}{rest}{manner}",
+            "_is": f"{subject} {be} {ing}{rest}{manner}",
+            "_ing": f"{subject} {ing}{rest}{manner}",
+        }
+
+    def _notes(self, noun: str) -> str:
+        """Return "a note", "a single low note", "three high notes", "some notes" and the like."""
+        if self.count == 1:
+            return f"a single {noun}" if self.counted else f"a {noun}"
+        return f"{NUMBERS[self.count]} {noun}s" if self.counted else f"{self.several}{noun}s"
+
+    def said(self) -> dict[str, str | int]:
+        """Return the details that the words name: {"number": 2, "pitch": "low", "pace": " quickly", …}."""
+        sound, rest = CLASSES[self.name], self.phrase.split("|")[3]
+        pitched = sound.low_high and self.adjective in sound.low_high
+        of_notes = self.adjective in ("low", "high")
+        found = {
+            "number": self.counted and ("#" in rest or sound.noun is None) and self.count,
+            "pitch": pitched and ("#" in rest if of_notes else "*" in self.phrase) and self.adjective,
+            "pace": sound.slow_fast and self.manner.strip() in sound.slow_fast and self.manner,
+            "loudness": self.manner in (*SOFTLY, LOUDLY) and self.manner,
+            "distance": "distan" in self.adjective + self.manner and "distant",
+        }
+        return {detail: word for detail, word in found.items() if word}
+
+    def contrasts(self) -> dict[str, list["Clause"]]:
+        """Return, for each detail that is named, the clauses that name another one: {"number": [Clause, …], …}."""
+        said, sound, others = self.said(), CLASSES[self.name], {}
+        if "number" in said:
+            others["number"] = [replace(self, count=n) for n in range(1, len(TIMES)) if n != self.count]
+        if "pitch" in said:
+            others["pitch"] = [replace(self, adjective=word) for word in sound.low_high if word != self.adjective]
+        if "pace" in said:
+            manners = [f" {word}" for word in sound.slow_fast]
+            others["pace"] = [replace(self, manner=manner) for manner in manners if manner != self.manner]
+        if "loudness" in said:
+            manners = SOFTLY if self.manner == LOUDLY else (LOUDLY,)
+            others["loudness"] = [replace(self, manner=manner) for manner in manners]
+        return others
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A template and what it says of one event or two, in the order of its letters."""
+
+    kind: str  # of its template
+    template: str
+    clauses: tuple[Clause, ...]
+    capital: bool = False  # the first letter
+
+    def __str__(self) -> str:
+        words = {letter + form: text for letter, clause in zip("ab", self.clauses, strict=False)
+                 for form, text in clause.words().items()}  # fmt: skip
+        text = re.sub(r"\ba (?=[aeiou])", "an ", self.template.format(**words))
+        return text[0].upper() + text[1:] if self.capital else text
+
+    def contrasts(self) -> dict[str, list["Caption"]]:
+        """Return the captions that differ in one detail alone, by detail: number, pitch, pace, loudness or order."""
+        others = {}
+        for i, clause in enumerate(self.clauses):
+            for detail, changed in clause.contrasts().items():
+                others.setdefault(detail, []).extend(
+                    replace(self, clauses=(*self.clauses[:i], other, *self.clauses[i + 1 :])) for other in changed
+                )
+        if self.kind == "sequence":
+            others["order"] = [replace(self, clauses=self.clauses[::-1])]
+        return others
+
+
+def write_captions(rng, kind: str, events: list[Event], detailed: float = 0.6) -> list[Caption]:
     """Write three different captions of the events that are heard."""
     kind = kind if len(events) == 2 else "event"
     captions, contrast = [], min(event.gain for event in events)
     for i in rng.permutation(len(TEMPLATES[kind]))[:3]:
         order = events[::-1] if kind == "overlap" and rng.random() < 0.5 else events
-        words = {}
-        for letter, event in zip("ab", order, strict=False):
-            words |= _clauses(rng, letter, event, kind, contrast)
-        caption = TEMPLATES[kind][i].format(**words)
-        caption = re.sub(r"\ba (?=[aeiou])", "an ", caption)
-        captions.append(caption[0].upper() + caption[1:] if rng.random() < 0.5 else caption)
-    return tuple(captions)
+        clauses = tuple(_clause(rng, event, kind, contrast, detailed) for event in order)
+        captions.append(Caption(kind, TEMPLATES[kind][i], clauses, bool(rng.random() < 0.5)))
+    return captions
 
 
-def _clauses(rng, letter: str, event: Event, kind: str, contrast: float) -> dict[str, str]:
-    """Return the finite clause, its progressive and its -ing form, with as many details as chance adds."""
+def _clause(rng, event: Event, kind: str, contrast: float, detailed: float) -> Clause:
+    """Choose a phrase, and as many details as chance adds."""
     sound = CLASSES[event.name]
-    subject, verb, ing, rest = rng.choice(sound.phrases).split("|")
-    detailed = rng.random() < 0.6
+    phrase = str(rng.choice(sound.phrases))
+    detailed = rng.random() < detailed
     adjective, manner = _details(rng, sound, event, kind, contrast) if detailed else ("", "")
     counted = detailed and rng.random() < 0.6 and event.count is not None and event.count < len(TIMES)
-    noun = sound.noun
-    if adjective in ("low", "high"):  # of the notes, not of the instrument
-        noun, adjective = f"{adjective} {noun}", ""
-    if "#" in rest:
-        rest = rest.replace("#", _notes(rng, event.count, noun, counted))
-    elif counted and noun is None:
-        rest += TIMES[event.count]
-    if adjective and "*" not in subject:
-        adjective, manner = "", manner or (" in the distance" if adjective == "distant" else "")
-    subject = subject.replace("*", adjective + " " if adjective else "")
-    be = "is" if verb.endswith("s") else "are"
-    return {
-        letter: f"{subject} {verb}{rest}{manner}",
-        letter + "_is": f"{subject} {be} {ing}{rest}{manner}",
-        letter + "_ing": f"{subject} {ing}{rest}{manner}",
-    }
+    several = ""
+    if "#" in phrase and not counted and event.count != 1:
+        several = str(rng.choice(("", "some ")))
+    return Clause(event.name, phrase, event.count, counted, adjective, manner, several)
 
 
 def _details(rng, sound: SoundClass, event: Event, kind: str, contrast: float) -> tuple[str, str]:
@@ -71,14 +153,7 @@ def _details(rng, sound: SoundClass, event: Event, kind: str, contrast: float) -
         adjectives += ["distant"]
         manners += [" in the distance"] * 2
     elif kind != "event" and contrast < -6:  # dB, a difference that is plainly heard
-        manners += [" softly", " quietly"] if event.gain < -6 else [" loudly"]
+        manners += SOFTLY if event.gain < -6 else [LOUDLY]
         manners += [" in the background"] * 2 * (kind == "overlap" and event.gain < -6)
     adjective, manner = rng.choice(adjectives), rng.choice(manners)
     return str(adjective), str("" if adjective == "distant" and "distance" in manner else manner)
-
-
-def _notes(rng, count: int, noun: str, counted: bool) -> str:
-    """Return "a note", "a single low note", "three high notes", "some notes" and the like."""
-    if count == 1:
-        return f"a single {noun}" if counted else f"a {noun}"
-    return f"{NUMBERS[count]} {noun}s" if counted else str(rng.choice((f"{noun}s", f"some {noun}s")))

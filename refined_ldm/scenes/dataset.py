@@ -12,8 +12,9 @@ import torch
 from scipy.signal import fftconvolve, lfilter
 from torch.utils.data import Dataset
 
+from refined_ldm.integers import whole, whole_seed
 from refined_ldm.scenes import soundfont
-from refined_ldm.scenes.captions import write_captions
+from refined_ldm.scenes.captions import Caption, write_captions
 from refined_ldm.scenes.classes import CLASSES, FROM_FONT, Event
 from refined_ldm.scenes.synthesis import SAMPLE_RATE
 
@@ -38,7 +39,8 @@ class SoundScenes(Dataset):
             raise ValueError(f"kinds must be among {', '.join(KINDS)}, got {', '.join(sorted(unknown))}")
         if sources not in ("all", "procedural"):
             raise ValueError(f'sources must be "all" or "procedural", got {sources!r}')
-        if seconds < 1:
+        size, seed = whole("size", size, 1), whole_seed(seed)
+        if not 1 <= seconds < 3600:
             raise ValueError(f"seconds must be at least 1, got {seconds}")
         self.kinds = tuple(kind for kind in KINDS if kind in kinds and kind in SPLIT_KINDS[split])
         if not self.kinds:
@@ -63,6 +65,7 @@ class SoundScenes(Dataset):
         return made_of.hexdigest()[:32]
 
     def __getitem__(self, index: int) -> dict:
+        index = whole("index", index)
         if not 0 <= index < self.size:
             raise IndexError(f"scene {index} of {self.size}")
         kind = self.kinds[index % len(self.kinds)]
@@ -85,7 +88,7 @@ class SoundScenes(Dataset):
             parts.reverse()
         waveform, events, heard = _mix(rng, kind, parts, self.seconds, swapped)
         told = [event for event, is_heard in zip(events, heard, strict=True) if is_heard]
-        captions = write_captions(_generator(identity, "captions"), kind, told)
+        captions = tuple(map(str, write_captions(_generator(identity, "captions"), kind, told)))
         return {
             "waveform": torch.from_numpy(waveform),
             "caption": captions[0],
@@ -116,6 +119,23 @@ class SoundScenes(Dataset):
         waveform = waveform / _loudness(waveform)
         event = Event(name, 0.0, len(waveform) / SAMPLE_RATE, sound.pitch, sound.count, 0.0, sound.rate, distant)
         return waveform, event
+
+
+def captions_of(item: dict, count: int | None = None, detailed: float = 0.6) -> list[Caption]:
+    """Return the three captions of an item of `SoundScenes` (also from a cache), or `count` others, and their parts.
+
+    detailed: how probably an event is described at all. The other captions are drawn from the item's id, as the three
+    are, but may repeat one another.
+    """
+    events = [event if isinstance(event, Event) else Event(**event) for event in item["events"]]
+    events = [event for event in events if event.name in item["labels"]]
+    if count is None:
+        return write_captions(_generator(item["id"], "captions"), item["kind"], events, detailed)
+    captions, draw = [], 0
+    while len(captions) < count:
+        captions += write_captions(_generator(item["id"], "more captions", str(draw)), item["kind"], events, detailed)
+        draw += 1
+    return captions[:count]
 
 
 def is_held_out(a: str, b: str) -> bool:

@@ -20,6 +20,7 @@ from refined_ldm.devices import pick_accelerator
 from refined_ldm.durable.loss_guard import SpikeWatch
 from refined_ldm.durable.run_state import drop_others, last_checkpoint, load_run, refuse_old, save_run
 from refined_ldm.durable.signals import Stopped, defer_signals
+from refined_ldm.integers import whole_seed
 from refined_ldm.randomness import RankGenerator, step_seed
 from refined_ldm.training.muon import Muon, split_parameters
 
@@ -161,7 +162,7 @@ def _signal_of_any(waiting, accelerator):
 
 def optimise(stage, networks, loader, settings, seed, run_dir, resume, accelerator, device):
     """The loop all stages share. networks: {name: (module, losses)}, updated in this order in every step."""
-    accelerator = accelerator or pick_accelerator(torch.device(device).type)
+    accelerator, seed = accelerator or pick_accelerator(torch.device(device).type), whole_seed(seed)
     shares, main = accelerator.num_processes, accelerator.is_main_process
     if settings.batch_size % shares:
         raise ValueError(f"batch_size {settings.batch_size} cannot be shared by {shares} processes: "

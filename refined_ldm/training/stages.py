@@ -11,20 +11,20 @@ import torch
 
 from refined_ldm.clap import contrastive_loss
 from refined_ldm.conditioning import drop_condition
-from refined_ldm.diffusion import diffusion_loss, stratified_timesteps, uniform_timesteps
+from refined_ldm.diffusion import diffusion_loss, noisy_timesteps, stratified_timesteps, uniform_timesteps
 from refined_ldm.discriminators import discriminator_loss, generator_loss, stft_loss
 from refined_ldm.randomness import draw
 from refined_ldm.training.loop import _rows_of_all, optimise
 from refined_ldm.vae import patch_loss, vae_loss
 
 
-def stage_settings(model, stage, max_steps=None, lr=None, judged=True):
+def stage_settings(config, stage, max_steps=None, lr=None, judged=True):
     """The preset's settings of a stage, with what the caller gave; ValueError if no run can have them.
 
     Without discriminators (`judged`) there is no second phase.
     """
     changes = {k: v for k, v in {"max_steps": max_steps, "lr": lr}.items() if v is not None}
-    settings = replace(model.config.training[stage], **changes)
+    settings = replace(config.training[stage], **changes)
     return settings if judged else replace(settings, disc_start=settings.max_steps)
 
 
@@ -53,7 +53,7 @@ def train_vae(
     Mel distance and KL first. A `PatchDiscriminator` is trained beside the decoder once `disc_start` steps are
     done; the encoder then stays as it is, so that latents mean the same before and after.
     """
-    settings = stage_settings(model, "vae", max_steps, lr, judged=discriminator is not None)
+    settings = stage_settings(model.config, "vae", max_steps, lr, judged=discriminator is not None)
     made = {}  # mels and reconstructions of this step, which the discriminator then judges
 
     def vae_losses(vae, batch, generator, index):
@@ -86,7 +86,7 @@ def train_clap(model, loader, max_steps=None, lr=None, seed=0, run_dir=None, res
         audio, text = (_rows_of_all(rows, generator) for rows in (audio, text))  # each is compared with all others
         return {"loss": contrastive_loss(audio, text, model.clap.logit_scale)}
 
-    settings = stage_settings(model, "clap", max_steps, lr)
+    settings = stage_settings(model.config, "clap", max_steps, lr)
     yield from optimise("clap", {"clap": (model.clap, losses)}, loader, settings, seed, run_dir, resume, accelerator,
                       model.device)  # fmt: skip
 
@@ -98,8 +98,10 @@ def train_ldm(model, loader, max_steps=None, lr=None, seed=0, run_dir=None, resu
     the cases, by the embedding of its own sound: "audio_embedding" (B, D) of the batch, or that of its waveform.
     """
     config, schedule = model.config, model.schedule
-    settings = stage_settings(model, "ldm", max_steps, lr)
-    draw_timesteps = {"stratified": stratified_timesteps, "uniform": uniform_timesteps}[settings.timesteps]
+    settings = stage_settings(model.config, "ldm", max_steps, lr)
+    draw_timesteps = {
+        "stratified": stratified_timesteps, "uniform": uniform_timesteps, "noisy": noisy_timesteps,
+    }[settings.timesteps]  # fmt: skip
     with torch.no_grad():
         unconditional = model.clap.embed_text([""])[0]
 
@@ -147,7 +149,7 @@ def train_hifigan(
     distances are all there is. With `vae_mels` it is given the VAE's copies of the mels, and still has to make the
     clips they were made of.
     """
-    settings = stage_settings(model, "hifigan", max_steps, lr, judged=discriminators is not None)
+    settings = stage_settings(model.config, "hifigan", max_steps, lr, judged=discriminators is not None)
     made = {}  # the generator's output of this step, which the discriminators then judge
 
     def generator_losses(vocoder, batch, generator, index):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from ctypes.util import find_library
 from pathlib import Path
 
@@ -28,8 +29,11 @@ def bench(notebooks=False, on_row=print):
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "refined_ldm", "generate", "a dog barks", "--out", folder]
         seconds, memory = _process(command)
+        with _busy_neighbour():
+            beside, _ = _process(command)
     row("refined-ldm generate, one 2.56 s clip, a whole process", seconds, "s", 15)
     row("its peak memory", memory, "GB", 4)
+    row("beside one busy process, times as long", beside / seconds, "x", 2)
 
     import torch
     from torch.utils.data import Subset
@@ -69,6 +73,16 @@ def bench(notebooks=False, on_row=print):
     on_row(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, Python "
            f"{platform.python_version()}, torch {torch.__version__}")  # fmt: skip
     return rows
+
+
+@contextmanager
+def _busy_neighbour():
+    """One other process that computes all the time."""
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+        try:
+            yield
+        finally:
+            other.kill()
 
 
 def measure_more(peers=True, sizes=False, accuracy=False, few_steps=0, out=None, on_row=print):

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -169,14 +170,50 @@ def test_files_that_do_not_fit_are_refused(model, monkeypatch, tmp_path):
     ({"seconds": 1e-6}, "seconds must be between"),
     ({"seconds": float("nan")}, "seconds must be between"),
     ({"seconds": 121}, "seconds must be between"),
-    ({"steps": 0}, "sampling steps must be between 1 and 1000, got 0"),
-    ({"steps": 1001}, "sampling steps must be between 1 and 1000, got 1001"),
+    ({"steps": 0}, "sampling steps must be a whole number between 1 and 1000, got 0"),
+    ({"steps": 1001}, "sampling steps must be a whole number between 1 and 1000, got 1001"),
     ({"guidance_scale": float("inf")}, "guidance_scale must be a finite number, got inf"),
-    ({"candidates": 0}, "candidates must be at least 1, got 0"),
+    ({"candidates": 0}, "candidates must be a whole number, 1 or more, got 0"),
+    ({"candidates": 1.5}, "candidates must be a whole number, 1 or more, got 1.5"),
+    ({"steps": 2.5}, "sampling steps must be a whole number between 1 and 1000, got 2.5"),
+    ({"steps": True}, "sampling steps must be a whole number between 1 and 1000, got True"),
+    ({"steps": "3"}, "sampling steps must be a whole number between 1 and 1000, got '3'"),
+    ({"seed": -1}, "seed must be a whole number between 0 and 9223372036854775807, got -1"),
+    ({"seed": 2**63}, "seed must be a whole number between 0 and"),
+    ({"seed": 0.5}, "seed must be a whole number between 0 and"),
+    ({"seed": float("nan")}, "seed must be a whole number between 0 and"),
+    ({"seed": None}, "seed must be a whole number between 0 and"),
+    ({"sampler": "ddim", "eta": -1.0}, "eta must be between 0 and 1, got -1.0"),
+    ({"sampler": "ddim", "eta": float("nan")}, "eta must be between 0 and 1, got nan"),
+    ({"guidance_interval": (0, 10.5)}, "guidance_interval must be a whole number, 0 or more, got 10.5"),
+    ({"captions": [3]}, "a caption must be a string, got 3"),
+    ({"captions": ["rain \ud83d"]}, r"the caption 'rain \\ud83d' is no text"),
 ])  # fmt: skip
 def test_bad_requests_are_refused(model, arguments, told):
     with pytest.raises(ValueError, match=told):
         model.generate(**{"captions": CAPTIONS} | arguments)
+
+
+@pytest.mark.parametrize("of", [float, np.int64, np.float32, torch.tensor])
+def test_a_whole_float_is_the_same_sound_as_its_integer(model, of):
+    told = {"steps": 2, "seed": 3, "candidates": 2}
+    same = {name: of(number) for name, number in told.items()}
+    assert torch.equal(model.generate(CAPTIONS, **told), model.generate(CAPTIONS, **same))
+    for sampler in ("ddim", "dpmpp"):
+        told = {"steps": 2, "sampler": sampler, "guidance_interval": (0, 500)}
+        same = {"steps": of(2), "sampler": sampler, "guidance_interval": (of(0), of(500))}
+        assert torch.equal(model.generate(CAPTIONS, **told), model.generate(CAPTIONS, **same))
+
+
+def test_the_largest_seed_is_one(model):
+    assert model.generate(["rain"], steps=1, seed=2**63 - 1).isfinite().all()
+
+
+@pytest.mark.parametrize("caption", ["a dog\nbarks", "a dog\tbarks", "a dog\r\nbarks", " a dog barks \n",
+                                     "a dog\u2028barks", "a dog\x00barks", "\ta dog barks"])  # fmt: skip
+def test_a_caption_is_one_line_as_in_a_list(model, caption):
+    plain = model.generate(["a dog barks", "rain"], steps=2, negative_caption="a dog barks")
+    assert torch.equal(model.generate([caption, "rain"], steps=2, negative_caption=caption), plain)
 
 
 def test_parts_that_do_not_meet_are_refused(monkeypatch):
@@ -243,3 +280,11 @@ def test_tiny_preset_generates(monkeypatch, tmp_path, shipped):
     assert not model.training
     waveform = model.generate(["a dog barks"], seconds=2.56, steps=1, guidance_scale=1)
     assert waveform.shape == (1, 40_960) and waveform.isfinite().all() and waveform.abs().max() <= 1
+
+
+def test_a_model_is_saved_over_no_folder_and_none_of_it_before(tmp_path, monkeypatch):
+    model = small.awake_model(monkeypatch)
+    (tmp_path / "m" / "config.yaml").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError, match="config.yaml is a folder, so it is not replaced"):
+        model.save(tmp_path / "m")
+    assert [path.name for path in (tmp_path / "m").iterdir()] == ["config.yaml"]

@@ -31,3 +31,10 @@ def test_explore_starts_at_the_defaults_and_does_without_ipywidgets(shown, monke
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
     display.explore(f, hop=(40, 320, 40))
     assert "need ipywidgets" in capsys.readouterr().out and len(shown) == 1
+
+
+def test_what_is_not_as_expected_is_printed_and_nothing_stops(capsys):
+    display.report_unless(True, "this is so")
+    assert capsys.readouterr().out == ""
+    display.report_unless(False, "captions are followed")
+    assert capsys.readouterr().out.startswith("NOT in this run: captions are followed. ")

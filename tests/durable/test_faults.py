@@ -37,7 +37,7 @@ def finished(run):
     (lambda run: (run / "vae.csv").write_text("step,lr,seconds,loss\n"), "curve differs"),
     (lambda run: save_file({"a": torch.tensor([1, 1, 1 + 1e-7])}, run / "vae.safetensors"), "vae.safetensors differs"),
     (lambda run: (run / "vae.safetensors").unlink(), "unreadable"),
-    (lambda run: (run / ".clips-train.7.new.tmp").mkdir(), "left behind: ['.clips-train.7.new.tmp']"),
+    (lambda run: (run / ".refined-ldm-x.tmp").mkdir(), "left behind: ['.refined-ldm-x.tmp']"),
     (lambda run: (run / "checkpoints" / "vae" / "step-0000004").mkdir(), "checkpoints kept"),
     (lambda run: (run / "checkpoints" / "vae" / "step-0000008").rename(run / "gone"), "checkpoint differs"),
 ])  # fmt: skip

@@ -254,3 +254,38 @@ def test_a_conditioner_that_is_nowhere_is_told_before_clips_are_decoded(workplac
     status, _, errors = run(capsys, *TRAIN)
     assert status == 2 and "the U-Net needs a conditioner: name its file with --clap-checkpoint" in errors[-1]
     assert "CLAP_weights_2023.pth" in errors[-1] and not (workplace / "runs/shrunken/clips-train").exists()
+
+
+# --- what is said of other folders and names ---
+
+
+@pytest.mark.parametrize("row, told", [
+    (".hidden|rain", "a name that begins with a dot is hidden"), ("con|rain", "keep this name for a device"),
+    ("|rain", "there is no name"), ("x|", "there is no caption"), ("é" * 101 + "|rain", "the name has 202 bytes"),
+])  # fmt: skip
+def test_a_name_that_some_system_cannot_keep_is_told(tmp_path, row, told):
+    with pytest.raises(ValueError, match=f"list.lst, line 2: expected `caption` or .*{told}"):
+        read_list(listed(tmp_path, f"wind\n{row}\n"))
+
+
+def test_a_list_that_is_no_file_is_told(tmp_path):
+    with pytest.raises(ValueError, match="/dev/null holds no caption"):
+        read_list("/dev/null")
+    with pytest.raises(IsADirectoryError, match="is a folder: give a list of captions"):
+        read_list(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no list of captions at"):
+        read_list(tmp_path / "nowhere")
+
+
+def test_a_folder_that_is_no_run_is_told_with_the_one_to_give(model, tmp_path):
+    step = tmp_path / "r" / "checkpoints" / "ldm" / "step-0000003"
+    step.parent.mkdir(parents=True)
+    config = load_config("c.yaml")
+    for place in (step.parent, tmp_path / "r"):
+        with pytest.raises(ValueError, match="is no run's folder .* no U-Net was trained there yet"):
+            open_model(config, place)
+    step.mkdir()
+    (step / "unet.safetensors").touch()
+    for place in (step.parent, tmp_path / "r"):
+        with pytest.raises(ValueError, match=f"no pipeline: give {step}"):
+            open_model(config, place)

@@ -88,3 +88,13 @@ def test_a_notebook_keeps_to_the_house_rules(path):
     (parameters,) = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
     for assignment in ast.parse(parameters.source).body:
         ast.literal_eval(assignment.value)
+
+
+def test_a_wheel_holds_what_notebooks_read_of_the_figures():
+    """Where the package came as a wheel, notebook 06 finds its tables and claims in it (`display.stored_figures`)."""
+    forced = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    assert forced == {f"figures/{name}": f"refined_ldm/figures/{name}" for name in ("data", "claims.yaml")}
+    assert all((ROOT / source).exists() for source in forced)
+    for path in NOTEBOOKS:
+        code = "\n".join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code")
+        assert "display.ROOT" not in code and "REPOSITORY" not in code  # all go through `display`

@@ -264,3 +264,13 @@ def test_wrong_choices_are_refused(wrong, message):
 def test_an_index_past_the_end_is_refused():
     with pytest.raises(IndexError):
         SoundScenes(size=3)[3]
+
+
+def test_whole_floats_are_integers_and_other_numbers_are_refused():
+    dataset = SoundScenes("test", 4.0, seed=0.0, sources="procedural")
+    assert dataset.fingerprint() == SoundScenes("test", 4, seed=0, sources="procedural").fingerprint()
+    assert dataset[1.0]["id"] == dataset[1]["id"] == "test-0-1-sequence" and len(dataset) == 4
+    for wrong in (1.5, True, float("nan"), "1", -1):
+        for call in (lambda n: SoundScenes("test", n), lambda n: SoundScenes("test", seed=n), lambda n: dataset[n]):
+            with pytest.raises((ValueError, IndexError), match="must be a whole number|scene -1 of 4"):
+                call(wrong)

@@ -35,9 +35,9 @@ from refined_ldm.cli import commands as cli
 from refined_ldm.devices import pick_precision
 from refined_ldm.discriminators import DiscriminatorsConfig
 from refined_ldm.durable import csv_log, run_state  # noqa: F401  (forked with all imported)
+from refined_ldm.published.warm_start import PARTS
 from refined_ldm.text_to_audio import part_path
 from refined_ldm.tokenizer import TOKENIZERS
-from refined_ldm.training.pipeline import STAGES
 from tests.support import small
 
 STEPS = 8
@@ -113,7 +113,7 @@ def torn(number, share):
 
 
 class Campaign:
-    def __init__(self, root, seed, stages=STAGES):
+    def __init__(self, root, seed, stages=PARTS):
         self.root, self.dice, self.stages = Path(root), random.Random(seed), stages
         self.counts, self.lost, self.number = Counter(), [], 0
         (self.root / "recordings").mkdir()
@@ -370,7 +370,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--others", type=int, default=4, help="of each other fault")
-    parser.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES, help="vae and clap go before ldm")
+    parser.add_argument("--stages", nargs="+", default=PARTS, choices=PARTS, help="vae and clap go before ldm")
     parser.add_argument("--soak", type=float, default=0, metavar="MINUTES")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

@@ -15,6 +15,7 @@ from refined_ldm.training.pipeline import (
     STAGES,
     cached_clips,
     check_files,
+    check_run,
     default_stages,
     open_data,
     prepare_latents,
@@ -76,11 +77,11 @@ def test_all_stages_feed_each_other_and_the_result_is_a_model(recordings, tmp_pa
     # A Gaussian of 32 numbers takes more than 32 blocks of four frames: ten clips of 1.28 s have eighty.
     config = settings(recordings, parameterization=parameterization, seconds=1.28)
     run = tmp_path / "run"
-    for stage in STAGES:
+    for stage in default_stages(config):
         model = RefinedAudioLDM(config, seed=4)
         assert [s.index for s in train_stage(model, stage, run)] == [1, 2]
     files = {p.name for p in run.iterdir()}
-    assert files == {"checkpoints", "clips-train", "latents-train", "config.yaml", "vae.safetensors", "ldm.safetensors",
+    assert files == {"checkpoints", "clips-train", "latents-train", "embeddings-train", "config.yaml", "vae.safetensors", "ldm.safetensors",
                      "hifigan.safetensors", "discriminators", "clap-tiny-gpt2.safetensors"}  # fmt: skip
     loaded = RefinedAudioLDM.load(run)
     assert loaded.config == config and loaded.scale != 1
@@ -299,15 +300,17 @@ def test_files_are_missed_before_a_model_is_built(donor, tmp_path):
         with pytest.raises(FileNotFoundError, match="vae_checkpoint"):
             check_files(config, stages, tmp_path / "run")
     check_files(config, ["clap", "hifigan"], tmp_path / "run")
-    donor.save_part("vae", tmp_path / "run")
-    check_files(config, ["ldm"], tmp_path / "run")  # the run has one of its own
+    for part in ("vae", "clap"):
+        donor.save_part(part, tmp_path / "run")
+    check_files(config, ["ldm"], tmp_path / "run")  # the run has its own
     with pytest.raises(FileNotFoundError, match="no recordings at gone.csv"):
         check_files(config.changed(data="gone.csv"), ["ldm"], tmp_path / "run")
 
 
 def test_what_has_no_file_is_trained(donor):
     config = donor.config
-    assert default_stages(config) == STAGES
+    assert default_stages(config) == STAGES and config.data == "scenes"
+    assert default_stages(config.changed(data="a.csv")) == ("vae", "clap", "ldm", "hifigan")
     assert default_stages(config.changed(clap_checkpoint="a")) == ("vae", "ldm")
     assert default_stages(config.changed(vae_checkpoint="a")) == ("ldm",)
     assert default_stages(config.changed(start_from="a")) == ("ldm",)
@@ -318,7 +321,7 @@ def test_the_unet_learns_from_published_parts_alone_and_the_run_is_a_model(donor
                                   clap_checkpoint=str(tmp_path / "clap.safetensors"))  # fmt: skip
     run = tmp_path / "run"
     assert [step.index for step in train_stage(RefinedAudioLDM(config), "ldm", run)] == [1, 2]
-    assert {path.name for path in run.iterdir()} == {"checkpoints", "clips-train", "latents-train", "config.yaml",
+    assert {path.name for path in run.iterdir()} == {"checkpoints", "clips-train", "latents-train", "embeddings-train", "config.yaml",
                                                      "vae.safetensors", "ldm.safetensors"}  # fmt: skip
     loaded = RefinedAudioLDM.load(run)  # the conditioner stays where it is, and no file has a vocoder
     assert loaded.config == config.changed(vocoder="griffin_lim")
@@ -399,3 +402,99 @@ def test_a_vocoder_learns_from_the_vae_of_its_run(recordings, tmp_path):
     assert len(list(train_stage(model, "hifigan", tmp_path / "run"))) == 6
     trained, _ = read_weights(tmp_path / "run" / "vae.safetensors")
     assert all(torch.equal(model.vae.state_dict()[name], value) for name, value in trained.items())
+
+
+# --- what is finished stays, and what can be known is known before ---
+
+
+def digests(run):
+    return {path.name: path.read_bytes() for path in run.glob("*.*")}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_finished_part_is_not_replaced(donor, tmp_path, stage):
+    run = tmp_path / "run"
+    donor.save(run)  # a whole run, whose checkpoints were removed to save disk
+    before = digests(run)
+    with pytest.raises(FileExistsError, match=f"{stage}.*is there already, finished: give another --run"):
+        list(train_stage(RefinedAudioLDM(donor.config), stage, run))
+    with pytest.raises(FileExistsError, match=f"{stage}.*is there already, finished"):
+        check_run(donor.config, STAGES if stage == "vae" else [stage], run)
+    check_run(donor.config, [stage], run, resume=True)
+    assert list(train_stage(RefinedAudioLDM(donor.config), stage, run, resume=True)) == []
+    assert digests(run) == before and not (run / "clips-train").exists()
+
+
+def test_a_finished_part_stays_though_all_its_checkpoints_are_damaged(recordings, tmp_path):
+    run = tmp_path / "run"
+    list(train_stage(RefinedAudioLDM(settings(recordings)), "vae", run))
+    before = digests(run)
+    for path in (run / "checkpoints" / "vae").rglob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:-1])
+    assert list(train_stage(RefinedAudioLDM(settings(recordings), seed=5), "vae", run, resume=True, max_steps=3)) == []
+    assert digests(run) == before
+
+
+@pytest.mark.parametrize("finished, changes, told", [
+    ("ldm", {"parameterization": "eps"}, r"parameterization eps \(the run: v\)"),
+    ("ldm", {"beta_end": 0.02}, "beta_end"),
+    ("vae", {"mel": replace(small.config().mel, fmax=4000.0)}, "mel.fmax"),
+    ("hifigan", {"mel": replace(small.config().mel, fmin=50.0)}, "mel.fmin"),
+])  # fmt: skip
+def test_the_settings_of_a_finished_part_are_not_replaced(donor, tmp_path, finished, changes, told):
+    run, stage = tmp_path / "run", "clap"
+    donor.save_part(finished, run)
+    donor.config.save(run / "config.yaml")
+    check_run(donor.config, [stage], run)
+    with pytest.raises(ValueError, match=f"not those of the finished {finished} in .*{told}.*another --run"):
+        check_run(donor.config.changed(**changes), [stage], run)
+    check_run(donor.config.changed(steps=7), [stage], run)  # which no weights depend on
+
+
+def test_an_attempt_that_saved_nothing_goes_on_and_a_mistyped_run_does_not(recordings, tmp_path):
+    config = settings(recordings)
+    (tmp_path / "empty").mkdir()
+    check_run(config, STAGES, tmp_path / "empty", resume=True)
+    for place in ("mistyped", "recordings"):
+        with pytest.raises(FileNotFoundError, match=f"no run at .*{place} that could go on"):
+            check_run(config, STAGES, tmp_path / place, resume=True)
+
+
+def test_what_a_later_stage_lacks_is_told_before_the_first(recordings, tmp_path):
+    config = settings(recordings)
+    with pytest.raises(FileNotFoundError, match="no weights at .*vae.safetensors to learn.*--stage vae clap ldm"):
+        check_files(config, ["clap", "ldm"], tmp_path / "run")
+    with pytest.raises(FileNotFoundError, match="the U-Net needs a conditioner: .*--stage clap ldm"):
+        check_files(config, ["vae", "ldm"], tmp_path / "run")
+    with pytest.raises(FileNotFoundError, match="the U-Net needs a conditioner: .*CLAP_weights_2023.pth"):
+        check_files(config.changed(clap="ms-clap-2023"), ["vae", "ldm"], tmp_path / "run")
+    learns = replace(config, training={**config.training, "hifigan": replace(small.STAGE, vae_mels=True)})
+    with pytest.raises(FileNotFoundError, match="no weights at .*vae.safetensors to learn from"):
+        check_files(learns, ["clap", "hifigan"], tmp_path / "run")
+    check_files(learns, STAGES, tmp_path / "run")
+
+
+@pytest.mark.parametrize("parameterization", ["gaussian", "caption-gaussian"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_few_clips_train_all_stages(tmp_path, monkeypatch, count, parameterization):
+    """One clip of 0.32 s has two blocks of the 32 numbers whose covariance the linear denoiser knows."""
+    small.use_small_clap(monkeypatch)
+    for i, item in enumerate(small.clips(count)):
+        save_audio(tmp_path / "recordings" / f"bell_{i}.wav", item["waveform"])
+    config = settings(tmp_path / "recordings", parameterization=parameterization)
+    for stage in STAGES:
+        steps = list(train_stage(RefinedAudioLDM(config, seed=4), stage, tmp_path / "run"))
+        assert [s.index for s in steps] == [1, 2]
+        assert all(0 <= s.loss < {"ldm": 5, "hifigan": 1000}.get(stage, 100) for s in steps), stage
+    sound = RefinedAudioLDM.load(tmp_path / "run").generate(["bell 0"], steps=3)
+    assert sound.shape == (1, 5120) and sound.isfinite().all()
+
+
+@pytest.mark.parametrize("setting, told", [
+    ("start_from", "an AudioLDM checkpoint, or go on with that run by --run and --resume"),
+    ("vae_checkpoint", "the vae.safetensors in it"), ("clap_checkpoint", "clap-….safetensors in it"),
+])  # fmt: skip
+def test_a_run_where_a_published_file_is_wanted_is_told(donor, tmp_path, setting, told):
+    donor.config.save(tmp_path / "other" / "config.yaml")
+    with pytest.raises(ValueError, match=f"{setting} is .*other, the folder of a run: give .*{told}"):
+        check_files(donor.config.changed(**{setting: str(tmp_path / "other")}), STAGES, tmp_path / "run")

@@ -1,0 +1,36 @@
+"""Train the judge of details, write it where it is shipped, and say how often it is right: python .ci/train_judge.py
+
+It learns from scenes of `val`, seed 1, that no model is trained on, and is measured on those of `test`. A broken-off
+run goes on where it was.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from refined_ldm.data.caches import CACHED_KEYS, cache_clips
+from refined_ldm.durable.csv_log import CsvLogger
+from refined_ldm.evaluation.details import CLIPS, JUDGE, WEIGHTS, ask_details, judge_details, train_judge
+from refined_ldm.scenes.dataset import SoundScenes
+
+RUN = Path("runs/judge")
+
+
+def main(size: int = CLIPS) -> None:
+    """Train on `size` scenes and print the share of right answers, by detail."""
+    scenes = SoundScenes("val", size, seed=1)
+    clips = cache_clips(RUN / "clips", scenes, {"data": scenes.fingerprint(), "kept": list(CACHED_KEYS)})
+    with CsvLogger(RUN / "judge.csv", resume=True) as write:
+        for trained, step in train_judge(clips, JUDGE, run_dir=RUN / "checkpoints", resume=True):
+            write(step)
+            judge = trained
+    judge.save(WEIGHTS)
+    asked = ask_details(200)
+    waveforms = torch.stack([a.item["waveform"] for a in asked])
+    for detail, right in judge_details(judge, waveforms, [a.caption for a in asked]).right().items():
+        print(f"{detail:14} {right.mean():.3f} of {len(right)}")
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

@@ -1,0 +1,38 @@
+import json
+
+import pytest
+
+from refined_ldm.clap import Clap
+from refined_ldm.cli import main
+from refined_ldm.scenes.familiar import known_captions, nearest_captions, unseen_words
+from refined_ldm.text_to_audio import RefinedAudioLDM
+
+
+@pytest.fixture(scope="module", params=["tiny-gpt2", "tiny-roberta"])
+def clap(request):
+    return Clap.load(request.param)
+
+
+def test_words_that_no_scene_is_captioned_with_are_found(clap):
+    assert unseen_words(clap, "a cat meows, then a dog barks") == ["cat", "meows,"]
+    assert not any(unseen_words(clap, caption) for caption in known_captions())
+
+
+def test_the_nearest_captions_are_of_the_same_sound(clap):
+    assert nearest_captions(clap, "a dog barks", 1) == ["a dog barks"]
+    assert "a telephone rings" in nearest_captions(clap, "a telephone is ringing")
+
+
+def test_a_conditioner_that_shares_no_embedding_says_nothing(clap):
+    other = Clap(clap.config)
+    assert unseen_words(other, "a cat meows") == []
+
+
+def test_generate_says_what_it_does_not_know(tmp_path, capsys):
+    assert main(["generate", "a cat meows", "--steps", "1", "--json", "--out", str(tmp_path)]) == 0
+    told = capsys.readouterr()
+    assert "cat, meows" in told.err and "the nearest captions" in json.loads(told.out)["notes"][0]
+
+
+def test_familiar_captions_need_no_note():
+    assert RefinedAudioLDM.from_preset("tiny").unfamiliar(["a dog barks twice", "Rain falls"]) == []
