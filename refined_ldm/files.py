@@ -1,4 +1,4 @@
-"""Files and folders written whole or not at all: under a temporary name, flushed to disk, then renamed."""
+"""Atomic writes of files and folders: under a temporary name, flushed to disk, then renamed."""
 
 import errno
 import fcntl
@@ -9,33 +9,34 @@ import re
 import shutil
 import tempfile
 import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
 from safetensors import SafetensorError
 
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-ABANDONED = 3600  # seconds without a change after which a temporary folder of another machine counts as left behind
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+ABANDONED = 3600  # seconds without a change after which a temporary folder of another machine may be removed
 PREFIX = ".refined-ldm-"  # of temporary folders, whose names are PREFIX, the machine, something random, ".tmp"
-JUNK = rf"\.DS_Store|{re.escape(PREFIX)}.*\.tmp"  # what may lie in a folder without being anybody's
+JUNK = rf"\.DS_Store|{re.escape(PREFIX)}.*\.tmp"  # files that do not count as the content of a folder
 
 
-# --- before any work ---
+# Checks before any work
 
 
-def check_place(path, holds=None):
-    """Raise OSError if what stands at `path` must not give way to a file or, with `holds`, to a folder.
+def check_place(path: str | Path, holds: str | None = None) -> None:
+    """Raise OSError if `path` exists and must not be replaced by a file or, with `holds`, by a folder.
 
-    A file takes no place but that of a regular file, a folder that of one of its own kind: `holds` is the pattern of
-    the names in such a folder, and one that holds anything else is somebody else's.
+    A file replaces a regular file only. A folder replaces a folder of its own kind only: every name in it must match
+    the pattern `holds`.
     """
     path = Path(path)
     if not path.exists():
         return
     if holds is None and not path.is_file():
-        what = "a folder" if path.is_dir() else "no regular file"
-        raise IsADirectoryError(f"{path} is {what}, so it is not replaced: give the name of a file")
+        kind = "a folder" if path.is_dir() else "no regular file"
+        raise IsADirectoryError(f"{path} is {kind}, so it is not replaced: give the name of a file")
     if holds is not None and not path.is_dir():
         raise FileExistsError(f"{path} is a file, so it is not replaced by a folder: give another name")
     if holds is not None:
@@ -44,15 +45,15 @@ def check_place(path, holds=None):
             raise FileExistsError(f"{path} also holds {', '.join(others[:5])}, so it is not replaced: give another")
 
 
-def check_file(path):
-    """Raise OSError if no file can be written to `path`: for what stands there, for its name, for want of rights."""
+def check_file(path: str | Path) -> None:
+    """Raise OSError if no file can be written to `path`: because of its name, its place or missing rights."""
     path = Path(path)
     check_place(path)
     check_writable(path.absolute().parent, [path.name])
 
 
-def check_folder(folder, names=()):
-    """Raise OSError if the files `names` cannot be written into a folder, which need not be there yet."""
+def check_folder(folder: str | Path, names: Iterable[str] = ()) -> None:
+    """Raise OSError if the files `names` cannot be written into a folder, which need not exist yet."""
     folder, names = Path(folder), list(names)
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file, where a folder is needed: give another name")
@@ -61,37 +62,37 @@ def check_folder(folder, names=()):
     check_writable(folder.absolute(), names)
 
 
-def check_writable(folder, names):
-    """Raise OSError if `names` cannot be written below an absolute folder, which need not be there yet.
+def check_writable(folder: Path, names: Iterable[str]) -> None:
+    """Raise OSError if `names` cannot be written below an absolute folder, which need not exist yet.
 
-    Tries to write into the nearest folder there is, and counts the bytes of every name.
+    It writes a temporary file into the nearest existing folder and counts the bytes of every name.
     """
-    there = next(place for place in (folder, *folder.parents) if place.exists())
-    if not there.is_dir():
-        raise NotADirectoryError(f"{there} is a file, where a folder is needed: give another name")
-    most = os.pathconf(there, "PC_NAME_MAX")
-    for name in (*folder.relative_to(there).parts, *names):
-        if len(os.fsencode(name)) > most:
-            raise OSError(errno.ENAMETOOLONG, f"a name may have {most} bytes here, this has "
-                          f"{len(os.fsencode(name))}: give a shorter one", str(name))  # fmt: skip
+    nearest = next(place for place in (folder, *folder.parents) if place.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError(f"{nearest} is a file, where a folder is needed: give another name")
+    limit = os.pathconf(nearest, "PC_NAME_MAX")
+    for name in (*folder.relative_to(nearest).parts, *names):
+        if (size := len(os.fsencode(name))) > limit:
+            message = f"a name may have {limit} bytes here, this has {size}: give a shorter one"
+            raise OSError(errno.ENAMETOOLONG, message, str(name))
     try:
-        with tempfile.TemporaryFile(dir=there):
+        with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as fault:
-        told = f"{os.strerror(fault.errno)}: give a folder that can be written to"
-        raise OSError(fault.errno, told, str(there)) from fault
+        message = f"{os.strerror(fault.errno)}: give a folder that can be written to"
+        raise OSError(fault.errno, message, str(nearest)) from fault
 
 
-# --- writing ---
+# Writing
 
 
 @contextmanager
-def atomic_write(path, holds=None, replace=True):
-    """Yield a name to write a file under, or, with `holds`, a folder; at the end that takes the place of `path`.
+def atomic_write(path: str | Path, holds: str | None = None, replace: bool = True) -> Iterator[Path]:
+    """Yield a temporary path for a file or, with `holds`, a folder, which replaces `path` when the block ends.
 
-    Until then, and whenever anything goes wrong, what was there before stays as it is. holds: see `check_place`.
-    replace: whether an earlier file gives way; if not, and there is one, FileExistsError. Raises OSError, before
-    anything is written where `check_place` does; of a full disk too where the writer (safetensors) has its own error.
+    Until then, and after any error, the earlier `path` stays intact. holds: see `check_place`. replace: whether an
+    earlier file is replaced; if not, and there is one, FileExistsError. Raises OSError: before anything is written
+    where `check_place` does; for a full disk also where the writer (safetensors) has an error type of its own.
     """
     path = Path(path)
     check_place(path, holds)
@@ -105,21 +106,21 @@ def atomic_write(path, holds=None, replace=True):
                 _flush(file)
             if holds is not None and path.is_dir():
                 old.mkdir()
-                os.replace(path, old / path.name)  # a folder takes no other's place
+                os.replace(path, old / path.name)  # a folder cannot be renamed onto another
             if replace:
                 os.replace(temporary, path)
             else:
                 _place_beside(temporary, path)
-            _flush(path.parent)  # which holds the new name
+            _flush(path.parent)  # the folder holds the new name
         except (OSError, SafetensorError) as fault:
             number = _error_number(fault)
-            if number not in FULL:
+            if number not in DISK_FULL:
                 raise
             raise OSError(number, f"{os.strerror(number)}; what was there before is intact", str(path)) from fault
 
 
-def _place_beside(temporary, path):
-    """Give a file its name unless that is taken (FileExistsError), whoever else writes here."""
+def _place_beside(temporary: Path, path: Path) -> None:
+    """Give a file its name, atomically, unless that is taken (FileExistsError)."""
     try:
         os.link(temporary, path)
     except FileExistsError:
@@ -130,8 +131,8 @@ def _place_beside(temporary, path):
         os.replace(temporary, path)
 
 
-def _flush(path):
-    """Have the disk hold what was written to a file or a folder, so that a power cut does not undo it."""
+def _flush(path: Path) -> None:
+    """Flush a file or a folder to disk, so that it survives a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -139,27 +140,27 @@ def _flush(path):
         os.close(descriptor)
 
 
-def _error_number(fault):
-    told = re.search(r"os error (\d+)", str(fault))  # safetensors' way to say it
-    return int(told[1]) if told else getattr(fault, "errno", None)
+def _error_number(fault: Exception) -> int | None:
+    found = re.search(r"os error (\d+)", str(fault))  # the message of safetensors
+    return int(found[1]) if found else getattr(fault, "errno", None)
 
 
-# --- temporary folders: one for each writing, locked as long as it is under way ---
+# Temporary folders: one for each write, locked until it ends
 
 
 @contextmanager
-def _workplace(parent):
-    """A folder in `parent` that this writing alone works in, and that is gone at the end."""
+def _workplace(parent: Path) -> Iterator[Path]:
+    """Yield a temporary folder in `parent` for this write alone; it is removed at the end."""
     while True:
         work = Path(tempfile.mkdtemp(".tmp", f"{PREFIX}{_machine()}-", parent))
         try:
             descriptor = os.open(work, os.O_RDONLY)
-        except FileNotFoundError:  # taken for left behind before it was locked
+        except FileNotFoundError:  # removed by `remove_left` of another process before it was locked
             continue
         except OSError:
             work.rmdir()
             raise
-        with suppress(OSError):  # where there are no locks, age tells what was left behind
+        with suppress(OSError):  # without locks `remove_left` goes by the age of a folder
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         if work.exists():
             break
@@ -171,14 +172,14 @@ def _workplace(parent):
         os.close(descriptor)
 
 
-def remove_left(parent):
-    """Remove what writers left in a folder that were killed; what lost its name gets it back.
+def remove_left(parent: Path) -> None:
+    """Remove the temporary folders of killed writers in a folder; restore paths that were moved aside.
 
-    A writer that lives holds a lock, which tells only on the machine it runs on: containers share disks without
-    sharing the numbers of their processes, machines share disks without sharing locks.
+    A running writer holds a lock. Locks are only visible on its own machine, so temporary folders of other machines are
+    removed by age; process numbers would not do, since containers share disks without sharing them.
     """
     for left in parent.glob(f"{PREFIX}*.tmp"):
-        with suppress(OSError):  # somebody else removed it, or may
+        with suppress(OSError):  # removed by another process, or not ours to remove
             descriptor = os.open(left, os.O_RDONLY)
             try:
                 if _is_left(left, descriptor):
@@ -187,7 +188,7 @@ def remove_left(parent):
                 os.close(descriptor)
 
 
-def _is_left(work, descriptor):
+def _is_left(work: Path, descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if work.name.startswith(f"{PREFIX}{_machine()}-"):
@@ -200,8 +201,8 @@ def _is_left(work, descriptor):
     return time.time() - changed > ABANDONED
 
 
-def _clear(work):
-    """Remove a temporary folder; what it holds of old gets its name back if nothing has that."""
+def _clear(work: Path) -> None:
+    """Remove a temporary folder; a path that was moved into it is restored if its name is free."""
     for old in work.glob("old/*"):
         if not (work.parent / old.name).exists():
             os.replace(old, work.parent / old.name)
@@ -209,8 +210,8 @@ def _clear(work):
 
 
 @cache
-def _machine():
-    """A name for what shares locks with this process: the running kernel where it has one, else the host."""
+def _machine() -> str:
+    """A name for the machine whose processes share locks: the boot id of the kernel if there is one, else the host."""
     try:
         name = Path("/proc/sys/kernel/random/boot_id").read_text()
     except OSError:
@@ -218,7 +219,7 @@ def _machine():
     return re.sub(r"\W", "", name)[:32] or "host"
 
 
-def sha256(path):
-    """The sha256 of a file, read in pieces, as hexadecimal digits."""
+def sha256(path: str | Path) -> str:
+    """The SHA-256 of a file in hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

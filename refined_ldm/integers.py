@@ -1,17 +1,18 @@
-"""Whole numbers: what counts as one, wherever it comes from (Python, YAML, JSON, papermill, a shell), and its range.
+"""Checks of integer settings, from Python, YAML, JSON, papermill or a shell.
 
-papermill, JSON and forms write 5 as 5.0; that is the integer 5. What is not whole is refused, naming the parameter.
+papermill, JSON and forms write 5 as 5.0, which is accepted as 5. Other values are refused, with the parameter's name.
 """
 
 import math
 from argparse import ArgumentTypeError
+from collections.abc import Callable
 from dataclasses import fields
 from decimal import Decimal, InvalidOperation
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 LARGEST_SEED = 2**63 - 1
-LOWEST_RATE, HIGHEST_RATE = 1_000, 1_000_000  # Hz; no sound has another rate, and it would ask for any amount of memory
+LOWEST_RATE, HIGHEST_RATE = 1_000, 1_000_000  # Hz; a wrong rate could need any amount of memory
 
 
 def whole(name: str, value: Any, least: int | None = None, most: int | None = None) -> int:
@@ -53,7 +54,7 @@ def settle_numbers(settings: Any) -> None:
         object.__setattr__(settings, field.name, _settled(field.name, getattr(settings, field.name), kinds[field.name]))
 
 
-def _settled(name, value, kind):
+def _settled(name: str, value: Any, kind: Any) -> Any:
     if isinstance(kind, UnionType):  # int | None
         return None if value is None else _settled(name, value, get_args(kind)[0])
     if get_origin(kind) is tuple and isinstance(value, list | tuple):
@@ -68,7 +69,7 @@ def _settled(name, value, kind):
     return value
 
 
-def _as_int(value):
+def _as_int(value: Any) -> int | None:
     if hasattr(value, "item"):
         try:
             value = value.item()  # a number of NumPy or PyTorch
@@ -79,7 +80,7 @@ def _as_int(value):
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _expected(least, most):
+def _expected(least: int | None, most: int | None) -> str:
     if least is None and most is None:
         return "a whole number"
     if most is None:
@@ -87,13 +88,13 @@ def _expected(least, most):
     return f"a whole number between {least} and {most}"
 
 
-# What a shell says
+# Types of command-line options
 
 
-def integer(least: int | None = None, most: int | None = None):
+def integer(least: int | None = None, most: int | None = None) -> Callable[[str], int]:
     """For argparse: the type of an option that is a whole number from `least` to `most`; 15.0 and 1e3 are whole."""
 
-    def read(text):
+    def read(text: str) -> int:
         try:
             number = Decimal(text)
             is_whole = number.is_finite() and abs(number.adjusted()) < 40 and number == int(number)
@@ -107,18 +108,18 @@ def integer(least: int | None = None, most: int | None = None):
     return read
 
 
-def real(least: float = -math.inf, most: float = math.inf, above: float = -math.inf):
+def real(least: float = -math.inf, most: float = math.inf, above: float = -math.inf) -> Callable[[str], float]:
     """For argparse: the type of an option that is a finite number from `least` to `most`, and greater than `above`."""
 
-    def read(text):
+    def read(text: str) -> float:
         try:
             number = float(text)
         except ValueError:
             number = math.nan
         if not (math.isfinite(number) and least <= number <= most and number > above):
-            told = [f"{least:g} or more"] * (least > -math.inf) + [f"above {above:g}"] * (above > -math.inf)
-            told += [f"at most {most:g}"] * (most < math.inf)
-            raise ArgumentTypeError(", ".join(["must be a finite number", *told]) + f", got {text!r:.80}")
+            limits = [f"{least:g} or more"] * (least > -math.inf) + [f"above {above:g}"] * (above > -math.inf)
+            limits += [f"at most {most:g}"] * (most < math.inf)
+            raise ArgumentTypeError(", ".join(["must be a finite number", *limits]) + f", got {text!r:.80}")
         return number
 
     return read

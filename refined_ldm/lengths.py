@@ -1,13 +1,14 @@
-"""How long an MP3 or Ogg file is: its frames or pages are walked, as headers may not tell, or tell of a part alone.
+"""Lengths of MP3 and Ogg files, by walking their frames or pages: headers may lack the length, or have a part's.
 
-libsndfile believes the first frame of an MP3: without a "Xing" header it guesses from the bit rate, and of two files
-that were joined it sees the first. Here the frames are counted, and a header that tells their number goes before them.
+libsndfile trusts the first frame of an MP3: without a "Xing" header it guesses from the bit rate, and of two joined
+files it sees the first. Here the frames are counted, and a header with their number is put before them.
 """
 
 import io
 import struct
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, BinaryIO
 
 KBPS = {  # (MPEG 1, layer): bit rates by their index from 1 on; ISO 11172-3, table 2.4.2.3, and 13818-3
     (True, 1): range(32, 449, 32),
@@ -17,8 +18,8 @@ KBPS = {  # (MPEG 1, layer): bit rates by their index from 1 on; ISO 11172-3, ta
     (False, 2): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
 KBPS[False, 3] = KBPS[False, 2]
-PEEK = 48  # bytes of a frame, in which its header and the mark of a Xing header are
-SEARCHED = 1 << 16  # bytes at a time, where a frame is looked for
+PEEK = 48  # bytes of a frame that hold its header and the mark of a Xing header
+SEARCHED = 1 << 16  # bytes read at a time in the search for a frame
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,12 @@ class Frame:
     samples: int
     rate: int  # Hz
     layer: int
-    mark: int  # where the Xing header would say so
+    mark: int  # byte at which a Xing header has its mark
     mono: bool
 
     @property
-    def tells(self) -> bool:
-        """Whether it holds no sound but a header about the stream."""
+    def is_header(self) -> bool:
+        """Whether it holds a header about the stream instead of sound."""
         return self.raw[self.mark : self.mark + 4] in (b"Xing", b"Info") or self.raw[36:40] == b"VBRI"
 
     def is_like(self, other: "Frame") -> bool:
@@ -45,27 +46,28 @@ class Frame:
 
 @dataclass(frozen=True)
 class Mpeg:
-    """What the frames of a file say."""
+    """Statistics of the frames of a file."""
 
-    first: Frame  # with sound
-    start: int  # byte, of it
-    end: int  # byte, behind the last whole frame
-    frames: int  # behind `start`
-    announced: int | None  # frames, by the header of the file; None: it has none
-    alike: bool  # rate and channels are the same throughout
+    first: Frame  # the first with sound
+    start: int  # byte at which it begins
+    end: int  # byte after the last whole frame
+    frames: int  # from `start` on
+    announced: int | None  # frames according to the header of the file; None: it has none
+    alike: bool  # whether rate and channels are the same in all frames
 
     @property
     def samples(self) -> int:
+        """Samples of all frames."""
         return self.frames * self.first.samples
 
     @property
     def is_announced(self) -> bool:
-        """Whether the header tells of all frames; of one that tells of more, the file was cut."""
+        """Whether the header counts all frames; if it counts more, the file is truncated."""
         return self.announced is not None and self.frames <= self.announced + 1
 
 
 def parse_frame(raw: bytes) -> Frame | None:
-    """The header at the beginning of some bytes; None if there is none, or one that does not tell its size."""
+    """The header at the beginning of `raw`; None if there is none, or one without a size."""
     if len(raw) < 4 or raw[0] != 0xFF or raw[1] & 0xE0 != 0xE0:
         return None
     version, layer, kbps, rate = raw[1] >> 3 & 3, 4 - (raw[1] >> 1 & 3), raw[2] >> 4, raw[2] >> 2 & 3
@@ -81,8 +83,11 @@ def parse_frame(raw: bytes) -> Frame | None:
 
 
 @lru_cache(4096)
-def walk_mpeg(path, stamp) -> Mpeg | None:
-    """Count the frames of an MPEG audio file; None if it has none that tell their size. stamp: of its last change."""
+def walk_mpeg(path: Any, stamp: tuple[int, int]) -> Mpeg | None:
+    """Count the frames of an MPEG audio file; None without frames of known size.
+
+    path: a Path or an object with its methods; stamp: size and time of the last change, for the cache.
+    """
     with path.open("rb") as file:
         size, position, frames, start, announced, alike, first = file.seek(0, io.SEEK_END), 0, 0, 0, None, True, None
         position = _next_frame(file, 0, first)
@@ -95,7 +100,7 @@ def walk_mpeg(path, stamp) -> Mpeg | None:
                     break
                 position = found
                 continue
-            if first is None and frame.tells:
+            if first is None and frame.is_header:
                 announced = _announced(frame)
             elif first is None:
                 first, start, frames = frame, position, 1
@@ -106,14 +111,14 @@ def walk_mpeg(path, stamp) -> Mpeg | None:
     return Mpeg(first, start, end, frames, announced, alike) if first else None
 
 
-def _announced(frame):
-    """Frames that a Xing header tells of, None if it does not."""
+def _announced(frame: Frame) -> int | None:
+    """The number of frames in a Xing header; None if it has none."""
     flags, frames = struct.unpack(">II", frame.raw[frame.mark + 4 : frame.mark + 12])
     return frames if flags & 1 and frame.raw[frame.mark : frame.mark + 4] in (b"Xing", b"Info") else None
 
 
-def _next_frame(file, position, like):
-    """Where from `position` on a frame begins that another one follows, tags passed over; None if nowhere."""
+def _next_frame(file: BinaryIO, position: int, like: Frame | None) -> int | None:
+    """The next byte from `position` on at which a frame begins that is followed by another; None if there is none."""
     while True:
         file.seek(position)
         head = file.read(10)
@@ -139,32 +144,32 @@ def _next_frame(file, position, like):
 
 
 class Announced(io.RawIOBase):
-    """The frames of an MP3 behind a header that tells their number, as a file."""
+    """A file of the frames of an MP3 behind a header with their number."""
 
-    def __init__(self, file, mpeg: Mpeg):
+    def __init__(self, file: BinaryIO, mpeg: Mpeg):
         self.file, self.start, self.position = file, mpeg.start, 0
         raw = bytearray(mpeg.first.raw[:4])
-        raw[1], raw[2] = raw[1] | 1, 9 << 4 | raw[2] & 0x0C  # no checksum; 128 or 80 kbit/s, which have the room
+        raw[1], raw[2] = raw[1] | 1, 9 << 4 | raw[2] & 0x0C  # no checksum; 128 or 80 kbit/s, large enough for it
         header = parse_frame(bytes(raw))
         length = header.size + mpeg.end - mpeg.start
-        told = struct.pack(">4sIII", b"Xing", 3, mpeg.frames, length)
-        self.head = (bytes(raw) + bytes(header.mark - 4) + told).ljust(header.size, b"\0")
+        xing = struct.pack(">4sIII", b"Xing", 3, mpeg.frames, length)
+        self.head = (bytes(raw) + bytes(header.mark - 4) + xing).ljust(header.size, b"\0")
         self.length = length
 
-    def readable(self):
+    def readable(self) -> bool:
         return True
 
-    def seekable(self):
+    def seekable(self) -> bool:
         return True
 
-    def tell(self):
+    def tell(self) -> int:
         return self.position
 
-    def seek(self, offset, whence=io.SEEK_SET):
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         self.position = offset + (0, self.position, self.length)[whence]
         return self.position
 
-    def readinto(self, buffer):
+    def readinto(self, buffer: bytearray) -> int:
         if self.position < len(self.head):
             part = self.head[self.position : self.position + len(buffer)]
         else:
@@ -175,8 +180,8 @@ class Announced(io.RawIOBase):
         return len(part)
 
 
-def check_ogg(path) -> None:
-    """Raise ValueError if an Ogg file ends within a page, or if another sound begins behind the first one."""
+def check_ogg(path: Any) -> None:
+    """Raise ValueError if an Ogg file ends within a page or holds several sounds one behind the other."""
     with path.open("rb") as file:
         size, position, begun, ended = file.seek(0, io.SEEK_END), 0, False, False
         while position < size:
@@ -189,8 +194,10 @@ def check_ogg(path) -> None:
             if len(head) < 27 or len(table) < head[26] or position > size:
                 raise ValueError(f"{path}: truncated, it ends within a page of Ogg")
             if head[5] & 2 and begun:
-                raise ValueError(f"{path}: several sounds one behind the other, of which libsndfile would read the "
-                                 "first: save them as files of their own, or as one WAV or FLAC")  # fmt: skip
+                raise ValueError(
+                    f"{path}: several sounds one behind the other, of which libsndfile would read the first: save each "
+                    "in its own file, or all as one WAV or FLAC"
+                )
             begun, ended = begun or not head[5] & 2, ended or bool(head[5] & 4)
         if not ended:
             raise ValueError(f"{path}: truncated, its last page of Ogg is missing")

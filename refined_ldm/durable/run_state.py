@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from refined_ldm.files import atomic_write, remove_left, sha256
-from refined_ldm.weights import load_into, read_weights
+from refined_ldm.weights import load_into, present_names, read_weights
 
 HOLDS = r"state\.json|.+\.safetensors"  # the files of a checkpoint
 DAMAGE = (OSError, ValueError, KeyError, SafetensorError)  # what reading a damaged checkpoint raises
@@ -124,7 +124,7 @@ def _read(path, state):
     digest = state.get("sha256", {}).get(path.stem)  # checkpoints of earlier versions have none
     if digest and digest != sha256(path):
         raise ValueError(f"{path.name} is not what was written: its sha256 is another")
-    return load_file(path)
+    return present_names(load_file(path))
 
 
 def _names(learner):

@@ -112,7 +112,7 @@ def test_one_sample_is_a_sound_unless_resampling_leaves_none(tmp_path):
     soundfile.write(tmp_path / "one.wav", np.array([0.25]), 16_000)
     assert load_audio(tmp_path / "one.wav").tolist() == [0.25]
     soundfile.write(tmp_path / "fast.wav", np.array([0.25]), 48_000)
-    with pytest.raises(ValueError, match="fast.wav: too short, what it holds at 48000 Hz is no sample at 16000 Hz"):
+    with pytest.raises(ValueError, match="fast.wav: too short, its samples at 48000 Hz are less than one at 16000 Hz"):
         load_audio(tmp_path / "fast.wav")
 
 
@@ -147,7 +147,7 @@ def test_of_a_file_of_hours_no_more_is_read_than_is_wanted(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac"])
-def test_a_header_that_promises_more_than_memory_is_told_before_it_is_believed(tmp_path, suffix):
+def test_a_header_that_promises_more_than_memory_is_refused_first(tmp_path, suffix):
     path = tmp_path / f"lies.{suffix}"
     soundfile.write(path, tone(16_000), 16_000)
     data = bytearray(path.read_bytes())
@@ -169,7 +169,7 @@ def test_a_header_that_promises_more_than_memory_is_told_before_it_is_believed(t
 @pytest.mark.parametrize("rate", [1, 999, 2_000_000])
 def test_a_rate_that_no_sound_has_is_refused(tmp_path, rate):
     soundfile.write(tmp_path / "a.wav", tone(16_000), rate)  # at 1 Hz it would become 128 million samples
-    with pytest.raises(ValueError, match=f"a.wav: a sample rate of {rate} Hz is none of sound"):
+    with pytest.raises(ValueError, match=f"a.wav: the sample rate must be 1000 to 1000000 Hz, got {rate} Hz"):
         load_audio(tmp_path / "a.wav")
 
 
@@ -185,7 +185,7 @@ def test_values_beyond_float32_are_no_sound(tmp_path):
     ("mp3", None), ("flac", None), ("au", "PCM_16"), ("aiff", "PCM_16"), ("w64", "PCM_16"), ("caf", "PCM_16"),
     ("wav", "IMA_ADPCM"), ("wav", "GSM610"),
 ])  # fmt: skip
-def test_half_a_file_of_any_format_is_told(tmp_path, suffix, subtype):
+def test_half_a_file_of_any_format_is_refused(tmp_path, suffix, subtype):
     path = tmp_path / f"half.{suffix}"
     soundfile.write(path, np.random.default_rng(0).uniform(-0.3, 0.3, 64_000), 16_000, subtype=subtype)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -257,7 +257,7 @@ def mp3(path, seconds=3.0, rate=44_100, channels=1, kind="", **how):
     soundfile.write(path, np.concatenate([0 * noise, noise]), rate, **how)
     raw = path.read_bytes()
     header = parse_frame(raw[:48])
-    assert header.tells
+    assert header.is_header
     path.write_bytes({"": raw, "headless": raw[header.size :], "joined": raw + raw}[kind])
     return path
 
@@ -291,7 +291,7 @@ def test_an_mp3_whose_length_nobody_can_tell_is_refused(tmp_path):
     mixed = mp3(tmp_path / "mixed.mp3", kind="headless")
     mixed.write_bytes(mixed.read_bytes() + other)
     for read in (load_audio, audio_seconds):
-        with pytest.raises(ValueError, match="mixed.mp3: its length cannot be told .*its frames differ.*; convert it"):
+        with pytest.raises(ValueError, match="mixed.mp3: its length is unknown .*its frames differ.*; convert it"):
             read(mixed)
 
 
@@ -302,12 +302,12 @@ def test_an_ogg_that_is_cut_or_two_in_one_is_refused(tmp_path, subtype):
     raw = path.read_bytes()
     assert audio_seconds(path) == pytest.approx(8)
     last = raw.rindex(b"OggS")
-    for part, told in ((raw[: len(raw) // 2], "truncated, it ends within a page"),
+    for part, message in ((raw[: len(raw) // 2], "truncated, it ends within a page"),
                        (raw[:last], "truncated, its last page"),
                        (raw + raw, "several sounds one behind the other")):  # fmt: skip
         path.write_bytes(part)
         for read in (load_audio, audio_seconds):
-            with pytest.raises(ValueError, match=f"a.ogg: {told}"):
+            with pytest.raises(ValueError, match=f"a.ogg: {message}"):
                 read(path)
 
 
@@ -317,7 +317,7 @@ def test_a_flac_that_was_streamed_and_does_not_tell_its_length_is_refused(tmp_pa
     raw[21:26] = bytes((raw[21] & 0xF0, 0, 0, 0, 0))
     (tmp_path / "a.flac").write_bytes(raw)
     for read in (load_audio, audio_seconds):
-        with pytest.raises(ValueError, match="a.flac: its length cannot be told, its header does not say it"):
+        with pytest.raises(ValueError, match="a.flac: its length is unknown, its header does not have it"):
             read(tmp_path / "a.flac")
 
 
@@ -326,10 +326,10 @@ def test_a_sample_rate_that_no_sound_has_is_refused_and_a_whole_float_is_an_inte
     save_audio(tmp_path / "a.wav", torch.zeros(16_000), 16_000.0)
     for whole in (8_000.0, np.int64(8_000), torch.tensor(8_000)):
         assert len(load_audio(tmp_path / "a.wav", whole)) == 8_000
-    told = r"sample_rate \(Hz\) must be a whole number between 1000 and 1000000, got"
-    with pytest.raises(ValueError, match=told):
+    message = r"sample_rate \(Hz\) must be a whole number between 1000 and 1000000, got"
+    with pytest.raises(ValueError, match=message):
         load_audio(tmp_path / "a.wav", rate)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         save_audio(tmp_path / "b.wav", torch.zeros(9), rate)
     assert not (tmp_path / "b.wav").exists()
 

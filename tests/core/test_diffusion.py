@@ -222,18 +222,18 @@ def test_stochastic_ddim_gives_data_of_the_right_variance():
 
 
 def test_samplers_are_reproducible_and_report_each_step():
-    z_T, told = batch(2, 2, 4, 4), []
+    z_T, calls = batch(2, 2, 4, 4), []
 
     def sample(seed):
         generator = torch.Generator().manual_seed(seed)
-        return ddim_sample(wide(1.0), z_T, None, SCHEDULE, 5, 1.0, generator, on_step=lambda k, n: told.append((k, n)))
+        return ddim_sample(wide(1.0), z_T, None, SCHEDULE, 5, 1.0, generator, on_step=lambda k, n: calls.append((k, n)))
 
     one = sample(0)
-    assert told == [(1, 5), (2, 5), (3, 5), (4, 5), (5, 5)]
+    assert calls == [(1, 5), (2, 5), (3, 5), (4, 5), (5, 5)]
     assert torch.equal(one, sample(0)) and not torch.equal(one, sample(1))
-    told.clear()
-    dpmpp_sample(wide(1.0), z_T, None, SCHEDULE, 3, on_step=lambda k, n: told.append(k))
-    assert told == [1, 2, 3]
+    calls.clear()
+    dpmpp_sample(wide(1.0), z_T, None, SCHEDULE, 3, on_step=lambda k, n: calls.append(k))
+    assert calls == [1, 2, 3]
 
 
 def test_the_condition_reaches_the_denoiser_with_the_timestep():

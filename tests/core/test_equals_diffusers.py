@@ -138,7 +138,7 @@ def seen_by_the_denoiser(sampler, z_T, c, **settings):
 def assert_same_path(found, expected):
     assert len(found) == len(expected)
     for step, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
-        torch.testing.assert_close(ours, theirs, **CLOSE, msg=lambda told, k=step: f"step {k}: {told}")
+        torch.testing.assert_close(ours, theirs, **CLOSE, msg=lambda message, k=step: f"step {k}: {message}")
 
 
 @pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])

@@ -98,8 +98,8 @@ def test_a_folder_takes_the_place_of_its_own_kind_alone(tmp_path):
     (tmp_path / "folder").mkdir()
     for name in ("a.npy", "b.npy", "keep.txt", ".DS_Store"):
         (tmp_path / "folder" / name).write_text("precious")
-    for name, told in (("file", "file is a file"), ("folder", "folder also holds keep.txt, so it is not replaced")):
-        with pytest.raises(OSError, match=told), atomic_write(tmp_path / name, r".+\.npy"):
+    for name, message in (("file", "file is a file"), ("folder", "folder also holds keep.txt, so it is not replaced")):
+        with pytest.raises(OSError, match=message), atomic_write(tmp_path / name, r".+\.npy"):
             pytest.fail("work began")
     (tmp_path / "folder" / "keep.txt").unlink()
     with atomic_write(tmp_path / "folder", r".+\.npy") as temporary:
@@ -236,7 +236,7 @@ def test_many_writers_of_one_folder_do_not_disturb_each_other(tmp_path):
     assert names(tmp_path) == ["shared"]
 
 
-def test_a_full_disk_is_told_whoever_finds_out(tmp_path):
+def test_a_full_disk_is_named_whichever_library_finds_it(tmp_path):
     (tmp_path / "file").write_text("one")
     before = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[0][1]))  # no file may grow over 1000 bytes

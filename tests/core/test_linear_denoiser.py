@@ -130,8 +130,7 @@ def test_a_caption_tells_the_mean_and_the_variance():
     denoiser = ConditionalLinearDenoiser(CHANNELS, BINS, 2, 16, slow=4).fit(z, embeddings, ridge=1e-3)
     for row, (mean, spread) in enumerate(((-1.0, 0.3), (1.0, 1.2))):
         expected = torch.full((1, 16, CHANNELS * BINS), mean)
-        torch.testing.assert_close(denoiser.expected(embeddings[row, :1], 16), expected,
-                                   atol=0.1, rtol=0)  # fmt: skip
+        torch.testing.assert_close(denoiser.conditional_mean(embeddings[row, :1], 16), expected, atol=0.1, rtol=0)
         assert denoiser._variances(embeddings[row, :1], 16).mean().sqrt() == pytest.approx(
             spread, rel=0.3
         )  # shares are kept from zero
@@ -139,16 +138,18 @@ def test_a_caption_tells_the_mean_and_the_variance():
 
 def test_captions_bring_the_formula_nearer_to_the_noise():
     z, embeddings = captioned(2000)
-    deaf = embeddings.mean(0, keepdim=True).expand_as(embeddings)
-    hearing, plain = (ConditionalLinearDenoiser(CHANNELS, BINS, 2, 16, slow=4).fit(z, e) for e in (embeddings, deaf))
-    new, told = captioned(1000, seed=5)
+    constant = embeddings.mean(0, keepdim=True).expand_as(embeddings)
+    conditional, unconditional = (
+        ConditionalLinearDenoiser(CHANNELS, BINS, 2, 16, slow=4).fit(z, e) for e in (embeddings, constant)
+    )
+    new, captions = captioned(1000, seed=5)
     eps = torch.randn(new.shape, generator=torch.Generator().manual_seed(1))
     for alpha_bar in (0.9, 0.5, 0.1):
         here = torch.full((len(new), 1, 1, 1), alpha_bar)
         z_t = alpha_bar**0.5 * new + (1 - alpha_bar) ** 0.5 * eps
-        errors = [((d.noise(z_t, here, told[:, 0]) - eps) ** 2).mean() for d in (hearing, plain)]
+        errors = [((d.noise(z_t, here, captions[:, 0]) - eps) ** 2).mean() for d in (conditional, unconditional)]
         assert errors[0] < 0.9 * errors[1]
-        torch.testing.assert_close(errors[1], plain.residual(here)[0], rtol=0.05, atol=0)
+        torch.testing.assert_close(errors[1], unconditional.residual(here)[0], rtol=0.05, atol=0)
 
 
 def test_the_caption_formula_equals_an_explicit_inverse():
@@ -158,7 +159,8 @@ def test_the_caption_formula_equals_an_explicit_inverse():
     waves, width = denoiser._cosines(16, z).double(), CHANNELS * BINS
     full = torch.kron(waves, denoiser.basis.double())  # (T * CF, T * CF): rows of time, then of channel and bin
     covariance = full @ denoiser._variances(c, 16).double().flatten().diag() @ full.T
-    left = denoiser._to_rows(z_t).double().flatten() - alpha_bar**0.5 * denoiser.expected(c, 16).double().flatten()
+    mean = denoiser.conditional_mean(c, 16).double().flatten()
+    left = denoiser._to_rows(z_t).double().flatten() - alpha_bar**0.5 * mean
     inverse = torch.linalg.inv(alpha_bar * covariance + (1 - alpha_bar) * torch.eye(16 * width, dtype=torch.double))
     expected = ((1 - alpha_bar) ** 0.5 * inverse @ left).view(1, 16, width).float()
     found = denoiser.noise(z_t, torch.full((1, 1, 1, 1), alpha_bar), c)
@@ -170,19 +172,19 @@ def test_the_caption_formula_is_fitted_to_few_clips(clips):
     z, embeddings = captioned(clips)
     denoiser = ConditionalLinearDenoiser(CHANNELS, BINS, 2, 16, slow=4).fit(z, embeddings)
     assert denoiser.variance.min() > 1e-3 and all(value.isfinite().all() for value in denoiser.state_dict().values())
-    new, told = captioned(50, seed=5)
+    new, captions = captioned(50, seed=5)
     eps = torch.randn(new.shape, generator=torch.Generator().manual_seed(1))
     for alpha_bar in (0.99, 0.5):
         z_t = alpha_bar**0.5 * new + (1 - alpha_bar) ** 0.5 * eps
         here = torch.full((50, 1, 1, 1), alpha_bar)
-        assert denoiser.noise(z_t, here, told[:, 0]).isfinite().all() and denoiser.residual(here)[0] > 0.01
+        assert denoiser.noise(z_t, here, captions[:, 0]).isfinite().all() and denoiser.residual(here)[0] > 0.01
 
 
 def test_the_caption_formula_takes_clips_of_any_length_and_refuses_others():
     z, embeddings = captioned(500)
     denoiser = ConditionalLinearDenoiser(CHANNELS, BINS, 2, 16, slow=4).fit(z, embeddings)
     for frames in (2, 8, 40):
-        mean = denoiser.expected(embeddings[1, :1], frames)
+        mean = denoiser.conditional_mean(embeddings[1, :1], frames)
         torch.testing.assert_close(mean.mean(), torch.tensor(1.0), atol=0.15, rtol=0)  # as loud at every length
         assert denoiser.noise(torch.randn(1, CHANNELS, frames, BINS), level(0.5), embeddings[1, :1]).isfinite().all()
     with pytest.raises(ValueError, match=r"C \* F = 6"):

@@ -1,10 +1,8 @@
 import argparse
 import io
-import json
 import os
 import pickle
 import re
-import stat
 import subprocess
 import sys
 import zipfile
@@ -16,7 +14,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
 from safetensors.torch import save, save_file
 from torch import nn
 
@@ -35,114 +32,9 @@ from refined_ldm.published.checkpoints import (
 from refined_ldm.published.unpickling import forbidden, unpickle
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.vae import MelVAE, VAEConfig
-from refined_ldm.weights import is_ours, load_into, read_weights, save_weights
+from refined_ldm.weights import is_ours, read_weights, save_weights
 from tests.support import small
-
-
-@pytest.fixture
-def module():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5))  # with integer and float buffers
-
-
-def test_weights_settings_and_notes_come_back_equal(module, tmp_path):
-    path = tmp_path / "deep" / "model.safetensors"
-    save_weights(path, module, VAEConfig(channels=24), step=7, note="né")
-    state, metadata = read_weights(path)
-    assert state.keys() == module.state_dict().keys()
-    for name, value in module.state_dict().items():
-        assert torch.equal(state[name], value) and state[name].dtype == value.dtype
-    told = metadata["config"] | {"channel_mult": tuple(metadata["config"]["channel_mult"])}  # JSON knows no tuples
-    assert VAEConfig(**told) == VAEConfig(channels=24)
-    assert metadata["step"] == 7 and metadata["note"] == "né"
-
-
-def test_half_precision_on_disk_is_float32_in_memory(module, tmp_path):
-    path = tmp_path / "model.safetensors"
-    save_weights(path, module, dtype=torch.float16)
-    with safe_open(path, framework="pt") as file:
-        assert file.get_tensor("0.weight").dtype == torch.float16
-    state, metadata = read_weights(path)
-    assert state["0.weight"].dtype == torch.float32 and metadata["config"] is None
-    assert state["1.num_batches_tracked"].dtype == torch.int64
-    torch.testing.assert_close(state["0.weight"], module[0].weight.detach(), atol=1e-3, rtol=1e-3)
-    assert not torch.equal(state["0.weight"], module[0].weight)
-
-
-@pytest.mark.parametrize("largest", [7, 2**15 - 1, 2**15, 2**40])
-def test_integers_come_back_whatever_their_size(tmp_path, largest):
-    integers = torch.tensor([-largest, 0, largest])
-    save_weights(tmp_path / "a.safetensors", {"integers": integers})
-    found = read_weights(tmp_path / "a.safetensors")[0]["integers"]
-    assert torch.equal(found, integers) and found.dtype == torch.int64
-
-
-def test_shared_and_transposed_tensors_can_be_saved(tmp_path):
-    weight = torch.randn(4, 6)
-    save_weights(tmp_path / "a.safetensors", {"transposed": weight.T, "parameter": nn.Parameter(weight)})
-    state, _ = read_weights(tmp_path / "a.safetensors")
-    assert torch.equal(state["transposed"], weight.T)
-
-
-@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
-def test_a_saved_file_is_as_readable_as_the_umask_says(module, tmp_path, mask):
-    before = os.umask(mask)
-    try:
-        save_weights(tmp_path / "a.safetensors", module)
-    finally:
-        os.umask(before)
-    assert stat.S_IMODE((tmp_path / "a.safetensors").stat().st_mode) == 0o666 & ~mask
-
-
-def test_a_broken_off_save_leaves_the_earlier_file(module, tmp_path, monkeypatch):
-    path = tmp_path / "model.safetensors"
-    save_weights(path, module)
-    before = path.read_bytes()
-
-    def power_cut(tensors, file, metadata):
-        file.write_bytes(b"half")
-        raise OSError("power cut")
-
-    monkeypatch.setattr("refined_ldm.weights.save_file", power_cut)
-    with pytest.raises(OSError, match="power cut"):
-        save_weights(path, {k: v + 1 for k, v in module.state_dict().items()})
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_missing_truncated_empty_and_foreign_files_get_a_clear_error(module, tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere.safetensors"):
-        read_weights(tmp_path / "nowhere.safetensors")
-    path = tmp_path / "model.safetensors"
-    save_weights(path, module)
-    whole = path.read_bytes()
-    for content in (b"", whole[:-5], whole[:40], b"not a checkpoint at all", json.dumps({"a": 1}).encode()):
-        path.write_bytes(content)
-        with pytest.raises(ValueError, match="model.safetensors is not a whole safetensors file"):
-            read_weights(path)
-
-
-def test_load_into_copies_every_tensor(module):
-    other = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5))
-    assert load_into(other, module.state_dict(), "memory") is other
-    assert all(torch.equal(other.state_dict()[name], tensor) for name, tensor in module.state_dict().items())
-
-
-@pytest.mark.parametrize("changes, told", [
-    ({"0.bias": None}, "1 missing: 0.bias"),
-    ({"extra": torch.zeros(1)}, "1 unexpected: extra"),
-    ({"0.weight": torch.zeros(5, 4)}, r"1 of another shape: 0.weight \(5, 4\) for \(5, 3\)"),
-    ({"0.bias": None, "extra": torch.zeros(1)}, "1 missing: 0.bias; 1 unexpected: extra"),
-])  # fmt: skip
-def test_load_into_names_what_does_not_fit(module, changes, told):
-    before = {k: v.clone() for k, v in module.state_dict().items()}
-    wrong = {k: v + 1 for k, v in before.items()} | changes
-    with pytest.raises(ValueError, match=f"file.x does not fit Sequential: .*{told}"):
-        load_into(module, {k: v for k, v in wrong.items() if v is not None}, "file.x")
-    assert all(torch.equal(before[k], v) for k, v in module.state_dict().items())  # nothing was copied
-
-
-# --- files of others: pickles ---
+from tests.support.peers import published_ms_clap
 
 
 class Asks:
@@ -364,27 +256,6 @@ def test_any_bytes_at_all_are_no_checkpoint(tmp_path_factory, content):
 # --- inspection and conversion ---
 
 
-def published_ms_clap(clap):
-    """Tensors of a `Clap` as MS-CLAP's authors name them: the names that `ms_clap_state` reads."""
-    state, published = clap.state_dict(), {}
-    for name, tensor in state.items():
-        if ".attention.self.query." in name:
-            parts = (state[name.replace(".query.", f".{part}.")] for part in ("query", "key", "value"))
-            name, tensor = name.replace(".attention.self.query.", ".attn.qkv."), torch.cat(list(parts))
-        elif ".attention.self.key." in name or ".attention.self.value." in name:
-            continue
-        for ours, theirs in (("mel_bank", "audio.audio_encoder.logmel_extractor.melW"), (".batch_norm.", ".bn0."),
-                             (".attention.output.dense.", ".attn.proj."), (".attention.self.", ".attn."),
-                             (".intermediate.dense.", ".mlp.fc1."), (".output.dense.", ".mlp.fc2."),
-                             (".layernorm_before.", ".norm1."), (".layernorm_after.", ".norm2."),
-                             ("audio.audio_encoder.", "audio_encoder.base.htsat."),
-                             ("audio_projection.", "audio_encoder.projection."), ("text.", "caption_encoder.base."),
-                             ("text_projection.", "caption_encoder.projection.")):  # fmt: skip
-            name = name.replace(ours, theirs) if not name.startswith("caption_encoder.") else name
-        published[name] = tensor.T.contiguous() if name.endswith("melW") else tensor
-    return published
-
-
 @pytest.fixture
 def ms_clap(tmp_path):
     """(a small MS-CLAP, the file its authors would have written)"""
@@ -419,10 +290,10 @@ def test_a_conditioner_of_another_name_is_refused(ms_clap, tmp_path):
     torch.save({"model": {"weights": torch.zeros(3)}}, tmp_path / "towerless.pth")
     with pytest.raises(ValueError, match="towerless.pth is no ms-clap-2023 checkpoint: no conditioner is among"):
         Clap.load("ms-clap-2023", tmp_path / "towerless.pth")
-    deaf = {name: tensor for name, tensor in published_ms_clap(ms_clap[0]).items() if "htsat" not in name}
-    torch.save({"model": deaf}, tmp_path / "deaf.pth")
-    with pytest.raises(ValueError, match="deaf.pth is no ms-clap-2023 checkpoint: it holds no HTS-AT"):
-        Clap.load("ms-clap-2023", tmp_path / "deaf.pth")
+    towerless = {name: tensor for name, tensor in published_ms_clap(ms_clap[0]).items() if "htsat" not in name}
+    torch.save({"model": towerless}, tmp_path / "no-htsat.pth")
+    with pytest.raises(ValueError, match="no-htsat.pth is no ms-clap-2023 checkpoint: it holds no HTS-AT"):
+        Clap.load("ms-clap-2023", tmp_path / "no-htsat.pth")
 
 
 def test_what_is_there_is_replaced_only_when_asked(ms_clap, tmp_path):

@@ -134,7 +134,7 @@ def test_random_weights_are_not_accepted(ms_clap, tmp_path):
     """The whole path of the acceptance in notebook 02, on a made-up ESC-50."""
     result = zero_shot_esc50(ms_clap[1], ESC50_PROMPTS["ms-clap-2023"], write_esc50(tmp_path / "esc50"))
     assert result.scores.shape == (6, 3) and np.abs(result.scores).max() <= 1
-    with pytest.raises(ValueError, match=r"ms-clap-2023 names \S+ of ESC-50, published are 93.9%"):
+    with pytest.raises(ValueError, match=r"ms-clap-2023 classifies \S+ of ESC-50, published are 93.9%"):
         accept_conditioner("ms-clap-2023", result.accuracy)
 
 

@@ -38,8 +38,8 @@ from refined_ldm.published.swap import fit_film
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.tokenizer import roberta_tokenizer
 from refined_ldm.unet import UNetConfig
-from tests.published.test_checkpoints import published_ms_clap
 from tests.support import small
+from tests.support.peers import published_ms_clap
 
 CLOSE = dict(atol=1e-4, rtol=0)
 CAPTIONS = ["rain", "a dog barks twice, then a bell rings", " ".join(["thunder and wind"] * 60)]  # the last: 181 tokens
