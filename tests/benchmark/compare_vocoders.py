@@ -1,6 +1,6 @@
 """Vocoders and discriminators at equal cost, the table that notebook 04 draws.
 
-python .ci/compare_vocoders.py runs/tiny [SECONDS]
+    python -m tests.benchmark.compare_vocoders runs/tiny [SECONDS]
 
 Every head starts from nothing and learns for the same CPU seconds on spectral distances; every set of judges joins the
 shipped vocoder for the same CPU seconds. Then 100 test clips go through each. runs/tiny holds the rendered clips.

@@ -1,4 +1,6 @@
-"""Turn a finished run of `tiny` into the shipped weights and their card: python .ci/ship_weights.py runs/tiny [PART …]
+"""Turn a finished run of `tiny` into the shipped weights and their card.
+
+    python -m refined_ldm.cli.ship_weights runs/tiny [PART …]
 
 Half precision, refined_ldm/weights/tiny/*.safetensors; card.json and README.md beside them hold the commands, the
 training curves' last values and what was measured on the very files that are shipped. PART, if only some of it is to be
@@ -55,10 +57,13 @@ def ship(run):
     """Write the model's parts and their discriminators in float16, and the second conditioner if there is one."""
     model = RefinedAudioLDM.load(run)
     model.save(FOLDER, torch.float16)
-    judges = {"hifigan": Discriminators(model.config.discriminators), "vae": PatchDiscriminator(model.config.vae_discriminator)}
+    discriminators = {
+        "hifigan": Discriminators(model.config.discriminators),
+        "vae": PatchDiscriminator(model.config.vae_discriminator),
+    }
     for stage, name in DISCRIMINATOR_FILES.items():
-        load_into(judges[stage], read_weights(run / name)[0], run / name)
-        save_weights(FOLDER / name, judges[stage], judges[stage].config, torch.float16)
+        load_into(discriminators[stage], read_weights(run / name)[0], run / name)
+        save_weights(FOLDER / name, discriminators[stage], discriminators[stage].config, torch.float16)
     other = run.parent / "tiny-roberta" / "clap-tiny-roberta.safetensors"
     if other.is_file():
         Clap.load("tiny-roberta", other).save(FOLDER / other.name, torch.float16)
