@@ -43,9 +43,14 @@ COMMANDS = {
     "clap-tiny-roberta": "refined-ldm train --conditioner tiny-roberta --stage clap --lr 5e-4 --run runs/tiny-roberta",
 }
 SHOWN = {  # losses drawn, and what to call them
-    "vae": {"vae/l1": "mel L1", "vae/perceptual": "perceptual"},
-    "hifigan": {"vocoder/mel": "mel L1", "vocoder/stft": "STFT distance"},
+    "vae": {"vae/l1": "mel L1 (nats)", "vae/perceptual": "perceptual"},
+    "hifigan": {"vocoder/mel": "mel L1 (nats)", "vocoder/stft": "STFT distance"},
+    "clap": {"loss": "contrastive loss (nats)"},
+    "clap-tiny-roberta": {"loss": "contrastive loss (nats)"},
+    "ldm": {"loss": "denoising loss (MSE)"},
 }
+TITLES = {"vae": "VAE", "clap": "CLAP, HTS-AT + GPT-2", "ldm": "U-Net", "hifigan": "vocoder",
+          "clap-tiny-roberta": "CLAP, HTS-AT + RoBERTa"}  # fmt: skip
 
 
 def ship(run):
@@ -70,21 +75,38 @@ def ship(run):
 
 def curves(run):
     """For every stage: steps, seconds, and losses averaged over the last 200 steps; and a figure of all."""
-    told, figure = {}, plt.figure(figsize=(10, 4.4), layout="constrained")
-    for ax, (stage, command) in zip(figure.subplots(2, 3).flat, COMMANDS.items(), strict=False):
+    summary, tables = {}, {}
+    for stage, command in COMMANDS.items():
         path = (run.parent / "tiny-roberta" / "clap.csv") if stage == "clap-tiny-roberta" else run / f"{stage}.csv"
-        table = pd.read_csv(path)
-        told[stage] = {"command": command, "seed": 0, "steps": int(table["step"].iloc[-1]),
-                       "seconds": round(table["seconds"].sum()),
-                       "losses": table.drop(columns=["step", "lr", "seconds"])[-200:].mean().to_dict()}  # fmt: skip
-        shown = SHOWN.get(stage, {"loss": "loss"})
-        display.loss_curve({label: table[column].to_numpy() for column, label in shown.items()}, ax, 200, title=stage)
-        low, high = np.nanpercentile(table[list(shown)], (0, 98))
-        ax.set(ylim=(min(0, low), 1.2 * high), ylabel="")
+        tables[stage] = table = pd.read_csv(path)
+        summary[stage] = {"command": command, "seed": 0, "steps": int(table["step"].iloc[-1]),
+                          "seconds": round(table["seconds"].sum()),
+                          "losses": table.drop(columns=["step", "lr", "seconds"])[-200:].mean().to_dict()}  # fmt: skip
         shutil.copy(path, "figures/data/training_tiny_" + stage + ".csv")
-    figure.delaxes(figure.axes[-1])
-    display.save_figure(figure, "training_tiny")
-    return told
+    display.save_figure(draw_curves(tables), "training_tiny")
+    return summary
+
+
+def draw_curves(tables):
+    """{stage: its CSV table} -> figure: a panel a stage, losses over steps, with their running mean over 200 steps."""
+    display.set_style()
+    figure = plt.figure(figsize=(11, 5), layout="constrained")
+    for ax, (stage, table) in zip(figure.subplots(2, 3).flat, tables.items(), strict=False):
+        shown = SHOWN.get(stage, {"loss": "loss"})
+        minutes = table["seconds"].sum() / 60
+        for column, label in shown.items():
+            (line,) = ax.plot(table["step"], table[column], linewidth=0.5, alpha=0.25, label="_")
+            mean = display.running_mean(table[column].to_numpy(), 200)
+            ax.plot(table["step"], mean, color=line.get_color(), label=label)
+        _, high = np.nanpercentile(table[list(shown)], (0, 98))
+        ax.set(title=f"{TITLES[stage]}, {minutes:.0f} min", xlabel="training step", ylim=(0, 1.2 * high))
+        ax.set_ylabel(next(iter(shown.values())) if len(shown) == 1 else "loss")
+        if len(shown) > 1:
+            display.label_lines(ax, fontsize=9)
+    for ax in figure.axes[len(tables) :]:
+        figure.delaxes(ax)
+    figure.suptitle("Every stage of tiny was trained until its losses flattened (pale: single steps)", x=0.01, ha="left")
+    return figure
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from refined_ldm.files import atomic_write
 
 ROOT = Path(refined_ldm.__file__).resolve().parent.parent
 REPOSITORY = ROOT if (ROOT / "pyproject.toml").exists() else None  # a copy installed elsewhere has none
-SOURCES = ("refined_ldm", "notebooks", "tests/benchmark", ".ci")  # what draws figures
+SOURCES = ("refined_ldm", "notebooks", "tests/benchmark")  # what draws figures
 STYLE = {
     "figure.dpi": 80,  # stored in notebooks: small on purpose
     "figure.figsize": (8, 3),

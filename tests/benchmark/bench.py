@@ -106,9 +106,9 @@ def measure_more(peers=True, sizes=False, accuracy=False, few_steps=0, out=None,
     start = time.perf_counter()
     if peers:
         from tests.benchmark.against_peers import against_peers
-        from tests.benchmark.figures import ratio_bars
+        from tests.benchmark.figures import ratio_dots
 
-        keep("bench", against_peers(on_row), ratio_bars)
+        keep("bench", against_peers(on_row), ratio_dots)
     if sizes:
         from tests.benchmark.figures import cost_curves
         from tests.benchmark.sizes import cost_against_size
