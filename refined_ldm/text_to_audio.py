@@ -191,7 +191,7 @@ class RefinedAudioLDM(nn.Module):
 
         Nothing is said of a conditioner whose vocabulary was trained whole, as the published ones' was.
         """
-        if self.config.data != "scenes":
+        if self.config.data != "scenes" or not isinstance(self.clap, Clap):
             return []
         from refined_ldm.scenes.familiar import nearest_captions, unseen_words
 
