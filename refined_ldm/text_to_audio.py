@@ -189,9 +189,10 @@ class RefinedAudioLDM(nn.Module):
     def unfamiliar(self, captions):
         """One message for each caption with words that no training caption held, with the nearest that it knows.
 
-        Nothing is said of a conditioner whose vocabulary was trained whole, as the published ones' was.
+        Nothing is said of a conditioner whose vocabulary was trained whole, as the published ones' was, or that is no
+        `Clap` (the oracle of the experiment).
         """
-        if self.config.data != "scenes":
+        if self.config.data != "scenes" or not isinstance(self.clap, Clap):
             return []
         from refined_ldm.scenes.familiar import nearest_captions, unseen_words
 
