@@ -264,14 +264,8 @@ def preset(name: str, **changes) -> Config:
 
 
 LARGEST = 1 << 20  # bytes of a YAML file
-YAML_FAULTS = (
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    RecursionError,
-)  # raised by the YAML library
+# errors of the YAML library
+YAML_FAULTS = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 
 
 def load_config(path: str | Path) -> Config:
