@@ -239,7 +239,7 @@ class RefinedAudioLDM(nn.Module):
 
         Published conditioners, whose vocabulary is fully trained, give no messages.
         """
-        if self.config.data != "scenes":
+        if self.config.data != "scenes" or not isinstance(self.clap, Clap):
             return []
         from refined_ldm.scenes.familiar import nearest_captions, unseen_words
 

@@ -1,6 +1,7 @@
 """The same from a shell: `refined-ldm generate | train | infer | …`. Heavy imports wait for who needs them."""
 
 import json
+import os
 import shlex
 import sys
 import time
@@ -164,7 +165,8 @@ def _train(options, signals):
     if unknown:
         raise ValueError(f"no stage {', '.join(sorted(unknown))}: choose from {', '.join(STAGES)}")
     check_files(config, wanted, run_dir, options.resume)
-    check_run(config, wanted, run_dir, options.resume)
+    if os.environ.get("RANK", "0") == "0":  # of the processes that accelerate launched, one probes the folder
+        check_run(config, wanted, run_dir, options.resume)
     for stage in wanted:
         stage_settings(config, stage, options.max_steps, options.lr)
     run_dir.mkdir(parents=True, exist_ok=True)  # from now on --resume finds it

@@ -69,7 +69,7 @@ def plot_mels(
         ax.set_axis_off()
     for k, ax in enumerate(grid.flat[: len(levels)]):
         image = _draw_mel(ax, levels[k], config, levels.max(), TICKS if size[1] > 1.5 else TICKS[1::2])
-        above = textwrap.fill(titles[k], int(12 * size[0])) if k < len(titles) else ""
+        above = textwrap.fill(titles[k], int(11 * size[0])) if k < len(titles) else ""
         ax.set_title(above, fontsize=10 if size[0] > 1.2 else 9, loc="left")
         lowest = k + columns >= len(levels)
         ax.tick_params(labelbottom=lowest)

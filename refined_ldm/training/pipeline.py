@@ -138,9 +138,9 @@ def _part(stage):
 def _refuse_finished(run_dir, stage, config):
     if _is_finished(run_dir, stage, config):
         path = part_path(run_dir, _part(stage), config)
+        by = f" by {stage}" if stage in DETAILS else ""
         raise FileExistsError(
-            f"{path} is there already, {stage} is finished: give another --run, leave this stage "
-            "out, or move the file away"
+            f"{path} is there already, finished{by}: give another --run, leave this stage out, or move the file away"
         )
 
 

@@ -115,7 +115,7 @@ def test_a_seed_that_is_none_is_one_line_with_its_option(capsys, command, seed):
     ["evaluate", "a", "b", "--pca", "1.5"], ["evaluate", "a", "b", "--sample-rate", "16"],
     ["evaluate", "a", "b", "--sample-rate", "0"], ["evaluate", "a", "b", "--sample-rate", "-16000"],
     ["budget", "--clips", "1"], ["experiment", "--iterations", "0"], ["experiment", "--seeds", "-1"],
-    ["experiment", "--clips", "0"], ["notebooks", "--jobs", "1.5"], ["bench", "--few-steps", "3"],
+    ["experiment", "--clips", "0"], ["notebooks", "--jobs", "1.5"],
 ])  # fmt: skip
 def test_a_number_that_cannot_be_meant_is_one_line_with_its_option(capsys, arguments):
     status, printed, errors = run(capsys, *arguments)

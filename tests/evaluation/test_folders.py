@@ -142,7 +142,7 @@ def test_what_cannot_be_counted_says_what_it_needs(two, tmp_path, monkeypatch, c
         patch.setattr(folders, "open_embedding", lambda *_: nameless)
         status, table, _ = run(capsys, *two)
     assert status == 0
-    assert "left out: KL divergence, inception score, inception score, 10 parts: needs an embedding that names" in table
+    assert "left out: KL divergence, inception score, inception score, 10 parts: needs an embedding with class" in table
     assert "left out: CLAP score, recall at 1, recall at 5, recall at 10: needs captions of 2 clips or more" in table
     few = compare_folders(folder(tmp_path / "two", 2, seed=50), folder(tmp_path / "three", 3))
     assert few.scores[0].floor is None and "4 clips or more, got 3" in few.scores[0].floor_of
@@ -167,7 +167,7 @@ def test_kl_divergence_pairs_files_by_name_whatever_their_ending(two, tmp_path):
     soundfile.write(tmp_path / "copies" / "another.flac", sound(1), RATE)
     found = {s.metric: s for s in compare_folders(tmp_path / "copies", two[1]).scores}
     kl = found["kl_divergence"]
-    assert kl.clips == 5 and kl.value == pytest.approx(0, abs=1e-4) and kl.floor > 0.01 and "others" in kl.floor_of
+    assert kl.clips == 5 and kl.value == pytest.approx(0, abs=1e-4) and kl.floor > 0.01 and "other clips" in kl.floor_of
     soundfile.write(tmp_path / "copies" / "another.wav", sound(1), RATE)
     assert "differ in more than their endings" in compare_folders(tmp_path / "copies", two[1]).left_out["kl_divergence"]
 

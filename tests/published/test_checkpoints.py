@@ -307,7 +307,7 @@ def test_what_is_there_is_replaced_only_when_asked(ms_clap, tmp_path):
     with pytest.raises(ValueError, match="one file: give a name that ends in .safetensors, got .*folder"):
         convert_checkpoint(path, tmp_path / "folder")
     (tmp_path / "folder.safetensors").mkdir()
-    with pytest.raises(FileExistsError, match="folder.safetensors is a folder, so it is not replaced"):
+    with pytest.raises(IsADirectoryError, match="folder.safetensors is a folder, so it is not replaced"):
         convert_checkpoint(path, tmp_path / "folder.safetensors", force=True)
 
 
