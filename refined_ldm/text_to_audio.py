@@ -237,7 +237,8 @@ class RefinedAudioLDM(nn.Module):
     def unfamiliar(self, captions: Sequence[str]) -> list[str]:
         """Return a message for each caption with words from no training caption; it names the nearest known captions.
 
-        Published conditioners, whose vocabulary is fully trained, give no messages.
+        Published conditioners, whose vocabulary is fully trained, give no messages; nor does one that is no `Clap` (the
+        oracle of the experiment).
         """
         if self.config.data != "scenes" or not isinstance(self.clap, Clap):
             return []

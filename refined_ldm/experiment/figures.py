@@ -153,7 +153,7 @@ def plot_by_timestep(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         factor = rows.set_index("t")["error"] / reference
         colour = COLOURS.get(name[0], "black")
         ax.plot(factor.index, factor, color=colour, alpha=1 - 0.15 * number if name[0] == "D" else 1)
-        most = np.log(factor).abs().idxmax() if factor.ne(1).any() else factor.index[0]  # where it differs most
+        most = np.log(factor).abs().idxmax() if factor.ne(1).any() else factor.index[len(factor) // 8]
         ax.annotate(name, (most, factor[most]), color=colour, fontsize=9, ha="center", va="center",
                     bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
     ax.set(yscale="log", xlim=(0, 1000), xlabel="timestep t (0: clean sound, 999: noise)",
