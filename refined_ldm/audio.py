@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from refined_ldm.files import atomic_write
 from refined_ldm.integers import HIGHEST_RATE, LOWEST_RATE, whole, whole_rate
-from refined_ldm.lengths import Announced, Mpeg, check_ogg, parse_frame, walk_mpeg
+from refined_ldm.lengths import Announced, Mpeg, check_ogg, holds_several, parse_frame, walk_mpeg
 
 STREAMED = 0x7F000000  # bytes; headers written before the length was known announce this much or more
 SILENCE = 1e-5  # a third of one 16-bit step: peaks below it are rounding noise, not sound
@@ -40,7 +40,8 @@ def load_audio(
     decoded and checked. Channels are averaged; a peak above 1 (float files, resampling ripple) is scaled down to 1;
     silence is allowed. An MP3 without a header about its length is read to its last frame. Raises FileNotFoundError,
     or ValueError for a file that is no sound, has no samples, non-finite ones or an unknown length, or is truncated: it
-    lacks over 1 % of the samples that it announces, or is an Ogg file that ends within a page.
+    lacks over 1 % of the samples that it announces, or is an Ogg file that ends within a page; or holds several
+    sounds one behind the other (Ogg, WAV, FLAC).
 
     Notebook: 01
     """
@@ -127,6 +128,11 @@ def _within_one(mono: np.ndarray) -> np.ndarray:
 @contextmanager
 def _opened(path: Path | PathLike) -> Iterator[Any]:
     """Open a file with libsndfile or else audioread, and check its length and its sample rate."""
+    if holds_several(path, _size_and_time(path)):
+        raise ValueError(
+            f"{path}: several sounds one behind the other, of which only the first would be read: save each in its own "
+            "file"
+        )
     with ExitStack() as stack:
         mpeg = _mpeg(path)
         try:
@@ -165,8 +171,12 @@ def _mpeg(path: Path | PathLike) -> Mpeg | None:
         head = file.read(4)
     if head[:3] != b"ID3" and parse_frame(head) is None:
         return None
+    return walk_mpeg(path, _size_and_time(path))
+
+
+def _size_and_time(path: Path | PathLike) -> tuple[int, int]:
     stat = path.stat()
-    return walk_mpeg(path, (stat.st_size, stat.st_mtime_ns))
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _length_is_known(file: soundfile.SoundFile, mpeg: Mpeg) -> bool:

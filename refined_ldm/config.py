@@ -1,7 +1,11 @@
-"""Named experiments: every number of one model and of its training, in one frozen record that reads and writes YAML."""
+"""Configurations: every setting of a model and of its training, in one frozen dataclass that is stored as YAML.
+
+Notebook: 03
+"""
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -25,10 +29,9 @@ STAGES = ("vae", "clap", "details-text", "details-audio", "ldm", "hifigan")
 LR_SCHEDULES = ("cosine", "constant")
 TIMESTEPS = ("stratified", "uniform", "noisy")
 LOSS_WEIGHTINGS = ("prediction", "eps")
-LARGEST_NUMBER = 1e12  # of all settings; beyond it arithmetic fails without naming which
+LARGEST_NUMBER = 1e12  # of all settings; larger ones fail later, without the name of the setting
 
-
-MADE_BY = {  # the settings that the weights of a finished part go with
+MADE_BY = {  # the settings that the weights of a finished part depend on
     "vae": ("mel", "vae"),
     "clap": (),
     "ldm": ("clap", "mel", "vae", "unet", "diffusion_steps", "beta_start", "beta_end", "parameterization"),
@@ -38,7 +41,7 @@ MADE_BY = {  # the settings that the weights of a finished part go with
 
 @dataclass(frozen=True)
 class StageConfig:
-    """How one stage is trained."""
+    """Settings of the training of one stage."""
 
     max_steps: int = 1000
     batch_size: int = 16  # clips
@@ -49,18 +52,18 @@ class StageConfig:
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.99)
     ema_decay: float = 0.0  # 0: the last weights; .999: an average over about a thousand steps
-    max_grad_norm: float = 1.0  # gradients longer than this are shortened
+    max_grad_norm: float = 1.0  # gradients of a larger norm are clipped to it; 0: no clipping
     disc_start: int = 0  # VAE and vocoder: steps before their discriminators join
-    disc_lr: float = 0.0  # from then on, with warm-up and schedule of its own; 0: lr
-    adversarial_weight: float = 0.0  # VAE: of what its discriminator says beside the mel distance; 0: it has none
-    stft_weight: float = 0.0  # vocoder: of the STFT distance beside the mel distance; published: 0
-    timesteps: str = "stratified"  # U-Net: a batch sees all noise levels; "uniform": each clip draws its own; "noisy":
-    # as stratified, with ever more of them the more noise there is
-    loss_weighting: str = "prediction"  # U-Net: an error counts in units of what the network predicts, or "eps": of the noise
-    audio_share: float = 0.0  # U-Net: of clips steered by their own sound's embedding in place of a caption's
-    conditioner_dropout: float = 0.0  # U-Net: captions blanked beside those for guidance, as AudioLDM's conditioner does
-    vae_mels: bool = False  # vocoder: learn from the mels that the VAE makes of the clips, which it meets in use
-    crop_frames: int = 0  # train on random crops of so many mel frames (VAE and vocoder); 0: on whole clips
+    disc_lr: float = 0.0  # learning rate after disc_start, with its own warm-up and schedule; 0: lr
+    adversarial_weight: float = 0.0  # VAE: weight of the adversarial loss; 0: no discriminator
+    stft_weight: float = 0.0  # vocoder: weight of the STFT distance; published: 0
+    timesteps: str = "stratified"  # U-Net: all noise levels in each batch; "uniform": drawn independently; "noisy": as
+    # stratified, with a density that grows with the noise level
+    loss_weighting: str = "prediction"  # U-Net: squared error of the network's own target, or "eps": of the noise
+    audio_share: float = 0.0  # U-Net: share of clips conditioned on their audio embedding instead of a caption
+    conditioner_dropout: float = 0.0  # U-Net: share of captions blanked in addition to those for guidance
+    vae_mels: bool = False  # vocoder: train on the VAE's reconstructions of the mels, its inputs in generation
+    crop_frames: int = 0  # VAE and vocoder: mel frames of the random training crops; 0: whole clips
     save_every: int = 500  # steps
 
     def __post_init__(self):
@@ -76,8 +79,16 @@ class StageConfig:
             raise ValueError(f"max_steps and lr must be positive, got {self.max_steps} and {self.lr}")
         if self.batch_size < 1 or self.save_every < 1:
             raise ValueError(f"batch_size and save_every must be positive, got {self.batch_size} and {self.save_every}")
-        for name in ("warmup_steps", "disc_start", "crop_frames", "weight_decay", "disc_lr",
-                     "adversarial_weight", "stft_weight", "max_grad_norm"):  # fmt: skip
+        for name in (
+            "warmup_steps",
+            "disc_start",
+            "crop_frames",
+            "weight_decay",
+            "disc_lr",
+            "adversarial_weight",
+            "stft_weight",
+            "max_grad_norm",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if not all(0 <= decay < 1 for decay in (self.ema_decay, *self.betas)):
@@ -86,7 +97,12 @@ class StageConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """One experiment. `preset` gives the named ones, `load_config` reads a file."""
+    """All settings of one experiment. `preset` returns the named ones, `load_config` reads a file.
+
+    Raises ValueError for settings that are impossible or do not fit each other.
+
+    Notebook: 03
+    """
 
     name: str = "paper"
     clap: str = "ms-clap-2023"  # a name in CLAP_PRESETS
@@ -95,36 +111,36 @@ class Config:
     unet: UNetConfig = UNetConfig()
     hifigan: HiFiGANConfig = HiFiGANConfig()
     discriminators: DiscriminatorsConfig = DiscriminatorsConfig()
-    vae_discriminator: PatchDiscriminatorConfig = PatchDiscriminatorConfig()  # the VAE's discriminator
+    vae_discriminator: PatchDiscriminatorConfig = PatchDiscriminatorConfig()
 
     diffusion_steps: int = 1000
     beta_start: float = 0.0015
     beta_end: float = 0.0195
-    parameterization: str = "eps"  # what the U-Net predicts: eps, v, x0, or what a formula leaves (gaussian.py)
-    unconditional_probability: float = 0.1  # captions blanked in training, for guidance
+    parameterization: str = (
+        "eps"  # target of the U-Net: one of PARAMETERIZATIONS; the last two: the residual of a linear denoiser
+    )
+    unconditional_probability: float = 0.1  # share of captions blanked in training, for guidance
 
-    data: str = "scenes"  # the embedded SoundScenes, or a CSV file, a folder of recordings, a dataset_root.json
-    data_sets: tuple[str, ...] = ()  # names in AudioLDM's dataset_root.json; none: all it has
+    data: str = "scenes"  # the built-in SoundScenes, or a CSV file, a folder of recordings, a dataset_root.json
+    data_sets: tuple[str, ...] = ()  # names in AudioLDM's dataset_root.json; empty: all
     clips: int = 4000  # scenes of the training split
-    more_captions: int = 0  # of a scene, beside its three: they name every detail they can
-    seconds: float = 10.24  # of one clip
+    more_captions: int = 0  # additional captions of a scene, which name every possible detail
+    seconds: float = 10.24  # s, length of one clip
 
     steps: int = 25  # of DPM-Solver++
     guidance_scale: float = 3.0
-    guidance_interval: tuple[int, int] = (0, 1000)  # timesteps at which there is guidance: all
-    candidates: int = 1  # sounds drawn for each caption, of which the conditioner keeps the nearest to it
+    guidance_interval: tuple[int, int] = (0, 1000)  # first and last timestep with guidance
+    candidates: int = 1  # sounds generated per caption, of which the conditioner keeps the nearest
     vocoder: str = "hifigan"  # mel -> waveform; or "griffin_lim", which needs no training
 
-    # Published files that parts are read from (`pipeline.load_named_parts`); "" where there is none.
-    start_from: str = ""  # an AudioLDM checkpoint: U-Net, and what else of a model it holds
-    vae_checkpoint: str = ""  # the first stage, and its vocoder if the file has one
+    # Published files from which parts are loaded (`published.warm_start`); "": none.
+    start_from: str = ""  # an AudioLDM checkpoint: U-Net, and any other parts in it
+    vae_checkpoint: str = ""  # the VAE, and its vocoder if the file has one
     vocoder_checkpoint: str = ""
     clap_checkpoint: str = ""  # the conditioner
     tokenizer: str = ""  # directory of its vocabulary: roberta-base's for LAION-CLAP; GPT-2's is installed
 
-    training: dict[str, StageConfig] = field(
-        default_factory=lambda: {stage: StageConfig() for stage in STAGES}
-    )
+    training: dict[str, StageConfig] = field(default_factory=lambda: {stage: StageConfig() for stage in STAGES})
 
     def __post_init__(self):
         settle_numbers(self)
@@ -140,15 +156,21 @@ class Config:
                 f"take {max(1, round(samples / unit)) * unit / self.mel.sample_rate}"
             )
         if self.mel.n_mels % (bins := self.vae.downsampling * self.unet.downsampling):
-            raise ValueError(f"mel.n_mels={self.mel.n_mels} is not a whole number of {bins} = VAE "
-                             f"{self.vae.downsampling} x U-Net {self.unet.downsampling}")  # fmt: skip
+            raise ValueError(
+                f"mel.n_mels={self.mel.n_mels} is not a whole number of {bins} = VAE "
+                f"{self.vae.downsampling} x U-Net {self.unet.downsampling}"
+            )
         for mult in self.vae.channel_mult:
             if (width := mult * self.vae.channels) % self.vae.norm_groups:
-                raise ValueError(f"vae: level width {width} = {mult} x channels {self.vae.channels} must divide by "
-                                 f"norm_groups {self.vae.norm_groups}")  # fmt: skip
+                raise ValueError(
+                    f"vae: level width {width} = {mult} x channels {self.vae.channels} must divide by "
+                    f"norm_groups {self.vae.norm_groups}"
+                )
         if self.hifigan.channels % 2 ** len(self.hifigan.rates):
-            raise ValueError(f"hifigan.channels={self.hifigan.channels} must divide by {2 ** len(self.hifigan.rates)}: "
-                             f"each of the {len(self.hifigan.rates)} rates halves them")  # fmt: skip
+            raise ValueError(
+                f"hifigan.channels={self.hifigan.channels} must divide by {2 ** len(self.hifigan.rates)}: "
+                f"each of the {len(self.hifigan.rates)} rates halves them"
+            )
         if self.hifigan.n_mels != self.mel.n_mels:
             raise ValueError(f"vocoder reads {self.hifigan.n_mels} mel bands, mel has {self.mel.n_mels}")
         if self.hifigan.hop_length != self.mel.hop_length:
@@ -157,25 +179,25 @@ class Config:
             raise ValueError(f"vae has {self.vae.latent_channels} latent channels, unet {self.unet.latent_channels}")
 
     @property
-    def samples(self):
-        """Length of one clip."""
+    def samples(self) -> int:
+        """Samples of one clip."""
         return round(self.seconds * self.mel.sample_rate)
 
-    def changed(self, **changes):
-        """The same experiment with some fields replaced; ValueError for a field there is not."""
+    def changed(self, **changes) -> "Config":
+        """Return a copy with some fields replaced; raises ValueError for an unknown field or an impossible value."""
         names = [f.name for f in fields(self)]
         unknown = sorted(changes.keys() - set(names))
         if unknown:
             raise ValueError(f"no setting {', '.join(unknown)}: a Config has {', '.join(names)}")
         return replace(self, **changes)
 
-    def unlike(self, other, names):
-        """In which of the settings `names`, and those below them, another Config differs: ["name ours (the run: …)"]"""
+    def unlike(self, other: "Config", names: Iterable[str]) -> list[str]:
+        """Return how another Config differs in the settings `names` and their fields: ["name ours (the run: …)"]."""
         ours, theirs = (dict(_leaves({name: asdict(c)[name] for name in names})) for c in (self, other))
         return [f"{name} {ours[name]} (the run: {theirs[name]})" for name in ours if ours[name] != theirs[name]]
 
-    def save(self, path):
-        """Write every field as YAML, which `load_config` reads back equal."""
+    def save(self, path: str | Path) -> None:
+        """Write all fields as YAML; `load_config` returns an equal Config."""
         with atomic_write(path) as temporary:
             temporary.write_text(yaml.safe_dump(_plain(asdict(self)), sort_keys=False))
 
@@ -198,7 +220,7 @@ MAY_BE_ZERO = {"guidance_interval", "griffin_lim_iterations", "mel_corrections",
 
 
 def _refuse_impossible(config):
-    """Raise ValueError for a size below 1, an empty pyramid, a length that is none, or a name that is a path."""
+    """Raise ValueError for a size below 1, an empty pyramid, an impossible length, or a name that is a path."""
     if config.name != Path(config.name).name or config.name in ("", ".", ".."):  # runs/NAME is written
         raise ValueError(f"name must be a plain name, without folders, got {config.name!r}")
     if not 0 < config.seconds < 3600:
@@ -229,10 +251,12 @@ FOLDER = Path(__file__).parent / "presets"
 
 
 def preset(name: str, **changes) -> Config:
-    """A named experiment, with some fields changed: preset("tiny", steps=50).
+    """Return a named configuration, with some fields changed: preset("tiny", steps=50).
 
-    tiny: a laptop's CPU, shipped weights, embedded sounds; colab: one free GPU; paper: AudioLDM-S with MS-CLAP 2023;
+    tiny: a laptop's CPU, shipped weights, synthetic scenes; colab: one free GPU; paper: AudioLDM-S with MS-CLAP 2023;
     baseline: AudioLDM-S as published, with LAION-CLAP. Raises ValueError for an unknown name or field.
+
+    Notebook: 03
     """
     if name not in PRESETS:
         raise ValueError(f"no preset {name!r:.80}: choose one of {', '.join(PRESETS)}")
@@ -240,14 +264,17 @@ def preset(name: str, **changes) -> Config:
 
 
 LARGEST = 1 << 20  # bytes of a YAML file
-YAML_FAULTS = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)  # of its library
+# errors of the YAML library
+YAML_FAULTS = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 
 
-def load_config(path):
-    """Read a YAML file: all or some fields of a Config, or `preset: NAME` and the fields to change.
+def load_config(path: str | Path) -> Config:
+    """Load a YAML file: all or some fields of a Config, or `preset: NAME` and the fields to change.
 
-    A training configuration of AudioLDM (`audioldm_original.yaml`, `audioldm_custom.yaml`) is read as it was published.
+    The published training configurations of AudioLDM (`audioldm_original.yaml`, `audioldm_custom.yaml`) load as well.
     Raises FileNotFoundError, or ValueError naming the unknown key, the wrong type or the impossible size.
+
+    Notebook: 03
     """
     path = Path(path)
     if not path.is_file():
@@ -273,7 +300,7 @@ def load_config(path):
 
 
 def _refuse_bomb(tree, most=10_000, deepest=40):
-    """Raise ValueError if a tree is too large to be settings: anchors repeat others, ten times ten times ten times."""
+    """Raise ValueError if a tree is too large for settings, as nested YAML anchors can make it."""
     waiting, size = [(tree, 0)], 0
     while waiting:
         value, depth = waiting.pop()
@@ -286,7 +313,7 @@ def _refuse_bomb(tree, most=10_000, deepest=40):
 
 @contextmanager
 def _at(where):
-    """Tell with a ValueError where in the file it comes from."""
+    """Add the place in the file to a ValueError."""
     try:
         yield
     except ValueError as fault:
@@ -294,7 +321,7 @@ def _at(where):
 
 
 def _merge(base, written, where):
-    """`base`, a dataclass instance, with the fields in `written` replaced, nested ones too."""
+    """Return the dataclass instance `base` with the fields in `written` replaced, nested ones too."""
     if not isinstance(written, dict):
         raise ValueError(f"{where} must hold settings by name, got {written!r:.80}")
     kinds, changes = get_type_hints(type(base)), {}
@@ -317,7 +344,7 @@ def _merge(base, written, where):
         return dataclasses.replace(base, **changes)
 
 
-RENAMED = {  # settings as earlier versions wrote them, so that their files still load
+RENAMED = {  # earlier names of settings, so that files with them still load
     "adversary_start": "disc_start", "adversary_lr": "disc_lr", "clip_norm": "max_grad_norm",
     "extra_drop": "conditioner_dropout", "inversion": "vocoder", "patches": "vae_discriminator",
     "weighting": "loss_weighting",
@@ -325,7 +352,7 @@ RENAMED = {  # settings as earlier versions wrote them, so that their files stil
 
 
 def _renamed(written, known):
-    """Settings under the names they have now: earlier versions called some of them otherwise."""
+    """Return the settings under their present names."""
     now = {}
     for key, value in written.items():
         if key == "vocoder" and isinstance(value, dict):
@@ -337,7 +364,7 @@ def _renamed(written, known):
 
 
 def _cast(value, kind, where):
-    """`value` from YAML as `kind`; 15 may stand for 15.0 and 15.0 for 15, lists for tuples, nothing else is bent."""
+    """Return `value` from YAML as `kind`; whole floats and integers are interchangeable, lists become tuples."""
     if isinstance(kind, UnionType):
         if value is None:
             return None
@@ -351,7 +378,9 @@ def _cast(value, kind, where):
     if kind in (int, float) and isinstance(value, str):  # YAML reads 1e-4, without a point, as a string
         with suppress(ValueError):
             value = float(value)
-    if kind in (int, float) and type(value) in (int, float) and not abs(value) < LARGEST_NUMBER:  # infinite, or not one
+    if (
+        kind in (int, float) and type(value) in (int, float) and not abs(value) < LARGEST_NUMBER
+    ):  # also infinity and NaN
         raise ValueError(f"{where} must be a number below {LARGEST_NUMBER:.0e}, got {value!r:.80}")
     if kind is float and type(value) is int or kind is int and type(value) is float and value.is_integer():
         value = kind(value)

@@ -5,6 +5,7 @@ files it sees the first. Here the frames are counted, and a header with their nu
 """
 
 import io
+import re
 import struct
 from dataclasses import dataclass
 from functools import lru_cache
@@ -178,6 +179,24 @@ class Announced(io.RawIOBase):
         buffer[: len(part)] = part
         self.position += len(part)
         return len(part)
+
+
+FLAC_START = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")  # the mark of a stream and the header of its first block
+
+
+@lru_cache(4096)
+def holds_several(path: Any, stat: tuple[int, int]) -> bool:
+    """Whether a WAV or FLAC file holds several sounds one behind the other; stat: its size and time of change."""
+    with path.open("rb") as file:
+        head = file.read(12)
+        if head[:4] == b"RIFF":
+            file.seek(8 + int.from_bytes(head[4:8], "little"))
+            return re.match(rb"\0?RIFF....WAVE", file.read(13), re.DOTALL) is not None
+        found, tail = 0, head
+        while head[:4] == b"fLaC" and found < 2 and (block := file.read(1 << 20)):
+            found += len(FLAC_START.findall(tail + block))
+            tail = block[-7:]  # one byte less than a mark
+    return found > 1
 
 
 def check_ogg(path: Any) -> None:

@@ -1,17 +1,20 @@
-"""The same from a shell: `refined-ldm generate | train | infer | …`. Heavy imports wait for who needs them."""
+"""The commands of `refined-ldm`: generate, train, infer, … Heavy imports are inside the commands that need them."""
 
 import json
+import os
 import shlex
 import sys
 import time
+from argparse import Namespace
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
 from refined_ldm.cli.arguments import parser
 
 
-def main(arguments=None):
-    """Run one command -> exit status: 0, or 2 with one line on stderr for bad usage or bad input."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command (None: of the shell) -> exit status: 0; 2 with one line on stderr for bad usage or bad input."""
     options = parser(COMMANDS).parse_args(arguments)
     try:
         return options.run(options) or 0
@@ -19,22 +22,23 @@ def main(arguments=None):
         print(f"refined-ldm {options.command}: {fault}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        told = str(stop) or "stopped"
+        message = str(stop) or "stopped"
         if options.command == "train":
-            told += f"; go on with: {_resuming(sys.argv[1:] if arguments is None else arguments)}"
+            message += f"; go on with: {_resuming(sys.argv[1:] if arguments is None else arguments)}"
         from refined_ldm.devices import is_main_process
 
         if is_main_process():  # of all that accelerate launched
-            print(f"\nrefined-ldm {options.command}: {told}", file=sys.stderr)
+            print(f"\nrefined-ldm {options.command}: {message}", file=sys.stderr)
         return 128 + getattr(stop, "signal", 2)
 
 
 def _resuming(arguments):
-    """The command that goes on with a training."""
+    """The command that resumes a training."""
     return shlex.join(["refined-ldm", *map(str, arguments), *([] if "--resume" in arguments else ["--resume"])])
 
 
-def generate(options):
+def generate(options: Namespace) -> None:
+    """Write one WAV file for each caption."""
     from tqdm import tqdm
 
     from refined_ldm.data.names import SoundFolder, caption_name
@@ -48,9 +52,16 @@ def generate(options):
     start, written, notes = time.perf_counter(), [], []
     with tqdm(total=options.steps or model.config.steps, unit="step", disable=None) as bar:
         waveforms = model.generate(
-            options.captions, options.seconds, options.steps, options.guidance, options.seed, options.negative,
-            candidates=options.candidates, on_step=lambda *_: bar.update(), on_note=notes.append,
-        ).cpu()  # fmt: skip
+            options.captions,
+            options.seconds,
+            options.steps,
+            options.guidance,
+            options.seed,
+            options.negative,
+            candidates=options.candidates,
+            on_step=lambda *_: bar.update(),
+            on_note=notes.append,
+        ).cpu()
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     sounds = SoundFolder(options.out)
@@ -76,13 +87,16 @@ def _open(options, device):
         return RefinedAudioLDM.load(options.checkpoint, device)
     preset(options.preset)  # an unknown one is refused before anything is said of its weights
     if not is_shipped(options.preset):
-        print(f"the preset {options.preset} has random weights, so what it makes is noise: train it (refined-ldm train "
-              f"--preset {options.preset}) and give the run as --checkpoint", file=sys.stderr)  # fmt: skip
+        print(
+            f"the preset {options.preset} has random weights, so what it makes is noise: train it (refined-ldm train "
+            f"--preset {options.preset}) and give the run as --checkpoint",
+            file=sys.stderr,
+        )
     return RefinedAudioLDM.from_preset(options.preset, device)
 
 
 def _quick(model, options):
-    """The model in the precision that was asked for, as quick as its device allows."""
+    """The model in the precision that was asked for, optimized for its device."""
     from refined_ldm.inference import optimize_for_inference
 
     optimize_for_inference(model, {"auto": None, "bf16": "bf16", "fp32": "no"}[options.precision])
@@ -90,18 +104,18 @@ def _quick(model, options):
 
 
 def _say_written(written, start, as_json, notes=()):
-    """Print the files that were written since `start`, or all there is to say of them as JSON."""
+    """Print the files that were written since `start`, or a report of them as JSON."""
     if as_json:
-        told = {"written": written, "took": round(time.perf_counter() - start, 2)}
-        print(json.dumps(told | {"notes": list(notes)} if notes else told))
+        report = {"written": written, "took": round(time.perf_counter() - start, 2)}
+        print(json.dumps(report | {"notes": list(notes)} if notes else report))
     else:
         print("\n".join(w["file"] for w in written))
 
 
 def _check_result(path, begins):
-    """Raise OSError if a result cannot be written to `path`, or if a file is there that no earlier result is.
+    """Raise OSError if a result cannot be written to `path`, or if another kind of file is there.
 
-    begins: the bytes that results begin with. Says that an earlier one will be replaced.
+    begins: the bytes that results begin with. Prints that an earlier one will be replaced.
     """
     from refined_ldm.files import check_file
 
@@ -122,7 +136,8 @@ def _free(path):
     return free
 
 
-def train(options):
+def train(options: Namespace) -> None:
+    """Train the stages of a configuration in a run folder."""
     from refined_ldm.durable.signals import defer_signals
 
     with defer_signals() as signals:  # until there is something to save, or until it is saved
@@ -164,7 +179,8 @@ def _train(options, signals):
     if unknown:
         raise ValueError(f"no stage {', '.join(sorted(unknown))}: choose from {', '.join(STAGES)}")
     check_files(config, wanted, run_dir, options.resume)
-    check_run(config, wanted, run_dir, options.resume)
+    if os.environ.get("RANK", "0") == "0":  # of the processes that accelerate launched, one probes the folder
+        check_run(config, wanted, run_dir, options.resume)
     for stage in wanted:
         stage_settings(config, stage, options.max_steps, options.lr)
     run_dir.mkdir(parents=True, exist_ok=True)  # from now on --resume finds it
@@ -174,16 +190,18 @@ def _train(options, signals):
         device = accelerator.device  # this process's own
     model = RefinedAudioLDM(config, options.seed).to(device)
 
-    def stop_if_asked(told):
+    def stop_if_asked(message):
         if signals:
-            raise Stopped(signals[0], told)
+            raise Stopped(signals[0], message)
 
     hidden = None if accelerator.is_main_process else True  # progress bars: None shows them on a terminal
 
     for stage in [s for s in STAGES if s in wanted]:
         settings = config.training[stage]
-        bar, clips = tqdm(total=options.max_steps or settings.max_steps, desc=stage, disable=hidden), tqdm(
-            desc="clips", disable=hidden)  # fmt: skip
+        bar, clips = (
+            tqdm(total=options.max_steps or settings.max_steps, desc=stage, disable=hidden),
+            tqdm(desc="clips", disable=hidden),
+        )
 
         def on_clips(done, total, stage=stage, clips=clips):
             stop_if_asked(f"stopped before the first step of {stage}")
@@ -191,8 +209,18 @@ def _train(options, signals):
             clips.update(done - clips.n)
 
         with bar, clips, CsvLogger(run_dir / f"{stage}.csv", options.resume) as write:
-            steps = train_stage(model, stage, run_dir, options.seed, options.resume, options.max_steps,
-                                options.lr, not options.no_discriminators, on_clips, options.skip_bad)  # fmt: skip
+            steps = train_stage(
+                model,
+                stage,
+                run_dir,
+                options.seed,
+                options.resume,
+                options.max_steps,
+                options.lr,
+                not options.no_discriminators,
+                on_clips,
+                options.skip_bad,
+            )
             step, waited, spent = None, 0.0, 0.0
             with closing(steps):
                 for step in steps:
@@ -203,16 +231,17 @@ def _train(options, signals):
                         write(step)
         stop_if_asked(f"stopped after {stage}, which is finished")
         if accelerator.is_main_process:
-            told = "it was finished before"
+            summary = "it was finished before"
             if step:
-                told = f"{step.index} steps, loss {step.loss:.4f}, {waited / spent:.0%} of the time waiting for data"
-            print(f"{stage}: {told}, written to {run_dir}")
+                summary = f"{step.index} steps, loss {step.loss:.4f}, {waited / spent:.0%} of the time waiting for data"
+            print(f"{stage}: {summary}, written to {run_dir}")
     if accelerator.is_main_process and (run_dir / LEFT_OUT).is_file():
         left_out = len((run_dir / LEFT_OUT).read_text(encoding="utf-8").splitlines())
         print(f"{left_out} recordings or rows were left out: {run_dir / LEFT_OUT} says which and why")
 
 
-def inspect(options):
+def inspect(options: Namespace) -> None:
+    """Print what a checkpoint, pipeline or run holds; ValueError if a file asks to run something."""
     from dataclasses import asdict
 
     from refined_ldm.published.checkpoints import inspect_checkpoint
@@ -235,12 +264,15 @@ def _lines(file):
         yield f"sha256 {file.sha256}" + (f", tensors under {file.wrapper!r}" if file.wrapper else "")
     width = max((len(group.prefix) for group in file.groups), default=0)
     for g in file.groups:
-        yield (f"  {g.prefix:{width}} {g.tensors:6,} tensors {g.parameters:14,} numbers {g.bytes / 1e6:10,.1f} MB  "
-               f"{', '.join(g.dtypes)}")  # fmt: skip
+        yield (
+            f"  {g.prefix:{width}} {g.tensors:6,} tensors {g.parameters:14,} numbers {g.bytes / 1e6:10,.1f} MB  "
+            f"{', '.join(g.dtypes)}"
+        )
     yield from (f"{what}: {call}" for what, call in (("Python", file.python), ("shell", file.command)) if call)
 
 
-def convert(options):
+def convert(options: Namespace) -> None:
+    """Write a published file as safetensors."""
     from refined_ldm.published.checkpoints import convert_checkpoint
 
     print(convert_checkpoint(options.checkpoint, options.out, options.force, options.tokenizer))
@@ -254,7 +286,8 @@ def _with_conditioner(config, options):
     return replace(config, **{setting: path for setting, path in given.items() if path})
 
 
-def infer(options):
+def infer(options: Namespace) -> None:
+    """Write one WAV file for each line of a list of captions."""
     from tqdm import tqdm
 
     from refined_ldm.config import load_config
@@ -283,7 +316,8 @@ def infer(options):
             _say_written(written, start, options.json)
 
 
-def evaluate(options):
+def evaluate(options: Namespace) -> None:
+    """Compare two folders of sounds, or check a model's details."""
     if options.details is not None:
         return _evaluate_details(options)
     from tqdm import tqdm
@@ -304,10 +338,19 @@ def evaluate(options):
 
     try:
         found = compare_folders(
-            options.generated, options.reference, options.embedding, options.checkpoint, options.captions, options.pca,
-            options.skip_bad, options.seed, options.sample_rate, options.tokenizer, pick_device(options.device),
+            options.generated,
+            options.reference,
+            options.embedding,
+            options.checkpoint,
+            options.captions,
+            options.pca,
+            options.skip_bad,
+            options.seed,
+            options.sample_rate,
+            options.tokenizer,
+            pick_device(options.device),
             on_clips,
-        )  # fmt: skip
+        )
     finally:
         for bar in bars.values():
             bar.close()
@@ -341,7 +384,8 @@ def _evaluate_details(options):
     print(json.dumps(rows, indent=1) if options.json else show_table(rows))
 
 
-def budget(options):
+def budget(options: Namespace) -> None:
+    """Print the error that each stage of a model adds."""
     from dataclasses import asdict, fields
 
     from tqdm import tqdm
@@ -357,12 +401,20 @@ def budget(options):
     recordings = read_recordings(options.recordings, model.config.seconds) if options.recordings else None
     judge, tracker = Aisfx.load(), None if options.recordings else Crepe.load()
     with tqdm(total=len(WAYS), unit="way", disable=None) as bar:
-        costs = error_budget(model, judge, tracker, options.clips, options.seed, not options.no_whole, recordings,
-                             lambda way: bar.update())  # fmt: skip
-    told = [asdict(cost) for cost in costs]
+        costs = error_budget(
+            model,
+            judge,
+            tracker,
+            options.clips,
+            options.seed,
+            not options.no_whole,
+            recordings,
+            lambda way: bar.update(),
+        )
+    rows = [asdict(cost) for cost in costs]
     if options.out:
-        _write_table(options.out, told)
-    print(json.dumps(told, indent=1) if options.json else table(costs))
+        _write_table(options.out, rows)
+    print(json.dumps(rows, indent=1) if options.json else table(costs))
 
 
 def _write_table(path, rows):
@@ -377,7 +429,8 @@ def _write_table(path, rows):
         table.writerows(rows)
 
 
-def experiment(options):
+def experiment(options: Namespace) -> None:
+    """Train and measure the arms of the experiment, and collect their tables."""
     from tqdm import tqdm
 
     from refined_ldm.devices import pick_device
@@ -416,15 +469,18 @@ def experiment(options):
     _write_table(collected, collect(out).to_dict("records"))
 
 
-def verify(options):
+def verify(options: Namespace) -> None:
+    """Recompute the claimed numbers; ValueError naming those that differ."""
     from dataclasses import asdict
 
     from refined_ldm.experiment.ledger import verify as check
 
     def tell(claim, numbers):
         if not options.json:
-            print(f"{'FAULT' if any(n.fault for n in numbers) else claim['status']:20} {claim['id']}: "
-                  f"{' '.join(claim['found'].split())}")  # fmt: skip
+            print(
+                f"{'FAULT' if any(n.fault for n in numbers) else claim['status']:20} {claim['id']}: "
+                f"{' '.join(claim['found'].split())}"
+            )
 
     checked = check(options.ledger, on_claim=tell)
     if options.json:
@@ -435,7 +491,8 @@ def verify(options):
         print(f"{len(checked)} numbers computed again, all as they are written")
 
 
-def notebooks(options):
+def notebooks(options: Namespace) -> None:
+    """Execute the notebooks with papermill."""
     from refined_ldm.cli.notebooks import (
         NOTEBOOKS,
         PATHS,

@@ -3,8 +3,8 @@
     python -m refined_ldm.cli.ship_weights runs/tiny [PART …]
 
 Half precision, refined_ldm/weights/tiny/*.safetensors; card.json and README.md beside them hold the commands, the
-training curves' last values and what was measured on the very files that are shipped. PART, if only some of it is to be
-measured anew: conditioners, budget, adherence.
+training curves' last values and what was measured on the very files that are shipped. PART, to measure only
+some of it: conditioners, budget, adherence.
 """
 
 import json
@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -53,7 +54,7 @@ TITLES = {"vae": "VAE", "clap": "CLAP, HTS-AT + GPT-2", "ldm": "U-Net", "hifigan
           "clap-tiny-roberta": "CLAP, HTS-AT + RoBERTa"}  # fmt: skip
 
 
-def ship(run):
+def ship(run: Path) -> None:
     """Write the model's parts and their discriminators in float16, and the second conditioner if there is one."""
     model = RefinedAudioLDM.load(run)
     model.save(FOLDER, torch.float16)
@@ -73,7 +74,7 @@ def ship(run):
     print(f"{total / 1e6:.1f} MB")
 
 
-def curves(run):
+def curves(run: Path) -> dict[str, dict]:
     """For every stage: steps, seconds, and losses averaged over the last 200 steps; and a figure of all."""
     summary, tables = {}, {}
     for stage, command in COMMANDS.items():
@@ -87,7 +88,7 @@ def curves(run):
     return summary
 
 
-def draw_curves(tables):
+def draw_curves(tables: dict[str, pd.DataFrame]) -> plt.Figure:
     """{stage: its CSV table} -> figure: a panel a stage, losses over steps, with their running mean over 200 steps."""
     display.set_style()
     figure = plt.figure(figsize=(11, 5), layout="constrained")
@@ -105,14 +106,16 @@ def draw_curves(tables):
             display.label_lines(ax, fontsize=9)
     for ax in figure.axes[len(tables) :]:
         figure.delaxes(ax)
-    figure.suptitle("Every stage of tiny was trained until its losses flattened (pale: single steps)", x=0.01, ha="left")
+    figure.suptitle(
+        "Every stage of tiny was trained until its losses flattened (pale: single steps)", x=0.01, ha="left"
+    )
     return figure
 
 
 @torch.no_grad()
-def conditioners():
+def conditioners() -> dict[str, dict[str, float]]:
     """Retrieval among 200 mixed test scenes and naming of 200 one-event ones, for each shipped conditioner."""
-    told, mixed, single = {}, rendered_clips(200), rendered_clips(200, kinds=("event",))
+    scores, mixed, single = {}, rendered_clips(200), rendered_clips(200, kinds=("event",))
     names = sorted({label for item in single for label in item["labels"]})
     for path in sorted(FOLDER.glob("clap-*.safetensors")):
         name = path.stem.removeprefix("clap-")
@@ -120,16 +123,16 @@ def conditioners():
         audio, alone = (clap.embed_audio(waveforms(items), 16_000) for items in (mixed, single))
         text = clap.embed_text([item["caption"] for item in mixed])
         truth = [names.index(item["labels"][0]) for item in single]
-        told[name] = {
+        scores[name] = {
             "R@1 text to audio": recall_at_k(text, audio, 1), "R@10 text to audio": recall_at_k(text, audio, 10),
             "R@10 audio to text": recall_at_k(audio, text, 10),
             "zero-shot": zero_shot(alone, clap.embed_text([class_prompt(n) for n in names]), truth).accuracy,
         }  # fmt: skip
-    return told
+    return scores
 
 
-def budget(model, judge):
-    """What each stage costs, on 250 test clips -> rows; and the figure of it."""
+def budget(model: RefinedAudioLDM, judge: Aisfx) -> list[dict]:
+    """The error that each stage adds on 250 test clips -> rows; also draws the figure."""
     started = time.perf_counter()
     costs = [asdict(cost) for cost in error_budget(model, judge, Crepe.load())]
     figure = display.plot_budget(costs, "What each stage costs: 250 test clips, 50 notes; dashed, the clips themselves")
@@ -137,12 +140,13 @@ def budget(model, judge):
     return costs
 
 
-def waveforms(items):
+def waveforms(items: list[dict]) -> torch.Tensor:
+    """The waveforms of B clips: (B, N)."""
     return torch.stack([item["waveform"] for item in items])
 
 
-def main(run, parts):
-    """Ship the run and measure `parts` of the card anew; what is not named stays as the card has it."""
+def main(run: Path, parts: Sequence[str]) -> None:
+    """Ship the run and measure `parts` of the card again, or all if there are none."""
     start = time.perf_counter()
     ship(run)
     judge, model = Aisfx.load(), RefinedAudioLDM.from_preset("tiny")
@@ -168,16 +172,24 @@ def main(run, parts):
             draw_adherence(card, start)
 
 
-def draw_adherence(card, started):
+def draw_adherence(card: dict, started: float) -> None:
     """The figure that notebook 05 shows in place of its own quick measurement."""
     figure, ax = plt.subplots(figsize=(8, 3.2))
-    display.bars(card["adherence"], "sound", "recall", group="clips of", ylabel="class recall", ax=ax,
-                 title="Between chance and ceiling (200 clips a bar)")  # fmt: skip
+    display.bars(
+        card["adherence"],
+        "sound",
+        "recall",
+        group="clips of",
+        ylabel="class recall",
+        ax=ax,
+        title="Between chance and ceiling (200 clips a bar)",
+    )
     ax.set_ylim(0, 1.05)
     display.save_figure(figure, "05_adherence", card["adherence"], {"clips": 200, "probe_clips": 3000}, started)
 
 
-def write(card):
+def write(card: dict) -> None:
+    """Replace card.json, whole or not at all."""
     temporary = FOLDER / "card.json.tmp"
     temporary.write_text(json.dumps(card, indent=1))
     temporary.replace(FOLDER / "card.json")

@@ -1,4 +1,4 @@
-"""Captioned recordings of every kind of list, and batches that a resumed run can enter at any step."""
+"""Captioned recordings from every kind of list, and batches that a resumed run can continue at any step."""
 
 import hashlib
 import os
@@ -24,6 +24,7 @@ from refined_ldm.data.listing import (
     pair_texts,
     passed_over,
     say_once,
+    say_shared,
     the_one,
 )
 from refined_ldm.data.shards import Member, find_shards, shard_sounds
@@ -36,7 +37,7 @@ FAULTS_SHOWN = 10
 
 @dataclass(frozen=True)
 class Recording:
-    """One sound file and what is said about it."""
+    """One sound file with its captions."""
 
     path: Path | Member  # a file, or a part of one
     id: str  # unique in the data set: the path below its folder
@@ -52,8 +53,8 @@ class CaptionedAudio(Dataset):
     "captions"), "captions", "id", "label". A longer recording gives its first `seconds`, or with `crop="random"` a
     part chosen by `seed` and id, the same in every epoch; no more of it is read. A shorter one is followed by zeros.
 
-    Each way to make one names what is faulty in a ValueError. With `skip_bad` it leaves that out instead, warns, and
-    lists it in `left_out`; every recording is then decoded once to find the faulty ones.
+    The constructors raise a ValueError that names all faulty entries. With `skip_bad` they leave these out, warn, and
+    list them in `left_out`; every recording is then decoded once to find the faulty ones.
     """
 
     left_out: tuple[str, ...] = ()  # faults
@@ -78,8 +79,8 @@ class CaptionedAudio(Dataset):
 
         Otherwise each line of `rain.txt` or `rain.wav.txt` captions `rain.wav`, or the "caption", "captions" or "text"
         in `rain.json`, in upper or lower case; the text with its whole name goes before the others. A file with no such
-        text is captioned by its name: `dog_barks.wav` is "dog barks". Links to folders are followed. What is passed
-        over is said in one line.
+        text is captioned by its name: `dog_barks.wav` is "dog barks". Links to folders are followed. Unused
+        files, and texts that caption several sounds, are logged in one line each.
         """
         folder = Path(folder)
         if not folder.is_dir():
@@ -115,11 +116,14 @@ class CaptionedAudio(Dataset):
         entries = (("", lambda id=id, path=path: recording(id, path)) for id, path in sounds.items())
         dataset = cls._from_entries(folder, entries, seconds, crop, seed, skip_bad)
         unused = set(others) - set(texts) | set(left)
-        if told := passed_over(unused, folders_that_a_link_leads_to_again=repeated):
-            say_once(f"{folder}: {len(sounds)} sounds; passed over: {told}")
+        if skipped := passed_over(unused, folders_that_a_link_leads_to_again=repeated):
+            say_once(f"{folder}: {len(sounds)} sounds; passed over: {skipped}")
+        say_shared(folder, pairs)
         if pairs and by_name:
-            say_once(f"{folder}: {len(by_name)} of {len(sounds)} sounds have no text beside them and are captioned by "
-                     f"their names: {', '.join(by_name[:3])}{' …' * (len(by_name) > 3)}")  # fmt: skip
+            say_once(
+                f"{folder}: {len(by_name)} of {len(sounds)} sounds have no text beside them and are captioned by "
+                f"their names: {', '.join(by_name[:3])}{' …' * (len(by_name) > 3)}"
+            )
         return dataset
 
     @classmethod
@@ -164,8 +168,8 @@ class CaptionedAudio(Dataset):
         """One split of the data sets that AudioLDM's `dataset_root.json` lists: those in `names`, or all of them.
 
         Its paths start where AudioLDM is run: at the folder of the file, one of the three above it, or the working
-        directory, whichever has them. An entry is a "wav" below its set's folder, with a caption under every key that
-        speaks of one; entries of one file add up.
+        directory, whichever has them. An entry is a "wav" below its set's folder, with a caption under every key
+        with "caption" in it; entries of one file add up.
         """
 
         def recording(where, name, folder, entry):
@@ -185,20 +189,21 @@ class CaptionedAudio(Dataset):
         """WebDataset's shards, a .tar file, a folder of them or a pattern (`set/*.tar`), read without being unpacked.
 
         `a/rain.wav` in a shard is captioned by the lines of `a/rain.txt`, else by the "caption", "captions" or "text"
-        in `a/rain.json` (`shards` says which text is whose). What is passed over is said in one line.
+        in `a/rain.json` (`shards` says which text is whose). Unused files are logged in one line.
         """
         shards = find_shards(where)
         if not shards:
             raise FileNotFoundError(f"{where}: no shard, which is a .tar file, a folder of them, or a pattern")
 
         passed = []
-        entries = ((at, lambda at=at, sound=sound: Recording(*sound(), at))
-                   for at, sound in shard_sounds(shards, passed))  # fmt: skip
+        entries = (
+            (at, lambda at=at, sound=sound: Recording(*sound(), at)) for at, sound in shard_sounds(shards, passed)
+        )
         dataset = cls._from_entries(where, entries, seconds, crop, seed, skip_bad)
         if Path(where).is_dir():
             passed += [str(path) for path in find_files(where)[0] if path not in shards]
-        if told := passed_over(passed):
-            say_once(f"{where}: {len(dataset)} sounds in {len(shards)} shards; passed over: {told}")
+        if skipped := passed_over(passed):
+            say_once(f"{where}: {len(dataset)} sounds in {len(shards)} shards; passed over: {skipped}")
         return dataset
 
     @classmethod
@@ -232,12 +237,13 @@ class CaptionedAudio(Dataset):
         return len(self.recordings)
 
     def fingerprint(self) -> str:
-        """Name what the clips are made of: captions, crops, and every file by its size and time of change."""
+        """A hash of what the clips are made of: captions, crops, and every file's size and time of change."""
         made_of = hashlib.sha256(repr((self.samples, self.crop, self.seed)).encode())
         for recording in self.recordings:
             stat = recording.path.stat()
-            made_of.update(repr((recording.id, recording.captions, recording.label, stat.st_size, stat.st_mtime_ns))
-                           .encode())  # fmt: skip
+            made_of.update(
+                repr((recording.id, recording.captions, recording.label, stat.st_size, stat.st_mtime_ns)).encode()
+            )
         return made_of.hexdigest()[:32]
 
     def __getitem__(self, index: int) -> dict:
@@ -256,7 +262,7 @@ class CaptionedAudio(Dataset):
         }
 
     def _start(self, recording) -> float:
-        """Where in a recording its part begins, in seconds."""
+        """The start of a recording's crop, in seconds."""
         if self.crop == "start":
             return 0.0
         spare = round(audio_seconds(recording.path) * SAMPLE_RATE) - self.samples
@@ -301,10 +307,11 @@ class StepSampler:
 
 
 def loader(dataset: Dataset, batch_size: int, seed: int = 0, start_step: int = 0, num_workers: int = 0) -> DataLoader:
-    """Batches of `dataset` without end, the same ones in the same order from whichever step they start."""
+    """Endless batches of `dataset`; the k-th is the same from any `start_step`."""
     sampler = StepSampler(len(dataset), batch_size, seed, start_step)
-    return DataLoader(dataset, batch_sampler=sampler, collate_fn=collate,
-                      num_workers=whole("num_workers", num_workers, 0))  # fmt: skip
+    return DataLoader(
+        dataset, batch_sampler=sampler, collate_fn=collate, num_workers=whole("num_workers", num_workers, 0)
+    )
 
 
 def _name_in_words(path: Path) -> str:
@@ -335,5 +342,5 @@ def _report(faults: list[str], source: str | Path, skip_bad: bool) -> None:
     shown = faults[:FAULTS_SHOWN] + [f"and {len(faults) - FAULTS_SHOWN} more"] * (len(faults) > FAULTS_SHOWN)
     message = f"{source}: {len(faults)} faulty entries\n  " + "\n  ".join(shown)
     if not skip_bad:
-        raise ValueError(f"{message}\nMend them, or leave them out with --skip-bad (skip_bad=True).")
+        raise ValueError(f"{message}\nCorrect them, or leave them out with --skip-bad (skip_bad=True).")
     warnings.warn(f"{message}\nThey are left out.", stacklevel=4)

@@ -1,4 +1,4 @@
-"""Which files of a folder are sounds, which text or table row belongs to which of them, and what is passed over."""
+"""Which files of a folder are sounds, which text or table row belongs to which of them, and which files are unused."""
 
 import logging
 import os
@@ -7,6 +7,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import soundfile
 
@@ -19,8 +20,8 @@ SHARED = frozenset((".mat", ".iff", ".htk", ".mpc", ".sf", ".snd", ".xi"))  # wi
 TEXT_SUFFIXES = (".txt", ".json")
 
 
-def is_sound(path) -> bool:
-    """Whether a Path, or a `shards.Member`, is a sound: by its ending or, where others use that too, by its bytes."""
+def is_sound(path: Any) -> bool:
+    """Whether a Path, or a `shards.Member`, is a sound: by its ending or, if other files use that too, by its bytes."""
     suffix = PurePosixPath(getattr(path, "name", path)).suffix.lower()
     if suffix not in SHARED:
         return suffix in AUDIO_SUFFIXES
@@ -32,7 +33,7 @@ def is_sound(path) -> bool:
 
 
 def find_files(folder: str | Path) -> tuple[list[Path], int]:
-    """All files in a folder and below it, hidden ones left out -> (sorted paths, folders that were met again).
+    """All files in a folder and below it, hidden ones left out -> (sorted paths, number of folders found again).
 
     Links to folders are followed, wherever they lead, but no folder is entered twice. Raises OSError for a folder that
     cannot be read.
@@ -104,7 +105,9 @@ class SoundNames:
         return 2, self.ways[4].get(self.key(name), []) if self.key else []
 
 
-def pair(sounds: list[str], named: dict[str, str], key=None) -> tuple[dict[str, list[str]], list[str]]:
+def pair(
+    sounds: list[str], named: dict[str, str], key: Callable[[str], str] | None = None
+) -> tuple[dict[str, list[str]], list[str]]:
     """Give every text or row to the sounds that it names best, and every sound those that name it best.
 
     named: {text: the name that it gives}. -> ({sound: its texts, several if they name it equally well}, texts that are
@@ -120,7 +123,9 @@ def pair(sounds: list[str], named: dict[str, str], key=None) -> tuple[dict[str, 
     return pairs, [text for text in named if text not in used]
 
 
-def pair_texts(sounds: list[str], texts: list[str], key=None) -> tuple[dict[str, list[str]], list[str]]:
+def pair_texts(
+    sounds: list[str], texts: list[str], key: Callable[[str], str] | None = None
+) -> tuple[dict[str, list[str]], list[str]]:
     """`pair` for the files rain.txt, rain.wav.txt or rain.json of the sound rain.wav; beside a .txt no .json counts."""
     pairs, left = pair(sounds, {text: text[: -len(PurePosixPath(text).suffix)] for text in texts}, key)
     for sound, found in pairs.items():
@@ -137,10 +142,24 @@ def the_one(sound: str, texts: list[str]) -> str:
 
 
 def passed_over(names: Iterable[str], **counts: int) -> str:
-    """What was not used, for one line: "2 .md, 1 without ending, 3 texts without a sound"; "" if nothing."""
+    """Unused files, for one line: "2 .md, 1 without ending, 3 texts without a sound"; "" if nothing."""
     endings = Counter(PurePosixPath(name).suffix.lower() or "without ending" for name in names)
-    told = [f"{number} {ending}" for ending, number in sorted(endings.items())]
-    return ", ".join(told + [f"{number} {what.replace('_', ' ')}" for what, number in counts.items() if number])
+    found = [f"{number} {ending}" for ending, number in sorted(endings.items())]
+    return ", ".join(found + [f"{number} {kind.replace('_', ' ')}" for kind, number in counts.items() if number])
+
+
+def say_shared(folder: Path, pairs: dict[str, list[str]]) -> None:
+    """Log in one line the texts that caption several sounds, as rain.txt beside rain.wav and rain.flac."""
+    sounds = defaultdict(list)
+    for sound, (text, *others) in pairs.items():
+        if not others:
+            sounds[text].append(sound)
+    shared = [f"{text} captions {' and '.join(found)}" for text, found in sounds.items() if len(found) > 1]
+    if shared:
+        say_once(
+            f"{folder}: {len(shared)} texts caption several sounds each: {', '.join(shared[:3])}"
+            + " …" * (len(shared) > 3)
+        )
 
 
 @lru_cache(256)

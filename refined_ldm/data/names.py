@@ -1,9 +1,11 @@
-"""File names from captions: readable on every system, short enough for it, and never two sounds under one."""
+"""File names from captions: valid on every system, of limited length, and one for each sound."""
 
 import os
 import re
 import unicodedata
 from pathlib import Path
+
+import torch
 
 from refined_ldm.audio import save_audio
 
@@ -16,7 +18,7 @@ JOINERS = "\u200c\u200d"  # format characters that words of some scripts are wri
 def caption_name(caption: str, joint: str = "-", punctuation: bool = False) -> str:
     """The words of a caption, as a file name without its ending: at most `MOST` bytes, cut between letters.
 
-    joint: what stands between words. punctuation: whether that stays too, as far as every system allows it. Letters
+    joint: the separator of words. punctuation: whether to keep punctuation that every system allows. Letters
     keep their combining marks.
     """
     text = unicodedata.normalize("NFC", caption)
@@ -51,19 +53,19 @@ def unlike(taken: dict[str, int], stem: str) -> str:
 
 
 def name_key(stem: str) -> str:
-    """What two names have in common that some system takes for one."""
+    """A key that is equal for two names if some system treats them as one."""
     return unicodedata.normalize("NFC", stem).casefold()
 
 
 class SoundFolder:
-    """A folder that sounds are added to: one whose name is taken is numbered, so that none takes another's place."""
+    """A folder of WAV files; a new file whose name is taken gets a number instead of replacing the earlier one."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.taken = {name_key(name[:-4]): 1 for name in os.listdir(self.folder) if name.lower().endswith(".wav")}
 
-    def add(self, stem: str, waveform, sample_rate: int) -> Path:
+    def add(self, stem: str, waveform: torch.Tensor, sample_rate: int) -> Path:
         """Write a waveform (N,) as stem.wav, or stem-2.wav, … -> its path."""
         while True:
             path = self.folder / f"{unlike(self.taken, stem)}.wav"

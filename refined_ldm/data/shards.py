@@ -1,4 +1,4 @@
-"""WebDataset shards: tar archives that hold NAME.wav beside NAME.txt or NAME.json, read where they lie.
+"""WebDataset shards: tar archives that hold NAME.wav beside NAME.txt or NAME.json, read in place.
 
 A text belongs to the sound whose whole name it has (a.1.txt to a.1.wav, not to a.2.wav); only where there is none, to
 all those with its key, which in WebDataset is the name up to the first point.
@@ -8,6 +8,7 @@ which is opened like any file. So shuffling, resuming, and sharing among process
 A name in an archive stays a name: it never becomes a path.
 """
 
+import os
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from refined_ldm.data.listing import TEXT_SUFFIXES, is_sound, pair_texts, the_one
 from refined_ldm.data.tables import caption_lines, json_captions
@@ -38,12 +40,12 @@ class Member:
     def is_file(self) -> bool:
         return self.archive.is_file()
 
-    def stat(self):
-        """Of the archive: size and time of change."""
+    def stat(self) -> os.stat_result:
+        """Size and time of change of the archive."""
         return self.archive.stat()
 
     @contextmanager
-    def open(self, mode: str = "rb"):
+    def open(self, mode: str = "rb") -> Iterator[IO[bytes]]:
         """A binary file that ends where the member does."""
         info = tarfile.TarInfo(self.name)
         info.offset_data, info.size = self.offset, self.size
@@ -62,7 +64,7 @@ def find_shards(where: str | Path) -> list[Path]:
 
 
 def shard_sounds(shards: list[Path], passed: list[str] | None = None) -> Iterator[tuple[str, Callable[[], tuple]]]:
-    """(where it stands, function that gives it or raises ValueError) for every sound and every fault of shards.
+    """Yield (where it is, function that returns it or raises ValueError) for every sound and every fault of shards.
 
     A sound is (member, id, captions, label). Faults are a sound that is empty, or has no caption or two; a name that
     comes twice or leads out; a link or device; and an archive that is cut or damaged: what stands before the damage is

@@ -1,4 +1,4 @@
-"""Text that tells of sounds: CSV tables and captions. What cannot be meant is refused, by line."""
+"""CSV tables and captions; invalid lines are refused by their number."""
 
 import csv
 import json
@@ -23,9 +23,11 @@ def read_rows(path: str | Path, needed: tuple[str, ...]) -> Iterator[tuple[int, 
             header = list(rows.fieldnames or ())
             for column in needed:
                 if header.count(column) != 1:
-                    told = "one column" if column in header else "a column"
-                    raise ValueError(f"{path}: expected {told} {column!r}, its header is {header}"
-                                     + ("; separate values by commas" if len(header) == 1 else ""))  # fmt: skip
+                    number = "one column" if column in header else "a column"
+                    raise ValueError(
+                        f"{path}: expected {number} {column!r}, its header is {header}"
+                        + ("; separate values by commas" if len(header) == 1 else "")
+                    )
             for row in rows:
                 yield rows.line_num, row
     except UnicodeDecodeError as error:
@@ -55,28 +57,28 @@ def clean_caption(text: str) -> str:
     return caption
 
 
-def json_captions(raw: bytes, name, needed: bool = True) -> tuple[tuple[str, ...], str]:
-    """Texts, or lists of them, under "text" and every key that speaks of a caption; and the "label".
+def json_captions(raw: bytes, name: str | Path, needed: bool = True) -> tuple[tuple[str, ...], str]:
+    """Texts, or lists of them, under "text" and every key with "caption" in it; and the "label".
 
     Raises ValueError naming the file if it is no JSON in UTF-8 or, where they are `needed`, holds no captions.
     """
     try:
-        told = json.loads(raw.decode("utf-8-sig"))
+        held = json.loads(raw.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{name}: not a JSON file in UTF-8 ({error})") from error
-    if not isinstance(told, dict):
+    if not isinstance(held, dict):
         if not needed:
             return (), ""
-        raise ValueError(f"{name}: expected an object, got a {type(told).__name__}")
-    values = [value for key, value in told.items() if key == "text" or "caption" in key]
+        raise ValueError(f"{name}: expected an object, got a {type(held).__name__}")
+    values = [value for key, value in held.items() if key == "text" or "caption" in key]
     texts = [text for value in values for text in (value if isinstance(value, list) else [value])]
     captions = tuple(dict.fromkeys(clean_caption(text) for text in texts if isinstance(text, str) and one_line(text)))
     if needed and not captions:
-        raise ValueError(f'{name}: expected "caption", "captions" or "text", it has {", ".join(told)!s:.80}')
-    return captions, str(told.get("label") or "")
+        raise ValueError(f'{name}: expected "caption", "captions" or "text", it has {", ".join(held)!s:.80}')
+    return captions, str(held.get("label") or "")
 
 
-def caption_lines(raw: bytes, name) -> tuple[str, ...]:
+def caption_lines(raw: bytes, name: str | Path) -> tuple[str, ...]:
     """The captions in a text file, one a line; ValueError naming the file if it is not UTF-8 or has none."""
     try:
         lines = raw.decode("utf-8-sig").splitlines()

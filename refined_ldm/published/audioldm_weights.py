@@ -6,11 +6,13 @@ and the network refuses it. The sizes of a network are read off its tensors, all
 
 import re
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 
-from refined_ldm.config import preset
+from refined_ldm.config import Config, preset
 from refined_ldm.hifigan import HiFiGANConfig, fold_weight_norm
 from refined_ldm.mel import MelConfig
 from refined_ldm.published.audioldm_yaml import checked
@@ -70,6 +72,7 @@ DIFFUSERS_VAE_NAMES = (
     (r"\.conv_shortcut\.", ".nin_shortcut."),
 )
 
+Tensors = dict[str, torch.Tensor]
 AVERAGE_NAMES = (  # of the running average, which have lost their dots -> AudioLDM's own
     (r"(weight|bias)$", r".\1"),
     (r"^(input_blocks|output_blocks)(\d+)(\d)", r"\1.\2.\3"),  # no block holds more than ten layers
@@ -92,12 +95,12 @@ PIPELINE_SETTINGS = {  # part of diffusers' AudioLDMPipeline -> settings without
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 
 
-def audioldm_parts(published, average=True):
+def audioldm_parts(published: Mapping[str, torch.Tensor], average: bool = True) -> dict[str, Tensors]:
     """The `state_dict` of an AudioLDM checkpoint -> {"unet", "vae", "hifigan", "clap", "scale"}, each a dict by name.
 
     `average` takes the U-Net's running average where the file has one: its names are the U-Net's without the dots.
-    "clap" keeps the conditioner's names, for `published_clap`; the one tensor of "scale" has the name "". What the file
-    does not hold is left out.
+    "clap" keeps the conditioner's names, for `clap_from_published`; the one tensor of "scale" has the name "". Parts
+    that the file lacks are left out. Raises ValueError for an incomplete running average.
     """
     unet = _below("model.diffusion_model.", published)
     averages = _below("model_ema.diffusion_model", published)
@@ -115,24 +118,24 @@ def audioldm_parts(published, average=True):
         "unet": unet_from_audioldm(unet),
         "vae": {name: tensor for name, tensor in first_stage.items() if name.startswith(vae)},
         "hifigan": fold_weight_norm(_below("vocoder.", first_stage)),
-        "clap": {name[at.end():]: tensor for name, tensor in published.items() if (at := re.match(CONDITIONER, name))},
+        "clap": {name[at.end() :]: tensor for name, tensor in published.items() if (at := re.match(CONDITIONER, name))},
         "scale": {name: scalar(tensor, "scale_factor") for name, tensor in _below("scale_factor", published).items()},
     }
     return {part: tensors for part, tensors in parts.items() if tensors}
 
 
-def scalar(tensor, name):
-    """A tensor of one number, whatever its axes, as one without axes."""
+def scalar(tensor: torch.Tensor, name: str) -> torch.Tensor:
+    """A tensor of one number with any axes -> (); ValueError naming it if it has more."""
     if tensor.numel() != 1:
         raise ValueError(f"{name} is of shape {tuple(tensor.shape)}: one number was expected")
     return tensor.reshape(())
 
 
-def single_component(kind, published):
-    """A U-Net, first stage ("vae") or vocoder ("hifigan") on its own, whoever named it -> parts as `audioldm_parts`."""
+def single_component(kind: str, published: Tensors) -> dict[str, Tensors]:
+    """A single U-Net, first stage ("vae") or vocoder ("hifigan") in any known naming -> parts as `audioldm_parts`."""
     if kind == "unet":
-        theirs = any(name.startswith("down_blocks.") for name in published)
-        named = unet_from_diffusers if theirs else unet_from_audioldm
+        diffusers = any(name.startswith("down_blocks.") for name in published)
+        named = unet_from_diffusers if diffusers else unet_from_audioldm
         return {"unet": named(published)}
     if kind == "hifigan":
         return {"hifigan": hifigan_from_transformers(published)}
@@ -141,8 +144,11 @@ def single_component(kind, published):
     return audioldm_parts({f"first_stage_model.{name}": tensor for name, tensor in published.items()})
 
 
-def audioldm_config(parts, betas=None):
-    """The experiment that an AudioLDM checkpoint is, its sizes read off its parts, its noise off `betas` (steps,)."""
+def audioldm_config(parts: dict[str, Tensors], betas: torch.Tensor | None = None) -> Config:
+    """The configuration of an AudioLDM checkpoint, from its parts' shapes and its noise schedule `betas` (steps,).
+
+    Raises ValueError for another noise schedule, or naming a tensor that is missing.
+    """
     noise = {}
     if betas is not None:
         precision = next(kind for kind in (torch.bfloat16, torch.float16, torch.float32) if _survives(betas, kind))
@@ -150,11 +156,19 @@ def audioldm_config(parts, betas=None):
                  "beta_end": _shortest(betas[-1], precision)}  # fmt: skip
         even = torch.linspace(noise["beta_start"] ** 0.5, noise["beta_end"] ** 0.5, len(betas)) ** 2
         if not torch.allclose(betas, even, rtol=max(1e-3, torch.finfo(precision).eps), atol=0):
-            raise ValueError(f"the noise schedule from {noise['beta_start']} to {noise['beta_end']} is not AudioLDM's, "
-                             "in which the square roots of betas are even")  # fmt: skip
+            raise ValueError(
+                f"the noise schedule from {noise['beta_start']} to {noise['beta_end']} is not AudioLDM's, "
+                "in which the square roots of betas are even"
+            )
     vocoder = hifigan_config(parts["hifigan"])
-    return preset("baseline", unet=unet_config(parts["unet"]), vae=vae_config(parts["vae"]), hifigan=vocoder,
-                  mel=MelConfig(n_mels=vocoder.n_mels), **noise)  # fmt: skip
+    return preset(
+        "baseline",
+        unet=unet_config(parts["unet"]),
+        vae=vae_config(parts["vae"]),
+        hifigan=vocoder,
+        mel=MelConfig(n_mels=vocoder.n_mels),
+        **noise,
+    )
 
 
 def _survives(numbers, precision):
@@ -168,7 +182,7 @@ def _shortest(beta, precision):
     return next((short for short in decimals if torch.tensor(short).to(precision) == beta), float(f"{beta:.7g}"))
 
 
-def pipeline_parts(settings, tensors):
+def pipeline_parts(settings: dict[str, dict], tensors: dict[str, Tensors]) -> dict[str, Tensors]:
     """The files of diffusers' `AudioLDMPipeline`, by part, -> parts as `audioldm_parts` gives them."""
     mean, scale = (tensors["vocoder"].get(name, torch.tensor(rest)) for name, rest in (("mean", 0), ("scale", 1)))
     if settings["vocoder"].get("normalize_before") and (mean.any() or (scale != 1).any()):
@@ -182,8 +196,11 @@ def pipeline_parts(settings, tensors):
     }
 
 
-def pipeline_config(settings, tensors):
-    """The experiment that an `AudioLDMPipeline` is, from its config.json files and the shapes of its tensors."""
+def pipeline_config(settings: dict[str, dict], tensors: dict[str, Tensors]) -> Config:
+    """The configuration of an `AudioLDMPipeline`, from its config.json files and the shapes of its tensors.
+
+    Raises ValueError naming the setting or tensor that is missing or that AudioLDM does not have.
+    """
     for part, expected in PIPELINE_SETTINGS.items():
         for key, value in expected.items():
             if settings[part].get(key) != value:
@@ -223,11 +240,11 @@ def _setting(settings, part, key, kind, default=None, least=1, most=None, among=
 
 
 def _vocoder_config(settings, state):
-    """The vocoder's sizes, which settings and tensors tell alike, and what only the settings tell."""
+    """The vocoder's configuration; settings and tensors must agree on the sizes."""
     sizes = vocoder_sizes(state)
-    told = {"n_mels": ("model_in_dim", int), "channels": ("upsample_initial_channel", int),
+    keys = {"n_mels": ("model_in_dim", int), "channels": ("upsample_initial_channel", int),
             "kernels": ("upsample_kernel_sizes", list), "res_kernels": ("resblock_kernel_sizes", list)}  # fmt: skip
-    for size, (key, kind) in told.items():
+    for size, (key, kind) in keys.items():
         value = _setting(settings, "vocoder", key, kind)
         if (tuple(value) if kind is list else value) != sizes[size]:
             raise ValueError(f"vocoder/config.json: {key} is {value}, but the weights have {sizes[size]}")
@@ -235,9 +252,11 @@ def _vocoder_config(settings, state):
     key, dilations = "vocoder/config.json: resblock_dilation_sizes", settings["vocoder"].get("resblock_dilation_sizes")
     dilations = [checked(key, row, list, 1) for row in dilations] if isinstance(dilations, list) else []
     if len(rates) != len(sizes["kernels"]) or len(dilations) != len(sizes["res_kernels"]):
-        raise ValueError(f"vocoder/config.json: there must be one of upsample_rates for each of {sizes['kernels']} "
-                         f"and a list of resblock_dilation_sizes for each of {sizes['res_kernels']}, got {rates} and "
-                         f"{dilations}")  # fmt: skip
+        raise ValueError(
+            f"vocoder/config.json: there must be one of upsample_rates for each of {sizes['kernels']} "
+            f"and a list of resblock_dilation_sizes for each of {sizes['res_kernels']}, got {rates} and "
+            f"{dilations}"
+        )
     slope = _setting(settings, "vocoder", "leaky_relu_slope", float, 0.1)
     return HiFiGANConfig(**sizes, rates=tuple(rates), res_dilations=tuple(map(tuple, dilations)), leaky_slope=slope)
 
@@ -254,8 +273,10 @@ def _head_channels(settings, sizes):
     per_level = heads if kind is list else [heads] * len(widths)
     blocks = settings["unet"].get("down_block_types")
     if not isinstance(blocks, list) or not len(blocks) == len(per_level) == len(widths):
-        raise ValueError(f"unet/config.json: there must be one of down_block_types and of {key} for each of "
-                         f"block_out_channels, got {blocks} and {heads} for {widths}")  # fmt: skip
+        raise ValueError(
+            f"unet/config.json: there must be one of down_block_types and of {key} for each of "
+            f"block_out_channels, got {blocks} and {heads} for {widths}"
+        )
     attended = ["CrossAttn" in str(kind) for kind in blocks[:-1]] + [True]  # the middle always is
     found = [width / count for width, count, there in zip(widths, per_level, attended, strict=True) if there]
     if len(set(found)) == 1 and found[0].is_integer():
@@ -270,12 +291,12 @@ def _head_channels(settings, sizes):
     return sizes.head_channels
 
 
-def unet_from_audioldm(published):
+def unet_from_audioldm(published: Tensors) -> Tensors:
     """Tensors of AudioLDM's `UNetModel` -> those of `UNet`."""
     return {_rename(name, AUDIOLDM_UNET_NAMES): tensor for name, tensor in published.items()}
 
 
-def unet_from_diffusers(published):
+def unet_from_diffusers(published: Tensors) -> Tensors:
     """Tensors of diffusers' `UNet2DConditionModel` -> those of `UNet`, whose blocks are numbered through all levels."""
     per_level = 1 + len({name.split(".")[3] for name in published if name.startswith("down_blocks.0.resnets.")})
     attended = {name.split(".")[1] for name in published if re.match(r"up_blocks\.\d+\.attentions\.", name)}
@@ -293,7 +314,7 @@ def unet_from_diffusers(published):
     return {_rename(name, ((blocks, place), *DIFFUSERS_UNET_NAMES)): tensor for name, tensor in published.items()}
 
 
-def vae_from_diffusers(published):
+def vae_from_diffusers(published: Tensors) -> Tensors:
     """Tensors of diffusers' `AutoencoderKL` -> those of `MelVAE`, whose decoder is numbered from fine to coarse."""
     levels = [int(found[1]) for name in published if (found := re.match(r"decoder\.up_blocks\.(\d+)\.", name))]
     last = max(levels, default=0)
@@ -312,20 +333,22 @@ def vae_from_diffusers(published):
     return ours
 
 
-def hifigan_from_transformers(published):
+def hifigan_from_transformers(published: Tensors) -> Tensors:
     """Tensors of transformers' `SpeechT5HifiGan`, or of HiFi-GAN's own generator -> those of `HiFiGAN`."""
     named = {re.sub(r"^upsampler\.", "ups.", name): tensor for name, tensor in published.items()}
     return fold_weight_norm({name: tensor for name, tensor in named.items() if name not in ("mean", "scale")})
 
 
-def unet_config(state, head_channels=None):
+def unet_config(state: Tensors, head_channels: int | None = None) -> UNetConfig:
     """The sizes of the U-Net with these tensors (by our names); ValueError naming the one that is missing.
 
     No tensor shows the width of the attention heads: as published if not given, which is 64 in AudioLDM-L, whose first
     layer has 256 channels, and 32 in S and M.
     """
     if not any(name.startswith("film_embed.") for name in state):
-        raise ValueError("the U-Net hears no caption vector (film_emb): only AudioLDM's first version does")
+        raise ValueError(
+            "the U-Net has no input for a caption embedding (film_emb): only AudioLDM's first version does"
+        )
     shape_of("film_embed.bias", state, "the U-Net", 1)
     first, latent_channels, *_ = shape_of("conv_in.weight", state, "the U-Net", 4)
     levels, attended = [[]], []  # width of every block, level by level
@@ -351,7 +374,7 @@ def unet_config(state, head_channels=None):
     )
 
 
-def vae_config(state):
+def vae_config(state: Tensors) -> VAEConfig:
     """The sizes of the VAE with these tensors (by our names); ValueError naming the one that is missing."""
     first = shape_of("encoder.conv_in.weight", state, "the first stage", 4)[0]
     latent_channels = shape_of("post_quant_conv.weight", state, "the first stage", 4)[0]
@@ -361,12 +384,11 @@ def vae_config(state):
             blocks.setdefault(int(found[1]), set()).add(found[2])
     convs = (f"encoder.down.{level}.block.0.conv1.weight" for level in sorted(blocks) or [0])
     widths = [shape_of(conv, state, "the first stage", 4)[0] for conv in convs]
-    return VAEConfig(latent_channels, first, tuple(width // first for width in widths),
-                     max(map(len, blocks.values())))  # fmt: skip
+    return VAEConfig(latent_channels, first, tuple(width // first for width in widths), max(map(len, blocks.values())))
 
 
-def vocoder_sizes(state):
-    """What the tensors of a vocoder show of its `HiFiGANConfig`; ValueError naming the one that is missing."""
+def vocoder_sizes(state: Tensors) -> dict[str, Any]:
+    """The settings of a `HiFiGANConfig` that a vocoder's tensors determine; ValueError naming one that is missing."""
     channels, n_mels, _ = shape_of("conv_pre.weight", state, "the vocoder", 3)
     ups, blocks = (
         len({found[1] for name in state if (found := re.match(pattern, name))})
@@ -380,12 +402,16 @@ def vocoder_sizes(state):
     return {"n_mels": n_mels, "channels": channels, "kernels": kernels, "res_kernels": res_kernels}
 
 
-def hifigan_config(state):
-    """The sizes of the vocoder with these tensors; what they do not tell is as in AudioLDM's 16 kHz / 64-bin one."""
+def hifigan_config(state: Tensors) -> HiFiGANConfig:
+    """The configuration of the vocoder with these tensors; the rest is as in AudioLDM's at 16 kHz and 64 mel bins.
+
+    Raises ValueError for other kernels, or naming the tensor that is missing.
+    """
     published, sizes = HiFiGANConfig(), vocoder_sizes(state)
     if sizes["kernels"] != published.kernels:
-        raise ValueError(f"the vocoder's kernels are {sizes['kernels']}, those of 16 kHz and 64 bins are "
-                         f"{published.kernels}")  # fmt: skip
+        raise ValueError(
+            f"the vocoder's kernels are {sizes['kernels']}, those of 16 kHz and 64 bins are {published.kernels}"
+        )
     return replace(published, **sizes)
 
 

@@ -2,11 +2,14 @@
 
 import codecs
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
-from refined_ldm.config import MADE_BY, load_config
+import torch
+
+from refined_ldm.config import MADE_BY, Config, load_config
 from refined_ldm.data.names import caption_name, name_fault, unlike
 from refined_ldm.data.tables import clean_caption
 from refined_ldm.durable.run_state import load_scale
@@ -27,7 +30,7 @@ class Line:
     repeat: int  # how many lines before it have the same caption
 
 
-def read_list(path, left_out=None):
+def read_list(path: str | Path, left_out: list[str] | None = None) -> list[Line]:
     """The lines `caption` or `filename|caption` of a text file -> a list of Line, in their order.
 
     Blank lines are passed over, ".wav" is added where it is missing, a name given twice is numbered, control characters
@@ -70,12 +73,14 @@ def _name_and_caption(row):
     name = re.sub(r"\.wav$", "", name, flags=re.IGNORECASE)
     fault = name_fault(name) if name else "there is no name"
     if not caption or fault:
-        raise ValueError("expected `caption` or `filename|caption`, the name without folders and no longer than 200 "
-                         f"bytes, got {row.strip()[:80]!r}: {fault or 'there is no caption'}")  # fmt: skip
+        raise ValueError(
+            "expected `caption` or `filename|caption`, the name without folders and no longer than 200 "
+            f"bytes, got {row.strip()[:80]!r}: {fault or 'there is no caption'}"
+        )
     return name, clean_caption(caption)
 
 
-def open_model(config, checkpoint, device="cpu"):
+def open_model(config: Config, checkpoint: str | Path, device: str | torch.device = "cpu") -> RefinedAudioLDM:
     """A model of these settings with the weights of `checkpoint`, ready to generate.
 
     That is a published AudioLDM checkpoint, a run folder, or one of the folders run/checkpoints/ldm/step-NNNNNNN of a
@@ -100,9 +105,11 @@ def _refuse_other_folder(path):
     known = ("state.json", "config.yaml", "model_index.json", "unet/config.json")
     if path.is_dir() and not any((path / name).is_file() for name in known):
         steps = sorted(path.glob("**/step-*/unet.safetensors"))
-        told = f"give {steps[-1].parent}" if steps else "no U-Net was trained there yet"
-        raise ValueError(f"{path} is no run's folder (which holds config.yaml), no step-… below its checkpoints/ldm, "
-                         f"no pipeline: {told}")  # fmt: skip
+        advice = f"give {steps[-1].parent}" if steps else "no U-Net was trained there yet"
+        raise ValueError(
+            f"{path} is no run's folder (which holds config.yaml), no step-… below its checkpoints/ldm, "
+            f"no pipeline: {advice}"
+        )
 
 
 def _open_published(config, path):
@@ -111,7 +118,7 @@ def _open_published(config, path):
     if "clap" not in read:
         model.load_part("clap", path.parent)
     if "ldm" not in read:
-        raise ValueError(f"the U-Net of {path} listens to another conditioner than {config.clap} of the settings")
+        raise ValueError(f"the U-Net of {path} was trained with another conditioner than {config.clap} of the settings")
     if "vae" not in read:
         raise ValueError(f"{path} holds no first stage, and the settings name no file for it")
     if "hifigan" not in read:
@@ -125,8 +132,11 @@ def _open_run(config, run_dir, step=None):
     unet = replace(config.unet, embedding_gain=trained.unet.embedding_gain)  # neither is in AudioLDM's YAML
     config = replace(config, unet=unet, hifigan=trained.hifigan)
     _refuse_other(config, trained, run_dir)
-    config = replace(config, clap_checkpoint=config.clap_checkpoint or trained.clap_checkpoint,
-                     tokenizer=config.tokenizer or trained.tokenizer)  # fmt: skip
+    config = replace(
+        config,
+        clap_checkpoint=config.clap_checkpoint or trained.clap_checkpoint,
+        tokenizer=config.tokenizer or trained.tokenizer,
+    )
     model = RefinedAudioLDM(replace(config, vocoder=trained.vocoder))
     for part in ("vae", "clap", "hifigan"):
         if part != "hifigan" or part_path(run_dir, part, config).is_file():
@@ -138,7 +148,7 @@ def _open_run(config, run_dir, step=None):
     weights = averaged if averaged.is_file() else plain
     load_into(model.unet, read_weights(weights)[0], weights)
     if not load_scale(model, run_dir):
-        raise FileNotFoundError(f"{run_dir} does not tell the latent scale of its U-Net: resume the run for a step")
+        raise FileNotFoundError(f"{run_dir} has no latent scale for its U-Net: resume the run for a step")
     return model
 
 
@@ -148,8 +158,15 @@ def _refuse_other(config, trained, run_dir):
         raise ValueError(f"the settings are not those {run_dir} was trained with: {', '.join(unlike)}")
 
 
-def sounds(model, lines, seed=0, steps=None, guidance_scale=None, candidates=None):
-    """Generate the sound of every Line, in their order: yields (line, waveform (N,) in [-1, 1]).
+def sounds(
+    model: RefinedAudioLDM,
+    lines: list[Line],
+    seed: int = 0,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+    candidates: int | None = None,
+) -> Iterator[tuple[Line, torch.Tensor]]:
+    """Generate the sound of every Line: yields (line, waveform (N,) in [-1, 1]); None: the configuration's value.
 
     A sound depends on `seed`, its caption and how often that came before, not on the other lines.
     """
@@ -159,6 +176,11 @@ def sounds(model, lines, seed=0, steps=None, guidance_scale=None, candidates=Non
     for repeat, alike in groupby(lines, key=lambda line: line.repeat):
         alike = list(alike)
         for batch in (alike[start : start + most] for start in range(0, len(alike), most)):
-            waveforms = model.generate([line.caption for line in batch], steps=steps, guidance_scale=guidance_scale,
-                                       seed=(seed + repeat) % (LARGEST_SEED + 1), candidates=candidates)  # fmt: skip
+            waveforms = model.generate(
+                [line.caption for line in batch],
+                steps=steps,
+                guidance_scale=guidance_scale,
+                seed=(seed + repeat) % (LARGEST_SEED + 1),
+                candidates=candidates,
+            )
             yield from zip(batch, waveforms.cpu(), strict=True)

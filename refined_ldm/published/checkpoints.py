@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from refined_ldm.config import Config
 from refined_ldm.files import atomic_write, check_place, check_writable, sha256
 from refined_ldm.hifigan import HiFiGAN
 from refined_ldm.published.audioldm_weights import (
@@ -27,8 +29,15 @@ from refined_ldm.vae import MelVAE
 from refined_ldm.weights import is_ours, load_into, save_weights
 
 WRAPPERS = (  # where published files keep their tensors
-    "state_dict", "model", "generator", "model_state_dict", "module", "ema_state_dict", "model_ema", "ema",
-)  # fmt: skip
+    "state_dict",
+    "model",
+    "generator",
+    "model_state_dict",
+    "module",
+    "ema_state_dict",
+    "model_ema",
+    "ema",
+)
 WRAPPED = (  # what torch.compile and parallel training put into names, before them or in their midst
     r"_orig_mod\.?|(?:^|(?<=\.))(?:module|_forward_module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 )
@@ -39,11 +48,11 @@ WRITTEN = r"config\.yaml|tokenizer|(vae|ldm|hifigan|clap-[\w-]+)\.safetensors"  
 # --- published files ---
 
 
-def read_tensors(path):
-    """The tensors of a .ckpt, .pth, .pt or .safetensors file by their published names, out of whichever wrapper.
+def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
+    """The tensors of a .ckpt, .pth, .pt or .safetensors file by their published names, without their wrapper.
 
-    Floating ones come as float32, in whatever precision the file has them. A file `...index.json` stands for all the
-    shards that it lists.
+    Floating-point tensors are converted to float32. A file `...index.json` stands for all the shards that it lists.
+    Raises FileNotFoundError, or ValueError for a file that is damaged, no checkpoint or unsafe.
     """
     held, tensors = _tensors(path)[1], {}
     for written, tensor in held.items():
@@ -114,9 +123,11 @@ def _opened(path):
         raise ValueError(f"{path} was refused: it is cut or damaged safetensors ({fault}): fetch it again") from fault
 
 
-def detect_checkpoint_type(tensors):
-    """What tensors of these names are: "audioldm" (a whole checkpoint), "unet", "vae", "hifigan", "ms-clap-2023",
-    "laion-clap", "laion-clap fusion"; of our own files "ldm" and "clap"; or "unknown".
+def detect_checkpoint_type(tensors: Iterable[str]) -> str:
+    """The type of a checkpoint by the names of its tensors.
+
+    "audioldm" (a whole checkpoint), "unet", "vae", "hifigan", "ms-clap-2023", "laion-clap", "laion-clap fusion"; of our
+    own files "ldm" and "clap"; or "unknown".
     """
     kinds = (
         ("audioldm", r"model\.diffusion_model\.|model_ema\.|first_stage_model\."),
@@ -131,11 +142,12 @@ def detect_checkpoint_type(tensors):
     return own or clap_kind(tensors) or "unknown"
 
 
-def read_parts(path, average=True):
+def read_parts(path: str | Path, average: bool = True) -> dict[str, dict[str, torch.Tensor]]:
     """The parts that a published file or pipeline directory holds, by the names of our networks.
 
-    -> {"unet", "vae", "hifigan", "clap", "scale"}, those there are, each a dict by name as `audioldm_parts` has them;
-    also of a lone first stage, vocoder or conditioner. `average`: the U-Net's running average where there is one.
+    -> {"unet", "vae", "hifigan", "clap", "scale"}, those that the file holds, each a dict by name as in
+    `audioldm_parts`; the file may hold a single component. average: take the U-Net's running average if there is one.
+    Raises FileNotFoundError, or ValueError for a file without a known part.
     """
     if Path(path).is_dir():
         return read_audioldm(path)[1]
@@ -151,8 +163,11 @@ def read_parts(path, average=True):
     raise ValueError(f"{path} holds no part of AudioLDM that can be read: it is {kind}")
 
 
-def read_audioldm(path, average=True):
-    """A whole AudioLDM, a checkpoint or the directory of a pipeline -> (its Config, its parts as `read_parts`)."""
+def read_audioldm(path: str | Path, average: bool = True) -> tuple[Config, dict[str, dict[str, torch.Tensor]]]:
+    """A whole AudioLDM, a checkpoint or the directory of a pipeline -> (its Config, its parts as `read_parts`).
+
+    Raises FileNotFoundError, or ValueError naming what is missing or unlike AudioLDM.
+    """
     path = Path(path)
     if path.is_dir():
         settings, tensors = {}, {}
@@ -178,7 +193,7 @@ def read_audioldm(path, average=True):
 
 @contextmanager
 def _faults_of(path):
-    """Faults in what a file holds are told with its name."""
+    """Add the file's name to a ValueError."""
     try:
         yield
     except ValueError as fault:
@@ -247,11 +262,11 @@ class Inspection:
     files: tuple["Inspection", ...] = ()  # of a directory
 
 
-def inspect_checkpoint(path):
-    """What a checkpoint, a pipeline's directory or one of our folders holds -> Inspection; nothing in it is run.
+def inspect_checkpoint(path: str | Path) -> Inspection:
+    """Inspect a checkpoint, a pipeline's directory or a run folder without executing anything in it.
 
-    Tensors stay on disk: their names, shapes and types are enough. Raises FileNotFoundError or ValueError for what is
-    no checkpoint; one that asks to run something is told as "refused", with the names it asks for.
+    Tensors stay on disk: their names, shapes and types are enough. Raises FileNotFoundError, or ValueError for
+    a file that is no checkpoint. A file that asks to run something has the kind "refused" and those names.
     """
     path = Path(path)
     if path.is_dir():
@@ -264,7 +279,7 @@ def inspect_checkpoint(path):
     wrapper, tensors = _tensors(path)
     kind = detect_checkpoint_type([re.sub(WRAPPED, "", name) for name in tensors])
     found = Inspection(str(path), kind, size, sha256(path), wrapper, _groups(tensors))
-    return _told(found, "ldm" if kind in ("vae", "hifigan") and is_ours(path) else kind)
+    return _with_calls(found, "ldm" if kind in ("vae", "hifigan") and is_ours(path) else kind)
 
 
 def _inspect_directory(path):
@@ -274,10 +289,10 @@ def _inspect_directory(path):
     if not found:
         raise ValueError(f"{path} holds no weights: give a checkpoint, the directory of an AudioLDMPipeline, or a run")
     files = tuple(inspect_checkpoint(file) for file in found)
-    return _told(Inspection(str(path), kind, sum(file.bytes for file in files), files=files), kind)
+    return _with_calls(Inspection(str(path), kind, sum(file.bytes for file in files), files=files), kind)
 
 
-def _told(inspection, kind):
+def _with_calls(inspection, kind):
     python, command = READ_BY.get(kind, ("none", ""))
     return replace(inspection, python=python.format(path=inspection.path), command=command.format(path=inspection.path))
 
@@ -290,22 +305,30 @@ def _groups(tensors):
         prefix = ".".join(word for word in words[:2] if not word.isdigit()) or "(alone)"
         groups.setdefault(prefix, []).append(tensor)
     return tuple(
-        Group(prefix, len(held), sum(t.numel() for t in held), sum(t.numel() * t.element_size() for t in held),
-              tuple(sorted({str(t.dtype).removeprefix("torch.") for t in held})))
+        Group(
+            prefix,
+            len(held),
+            sum(t.numel() for t in held),
+            sum(t.numel() * t.element_size() for t in held),
+            tuple(sorted({str(t.dtype).removeprefix("torch.") for t in held})),
+        )
         for prefix, held in groups.items()
-    )  # fmt: skip
+    )
 
 
 # --- published files to ours ---
 
 
-def convert_checkpoint(path, out, force=False, tokenizer=None):
+def convert_checkpoint(
+    path: str | Path, out: str | Path, force: bool = False, tokenizer: str | Path | None = None
+) -> Path:
     """Write a published file as safetensors of ours in float32 -> the path written.
 
     A whole AudioLDM (a checkpoint or a pipeline's directory) becomes the folder `out`, for `RefinedAudioLDM.load`; a
     conditioner, a first stage or a vocoder the file `out`, for `Clap.load` and `RefinedAudioLDM.load_part`. tokenizer:
-    the directory of roberta-base's vocabulary, to be put beside LAION-CLAP. Nothing appears before all is written; what
-    is there is replaced only with `force`.
+    the directory of roberta-base's vocabulary, to be put beside LAION-CLAP. The output is written
+    whole or not at all, and replaces an earlier one only with `force`. Raises FileExistsError, FileNotFoundError, or
+    ValueError for a file that cannot be converted.
     """
     from refined_ldm.clap import Clap  # these two are made of files that are read here
     from refined_ldm.text_to_audio import RefinedAudioLDM
@@ -332,6 +355,8 @@ def convert_checkpoint(path, out, force=False, tokenizer=None):
             module = MelVAE(vae_config(state)) if kind == "vae" else HiFiGAN(hifigan_config(state))
         save_weights(out, load_into(module, state, path), module.config)
     else:
-        raise ValueError(f"{path} is {kind}: what is converted is a whole AudioLDM, a conditioner, a first stage (vae) "
-                         "or a vocoder (hifigan)")  # fmt: skip
+        raise ValueError(
+            f"{path} is {kind}: what is converted is a whole AudioLDM, a conditioner, a first stage (vae) "
+            "or a vocoder (hifigan)"
+        )
     return out

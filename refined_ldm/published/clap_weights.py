@@ -5,7 +5,14 @@ query, key and value. A name that is neither mapped here nor listed as unused st
 """
 
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:  # `inspect` needs no conditioner, whose transformers take seconds to import
+    from refined_ldm.clap import ClapConfig
 
 HTSAT_NAMES = (  # HTS-AT's own name -> the name in transformers.ClapAudioModel
     (r"^bn0\.", "batch_norm."),
@@ -43,8 +50,8 @@ PIPELINE_UNUSED = r"text_model\.embeddings\.(position|token_type)_ids$"
 NO_FUSION = "feature fusion is not supported; take 630k-audioset-best.pt"
 
 
-def shape_of(name, tensors, of, axes):
-    """The shape of a tensor that a size is read off; ValueError naming it if it is not there or has other axes."""
+def shape_of(name: str, tensors: Mapping[str, torch.Tensor], of: str, axes: int) -> tuple[int, ...]:
+    """The shape of the tensor `name`; ValueError if it is missing or has another number of axes."""
     if name not in tensors:
         raise ValueError(f"{of} lacks the tensor {name}: fetch or write the file again")
     shape = tuple(tensors[name].shape)
@@ -53,24 +60,24 @@ def shape_of(name, tensors, of, axes):
     return shape
 
 
-def ms_clap_state(published):
+def ms_clap_state(published: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The `model` dict of CLAP_weights_2023.pth -> tensors by the names of `Clap`."""
     return _rename(published, "audio_encoder.base.htsat.", MS_NAMES, MS_UNUSED)
 
 
-def laion_clap_state(published):
+def laion_clap_state(published: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The `state_dict` of a LAION-CLAP file without feature fusion -> tensors by the names of `Clap`."""
     published = {name.removeprefix("module."): tensor for name, tensor in published.items()}
     return _rename(published, "audio_branch.", LAION_NAMES, LAION_UNUSED)
 
 
-def pipeline_clap_state(published):
+def pipeline_clap_state(published: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The text encoder of a diffusers pipeline -> tensors by the names of `Clap`, without an audio tower."""
     return _rename(published, "audio_model.", PIPELINE_NAMES, PIPELINE_UNUSED)
 
 
-def clap_kind(published):
-    """Whose conditioner has tensors of these names: ms-clap-2023, laion-clap, laion-clap fusion, or None."""
+def clap_kind(published: Iterable[str]) -> str | None:
+    """The conditioner whose tensors have these names: ms-clap-2023, laion-clap, laion-clap fusion, or None."""
     if any(re.match(r"caption_encoder\.base\.(wte|wpe|h|ln_f)\.", name) for name in published):
         return "ms-clap-2023"
     if any(re.search(r"audio_branch\..*(fusion_model|mel_conv[12]d)", name) for name in published):
@@ -78,11 +85,13 @@ def clap_kind(published):
     return "laion-clap" if any(re.search(r"text_(branch|model)\.embeddings\.", name) for name in published) else None
 
 
-def clap_from_published(config, published):
+def clap_from_published(
+    config: "ClapConfig", published: Mapping[str, torch.Tensor]
+) -> tuple["ClapConfig", dict[str, torch.Tensor]]:
     """The authors' tensors, of either conditioner -> `config` with the sizes they have, tensors by the names of `Clap`.
 
     The text encoder of a pipeline has no audio tower: `audio_depths` is then empty. Raises ValueError for feature
-    fusion, and for what else is no conditioner.
+    fusion, and for tensors that are no conditioner.
     """
     kind = clap_kind(published)
     if kind not in ("ms-clap-2023", "laion-clap"):

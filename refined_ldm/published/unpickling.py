@@ -1,7 +1,7 @@
-"""Files of weights that others wrote, read without executing them.
+"""Published files of weights, read without executing them.
 
 A pickle is a small program that may call anything. torch's `weights_only` reader lets it call a short list of names;
-what else a file asks for is named, and the file refused.
+a file that asks for anything else is refused, with its name.
 """
 
 import argparse
@@ -16,11 +16,12 @@ import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import Counter, OrderedDict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-NOT_WEIGHTS = (  # how files begin that people take for a checkpoint
+NOT_WEIGHTS = (  # first bytes of files that are mistaken for checkpoints
     (b"\x89PNG", "a PNG picture"),
     (b"\xff\xd8\xff", "a JPEG picture"),
     (b"RIFF", "a WAV recording"),
@@ -65,10 +66,10 @@ ALLOWED = {name for _, name in HARMLESS} | {"collections.OrderedDict", "collecti
                                             "builtins.set", "builtins.bytearray", "builtins.complex"}  # fmt: skip
 
 
-def file_format(path):
-    """"safetensors" or "pickle", by how the file begins, whatever its name; "index" of a file that lists shards.
+def file_format(path: str | Path) -> str:
+    """The format of a file by its first bytes: "safetensors" or "pickle"; by its name: "index", a list of shards.
 
-    Raises FileNotFoundError, or ValueError saying what it is instead of a checkpoint.
+    Raises FileNotFoundError, or ValueError saying what the file is instead of a checkpoint.
     """
     path = Path(path)
     if path.is_dir():
@@ -103,7 +104,7 @@ def _is_packed(path):
         return False
 
 
-def unpickle(path):
+def unpickle(path: str | Path) -> Any:
     """Read a .pth, .pt or .ckpt file without executing it: tensors, plain containers and numbers of numpy only.
 
     Tensors of torch's usual format stay on disk until they are used. Raises FileNotFoundError, or ValueError naming
@@ -155,8 +156,8 @@ def _protocol(path):
     return head[1] if head[:1] == b"\x80" and len(head) == 2 else 0
 
 
-def forbidden(path):
-    """The names a pickle would import and is not allowed to, in their order; the file is read, not run."""
+def forbidden(path: str | Path) -> list[str]:
+    """The names that a pickle would import and must not, in their order; the file is not executed."""
     try:
         if not zipfile.is_zipfile(path):
             with open(path, "rb") as file:

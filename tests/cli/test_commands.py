@@ -63,13 +63,13 @@ def test_the_same_command_writes_the_same_file_and_another_seed_another(checkpoi
 
 def test_json_tells_what_was_written(checkpoint, tmp_path, capsys):
     status, printed, _ = run(capsys, "generate", "rain", "--checkpoint", checkpoint, "--out", tmp_path / "a", "--json")
-    told = json.loads("\n".join(printed))
-    assert status == 0 and told["took"] > 0
+    found = json.loads("\n".join(printed))
+    assert status == 0 and found["took"] > 0
     file = str(tmp_path / "a" / "rain-0.wav")
-    assert told["written"] == [{"file": file, "caption": "rain", "seed": 0, "seconds": 0.32}]
+    assert found["written"] == [{"file": file, "caption": "rain", "seed": 0, "seconds": 0.32}]
 
 
-@pytest.mark.parametrize("arguments, told", [
+@pytest.mark.parametrize("arguments, message", [
     (["generate", "rain", "--checkpoint", "nowhere", "--out", "o"], "no config.yaml in nowhere"),
     (["generate", "rain", "--preset", "huge", "--out", "o"], "no preset 'huge'"),
     (["generate", "rain", "--checkpoint", "CHECKPOINT", "--out", "o", "--seconds", "-1"], "--seconds must be"),
@@ -87,13 +87,13 @@ def test_json_tells_what_was_written(checkpoint, tmp_path, capsys):
     (["notebooks", "01", "-p", "colour", "red"], "no notebook has a parameter colour; there are "),
     (["generate", "rain", "--checkpoint", "CHECKPOINT", "--out", "o", "--guidance", "nan"], "--guidance must be"),
 ])  # fmt: skip
-def test_bad_input_is_one_line_on_stderr_and_status_2(checkpoint, tmp_path, monkeypatch, capsys, arguments, told):
+def test_bad_input_is_one_line_on_stderr_and_status_2(checkpoint, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     small.config(seconds=1.28, clips=2).save("small.yaml")
     given = [a.replace("CHECKPOINT", checkpoint).replace("SMALL", "small.yaml") for a in arguments]
     status, printed, errors = run(capsys, *given)
     assert status == 2 and printed == []
-    assert len(errors) == 1 and errors[0].startswith(f"refined-ldm {arguments[0]}: ") and told in errors[0]
+    assert len(errors) == 1 and errors[0].startswith(f"refined-ldm {arguments[0]}: ") and message in errors[0]
 
 
 @pytest.mark.parametrize("command", [
@@ -115,7 +115,7 @@ def test_a_seed_that_is_none_is_one_line_with_its_option(capsys, command, seed):
     ["evaluate", "a", "b", "--pca", "1.5"], ["evaluate", "a", "b", "--sample-rate", "16"],
     ["evaluate", "a", "b", "--sample-rate", "0"], ["evaluate", "a", "b", "--sample-rate", "-16000"],
     ["budget", "--clips", "1"], ["experiment", "--iterations", "0"], ["experiment", "--seeds", "-1"],
-    ["experiment", "--clips", "0"], ["notebooks", "--jobs", "1.5"], ["bench", "--few-steps", "3"],
+    ["experiment", "--clips", "0"], ["notebooks", "--jobs", "1.5"],
 ])  # fmt: skip
 def test_a_number_that_cannot_be_meant_is_one_line_with_its_option(capsys, arguments):
     status, printed, errors = run(capsys, *arguments)
@@ -201,9 +201,9 @@ def test_a_training_that_is_stopped_tells_how_to_go_on(tmp_path, capsys, monkeyp
         assert [row["step"] for row in csv.DictReader(file)] == ["1", "2", "3", "4"]
 
 
-@pytest.mark.parametrize("number, told", [(errno.ENOSPC, "No space left on device"),
+@pytest.mark.parametrize("number, message", [(errno.ENOSPC, "No space left on device"),
                                           (errno.EROFS, "Read-only file system")])  # fmt: skip
-def test_what_cannot_be_written_is_one_line(tmp_path, capsys, monkeypatch, number, told):
+def test_what_cannot_be_written_is_one_line(tmp_path, capsys, monkeypatch, number, message):
     small.use_small_clap(monkeypatch)
     small.config(seconds=1.28, clips=4).save(tmp_path / "small.yaml")
 
@@ -214,7 +214,7 @@ def test_what_cannot_be_written_is_one_line(tmp_path, capsys, monkeypatch, numbe
     arguments = ["train", "-c", tmp_path / "small.yaml", "--run", tmp_path / "run", "--stage", "vae"]
     status, printed, errors = run(capsys, *arguments)
     assert (status, printed, len(errors)) == (2, [], 1)
-    assert errors[0].startswith("refined-ldm train: [") and told in errors[0]
+    assert errors[0].startswith("refined-ldm train: [") and message in errors[0]
     assert list((tmp_path / "run" / "checkpoints" / "vae").iterdir()) == []
 
 
@@ -248,7 +248,7 @@ def contents(folder):
 INFER = ["infer", "-c", "checkpoint/config.yaml", "-l", "list.lst", "--reload_from_ckpt", "checkpoint"]
 
 
-@pytest.mark.parametrize("arguments, told", [
+@pytest.mark.parametrize("arguments, message", [
     (["evaluate", "folder", "folder", "--out", "folder"], "folder is a folder, so it is not replaced"),
     (["evaluate", "folder", "folder", "--out", "notes.txt"], "notes.txt is there already and no result"),
     (["evaluate", "folder", "folder", "--out", "notes.txt/x.json"], "notes.txt is a file, where a folder is needed"),
@@ -267,11 +267,11 @@ INFER = ["infer", "-c", "checkpoint/config.yaml", "-l", "list.lst", "--reload_fr
     (["notebooks", "01", "--out", "notes.txt"], "notes.txt is a file, where a folder is needed"),
     (["notebooks", "01", "--out", str(NOTEBOOKS)], "holds the notebooks themselves"),
 ])  # fmt: skip
-def test_a_place_that_cannot_be_written_is_refused_before_any_work(place, monkeypatch, capsys, arguments, told):
+def test_a_place_that_cannot_be_written_is_refused_before_any_work(place, monkeypatch, capsys, arguments, message):
     monkeypatch.setattr(cli, "_open", lambda *_: pytest.fail("a model was built"))
     before = contents(place)
     status, printed, errors = run(capsys, *arguments)
-    assert (status, printed, len(errors)) == (2, [], 1) and told in errors[0]
+    assert (status, printed, len(errors)) == (2, [], 1) and message in errors[0]
     assert contents(place) == before
 
 
@@ -332,10 +332,10 @@ def test_random_weights_are_told(place, monkeypatch, capsys):
     monkeypatch.setattr(RefinedAudioLDM, "from_preset", lambda *_: RefinedAudioLDM.load("checkpoint"))
     monkeypatch.setattr("refined_ldm.evaluation.budget.error_budget", lambda *_: [])
     for command in (["generate", "rain", "--out", "o", "--steps", 1], ["budget"]):
-        for preset, told in (("colab", True), ("tiny", False)):
+        for preset, warned in (("colab", True), ("tiny", False)):
             status, _, errors = run(capsys, *command, "--preset", preset, "--device", "cpu")
             assert status == 0
-            assert any("colab has random weights, so what it makes is noise" in line for line in errors) == told
+            assert any("colab has random weights, so what it makes is noise" in line for line in errors) == warned
 
 
 @pytest.mark.parametrize("number", ["-1e1", "-1E+1", "-.5e0", "-10", "-inf"])

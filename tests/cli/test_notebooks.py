@@ -57,7 +57,7 @@ def test_a_parameter_is_of_the_kind_that_the_notebook_gives_it(name, given, mean
     assert {key: type(found[key]) for key in meant} == {key: type(value) for key, value in meant.items()}
 
 
-@pytest.mark.parametrize("name, value, told", [
+@pytest.mark.parametrize("name, value, message", [
     ("index", "5.5", "index must be a whole number, 0 or more, got 5.5"),
     ("index", "-1", "index must be a whole number, 0 or more, got -1"),
     ("index", "five", "index must be a whole number, 0 or more, got 'five'"),
@@ -66,9 +66,9 @@ def test_a_parameter_is_of_the_kind_that_the_notebook_gives_it(name, given, mean
     ("lr", "NaN", "lr must be a finite number, got nan"), ("lr", "fast", "lr must be a finite number, got 'fast'"),
     ("write_figures", "1", "write_figures must be true or false, got 1"),
 ])  # fmt: skip
-def test_a_parameter_that_cannot_be_meant_is_told_before_anything_runs(tmp_path, capsys, name, value, told):
+def test_a_parameter_that_cannot_be_meant_is_reported_before_anything_runs(tmp_path, capsys, name, value, message):
     assert main(["notebooks", "-p", name, value, "--out", str(tmp_path / "out")]) == 2
-    assert capsys.readouterr() == ("", f"refined-ldm notebooks: {told}\n") and not (tmp_path / "out").exists()
+    assert capsys.readouterr() == ("", f"refined-ldm notebooks: {message}\n") and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("path", find_notebooks(), ids=lambda path: path.stem)

@@ -347,3 +347,15 @@ def test_a_part_of_a_file_that_cannot_be_searched_is_read(tmp_path):
     whole = load_audio(tmp_path / "a.wav", 8000)
     part = load_audio(tmp_path / "a.wav", 8000, seconds=1, start=1)
     torch.testing.assert_close(part, whole[8000:16_000])
+
+
+@pytest.mark.parametrize("samples", [16_000, 16_001])
+@pytest.mark.parametrize("ending, subtype", [("wav", "PCM_16"), ("wav", "PCM_U8"), ("flac", "PCM_16")])
+def test_joined_files_are_refused_instead_of_read_in_part(tmp_path, ending, subtype, samples):
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, samples)
+    one, two = tmp_path / f"one.{ending}", tmp_path / f"two.{ending}"
+    soundfile.write(one, noise, 16_000, subtype=subtype)
+    two.write_bytes(2 * one.read_bytes())
+    assert len(load_audio(one)) == samples
+    with pytest.raises(ValueError, match=f"two.{ending}: several sounds one behind the other"):
+        load_audio(two)

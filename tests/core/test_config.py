@@ -50,16 +50,16 @@ def test_sizes_that_do_not_fit_each_other_are_refused():
         preset("tiny", vae=VAEConfig(latent_channels=4))
 
 
-@pytest.mark.parametrize("changes, told", [
+@pytest.mark.parametrize("changes, message", [
     ({"parameterization": "epsilon"}, "must be eps, v, x0, gaussian or caption-gaussian, got 'epsilon'"),
     ({"vocoder": "hifi-gan"}, "vocoder must be hifigan or griffin_lim, got 'hifi-gan'"),
 ])  # fmt: skip
-def test_a_choice_that_there_is_not_is_refused(changes, told):
-    with pytest.raises(ValueError, match=told):
+def test_a_choice_that_there_is_not_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
         preset("tiny", **changes)
 
 
-@pytest.mark.parametrize("changes, told", [
+@pytest.mark.parametrize("changes, message", [
     ({"optimizer": "sgd"}, "optimizer must be adamw or muon, got 'sgd'"),
     ({"lr_schedule": "linear"}, "lr_schedule must be cosine or constant, got 'linear'"),
     ({"max_steps": 0}, "max_steps and lr must be positive, got 0 and 0.001"),
@@ -76,8 +76,8 @@ def test_a_choice_that_there_is_not_is_refused(changes, told):
     ({"betas": (0.9, -0.1)}, "ema_decay and betas must be from 0 to below 1"),
     ({"save_every": -1}, "batch_size and save_every must be positive, got 16 and -1"),
 ])  # fmt: skip
-def test_training_that_cannot_be_is_refused(changes, told):
-    with pytest.raises(ValueError, match=told):
+def test_training_that_cannot_be_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
         StageConfig(**changes)
 
 
@@ -90,7 +90,7 @@ def test_whole_floats_in_settings_are_integers(of):
     assert StageConfig(of(7)) == StageConfig(7) and MelConfig(n_mels=of(64)) == MelConfig()
 
 
-@pytest.mark.parametrize("make, told", [
+@pytest.mark.parametrize("make, message", [
     (lambda: MelConfig(sample_rate=16), r"sample_rate \(Hz\) must be a whole number between 1000 and 1000000, got 16"),
     (lambda: MelConfig(n_mels=64.5), "n_mels must be a whole number, got 64.5"),
     (lambda: MelConfig(fmax=float("nan")), "fmax must be a finite number, got nan"),
@@ -101,8 +101,8 @@ def test_whole_floats_in_settings_are_integers(of):
     (lambda: preset("tiny", hifigan=replace(preset("tiny").hifigan, mel_corrections=-1)),
      "hifigan.mel_corrections must be at least 0, got -1"),
 ])  # fmt: skip
-def test_numbers_that_no_setting_can_be_are_refused(make, told):
-    with pytest.raises(ValueError, match=told):
+def test_numbers_that_no_setting_can_be_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
         make()
 
 
@@ -149,7 +149,7 @@ def test_yaml_anchors_work_and_no_preset_means_the_paper(tmp_path):
     assert config.training["clap"] == StageConfig()
 
 
-@pytest.mark.parametrize("text, told", [
+@pytest.mark.parametrize("text, message", [
     ("sekonds: 3", "unknown key 'sekonds'"),
     ("preset: huge", "no preset 'huge'"),
     ("vae: {chanels: 3}", "some.yaml: vae: unknown key 'chanels'"),
@@ -201,8 +201,8 @@ def test_yaml_anchors_work_and_no_preset_means_the_paper(tmp_path):
     ("mel: {n_mels: 48}", "mel.n_mels=48 is not a whole number of 32 = VAE 4 x U-Net 8"),
     ("mel: {n_mels: 96}", "vocoder reads 64 mel bands, mel has 96"),
 ])  # fmt: skip
-def test_yaml_that_makes_no_sense_is_refused(tmp_path, text, told):
-    with pytest.raises(ValueError, match=told):
+def test_yaml_that_makes_no_sense_is_refused(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
         load_config(written(tmp_path, text))
 
 

@@ -19,7 +19,7 @@ def model():
     small.awake(model.unet)
     model.scale.fill_(0.7)
     for p in model.vocoder.parameters():
-        p.data *= 2  # loud enough to hear differences
+        p.data *= 2  # large enough for clear differences
     return model.eval()
 
 
@@ -72,7 +72,7 @@ def test_guidance(model):
     def sample(embedding, **settings):
         return model.sample_latent(embedding, z_T, **settings)
 
-    assert torch.equal(sample(one, guidance_scale=0), sample(other, guidance_scale=0))  # it does not hear its caption
+    assert torch.equal(sample(one, guidance_scale=0), sample(other, guidance_scale=0))  # the caption has no effect
     plain = sample(one, guidance_scale=1)
     assert (plain - sample(other, guidance_scale=1)).abs().max() > 1e-4
     assert (plain - sample(one, guidance_scale=4)).abs().max() > 1e-4
@@ -80,7 +80,7 @@ def test_guidance(model):
     torch.testing.assert_close(sample(one, guidance_scale=4, unconditional=one), plain, atol=1e-5, rtol=1e-4)
 
 
-def test_the_negative_caption_is_heard(model):
+def test_the_negative_caption_has_an_effect(model):
     one = model.generate(CAPTIONS[:1])
     assert torch.equal(one, model.generate(CAPTIONS[:1], negative_caption=""))
     assert not torch.equal(one, model.generate(CAPTIONS[:1], negative_caption="rain"))
@@ -133,8 +133,8 @@ def test_a_saved_model_sounds_the_same(monkeypatch, tmp_path, parameterization):
     model = small.awake_model(monkeypatch, parameterization=parameterization)
     model.scale.fill_(1.9)
     if model.gaussian is not None:
-        told = (torch.randn(40, 3, 12),) if parameterization == "caption-gaussian" else ()
-        model.gaussian.fit(torch.randn(40, 2, 8, 4, generator=torch.Generator().manual_seed(0)), *told)
+        condition = (torch.randn(40, 3, 12),) if parameterization == "caption-gaussian" else ()
+        model.gaussian.fit(torch.randn(40, 2, 8, 4, generator=torch.Generator().manual_seed(0)), *condition)
     model.save(tmp_path)
     loaded = RefinedAudioLDM.load(tmp_path)
     assert loaded.config == model.config and not loaded.training
@@ -151,7 +151,9 @@ def test_files_that_do_not_fit_are_refused(model, monkeypatch, tmp_path):
     model.save(tmp_path)
     with pytest.raises(ValueError, match="no setting stepz"):
         RefinedAudioLDM.load(tmp_path, stepz=1)
-    with pytest.raises(ValueError, match="ldm.safetensors does not fit .*'gaussian': gaussian.basis"):
+    with pytest.raises(
+        ValueError, match="ldm.safetensors does not fit .*'gaussian': it holds scale, unet where gaussian"
+    ):
         RefinedAudioLDM.load(tmp_path, parameterization="gaussian")
     (tmp_path / "vae.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match="vae.safetensors is not a whole"):
@@ -161,7 +163,7 @@ def test_files_that_do_not_fit_are_refused(model, monkeypatch, tmp_path):
         RefinedAudioLDM.load(tmp_path)
 
 
-@pytest.mark.parametrize("arguments, told", [
+@pytest.mark.parametrize("arguments, message", [
     ({"captions": "a dog"}, r"list of strings, got one string: write \['a dog'\]"),
     ({"captions": []}, "captions is empty"),
     ({"sampler": "euler"}, "sampler must be dpmpp or ddim, got 'euler'"),
@@ -189,20 +191,20 @@ def test_files_that_do_not_fit_are_refused(model, monkeypatch, tmp_path):
     ({"captions": [3]}, "a caption must be a string, got 3"),
     ({"captions": ["rain \ud83d"]}, r"the caption 'rain \\ud83d' is no text"),
 ])  # fmt: skip
-def test_bad_requests_are_refused(model, arguments, told):
-    with pytest.raises(ValueError, match=told):
+def test_bad_requests_are_refused(model, arguments, message):
+    with pytest.raises(ValueError, match=message):
         model.generate(**{"captions": CAPTIONS} | arguments)
 
 
 @pytest.mark.parametrize("of", [float, np.int64, np.float32, torch.tensor])
 def test_a_whole_float_is_the_same_sound_as_its_integer(model, of):
-    told = {"steps": 2, "seed": 3, "candidates": 2}
-    same = {name: of(number) for name, number in told.items()}
-    assert torch.equal(model.generate(CAPTIONS, **told), model.generate(CAPTIONS, **same))
+    given = {"steps": 2, "seed": 3, "candidates": 2}
+    same = {name: of(number) for name, number in given.items()}
+    assert torch.equal(model.generate(CAPTIONS, **given), model.generate(CAPTIONS, **same))
     for sampler in ("ddim", "dpmpp"):
-        told = {"steps": 2, "sampler": sampler, "guidance_interval": (0, 500)}
+        given = {"steps": 2, "sampler": sampler, "guidance_interval": (0, 500)}
         same = {"steps": of(2), "sampler": sampler, "guidance_interval": (of(0), of(500))}
-        assert torch.equal(model.generate(CAPTIONS, **told), model.generate(CAPTIONS, **same))
+        assert torch.equal(model.generate(CAPTIONS, **given), model.generate(CAPTIONS, **same))
 
 
 def test_the_largest_seed_is_one(model):
@@ -267,9 +269,9 @@ def test_silence_is_never_without_a_word(model, monkeypatch, stage, part, made):
 
 
 def test_progress_is_told(model):
-    told = []
-    model.generate(CAPTIONS[:1], steps=4, on_step=lambda k, n: told.append((k, n)))
-    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    progress = []
+    model.generate(CAPTIONS[:1], steps=4, on_step=lambda k, n: progress.append((k, n)))
+    assert progress == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
 @pytest.mark.parametrize("shipped", [True, False])

@@ -453,6 +453,19 @@ def test_what_is_passed_over_is_said_in_one_line(tmp_path, caplog):
     assert caplog.messages[2:] == [f"{tmp_path}: 1 of 2 sounds are not in Captions.CSV, and not used"]
 
 
+def test_a_text_that_captions_two_sounds_is_logged_once(tmp_path, caplog):
+    for name in ("rain.wav", "rain.flac", "wind.wav"):
+        soundfile.write(tmp_path / name, np.zeros(1_600), 16_000)
+    (tmp_path / "rain.txt").write_text("rain falls")
+    (tmp_path / "wind.txt").write_text("wind blows")
+    for _ in range(2):
+        captions = [r.captions for r in CaptionedAudio.from_folder(tmp_path).recordings]
+    assert captions == [("rain falls",), ("rain falls",), ("wind blows",)]
+    assert caplog.messages == [
+        f"{tmp_path}: 1 texts caption several sounds each: rain.txt captions rain.flac and rain.wav"
+    ]
+
+
 def test_a_folder_in_which_all_is_used_is_silent(tmp_path, caplog):
     captioned(beside(tmp_path, ["rain.wav", "b/hail.flac"], {"rain.txt": "rain", "b/hail.flac.txt": "hail"}))
     captioned(beside(tmp_path / "named", ["dog_barks.wav", "rain.wav"], {}))

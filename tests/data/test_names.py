@@ -45,12 +45,12 @@ def test_any_caption_becomes_a_name(caption, punctuation):
     assert unicodedata.category(name[0])[0] != "M" and unicodedata.is_normalized("NFC", name)
 
 
-@pytest.mark.parametrize("name, told", [
+@pytest.mark.parametrize("name, message", [
     (".hidden", "hidden"), ("..", "hidden"), ("a/b", "no file name"), ("a\\b", "no file name"), (" . ", "no file name"),
     ("a\x00", "no file name"), ("con", "device"), ("COM1.tar", "device"), ("lpt²", "device"), ("é" * 101, "202 bytes"),
 ])  # fmt: skip
-def test_a_name_that_was_given_has_a_fault(name, told):
-    assert told in name_fault(name)
+def test_a_name_that_was_given_has_a_fault(name, message):
+    assert message in name_fault(name)
 
 
 def test_names_that_some_system_takes_for_one_are_numbered():

@@ -128,7 +128,7 @@ def test_what_there_is_only_one_of_is_said(key):
         convert_config(tree({key: "other"}))
 
 
-@pytest.mark.parametrize("changes, told", [
+@pytest.mark.parametrize("changes, message", [
     ({"sekonds": 3}, "some.yaml: unknown key sekonds$"),
     ({"model.params.dropout": 0.1}, "unknown key model.params.dropout$"),
     ({"model.params.unet_config.params.deep.er": 1}, "unknown key model.params.unet_config.params.deep.er$"),
@@ -174,8 +174,8 @@ def test_what_there_is_only_one_of_is_said(key):
     ({"model.params.latent_t_size": 252}, "latent_t_size is 252: it must be a multiple of 8"),
     ({"preprocessing.mel.mel_fmax": 9000}, "some.yaml: mel: .*<= 8000"),
 ])  # fmt: skip
-def test_what_cannot_be_followed_is_refused_by_its_key(tmp_path, changes, told):
-    with pytest.raises(ValueError, match=told):
+def test_what_cannot_be_followed_is_refused_by_its_key(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
         load(tmp_path, changes)
 
 

@@ -38,7 +38,7 @@ from tests.support.peers import published_ms_clap
 
 
 class Asks:
-    """A pickle of this calls `function(*arguments)` when it is read by whoever lets it."""
+    """A pickle of this calls `function(*arguments)` when an unsafe reader loads it."""
 
     def __init__(self, function, *arguments):
         self.call = function, arguments
@@ -69,8 +69,8 @@ def test_a_pickle_that_would_run_code_is_refused_by_name_and_nothing_runs(
             with pytest.raises(ValueError, match=rf"^{path} was refused: it asks to run .*{named}"):
                 read(path)
         if named != "torch.hub.load":  # which only torch knows for forbidden, and says so when it reads
-            told = inspect_checkpoint(path)
-            assert told.kind == "refused" and named in told.forbidden and told.groups == ()
+            found = inspect_checkpoint(path)
+            assert found.kind == "refused" and named in found.forbidden and found.groups == ()
         assert cli.main(["inspect", path]) == 2
         assert f"{path} was refused: it asks to run" in capsys.readouterr().err
         assert cli.main(["convert", path, "out.safetensors"]) == 2
@@ -117,7 +117,7 @@ def test_tensors_stay_on_disk_until_they_are_used(tmp_path):
 PNG, WAV = b"\x89PNG\r\n\x1a\n" + bytes(60), b"RIFF\x24\x00\x00\x00WAVEfmt " + bytes(60)
 
 
-@pytest.mark.parametrize("content, told", [
+@pytest.mark.parametrize("content, message", [
     (b"", r"empty \(0 bytes\)"), (PNG, "a PNG picture"), (WAV, "a WAV recording"), (b'{"model": 1}', "JSON"),
     (b"not a checkpoint at all", "text"), (b"<!DOCTYPE html><html>quota exceeded</html>", "a web page"),
     (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a pointer that git LFS left"),
@@ -128,7 +128,7 @@ PNG, WAV = b"\x89PNG\r\n\x1a\n" + bytes(60), b"RIFF\x24\x00\x00\x00WAVEfmt " + b
     ("PACKED", "a compressed archive"),
 ])  # fmt: skip
 @pytest.mark.parametrize("name", ["a.ckpt", "a.pth", "a.safetensors"])
-def test_what_is_no_checkpoint_gets_one_clear_line(tmp_path, capsys, name, content, told):
+def test_what_is_no_checkpoint_gets_one_clear_line(tmp_path, capsys, name, content, message):
     path = tmp_path / name
     if content == "LIST":
         torch.save([torch.ones(2)], path)
@@ -148,9 +148,9 @@ def test_what_is_no_checkpoint_gets_one_clear_line(tmp_path, capsys, name, conte
     else:
         path.write_bytes(content)
     if name == "a.safetensors" and content in ("ZIP", "PICKLE", "LIST", "NUMBERS", "ARCHIVE", "PACKED"):
-        told = "a pickle under the name of safetensors"
+        message = "a pickle under the name of safetensors"
     for read in (read_tensors, read_parts, read_audioldm, inspect_checkpoint):
-        with pytest.raises(ValueError, match=f"{name} was refused: it (is )?{told}") as error:
+        with pytest.raises(ValueError, match=f"{name} was refused: it (is )?{message}") as error:
             read(path)
         assert "\n" not in str(error.value)
     for command in (["inspect", str(path)], ["convert", str(path), str(tmp_path / "out")]):
@@ -173,8 +173,8 @@ def test_tensors_come_out_of_whichever_wrapper(tmp_path, wrapper, prefix):
     tensors = {f"{prefix}module_list.0.weight": torch.ones(3), f"{prefix}b": torch.zeros(1)}
     torch.save({wrapper: tensors, "epoch": 1} if wrapper else tensors, tmp_path / "a.pt")
     assert set(read_tensors(tmp_path / "a.pt")) == {"module_list.0.weight", "b"}
-    told = inspect_checkpoint(tmp_path / "a.pt")
-    assert (told.wrapper, told.kind, told.python) == (wrapper, "unknown", "none")
+    found = inspect_checkpoint(tmp_path / "a.pt")
+    assert (found.wrapper, found.kind, found.python) == (wrapper, "unknown", "none")
     save_file(tensors, tmp_path / "renamed.ckpt")  # by what it holds, not by its name
     assert set(read_tensors(tmp_path / "renamed.ckpt")) == {"module_list.0.weight", "b"}
 
@@ -199,10 +199,10 @@ def test_a_file_is_recognised_by_the_names_of_its_tensors(names, kind):
 def test_a_fusion_checkpoint_is_refused_with_what_to_take_instead(tmp_path):
     names = ("audio_branch.patch_embed.mel_conv2d.weight", "text_branch.embeddings.word_embeddings.weight")
     torch.save({"state_dict": {f"module.{name}": torch.ones(2, 2) for name in names}}, tmp_path / "fusion.pt")
-    told = "fusion.pt is no laion-clap checkpoint: feature fusion is not supported; take 630k-audioset-best.pt"
-    with pytest.raises(ValueError, match=told):
+    message = "fusion.pt is no laion-clap checkpoint: feature fusion is not supported; take 630k-audioset-best.pt"
+    with pytest.raises(ValueError, match=message):
         Clap.load("laion-clap", tmp_path / "fusion.pt")
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         convert_checkpoint(tmp_path / "fusion.pt", tmp_path / "out.safetensors")
     found = inspect_checkpoint(tmp_path / "fusion.pt")
     assert found.kind == "laion-clap fusion" and "take 630k-audioset-best.pt" in found.python
@@ -268,8 +268,8 @@ def ms_clap(tmp_path):
 @torch.no_grad()
 def test_a_conditioner_is_converted(ms_clap, tmp_path, capsys):
     clap, path = ms_clap
-    told = inspect_checkpoint(path)
-    assert (told.kind, told.wrapper) == ("ms-clap-2023", "model") and f'"ms-clap-2023", "{path}"' in told.python
+    found = inspect_checkpoint(path)
+    assert (found.kind, found.wrapper) == ("ms-clap-2023", "model") and f'"ms-clap-2023", "{path}"' in found.python
     out = tmp_path / "deep" / "clap.safetensors"
     assert cli.main(["convert", str(path), str(out)]) == 0 and capsys.readouterr().out == f"{out}\n"
     expected, again = Clap.load("ms-clap-2023", path), Clap.load("ms-clap-2023", out)
@@ -349,11 +349,11 @@ def test_a_run_that_lacks_a_tensor_or_has_a_scale_with_an_axis(tmp_path, monkeyp
     state, _ = read_weights(path)
     save_weights(path, state | {"scale": state["scale"].reshape(1)}, model.config.unet)
     assert torch.equal(RefinedAudioLDM.load(tmp_path).scale, model.scale)
-    for changes, told in (({"scale": torch.ones(2)}, "scale is of"), ({"scale": None}, "scale, unet were expected"),
+    for changes, message in (({"scale": torch.ones(2)}, "scale is of"), ({"scale": None}, "scale, unet were expected"),
                           ({"unet.conv_in.bias": None}, "1 missing: conv_in.bias")):  # fmt: skip
         changed = {k: v for k, v in (state | changes).items() if v is not None}
         save_weights(path, changed, model.config.unet)
-        with pytest.raises(ValueError, match=f"ldm.safetensors.*{told}"):
+        with pytest.raises(ValueError, match=f"ldm.safetensors.*{message}"):
             RefinedAudioLDM.load(tmp_path)
 
 

@@ -262,16 +262,16 @@ def test_converted_it_is_a_folder_that_every_command_reads(published, loaded, vo
     assert soundfile.info(tmp_path / "sounds" / "rain-0.wav").frames == 5120
     with pytest.raises(FileExistsError, match="converted is there already"):
         convert_checkpoint(path, folder)
-    told = inspect_checkpoint(folder)
-    assert (told.kind, len(told.files)) == ("run", 4) and "generate" in told.command
+    reported = inspect_checkpoint(folder)
+    assert (reported.kind, len(reported.files)) == ("run", 4) and "generate" in reported.command
 
 
 def test_inspection_tells_what_is_in_it(published, capsys):
     theirs, path = published
-    told = inspect_checkpoint(path)
-    assert (told.kind, told.wrapper, told.bytes) == ("audioldm", "state_dict", path.stat().st_size)
-    assert "from_audioldm" in told.python and "convert" in told.command and len(told.sha256) == 64
-    groups = {group.prefix: group for group in told.groups}
+    found = inspect_checkpoint(path)
+    assert (found.kind, found.wrapper, found.bytes) == ("audioldm", "state_dict", path.stat().st_size)
+    assert "from_audioldm" in found.python and "convert" in found.command and len(found.sha256) == 64
+    groups = {group.prefix: group for group in found.groups}
     unet = groups["model.diffusion_model"]
     own = list(theirs.model.diffusion_model.parameters())
     assert (unet.tensors, unet.parameters) == (len(own), sum(p.numel() for p in own))
@@ -337,7 +337,7 @@ def test_a_swap_fitted_on_enough_captions_changes_nothing(published, loaded, voc
     swapped = RefinedAudioLDM.from_audioldm(published[1], "ms-clap-2023", "x.pth", vocabulary, captions[:700])
     fit = swapped.film_fit
     assert fit.captions == 701 and fit.residual < 1e-4
-    assert fit.left_out < 0.1  # some of 512 directions are known by a single caption
+    assert fit.loo_error < 0.1  # some of 512 directions are known by a single caption
     z_t, t = noise(2, 8, 12, 32), torch.tensor([7, 801])
     for pair in (captions[:2], ["", captions[650]], captions[-2:]):  # fitted, the empty one, never seen
         expected = loaded.denoise(z_t, t, loaded.clap.embed_text(pair))
@@ -367,7 +367,7 @@ def test_a_swap_warm_starts_all_but_the_layer_the_caption_enters(published, load
     spread = (old[fitted_on] - old[fitted_on].mean(0)).square().mean()
     known, held = (((new - old)[part].square().mean() / spread).sqrt() for part in (fitted_on, ~fitted_on))
     assert abs(known - fitted.film_fit.residual) < 1e-3
-    assert abs(held - fitted.film_fit.left_out) < 0.3
+    assert abs(held - fitted.film_fit.loo_error) < 0.3
 
 
 def test_film_is_fitted_to_what_can_be_fitted():
@@ -377,9 +377,9 @@ def test_film_is_fitted_to_what_can_be_fitted():
     noisy = c @ W.T + 0.5 * noise(400, 20, seed=3)  # half a unit of spread that no layer explains
     fit = fit_film(c[:200], noisy[:200])
     held_out = (c[200:] @ fit.weight.T + fit.bias - noisy[200:]).norm() / (noisy[200:] - noisy[:200].mean(0)).norm()
-    assert fit.residual < fit.left_out and abs(float(held_out) - fit.left_out) < 0.05
-    few = fit_film(c[:10], noisy[:10])  # fewer captions than dimensions: told to be no good for new ones
-    assert few.left_out > 0.9 and few.weight.isfinite().all()
+    assert fit.residual < fit.loo_error and abs(float(held_out) - fit.loo_error) < 0.05
+    few = fit_film(c[:10], noisy[:10])  # fewer captions than dimensions: a large error for new ones
+    assert few.loo_error > 0.9 and few.weight.isfinite().all()
     with pytest.raises(ValueError, match="at least 3 captions"):
         fit_film(c[:2], noisy[:2])
 
@@ -405,18 +405,18 @@ def test_what_is_missing_for_a_swap_is_named(published, vocabulary, tmp_path, mo
 def test_a_checkpoint_that_lacks_a_part_is_refused_by_name(published, tmp_path):
     theirs, _ = published
     state = {k: v for k, v in contiguous(theirs).items() if not k.startswith("cond_stage_model.")}
-    for name, gone, told in (
+    for name, gone, message in (
         ("a", "first_stage_model.vocoder.", "holds no hifigan"),
         ("b", "model_ema.diffusion_modelout2weight", "running average of the U-Net lacks out.2.weight"),
         ("c", "first_stage_model.decoder.conv_in.bias", "does not fit MelVAE: 1 missing: decoder.conv_in.bias"),
-        ("d", "model.diffusion_model.film_emb.", "hears no caption vector"),
+        ("d", "model.diffusion_model.film_emb.", "has no input for a caption embedding"),
         ("e", None, "noise schedule from 0.0015 to 0.0195 is not AudioLDM's"),
     ):
         path = tmp_path / f"{name}.safetensors"
         if gone is None:
             state["betas"] = torch.linspace(0.0015, 0.0195, 1000)
         save_file({k: v for k, v in state.items() if not gone or not k.startswith(gone)}, path)
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             RefinedAudioLDM.from_audioldm(path, "tiny-gpt2")
 
 
@@ -502,13 +502,13 @@ def test_integers_are_no_weights(published, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "shape, told", [((1,), None), ((1, 1, 1, 1), None), ((2,), r"scale_factor is of shape \(2,\)")]
+    "shape, message", [((1,), None), ((1, 1, 1, 1), None), ((2,), r"scale_factor is of shape \(2,\)")]
 )
-def test_a_scale_with_axes_is_one_number(published, tmp_path, shape, told):
+def test_a_scale_with_axes_is_one_number(published, tmp_path, shape, message):
     state = {k: v for k, v in contiguous(published[0]).items() if "cond_stage" not in k}
     save_file(state | {"scale_factor": torch.full(shape, 0.9138)}, tmp_path / "a.safetensors")
-    if told:
-        with pytest.raises(ValueError, match=told):
+    if message:
+        with pytest.raises(ValueError, match=message):
             RefinedAudioLDM.from_audioldm(tmp_path / "a.safetensors", "tiny-gpt2")
         return
     model = RefinedAudioLDM.from_audioldm(tmp_path / "a.safetensors", "tiny-gpt2")
@@ -676,8 +676,8 @@ def test_a_converted_pipeline_brings_its_vocabulary(pipeline, tmp_path):
     again = RefinedAudioLDM.load(convert_checkpoint(folder, tmp_path / "converted"))
     expected = RefinedAudioLDM.from_audioldm(folder)
     assert torch.equal(again.generate(["rain"], 0.32, 2), expected.generate(["rain"], 0.32, 2))
-    told = inspect_checkpoint(folder)
-    assert told.kind == "pipeline" and [file.kind for file in told.files] == ["unet", "vae", "hifigan", "laion-clap"]
+    found = inspect_checkpoint(folder)
+    assert found.kind == "pipeline" and [file.kind for file in found.files] == ["unet", "vae", "hifigan", "laion-clap"]
 
 
 def edited(folder, out, part, **changes):
@@ -719,14 +719,14 @@ def test_a_number_of_heads_that_nobody_set_is_told(pipeline, tmp_path):
     assert config.unet.head_channels == 32
 
 
-@pytest.mark.parametrize("part, changes, told", [
+@pytest.mark.parametrize("part, changes, message", [
     ("unet", {"class_embed_type": None}, "class_embed_type is None, AudioLDM has 'simple_projection'"),
     ("unet", {"attention_head_dim": [1, 1, 1]}, "heads of .64.0, 96.0. channels; all levels"),
     ("vocoder", {"sampling_rate": 48_000}, "sampling_rate is 48000, AudioLDM has 16000"),
     ("scheduler", {"beta_schedule": "linear"}, "beta_schedule is 'linear'"),
 ])  # fmt: skip
-def test_another_pipeline_is_refused_by_name(pipeline, tmp_path, part, changes, told):
-    with pytest.raises(ValueError, match=told):
+def test_another_pipeline_is_refused_by_name(pipeline, tmp_path, part, changes, message):
+    with pytest.raises(ValueError, match=message):
         RefinedAudioLDM.from_audioldm(edited(pipeline[1], tmp_path / "edited", part, **changes))
 
 
@@ -771,7 +771,7 @@ def test_a_setting_that_is_missing_or_of_another_type_is_named(pipeline, monkeyp
     tensors = {name: read_tensors(checkpoints._weights(folder / name)) for name in settings if name != "scheduler"}
     monkeypatch.setattr(checkpoints, "_weights", lambda path: path)
     monkeypatch.setattr(checkpoints, "read_tensors", lambda path: tensors[path.name])
-    told = 0
+    found = 0
     for value in OTHER_VALUES:
         changed = {name: dict(held) for name, held in settings.items()}
         changed[part][key] = value
@@ -786,8 +786,8 @@ def test_a_setting_that_is_missing_or_of_another_type_is_named(pipeline, monkeyp
         except ValueError as fault:
             assert key in str(fault) or key == "attention_head_dim" and "heads of" in str(fault), value
             assert "\n" not in str(fault)
-            told += 1
-    assert told >= 3 or key in ("num_attention_heads", "normalize_before")
+            found += 1
+    assert found >= 3 or key in ("num_attention_heads", "normalize_before")
 
 
 @pytest.mark.parametrize("content", ["[]", "3", '"x"', "null", "{", "\ufeff"])
@@ -831,16 +831,16 @@ def test_sharded_weights_are_read_through_their_index(pipeline, tmp_path):
         read_audioldm(folder)
 
 
-@pytest.mark.parametrize("changes, told", [
+@pytest.mark.parametrize("changes, message", [
     ({"x": "../vae/diffusion_pytorch_model.safetensors"}, "has no weight_map of tensors and the files beside it"),
     ({"x": "/etc/passwd"}, "has no weight_map"), ({"x": 3}, "has no weight_map"),
     ({"x": "diffusion_pytorch_model-00001-of-00003.safetensors"}, "names x, which .*00001.* does not hold"),
 ])  # fmt: skip
-def test_an_index_lists_files_beside_it_and_what_they_hold(pipeline, tmp_path, changes, told):
+def test_an_index_lists_files_beside_it_and_what_they_hold(pipeline, tmp_path, changes, message):
     folder = edited(pipeline[1], tmp_path / "edited", "vae")
     split(folder / "unet" / "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json",
           **changes)  # fmt: skip
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         read_audioldm(folder)
 
 

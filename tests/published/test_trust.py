@@ -31,7 +31,7 @@ INFER = ("infer", "-c", "c.yaml", "-l", "list.lst", "--device", "cpu")
 
 
 class Asks:
-    """A pickle of this runs a command when it is read by whoever lets it."""
+    """A pickle of this runs a command when an unsafe reader loads it."""
 
     def __reduce__(self):
         return os.system, ("touch RAN",)
