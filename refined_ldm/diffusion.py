@@ -99,7 +99,7 @@ def stratified_timesteps(count, schedule, generator=None):
 def noisy_timesteps(count, schedule, generator=None):
     """(count,) timesteps as `stratified_timesteps`, but ever more of them the more noise there is, linearly.
 
-    What sounds when is decided where there is mostly noise; the texture of the sounds is left for the rest.
+    What sounds when, how often and how high is decided where there is mostly noise; later the noisy latent shows it.
     """
     even = stratified_timesteps(count, schedule, generator)
     return ((even / schedule.steps).sqrt() * schedule.steps).long()
