@@ -7,9 +7,9 @@ PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check -c constrai
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-demo test test-all faults soak figures outputs: export HF_HUB_OFFLINE := 1
+demo test test-all faults soak figures outputs listen: export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo test test-all faults soak lab figures outputs bench weights badges clean python
+.PHONY: help demo test test-all faults soak lab figures outputs bench weights badges listen tables docs clean python
 .DEFAULT_GOAL := help
 
 help: ## Say what there is
@@ -42,18 +42,33 @@ bench: $(READY) ## Measure speed and memory
 	$(BIN)/python -m tests.benchmark
 
 outputs: $(READY) ## Run the notebooks and keep in them what reads well on the web
-	$(BIN)/python .ci/store_outputs.py
+	$(BIN)/python notebooks/store_outputs.py
 
 weights: $(READY) ## Train the shipped weights again and measure them (hours; goes on where it was stopped)
 	$(BIN)/refined-ldm train --preset tiny --run runs/tiny --resume
 	$(BIN)/refined-ldm train --conditioner tiny-roberta --stage clap --lr 5e-4 --run runs/tiny-roberta --resume
-	$(BIN)/python .ci/ship_weights.py runs/tiny
+	$(BIN)/python -m refined_ldm.cli.ship_weights runs/tiny
 
-badges: $(READY) ## Point the notebooks at REPO=owner/name
-	$(BIN)/python .ci/badges.py $(REPO)
+badges: $(READY) ## Add Colab badges for REPO=owner/name to the README and the notebooks
+	$(BIN)/python notebooks/badges.py $(REPO)
+
+listen: $(READY) ## Make the sounds, spectrograms and the animation of the documents with the shipped weights
+	$(BIN)/python docs/listen.py
+	$(BIN)/python docs/tables.py
+
+tables: $(READY) ## Write the tables of the documents from the stored measurements
+	$(BIN)/python docs/tables.py
+
+docs: $(READY) ## Build the documents, the API reference and the notebooks as a site in build/site
+	@$(BIN)/python -c "import mkdocs_jupyter, mkdocstrings" 2>/dev/null || $(PIP) -e '.[docs]'
+	rm -rf build/pages && mkdir -p build/pages
+	cp -R README.md CHANGELOG.md CONTRIBUTING.md LICENSE CITATION.cff docs notebooks figures build/pages
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --config-file docs/mkdocs.yml
+	@echo "build/site/index.html"
+
 
 clean: ## Remove the environment and all runs
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs build
 
 python: # which one would be used; .ci/run asks
 	@echo $(PYTHON)

@@ -1,9 +1,15 @@
-"""Refined AudioLDM: captions become sound, one readable file for each concept of the paper.
+"""Refined AudioLDM: text-to-audio generation, with one readable file for each concept of the paper.
 
 Names are imported when first used, so that `import refined_ldm` loads neither torch nor any weights.
 """
 
+import os
+
 import lazy_loader
+
+# OpenMP reads this when torch is loaded. Spinning threads compete with other processes for the cores: beside one busy
+# process, everything took six times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 

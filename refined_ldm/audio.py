@@ -1,10 +1,15 @@
-"""Sound files in and out: any file becomes a mono float waveform of shape (N,), and back to 16-bit WAV."""
+"""Sound files: any file -> a mono float waveform (N,), and a waveform -> a 16-bit WAV file.
+
+Notebook: 01
+"""
 
 import math
 import os
 import re
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -12,23 +17,37 @@ import soxr
 import torch
 import torch.nn.functional as F
 
-STREAMED = 0x7F000000  # bytes; recorders that cannot know the length in advance announce this much or more
+from refined_ldm.files import atomic_write
+from refined_ldm.integers import HIGHEST_RATE, LOWEST_RATE, whole, whole_rate
+from refined_ldm.lengths import Announced, Mpeg, check_ogg, holds_several, parse_frame, walk_mpeg
+
+STREAMED = 0x7F000000  # bytes; headers written before the length was known announce this much or more
 SILENCE = 1e-5  # a third of one 16-bit step: peaks below it are rounding noise, not sound
 SILENT = 0.5 / 32_767  # peaks below it are zero in a 16-bit file
-RATES = range(1_000, 1_000_001)  # Hz; a header that says anything else lies, and would ask for any amount of memory
+UNKNOWN_LENGTH = 1 << 62  # samples; libsndfile's value for a stream whose header has no length
 BLOCK = 1 << 18  # values decoded at once: headers may promise more samples than there is memory
+ADVICE = "convert it to WAV or FLAC"
+PathLike = Any  # an object with the methods of a Path, as `shards.Member`
 TAIL = 0.1  # seconds read beyond a part, so that its end is resampled as in the whole
 
 
-def load_audio(path, sample_rate: int = 16_000, seconds: float | None = None, start: float = 0.0) -> torch.Tensor:
+def load_audio(
+    path: str | Path | PathLike, sample_rate: int = 16_000, seconds: float | None = None, start: float = 0.0
+) -> torch.Tensor:
     """Read a sound file as a mono waveform: (N,) float32 in [-1, 1] at `sample_rate` Hz.
 
-    path: a file, or anything that opens like a Path (`shards.Member`). Of a long file only the `seconds` from `start`
-    on are decoded and checked. Channels are averaged; a peak above 1 (float files, resampling ripple) is scaled down to
-    1. Silence is allowed. A file that is no sound, holds no samples, NaN or infinity, or lacks over 1 % of the samples
-    that it announces is a ValueError. Ogg announces no length, so a cut Ogg file is read up to the cut.
+    path: a file, or an object with the methods of a Path (`shards.Member`). Only the `seconds` from `start` on are
+    decoded and checked. Channels are averaged; a peak above 1 (float files, resampling ripple) is scaled down to 1;
+    silence is allowed. An MP3 without a header about its length is read to its last frame. Raises FileNotFoundError,
+    or ValueError for a file that is no sound, has no samples, non-finite ones or an unknown length, or is truncated: it
+    lacks over 1 % of the samples that it announces, or is an Ogg file that ends within a page; or holds several
+    sounds one behind the other (Ogg, WAV, FLAC).
+
+    Notebook: 01
     """
-    path = _checked(path)
+    path, sample_rate = _checked(path), whole_rate(sample_rate)
+    if not 0 <= start < math.inf or seconds is not None and not 0 < seconds < math.inf:
+        raise ValueError(f"seconds must be positive and start 0 or more, got {seconds} and {start}")
     samples = None if seconds is None else round(seconds * sample_rate)
     mono, file_rate = _decode(path, start, None if seconds is None else seconds + TAIL)
     if len(mono) == 0:
@@ -39,23 +58,32 @@ def load_audio(path, sample_rate: int = 16_000, seconds: float | None = None, st
     if file_rate != sample_rate:
         mono = soxr.resample(_within_one(mono), file_rate, sample_rate)
         if len(mono) == 0:
-            raise ValueError(f"{path}: too short, what it holds at {file_rate} Hz is no sample at {sample_rate} Hz")
+            raise ValueError(f"{path}: too short, its samples at {file_rate} Hz are less than one at {sample_rate} Hz")
     return torch.from_numpy(_within_one(mono[:samples])).float()
 
 
-def audio_seconds(path) -> float:
-    """How long a sound file says that it is; ValueError or FileNotFoundError as of `load_audio`."""
+def audio_info(path: str | Path | PathLike) -> tuple[float, int]:
+    """Length in seconds and sample rate in Hz of a sound file; raises as `load_audio` does."""
     path = _checked(path)
     with _opened(path) as file:
-        return file.duration if _is_audioread(file) else file.frames / file.samplerate
+        return file.duration if _is_audioread(file) else file.frames / file.samplerate, file.samplerate
 
 
-def save_audio(path: str | Path, waveform: torch.Tensor | np.ndarray, sample_rate: int = 16_000) -> Path:
-    """Write a waveform, (N,) in [-1, 1], as a mono 16-bit PCM WAV file.
+def audio_seconds(path: str | Path | PathLike) -> float:
+    """Length of a sound file in seconds; raises as `load_audio` does."""
+    return audio_info(path)[0]
 
-    Values outside [-1, 1] are refused rather than clipped: scale them first, e.g. by `normalize`.
+
+def save_audio(
+    path: str | Path, waveform: torch.Tensor | np.ndarray, sample_rate: int = 16_000, replace: bool = True
+) -> Path:
+    """Write a waveform, (N,) in [-1, 1], as a mono 16-bit PCM WAV file -> its path.
+
+    replace: whether an earlier file of this name is replaced; if not, and there is one, FileExistsError. Raises
+    ValueError for another shape or file type, non-finite values, or values outside [-1, 1], which are not clipped:
+    scale them first, e.g. by `normalize`.
     """
-    path = Path(path)
+    path, sample_rate = Path(path), whole_rate(sample_rate)
     waveform = torch.as_tensor(waveform).detach().cpu().double()
     if path.suffix.lower() != ".wav":
         raise ValueError(f"{path}: only WAV is written, so the name must end in .wav")
@@ -66,30 +94,25 @@ def save_audio(path: str | Path, waveform: torch.Tensor | np.ndarray, sample_rat
     if (peak := waveform.abs().max().item()) > 1:
         raise ValueError(f"{path}: the waveform must lie in [-1, 1], its peak is {peak:.4g}; scale it first")
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        pcm = (waveform * 32_767).round().short().numpy()
-        soundfile.write(partial, pcm, sample_rate, subtype="PCM_16", format="WAV")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    pcm = (waveform * 32_767).round().short().numpy()
+    with atomic_write(path, replace=replace) as temporary:
+        soundfile.write(temporary, pcm, sample_rate, subtype="PCM_16", format="WAV")
     return path
 
 
 def pad_or_trim(waveform: torch.Tensor, samples: int) -> torch.Tensor:
     """Cut the last axis to `samples`, or fill it up with zeros: (..., N) -> (..., samples)."""
-    return F.pad(waveform, (0, samples - waveform.shape[-1]))  # a negative pad cuts
+    return F.pad(waveform, (0, whole("samples", samples, 0) - waveform.shape[-1]))  # a negative pad cuts
 
 
 def normalize(waveform: torch.Tensor) -> torch.Tensor:
-    """AudioLDM's level: zero mean and peak 0.5 over the last axis; silence stays silence. (..., N) -> (..., N)"""
+    """Scale to AudioLDM's level, zero mean and peak 0.5 over the last axis; silence stays. (..., N) -> (..., N)"""
     centred = waveform - waveform.mean(dim=-1, keepdim=True)
     peak = centred.abs().amax(dim=-1, keepdim=True)
     return 0.5 * centred / peak.clamp(min=SILENCE)
 
 
-def _checked(path):
+def _checked(path: str | Path | PathLike) -> Path | PathLike:
     path = Path(path) if isinstance(path, str) else path
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such sound file")
@@ -103,25 +126,75 @@ def _within_one(mono: np.ndarray) -> np.ndarray:
 
 
 @contextmanager
-def _opened(path):
-    """A file opened by libsndfile or, where that cannot, by audioread; its rate is one that sound can have."""
+def _opened(path: Path | PathLike) -> Iterator[Any]:
+    """Open a file with libsndfile or else audioread, and check its length and its sample rate."""
+    if holds_several(path, _size_and_time(path)):
+        raise ValueError(
+            f"{path}: several sounds one behind the other, of which only the first would be read: save each in its own "
+            "file"
+        )
     with ExitStack() as stack:
+        mpeg = _mpeg(path)
         try:
-            if isinstance(path, Path):
-                source = os.fsencode(path) if os.name == "posix" else path  # its name may be no Unicode
+            if (
+                mpeg is not None and mpeg.announced is not None and not mpeg.is_announced
+            ):  # the header is about a part of the file
+                file = _announced(path, mpeg, stack)
             else:
-                source = stack.enter_context(path.open("rb"))
-            file = stack.enter_context(soundfile.SoundFile(source))
+                file = stack.enter_context(soundfile.SoundFile(_source(path, stack)))
+                if file.format == "MP3" and not (mpeg and _length_is_known(file, mpeg)):
+                    file = _announced(path, mpeg, stack)
         except soundfile.LibsndfileError as error:
             file = stack.enter_context(_open_with_audioread(path, reason=error.error_string))
-        if file.samplerate not in RATES:
-            raise ValueError(f"{path}: a sample rate of {file.samplerate} Hz is none of sound; expected {RATES.start} "
-                             f"to {RATES.stop - 1} Hz")  # fmt: skip
+        if not LOWEST_RATE <= file.samplerate <= HIGHEST_RATE:
+            raise ValueError(
+                f"{path}: the sample rate must be {LOWEST_RATE} to {HIGHEST_RATE} Hz, got {file.samplerate} Hz"
+            )
+        if not _is_audioread(file):
+            if file.format == "OGG":
+                check_ogg(path)
+            if file.frames >= UNKNOWN_LENGTH:
+                raise ValueError(f"{path}: its length is unknown, its header does not have it; {ADVICE}")
         yield file
 
 
-def _decode(path, start: float, seconds: float | None) -> tuple[np.ndarray, int]:
-    """The mean of the channels, (N,) float32, of `seconds` (None: all) from `start` on, and the file's own rate."""
+def _source(path: Path | PathLike, stack: ExitStack) -> Any:
+    """The argument with which libsndfile opens a file."""
+    if isinstance(path, Path):
+        return os.fsencode(path) if os.name == "posix" else path  # names need not be Unicode
+    return stack.enter_context(path.open("rb"))
+
+
+def _mpeg(path: Path | PathLike) -> Mpeg | None:
+    """Statistics of the frames of an MP3; None for another kind of file."""
+    with path.open("rb") as file:
+        head = file.read(4)
+    if head[:3] != b"ID3" and parse_frame(head) is None:
+        return None
+    return walk_mpeg(path, _size_and_time(path))
+
+
+def _size_and_time(path: Path | PathLike) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _length_is_known(file: soundfile.SoundFile, mpeg: Mpeg) -> bool:
+    """Whether libsndfile has the right length of an MP3: from its header or, at a constant bit rate, from its size."""
+    return mpeg.is_announced or mpeg.alike and abs(file.frames - mpeg.samples) <= mpeg.first.samples
+
+
+def _announced(path: Path | PathLike, mpeg: Mpeg | None, stack: ExitStack) -> soundfile.SoundFile:
+    """Open an MP3 behind a header with its length; raises ValueError if its frames allow no such header."""
+    if mpeg is None or not mpeg.alike or mpeg.first.layer != 3:
+        reason = "its frames have no size" if mpeg is None else "its frames differ, or are of layer 1 or 2"
+        raise ValueError(f"{path}: its length is unknown ({reason}); {ADVICE}")
+    source = stack.enter_context(path.open("rb"))
+    return stack.enter_context(soundfile.SoundFile(Announced(source, mpeg)))
+
+
+def _decode(path: Path | PathLike, start: float, seconds: float | None) -> tuple[np.ndarray, int]:
+    """Read `seconds` (None: all) from `start` on -> the mean of the channels (N,) float32, the file's sample rate."""
     with _opened(path) as file:
         rate = file.samplerate
         first, wanted = round(start * rate), None if seconds is None else math.ceil(seconds * rate)
@@ -133,8 +206,10 @@ def _decode(path, start: float, seconds: float | None) -> tuple[np.ndarray, int]
         due = max(0, file.frames - first)
         due = due if wanted is None else min(due, wanted)
         try:
-            if first:
+            if first and file.seekable():
                 file.seek(min(first, file.frames))
+            elif first:  # GSM and similar formats can only be read from their beginning
+                _read(file, min(first, file.frames))
             mono = _read(file, due)
         except soundfile.LibsndfileError as error:
             raise ValueError(f"{path}: damaged or truncated ({error.error_string})") from error
@@ -143,47 +218,46 @@ def _decode(path, start: float, seconds: float | None) -> tuple[np.ndarray, int]
         return mono, rate
 
 
-def _read(file, frames: int) -> np.ndarray:
+def _read(file: soundfile.SoundFile, frames: int) -> np.ndarray:
     """Up to `frames` frames block by block, each the mean of its channels: (N,)."""
     parts = []
     while frames > 0:
         block = file.read(min(frames, max(1, BLOCK // file.channels)), dtype="float32", always_2d=True)
         if len(block) == 0:
             break
-        with np.errstate(over="ignore", invalid="ignore"):  # infinity is told later
+        with np.errstate(over="ignore", invalid="ignore"):  # `load_audio` refuses infinity
             parts.append(block.mean(axis=1))
         frames -= len(block)
     return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
 
 def _data_size(header_log: str) -> tuple[int, int]:
-    """Bytes of sound (announced, found) where libsndfile's header log says that they differ, else (0, 0)."""
+    """Bytes of sound (announced, found) if they differ according to libsndfile's header log, else (0, 0)."""
     found = re.search(r"^\s*(?:data|SSND|Data Size|riff)\s*: (\d+) \(should be (\d+)\)", header_log, re.MULTILINE)
     return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 @contextmanager
-def _open_with_audioread(path, reason: str):
-    """M4A, WMA and other formats through ffmpeg or the system's decoder, when audioread (part of librosa) is there."""
-    advice = "convert it to WAV or FLAC"
+def _open_with_audioread(path: Path | PathLike, reason: str) -> Iterator[Any]:
+    """Open M4A, WMA and others with ffmpeg or the system's decoder, if audioread (part of librosa) is installed."""
     if not isinstance(path, Path):
-        raise ValueError(f"{path}: libsndfile cannot read it ({reason}); {advice}")
+        raise ValueError(f"{path}: libsndfile cannot read it ({reason}); {ADVICE}")
     try:
         import audioread
     except ImportError:
-        raise ValueError(f"{path}: libsndfile cannot read it ({reason}); {advice}, or install librosa") from None
+        raise ValueError(f"{path}: libsndfile cannot read it ({reason}); {ADVICE}, or install librosa") from None
     try:
         with audioread.audio_open(str(path)) as file:
             yield file
     except (audioread.DecodeError, OSError, EOFError) as error:
-        raise ValueError(f"{path}: neither libsndfile ({reason}) nor audioread can read it; {advice}") from error
+        raise ValueError(f"{path}: neither libsndfile ({reason}) nor audioread can read it; {ADVICE}") from error
 
 
-def _is_audioread(file) -> bool:
+def _is_audioread(file: Any) -> bool:
     return hasattr(file, "duration")
 
 
-def _mono_of_audioread(file, first: int, wanted: int | None) -> np.ndarray:
+def _mono_of_audioread(file: Any, first: int, wanted: int | None) -> np.ndarray:
     """Frames `first` to `first + wanted` of an audioread file, which cannot seek: (N,)."""
     frame, pcm = 2 * file.channels, bytearray()  # bytes
     for data in file:
@@ -195,6 +269,6 @@ def _mono_of_audioread(file, first: int, wanted: int | None) -> np.ndarray:
     return samples.mean(axis=1, dtype=np.float32) / 32_768
 
 
-def is_silent_waveform(waveform):
-    """Which of the waveforms (B, N) would be all zeros in a 16-bit file -> (B,)."""
+def is_silent_waveform(waveform: torch.Tensor) -> torch.Tensor:
+    """Waveforms (B, N) -> bool (B,): whether a 16-bit file of it would be all zeros."""
     return waveform.abs().amax(1) < SILENT

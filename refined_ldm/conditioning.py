@@ -1,7 +1,12 @@
-"""How a caption steers the denoiser: FiLM inside the U-Net, classifier-free guidance around it."""
+"""Caption conditioning of the denoiser: FiLM inside the U-Net, classifier-free guidance around it.
+
+Notebook: 03
+"""
+
+from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from refined_ldm.randomness import draw
 
@@ -10,14 +15,16 @@ class FiLM(nn.Module):
     """Scale and shift feature maps by a condition (Perez et al. 2018).
 
     h: (B, C, T, F) features, condition: (B, D)  ->  (B, C, T, F). With `scale=False` it only shifts, as AudioLDM does.
+
+    Notebook: 03
     """
 
-    def __init__(self, channels, condition_dim, scale=True):
+    def __init__(self, channels: int, condition_dim: int, scale: bool = True):
         super().__init__()
         self.scale = scale
         self.project = nn.Linear(condition_dim, 2 * channels if scale else channels)
 
-    def forward(self, h, condition):
+    def forward(self, h: Tensor, condition: Tensor) -> Tensor:
         parameters = self.project(nn.functional.silu(condition))[:, :, None, None]
         if not self.scale:
             return h + parameters
@@ -25,10 +32,14 @@ class FiLM(nn.Module):
         return h * (1 + scale) + shift
 
 
-def drop_condition(embedding, unconditional, probability, generator=None):
+def drop_condition(
+    embedding: Tensor, unconditional: Tensor, probability: float, generator: torch.Generator | None = None
+) -> Tensor:
     """Replace each embedding (B, D) by the `unconditional` one (D,) with a probability (Ho & Salimans 2022, alg. 1).
 
-    What the network sees for a dropped caption is what it will see at guidance time; it must be the same vector.
+    `unconditional` must be the vector that guidance uses later. Raises ValueError for a probability outside [0, 1].
+
+    Notebook: 03
     """
     if not 0 <= probability <= 1:
         raise ValueError(f"probability must be in [0, 1], got {probability}")
@@ -36,13 +47,23 @@ def drop_condition(embedding, unconditional, probability, generator=None):
     return torch.where(dropped[:, None], unconditional.to(embedding), embedding)
 
 
-def guided_noise(denoise, z_t, t, embedding, unconditional, guidance_scale, interval=None):
+def guided_noise(
+    denoise: Callable[[Tensor, Tensor, Tensor], Tensor],
+    z_t: Tensor,
+    t: Tensor,
+    embedding: Tensor,
+    unconditional: Tensor,
+    guidance_scale: float,
+    interval: tuple[int, int] | None = None,
+) -> Tensor:
     """Classifier-free guidance: eps_u + g * (eps_c - eps_u)  (Ho & Salimans 2022, eq. 6, with g = 1 + w).
 
-    Both halves run as one batch. g = 1 is the plain condition, g = 0 ignores the caption; each then costs one half.
-    `unconditional` (D,) or (B, D): the embedding of "" or, for a negative caption, of what to move away from.
-    interval: the first and the last timestep that are guided; at others g = 1, which costs one half (Kynkäänniemi et
-    al. 2024: where there is nearly only noise guidance hurts, where there is hardly any it does nothing).
+    z_t (B, C, T, F), t (B,), embedding (B, D) -> eps (B, C, T, F). Both halves run as one batch; g = 1 (the plain
+    condition) and g = 0 (no caption) need one half only. unconditional (D,) or (B, D): the embedding of "" or of a
+    negative caption. interval: the first and the last timestep with guidance; outside it g = 1. Kynkäänniemi et al.
+    2024 find that guidance hurts at high noise levels and has no effect at low ones.
+
+    Notebook: 03
     """
     unconditional = unconditional.to(embedding).expand_as(embedding)
     if guidance_scale == 1 or (interval is not None and not interval[0] <= int(t[0]) <= interval[1]):

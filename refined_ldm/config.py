@@ -1,7 +1,11 @@
-"""Named experiments: every number of one model and of its training, in one frozen record that reads and writes YAML."""
+"""Configurations: every setting of a model and of its training, in one frozen dataclass that is stored as YAML.
+
+Notebook: 03
+"""
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -13,6 +17,7 @@ import yaml
 from refined_ldm.discriminators import DiscriminatorsConfig
 from refined_ldm.files import atomic_write
 from refined_ldm.hifigan import HiFiGANConfig
+from refined_ldm.integers import settle_numbers
 from refined_ldm.mel import MelConfig
 from refined_ldm.unet import UNetConfig
 from refined_ldm.vae import PatchDiscriminatorConfig, VAEConfig
@@ -24,12 +29,19 @@ STAGES = ("vae", "clap", "details-text", "details-audio", "ldm", "hifigan")
 LR_SCHEDULES = ("cosine", "constant")
 TIMESTEPS = ("stratified", "uniform", "noisy")
 LOSS_WEIGHTINGS = ("prediction", "eps")
-LARGEST_NUMBER = 1e12  # of all settings; beyond it arithmetic fails without naming which
+LARGEST_NUMBER = 1e12  # of all settings; larger ones fail later, without the name of the setting
+
+MADE_BY = {  # the settings that the weights of a finished part depend on
+    "vae": ("mel", "vae"),
+    "clap": (),
+    "ldm": ("clap", "mel", "vae", "unet", "diffusion_steps", "beta_start", "beta_end", "parameterization"),
+    "hifigan": ("mel", "hifigan"),
+}
 
 
 @dataclass(frozen=True)
 class StageConfig:
-    """How one stage is trained."""
+    """Settings of the training of one stage."""
 
     max_steps: int = 1000
     batch_size: int = 16  # clips
@@ -40,21 +52,22 @@ class StageConfig:
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.99)
     ema_decay: float = 0.0  # 0: the last weights; .999: an average over about a thousand steps
-    max_grad_norm: float = 1.0  # gradients longer than this are shortened
+    max_grad_norm: float = 1.0  # gradients of a larger norm are clipped to it; 0: no clipping
     disc_start: int = 0  # VAE and vocoder: steps before their discriminators join
-    disc_lr: float = 0.0  # from then on, with warm-up and schedule of its own; 0: lr
-    adversarial_weight: float = 0.0  # VAE: of what its discriminator says beside the mel distance; 0: it has none
-    stft_weight: float = 0.0  # vocoder: of the STFT distance beside the mel distance; published: 0
-    timesteps: str = "stratified"  # U-Net: a batch sees all noise levels; "uniform": each clip draws its own; "noisy":
-    # as stratified, with ever more of them the more noise there is
-    loss_weighting: str = "prediction"  # U-Net: an error counts in units of what the network predicts, or "eps": of the noise
-    audio_share: float = 0.0  # U-Net: of clips steered by their own sound's embedding in place of a caption's
-    conditioner_dropout: float = 0.0  # U-Net: captions blanked beside those for guidance, as AudioLDM's conditioner does
-    vae_mels: bool = False  # vocoder: learn from the mels that the VAE makes of the clips, which it meets in use
-    crop_frames: int = 0  # train on random crops of so many mel frames (VAE and vocoder); 0: on whole clips
+    disc_lr: float = 0.0  # learning rate after disc_start, with its own warm-up and schedule; 0: lr
+    adversarial_weight: float = 0.0  # VAE: weight of the adversarial loss; 0: no discriminator
+    stft_weight: float = 0.0  # vocoder: weight of the STFT distance; published: 0
+    timesteps: str = "stratified"  # U-Net: all noise levels in each batch; "uniform": drawn independently; "noisy": as
+    # stratified, with a density that grows with the noise level
+    loss_weighting: str = "prediction"  # U-Net: squared error of the network's own target, or "eps": of the noise
+    audio_share: float = 0.0  # U-Net: share of clips conditioned on their audio embedding instead of a caption
+    conditioner_dropout: float = 0.0  # U-Net: share of captions blanked in addition to those for guidance
+    vae_mels: bool = False  # vocoder: train on the VAE's reconstructions of the mels, its inputs in generation
+    crop_frames: int = 0  # VAE and vocoder: mel frames of the random training crops; 0: whole clips
     save_every: int = 500  # steps
 
     def __post_init__(self):
+        settle_numbers(self)
         _one_of("optimizer", self.optimizer, OPTIMIZERS)
         _one_of("lr_schedule", self.lr_schedule, LR_SCHEDULES)
         _one_of("timesteps", self.timesteps, TIMESTEPS)
@@ -66,11 +79,30 @@ class StageConfig:
             raise ValueError(f"max_steps and lr must be positive, got {self.max_steps} and {self.lr}")
         if self.batch_size < 1 or self.save_every < 1:
             raise ValueError(f"batch_size and save_every must be positive, got {self.batch_size} and {self.save_every}")
+        for name in (
+            "warmup_steps",
+            "disc_start",
+            "crop_frames",
+            "weight_decay",
+            "disc_lr",
+            "adversarial_weight",
+            "stft_weight",
+            "max_grad_norm",
+        ):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if not all(0 <= decay < 1 for decay in (self.ema_decay, *self.betas)):
+            raise ValueError(f"ema_decay and betas must be from 0 to below 1, got {self.ema_decay} and {self.betas}")
 
 
 @dataclass(frozen=True)
 class Config:
-    """One experiment. `preset` gives the named ones, `load_config` reads a file."""
+    """All settings of one experiment. `preset` returns the named ones, `load_config` reads a file.
+
+    Raises ValueError for settings that are impossible or do not fit each other.
+
+    Notebook: 03
+    """
 
     name: str = "paper"
     clap: str = "ms-clap-2023"  # a name in CLAP_PRESETS
@@ -79,38 +111,39 @@ class Config:
     unet: UNetConfig = UNetConfig()
     hifigan: HiFiGANConfig = HiFiGANConfig()
     discriminators: DiscriminatorsConfig = DiscriminatorsConfig()
-    vae_discriminator: PatchDiscriminatorConfig = PatchDiscriminatorConfig()  # the VAE's discriminator
+    vae_discriminator: PatchDiscriminatorConfig = PatchDiscriminatorConfig()
 
     diffusion_steps: int = 1000
     beta_start: float = 0.0015
     beta_end: float = 0.0195
-    parameterization: str = "eps"  # what the U-Net predicts: eps, v, x0, or what a formula leaves (gaussian.py)
-    unconditional_probability: float = 0.1  # captions blanked in training, for guidance
+    parameterization: str = (
+        "eps"  # target of the U-Net: one of PARAMETERIZATIONS; the last two: the residual of a linear denoiser
+    )
+    unconditional_probability: float = 0.1  # share of captions blanked in training, for guidance
 
-    data: str = "scenes"  # the embedded SoundScenes, or a CSV file, a folder of recordings, a dataset_root.json
-    data_sets: tuple[str, ...] = ()  # names in AudioLDM's dataset_root.json; none: all it has
+    data: str = "scenes"  # the built-in SoundScenes, or a CSV file, a folder of recordings, a dataset_root.json
+    data_sets: tuple[str, ...] = ()  # names in AudioLDM's dataset_root.json; empty: all
     clips: int = 4000  # scenes of the training split
-    more_captions: int = 0  # of a scene, beside its three: they name every detail they can
-    seconds: float = 10.24  # of one clip
+    more_captions: int = 0  # additional captions of a scene, which name every possible detail
+    seconds: float = 10.24  # s, length of one clip
 
     steps: int = 25  # of DPM-Solver++
     guidance_scale: float = 3.0
-    guidance_interval: tuple[int, int] = (0, 1000)  # timesteps at which there is guidance: all
-    candidates: int = 1  # sounds drawn for each caption, of which the conditioner keeps the nearest to it
+    guidance_interval: tuple[int, int] = (0, 1000)  # first and last timestep with guidance
+    candidates: int = 1  # sounds generated per caption, of which the conditioner keeps the nearest
     vocoder: str = "hifigan"  # mel -> waveform; or "griffin_lim", which needs no training
 
-    # Published files that parts are read from (`pipeline.load_named_parts`); "" where there is none.
-    start_from: str = ""  # an AudioLDM checkpoint: U-Net, and what else of a model it holds
-    vae_checkpoint: str = ""  # the first stage, and its vocoder if the file has one
+    # Published files from which parts are loaded (`published.warm_start`); "": none.
+    start_from: str = ""  # an AudioLDM checkpoint: U-Net, and any other parts in it
+    vae_checkpoint: str = ""  # the VAE, and its vocoder if the file has one
     vocoder_checkpoint: str = ""
     clap_checkpoint: str = ""  # the conditioner
     tokenizer: str = ""  # directory of its vocabulary: roberta-base's for LAION-CLAP; GPT-2's is installed
 
-    training: dict[str, StageConfig] = field(
-        default_factory=lambda: {stage: StageConfig() for stage in STAGES}
-    )
+    training: dict[str, StageConfig] = field(default_factory=lambda: {stage: StageConfig() for stage in STAGES})
 
     def __post_init__(self):
+        settle_numbers(self)
         _one_of("parameterization", self.parameterization, PARAMETERIZATIONS)
         _one_of("vocoder", self.vocoder, VOCODERS)
         _refuse_impossible(self)
@@ -123,15 +156,21 @@ class Config:
                 f"take {max(1, round(samples / unit)) * unit / self.mel.sample_rate}"
             )
         if self.mel.n_mels % (bins := self.vae.downsampling * self.unet.downsampling):
-            raise ValueError(f"mel.n_mels={self.mel.n_mels} is not a whole number of {bins} = VAE "
-                             f"{self.vae.downsampling} x U-Net {self.unet.downsampling}")  # fmt: skip
+            raise ValueError(
+                f"mel.n_mels={self.mel.n_mels} is not a whole number of {bins} = VAE "
+                f"{self.vae.downsampling} x U-Net {self.unet.downsampling}"
+            )
         for mult in self.vae.channel_mult:
             if (width := mult * self.vae.channels) % self.vae.norm_groups:
-                raise ValueError(f"vae: level width {width} = {mult} x channels {self.vae.channels} must divide by "
-                                 f"norm_groups {self.vae.norm_groups}")  # fmt: skip
+                raise ValueError(
+                    f"vae: level width {width} = {mult} x channels {self.vae.channels} must divide by "
+                    f"norm_groups {self.vae.norm_groups}"
+                )
         if self.hifigan.channels % 2 ** len(self.hifigan.rates):
-            raise ValueError(f"hifigan.channels={self.hifigan.channels} must divide by {2 ** len(self.hifigan.rates)}: "
-                             f"each of the {len(self.hifigan.rates)} rates halves them")  # fmt: skip
+            raise ValueError(
+                f"hifigan.channels={self.hifigan.channels} must divide by {2 ** len(self.hifigan.rates)}: "
+                f"each of the {len(self.hifigan.rates)} rates halves them"
+            )
         if self.hifigan.n_mels != self.mel.n_mels:
             raise ValueError(f"vocoder reads {self.hifigan.n_mels} mel bands, mel has {self.mel.n_mels}")
         if self.hifigan.hop_length != self.mel.hop_length:
@@ -140,22 +179,35 @@ class Config:
             raise ValueError(f"vae has {self.vae.latent_channels} latent channels, unet {self.unet.latent_channels}")
 
     @property
-    def samples(self):
-        """Length of one clip."""
+    def samples(self) -> int:
+        """Samples of one clip."""
         return round(self.seconds * self.mel.sample_rate)
 
-    def changed(self, **changes):
-        """The same experiment with some fields replaced; ValueError for a field there is not."""
+    def changed(self, **changes) -> "Config":
+        """Return a copy with some fields replaced; raises ValueError for an unknown field or an impossible value."""
         names = [f.name for f in fields(self)]
         unknown = sorted(changes.keys() - set(names))
         if unknown:
             raise ValueError(f"no setting {', '.join(unknown)}: a Config has {', '.join(names)}")
         return replace(self, **changes)
 
-    def save(self, path):
-        """Write every field as YAML, which `load_config` reads back equal."""
+    def unlike(self, other: "Config", names: Iterable[str]) -> list[str]:
+        """Return how another Config differs in the settings `names` and their fields: ["name ours (the run: …)"]."""
+        ours, theirs = (dict(_leaves({name: asdict(c)[name] for name in names})) for c in (self, other))
+        return [f"{name} {ours[name]} (the run: {theirs[name]})" for name in ours if ours[name] != theirs[name]]
+
+    def save(self, path: str | Path) -> None:
+        """Write all fields as YAML; `load_config` returns an equal Config."""
         with atomic_write(path) as temporary:
             temporary.write_text(yaml.safe_dump(_plain(asdict(self)), sort_keys=False))
+
+
+def _leaves(tree, above=""):
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value
 
 
 def _one_of(name, value, choices):
@@ -168,7 +220,7 @@ MAY_BE_ZERO = {"guidance_interval", "griffin_lim_iterations", "mel_corrections",
 
 
 def _refuse_impossible(config):
-    """Raise ValueError for a size below 1, an empty pyramid, a length that is none, or a name that is a path."""
+    """Raise ValueError for a size below 1, an empty pyramid, an impossible length, or a name that is a path."""
     if config.name != Path(config.name).name or config.name in ("", ".", ".."):  # runs/NAME is written
         raise ValueError(f"name must be a plain name, without folders, got {config.name!r}")
     if not 0 < config.seconds < 3600:
@@ -183,8 +235,9 @@ def _refuse_impossible(config):
         sizes = config if part is None else getattr(config, part)
         for size in fields(sizes):
             value, name = getattr(sizes, size.name), size.name if part is None else f"{part}.{size.name}"
-            if size.name not in MAY_BE_ZERO and any(type(n) is int and n < 1 for n in _numbers(value)):
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            least = 0 if size.name in MAY_BE_ZERO else 1
+            if any(type(n) is int and n < least for n in _numbers(value)):
+                raise ValueError(f"{name} must be at least {least}, got {value}")
             if size.name == "channel_mult" and not value:
                 raise ValueError(f"{name} is empty: there must be a level at least")
 
@@ -193,113 +246,35 @@ def _numbers(value):
     return [n for inner in value for n in _numbers(inner)] if isinstance(value, tuple) else [value]
 
 
-PRESETS = ("tiny", "colab", "paper", "baseline")
+PRESETS = ("tiny", "colab", "paper", "baseline")  # each a file in presets/
+FOLDER = Path(__file__).parent / "presets"
 
 
-def preset(name, **changes):
-    """A named experiment, with some fields changed: preset("tiny", steps=50).
+def preset(name: str, **changes) -> Config:
+    """Return a named configuration, with some fields changed: preset("tiny", steps=50).
 
-    tiny: a laptop's CPU, shipped weights, made-up sounds; colab: one free GPU; paper: AudioLDM-S with MS-CLAP 2023;
+    tiny: a laptop's CPU, shipped weights, synthetic scenes; colab: one free GPU; paper: AudioLDM-S with MS-CLAP 2023;
     baseline: AudioLDM-S as published, with LAION-CLAP. Raises ValueError for an unknown name or field.
+
+    Notebook: 03
     """
     if name not in PRESETS:
         raise ValueError(f"no preset {name!r:.80}: choose one of {', '.join(PRESETS)}")
-    return globals()[f"_{name}"]().changed(**changes)
-
-
-def _tiny():
-    return Config(
-        name="tiny",
-        clap="tiny-gpt2",
-        vae=VAEConfig(channels=16, num_res_blocks=1, norm_groups=8),
-        unet=UNetConfig(
-            model_channels=64, channel_mult=(1, 2, 2), num_res_blocks=1, attention_resolutions=(2, 4),
-            attention_layers=1, embedding_dim=256, embedding_gain=16.0, patch_size=2, film_scale=True, norm_groups=16,
-        ),
-        hifigan=HiFiGANConfig(
-            channels=384, rates=(2,), kernels=(4,), res_kernels=(3, 7), res_dilations=((1, 3), (1, 3)),
-            istft_n_fft=320, istft_hop=80,  # an inverse STFT does the rest, quickly on a CPU
-            griffin_lim_iterations=8, mel_corrections=4,
-        ),
-        discriminators=DiscriminatorsConfig(width=4, scales=0),  # periods teach most for their time (figure 04_heads)
-        vae_discriminator=PatchDiscriminatorConfig(channels=16),
-        parameterization="gaussian",
-        steps=15,  # heard to be as good as 25, and as 200 of DDIM (`bench --few-steps`)
-        clips=16_000,
-        more_captions=3,
-        seconds=2.56,
-        training={
-            "vae": StageConfig(8000, 8, 2e-3, crop_frames=64, disc_start=6000, disc_lr=5e-4,
-                               adversarial_weight=0.03),
-            "clap": StageConfig(2000, 64, 1e-3, weight_decay=0.05),
-            "details-text": StageConfig(1500, 32, 1e-3, weight_decay=0.05),
-            "details-audio": StageConfig(1500, 32, 5e-4, weight_decay=0.05),
-            "ldm": StageConfig(10_000, 16, 3e-3, optimizer="muon", ema_decay=0.999),
-            "hifigan": StageConfig(6600, 16, 7e-4, betas=(0.8, 0.99), ema_decay=0.999, max_grad_norm=5.0, crop_frames=40,
-                                   disc_start=6000, disc_lr=3e-4, stft_weight=0.2),
-        },
-    )  # fmt: skip
-
-
-def _colab():
-    return Config(
-        name="colab",
-        unet=UNetConfig(embedding_dim=1024, embedding_gain=32.0, model_channels=64, head_channels=32),
-        vae=VAEConfig(channels=64),
-        hifigan=HiFiGANConfig(channels=512),
-        discriminators=DiscriminatorsConfig(width=16),
-        parameterization="v",
-        clips=20_000,
-        seconds=5.12,
-        training={
-            "vae": StageConfig(20_000, 16, 5e-4, disc_start=10_000, adversarial_weight=0.03),
-            "clap": StageConfig(5_000, 64, 1e-4),
-            "details-text": StageConfig(5_000, 64, 1e-4),
-            "details-audio": StageConfig(5_000, 64, 1e-4),
-            "ldm": StageConfig(50_000, 32, 3e-4, warmup_steps=1000, ema_decay=0.9999),
-            "hifigan": StageConfig(100_000, 16, 2e-4, betas=(0.8, 0.99), ema_decay=0.999, crop_frames=52),
-        },
-    )
-
-
-def _published(name, clap, embedding_dim):
-    return Config(
-        name=name,
-        clap=clap,
-        unet=UNetConfig(embedding_dim=embedding_dim),
-        steps=200,
-        guidance_scale=2.5,
-        training={
-            "vae": StageConfig(1_500_000, 4, 4.5e-6, lr_schedule="constant", warmup_steps=0, disc_start=50_000,
-                               adversarial_weight=0.03),
-            "clap": StageConfig(100_000, 64, 1e-5),
-            "details-text": StageConfig(100_000, 64, 1e-5),
-            "details-audio": StageConfig(100_000, 64, 1e-5),
-            "ldm": StageConfig(500_000, 2, 1e-4, lr_schedule="constant", warmup_steps=2000, ema_decay=0.9999,
-                               save_every=5000),
-            "hifigan": StageConfig(1_000_000, 16, 2e-4, betas=(0.8, 0.99), lr_schedule="constant", warmup_steps=0,
-                                   crop_frames=52),
-        },
-    )  # fmt: skip
-
-
-def _paper():
-    return _published("paper", "ms-clap-2023", 1024)
-
-
-def _baseline():
-    return _published("baseline", "laion-clap", 512)
+    return replace(load_config(FOLDER / f"{name}.yaml"), name=name).changed(**changes)
 
 
 LARGEST = 1 << 20  # bytes of a YAML file
-YAML_FAULTS = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)  # of its library
+# errors of the YAML library
+YAML_FAULTS = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 
 
-def load_config(path):
-    """Read a YAML file: all or some fields of a Config, or `preset: NAME` and the fields to change.
+def load_config(path: str | Path) -> Config:
+    """Load a YAML file: all or some fields of a Config, or `preset: NAME` and the fields to change.
 
-    A training configuration of AudioLDM (`audioldm_original.yaml`, `audioldm_custom.yaml`) is read as it was published.
+    The published training configurations of AudioLDM (`audioldm_original.yaml`, `audioldm_custom.yaml`) load as well.
     Raises FileNotFoundError, or ValueError naming the unknown key, the wrong type or the impossible size.
+
+    Notebook: 03
     """
     path = Path(path)
     if not path.is_file():
@@ -325,7 +300,7 @@ def load_config(path):
 
 
 def _refuse_bomb(tree, most=10_000, deepest=40):
-    """Raise ValueError if a tree is too large to be settings: anchors repeat others, ten times ten times ten times."""
+    """Raise ValueError if a tree is too large for settings, as nested YAML anchors can make it."""
     waiting, size = [(tree, 0)], 0
     while waiting:
         value, depth = waiting.pop()
@@ -338,7 +313,7 @@ def _refuse_bomb(tree, most=10_000, deepest=40):
 
 @contextmanager
 def _at(where):
-    """Tell with a ValueError where in the file it comes from."""
+    """Add the place in the file to a ValueError."""
     try:
         yield
     except ValueError as fault:
@@ -346,7 +321,7 @@ def _at(where):
 
 
 def _merge(base, written, where):
-    """`base`, a dataclass instance, with the fields in `written` replaced, nested ones too."""
+    """Return the dataclass instance `base` with the fields in `written` replaced, nested ones too."""
     if not isinstance(written, dict):
         raise ValueError(f"{where} must hold settings by name, got {written!r:.80}")
     kinds, changes = get_type_hints(type(base)), {}
@@ -369,7 +344,7 @@ def _merge(base, written, where):
         return dataclasses.replace(base, **changes)
 
 
-RENAMED = {  # settings as earlier versions wrote them, so that their files still load
+RENAMED = {  # earlier names of settings, so that files with them still load
     "adversary_start": "disc_start", "adversary_lr": "disc_lr", "clip_norm": "max_grad_norm",
     "extra_drop": "conditioner_dropout", "inversion": "vocoder", "patches": "vae_discriminator",
     "weighting": "loss_weighting",
@@ -377,7 +352,7 @@ RENAMED = {  # settings as earlier versions wrote them, so that their files stil
 
 
 def _renamed(written, known):
-    """Settings under the names they have now: earlier versions called some of them otherwise."""
+    """Return the settings under their present names."""
     now = {}
     for key, value in written.items():
         if key == "vocoder" and isinstance(value, dict):
@@ -389,7 +364,7 @@ def _renamed(written, known):
 
 
 def _cast(value, kind, where):
-    """`value` from YAML as `kind`; whole numbers may stand for floats, lists for tuples, nothing else is bent."""
+    """Return `value` from YAML as `kind`; whole floats and integers are interchangeable, lists become tuples."""
     if isinstance(kind, UnionType):
         if value is None:
             return None
@@ -400,13 +375,15 @@ def _cast(value, kind, where):
         if len(inner) != len(value):
             raise ValueError(f"{where} must have {len(inner)} values, got {value!r:.80}")
         return tuple(_cast(v, k, where) for v, k in zip(value, inner, strict=True))
-    if kind is float and isinstance(value, str):  # YAML reads 1e-4, without a point, as a string
+    if kind in (int, float) and isinstance(value, str):  # YAML reads 1e-4, without a point, as a string
         with suppress(ValueError):
             value = float(value)
-    if kind in (int, float) and type(value) in (int, float) and not abs(value) < LARGEST_NUMBER:  # infinite, or not one
+    if (
+        kind in (int, float) and type(value) in (int, float) and not abs(value) < LARGEST_NUMBER
+    ):  # also infinity and NaN
         raise ValueError(f"{where} must be a number below {LARGEST_NUMBER:.0e}, got {value!r:.80}")
-    if kind is float and type(value) is int:
-        value = float(value)
+    if kind is float and type(value) is int or kind is int and type(value) is float and value.is_integer():
+        value = kind(value)
     if type(value) is not kind:
         raise ValueError(f"{where} must be {getattr(kind, '__name__', kind)}, got {value!r:.80}")
     return value

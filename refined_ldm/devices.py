@@ -5,12 +5,19 @@ import os
 import time
 from datetime import timedelta
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
-def pick_device(name="auto"):
-    """"auto" takes the first there is of cuda, mps, cpu; any other name must be a device of this machine."""
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device of a name; "auto" is the first available of cuda, mps and cpu.
+
+    Raises ValueError if this machine has no such device.
+    """
     if name != "auto":
         try:
             return torch.empty(0, device=name).device
@@ -22,11 +29,11 @@ def pick_device(name="auto"):
 
 
 @lru_cache(maxsize=4)
-def pick_precision(device_type):
-    """"bf16" where the device multiplies it well, else "no" (float32): Accelerate's names for mixed precision.
+def pick_precision(device_type: str) -> str:
+    """The faster precision of a device, as Accelerate names it: "bf16" or "no" (float32).
 
-    On a CPU that is measured, since some emulate bfloat16: it must take at most three quarters of float32's time. Where
-    it is computed in hardware that is about half, less in a quiet moment and more in a busy one.
+    On a CPU it is measured, since some emulate bfloat16: "bf16" if a matrix product takes at most three quarters of
+    float32's time. In hardware it takes about half.
     """
     if device_type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
@@ -34,22 +41,22 @@ def pick_precision(device_type):
         return "no"
 
     best = {torch.bfloat16: math.inf, torch.float32: math.inf}  # seconds
-    for _ in range(12):  # in turn, so that a busy moment does not fall on one of them alone
+    for _ in range(12):  # alternating, so that other load on the machine slows both
         for dtype in best:
             a = torch.ones(512, 512, dtype=dtype)
             start = time.perf_counter()
             a @ a
             best[dtype] = min(best[dtype], time.perf_counter() - start)
-        if best[torch.bfloat16] > 10 * best[torch.float32]:  # emulated: no busy moment is so long
+        if best[torch.bfloat16] > 10 * best[torch.float32]:  # emulated
             break
     return "bf16" if best[torch.bfloat16] < 0.75 * best[torch.float32] else "no"
 
 
-def pick_accelerator(device_type, precision=None):
-    """The Accelerator of this process; an earlier one's settings are kept, and the precision of `accelerate launch`.
+def pick_accelerator(device_type: str, precision: str | None = None) -> "Accelerator":
+    """The Accelerator of this process; it keeps an earlier one's settings and the precision of `accelerate launch`.
 
-    precision: that of a run which goes on, None to measure. Raises ValueError for fp16, whose losses would have to be
-    scaled, and for FSDP, whose shards `run_state` would have to gather.
+    precision: that of the run to resume; None: `pick_precision`. Raises ValueError for fp16, whose losses would have to
+    be scaled, and for FSDP, whose shards are not saved.
     """
     from accelerate import Accelerator
     from accelerate.state import is_initialized
@@ -63,15 +70,17 @@ def pick_accelerator(device_type, precision=None):
         settings = {"cpu": device_type == "cpu", "mixed_precision": precision, "kwargs_handlers": [waits]}
     accelerator = Accelerator(dataloader_config=DataLoaderConfiguration(split_batches=True), **settings)
     if accelerator.mixed_precision == "fp16":
-        raise ValueError("fp16 is not trained in: launch with --mixed_precision bf16 or no")
+        raise ValueError("training in fp16 is not supported: launch with --mixed_precision bf16 or no")
     if accelerator.distributed_type == DistributedType.FSDP:
-        raise ValueError("FSDP is not trained with yet, its shards are not saved: take launch/bf16.yaml, since the "
-                         "published U-Net fits on every GPU")  # fmt: skip
+        raise ValueError(
+            "training with FSDP is not supported, its shards are not saved: take launch/bf16.yaml, since the published "
+            "U-Net fits on every GPU"
+        )
     return accelerator
 
 
-def is_main_process():
-    """Whether this process speaks for all, true also of one that was not launched with others."""
+def is_main_process() -> bool:
+    """Whether this is the main process; true also of a process launched alone."""
     from accelerate.state import PartialState, is_initialized
 
     return not is_initialized() or PartialState().is_main_process

@@ -1,71 +1,93 @@
-"""Noising, the training objective and the samplers. No network is known here, only `denoise(z_t, t, c)` -> eps.
+"""Noising, the training objective and the samplers. A network is only a function `denoise(z_t, t, c)` -> eps here.
 
 z_0: clean latent (B, C, T, F), eps: the noise added to it, z_t: their mixture at timestep t (B,) in 0 … steps - 1,
 c: the condition. DDPM is Ho et al. 2020, DDIM Song et al. 2021, DPM-Solver++ Lu et al. 2022.
+
+Notebook: 03
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import torch
+from torch import Tensor
 
+from refined_ldm.integers import whole
 from refined_ldm.randomness import draw
+
+Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]  # z_t (B, C, T, F), t (B,), c (B, D) -> eps (B, C, T, F)
 
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """alpha_bar (steps,): the share of signal power left at each timestep."""
+    """alpha_bar (steps,): the share of signal power left at each timestep.
 
-    alpha_bar: torch.Tensor
+    Notebook: 03
+    """
+
+    alpha_bar: Tensor
 
     @classmethod
-    def ldm(cls, steps=1000, beta_start=0.0015, beta_end=0.0195):
+    def ldm(cls, steps: int = 1000, beta_start: float = 0.0015, beta_end: float = 0.0195) -> "NoiseSchedule":
         """Latent diffusion's "scaled linear" betas: sqrt(beta) is even (Rombach et al. 2022, AudioLDM's values)."""
+        steps = whole("steps", steps, 1)
         betas = torch.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=torch.float64) ** 2
         return cls((1 - betas).cumprod(0).float())
 
     @property
-    def steps(self):
+    def steps(self) -> int:
+        """Number of timesteps."""
         return len(self.alpha_bar)
 
-    def at(self, t):
+    def at(self, t: Tensor) -> Tensor:
         """alpha_bar at timesteps t (B,), shaped (B, 1, 1, 1) to multiply latents."""
         return self.alpha_bar.to(t.device)[t][:, None, None, None]
 
-    def timesteps(self, steps, spacing="trailing"):
-        """`steps` timesteps from noise to sound, as integers from high to low.
+    def timesteps(self, steps: int, spacing: str = "trailing") -> list[int]:
+        """`steps` different timesteps from noise to sound, as integers from high to low.
 
-        trailing: evenly spaced, starting at the last one, where the noise is (Lin et al. 2024);
-        leading: AudioLDM's DDIM, multiples of 1000 // steps plus one; linspace: DPM-Solver's.
+        trailing: evenly spaced from the last one, which is nearest to pure noise (Lin et al. 2024);
+        leading: multiples of 1000 / steps, rounded down, plus one. This equals AudioLDM's DDIM if steps divide 1000;
+        otherwise AudioLDM takes more steps than requested, or leaves the schedule;
+        linspace: DPM-Solver's. With every spacing one step is the last timestep and 1000 steps are all of them. Raises
+        ValueError for another spacing or number of steps.
         """
-        if not 1 <= steps <= self.steps:
-            raise ValueError(f"sampling steps must be between 1 and {self.steps}, got {steps}")
-        if spacing == "trailing":
+        steps = whole("sampling steps", steps, 1, self.steps)
+        if spacing not in ("trailing", "leading", "linspace"):
+            raise ValueError(f"spacing must be trailing, leading or linspace, got {spacing!r}")
+        if spacing == "trailing" or steps in (1, self.steps):
             return [round(self.steps - k * self.steps / steps) - 1 for k in range(steps)]
         if spacing == "leading":
-            return [min(k * (self.steps // steps) + 1, self.steps - 1) for k in reversed(range(steps))]
-        if spacing == "linspace":
-            return torch.linspace(0, self.steps - 1, steps + 1).round().long().flip(0)[:-1].tolist()
-        raise ValueError(f"spacing must be trailing, leading or linspace, got {spacing!r}")
+            return [k * self.steps // steps + 1 for k in reversed(range(steps))]
+        return [round(k * (self.steps - 1) / steps) for k in range(steps, 0, -1)]
 
 
-def add_noise(z_0, eps, t, schedule):
-    """z_t = sqrt(alpha_bar_t) z_0 + sqrt(1 - alpha_bar_t) eps  (Ho et al. 2020, eq. 4)."""
+def add_noise(z_0: Tensor, eps: Tensor, t: Tensor, schedule: NoiseSchedule) -> Tensor:
+    """z_t = sqrt(alpha_bar_t) z_0 + sqrt(1 - alpha_bar_t) eps  (Ho et al. 2020, eq. 4).
+
+    Notebook: 03
+    """
     alpha_bar = schedule.at(t)
     return alpha_bar.sqrt() * z_0 + (1 - alpha_bar).sqrt() * eps
 
 
-def clean_latent(z_t, eps, t, schedule):
-    """Equation 4 solved for z_0: what the clean latent would be if `eps` were the noise in z_t."""
+def clean_latent(z_t: Tensor, eps: Tensor, t: Tensor, schedule: NoiseSchedule) -> Tensor:
+    """Equation 4 solved for z_0: the clean latent if `eps` is the noise in z_t.
+
+    Notebook: 03
+    """
     alpha_bar = schedule.at(t)
     return (z_t - (1 - alpha_bar).sqrt() * eps) / alpha_bar.sqrt()
 
 
-def to_noise(prediction, z_t, t, schedule, parameterization):
-    """What a network predicts -> the noise eps it implies.
+def to_noise(prediction: Tensor, z_t: Tensor, t: Tensor, schedule: NoiseSchedule, parameterization: str) -> Tensor:
+    """The prediction of a network -> the noise eps that it implies.
 
     "eps": the noise itself (Ho et al. 2020); "v": sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) z_0, which is as hard at
     every t (Salimans & Ho 2022, app. D); "x0": the clean latent.
+
+    Notebook: 03
     """
     alpha_bar = schedule.at(t)
     if parameterization == "eps":
@@ -77,8 +99,8 @@ def to_noise(prediction, z_t, t, schedule, parameterization):
     raise ValueError(f"parameterization must be eps, v or x0, got {parameterization!r}")
 
 
-def loss_weight(t, schedule, parameterization):
-    """The factor (B,) that turns a squared error in eps into one in what the network predicts.
+def loss_weight(t: Tensor, schedule: NoiseSchedule, parameterization: str) -> Tensor:
+    """The factor (B,) from a squared error in eps to a squared error in the prediction of the network.
 
     v: 1 / alpha_bar; x0: (1 - alpha_bar) / alpha_bar, the inverse signal-to-noise ratio; eps: 1.
     """
@@ -86,53 +108,77 @@ def loss_weight(t, schedule, parameterization):
     return {"eps": torch.ones_like(alpha_bar), "v": 1 / alpha_bar, "x0": (1 - alpha_bar) / alpha_bar}[parameterization]
 
 
-def stratified_timesteps(count, schedule, generator=None):
-    """(count,) timesteps, one from each of `count` equal slices of the schedule: a batch sees all noise levels."""
+def stratified_timesteps(count: int, schedule: NoiseSchedule, generator: torch.Generator | None = None) -> Tensor:
+    """(count,) timesteps, one from each of `count` equal slices of the schedule: a batch covers all noise levels."""
+    count = whole("count", count, 1)
 
-    def one_from_each_slice(shape, generator):
+    def one_from_each_slice(shape: tuple[int], generator: torch.Generator | None) -> Tensor:
         offsets, slices = torch.rand(shape, generator=generator), torch.randperm(*shape, generator=generator)
         return ((slices + offsets) / shape[0] * schedule.steps).long().clamp(max=schedule.steps - 1)
 
     return draw(one_from_each_slice, (count,), generator)
 
 
-def noisy_timesteps(count, schedule, generator=None):
-    """(count,) timesteps as `stratified_timesteps`, but ever more of them the more noise there is, linearly.
+def noisy_timesteps(count: int, schedule: NoiseSchedule, generator: torch.Generator | None = None) -> Tensor:
+    """(count,) timesteps with a density that grows linearly with the timestep, stratified.
 
-    What sounds when, how often and how high is decided where there is mostly noise; later the noisy latent shows it.
+    Which sounds there are and when is decided at high noise levels, their texture at low ones.
     """
     even = stratified_timesteps(count, schedule, generator)
     return ((even / schedule.steps).sqrt() * schedule.steps).long()
 
 
-def uniform_timesteps(count, schedule, generator=None):
-    """(count,) timesteps, each drawn by itself (Ho et al. 2020, algorithm 1)."""
+def uniform_timesteps(count: int, schedule: NoiseSchedule, generator: torch.Generator | None = None) -> Tensor:
+    """(count,) independent uniform timesteps (Ho et al. 2020, algorithm 1)."""
+    count = whole("count", count, 1)
     return draw(partial(torch.randint, schedule.steps), (count,), generator)
 
 
-def diffusion_loss(denoise, z_0, c, t, eps, schedule, weight=None):
-    """Mean squared error of the predicted noise  (Ho et al. 2020, eq. 14), times weight (B,) if given."""
+def diffusion_loss(
+    denoise: Denoiser,
+    z_0: Tensor,
+    c: Tensor,
+    t: Tensor,
+    eps: Tensor,
+    schedule: NoiseSchedule,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """Mean squared error of the predicted noise, a scalar  (Ho et al. 2020, eq. 14), times weight (B,) if given.
+
+    Notebook: 03
+    """
     error = (denoise(add_noise(z_0, eps, t, schedule), t, c) - eps) ** 2
     per_clip = error.flatten(1).mean(1)  # (B,)
     return (per_clip if weight is None else weight * per_clip).mean()
 
 
-def noise_like(z, generator=None):
-    """Standard normal noise of the shape of z (B, C, T, F); a list of B generators gives every row its own."""
+def noise_like(z: Tensor, generator: torch.Generator | list[torch.Generator] | None = None) -> Tensor:
+    """Standard normal noise of the shape of z (B, C, T, F); with a list of B generators, row i comes from the i-th."""
     if isinstance(generator, list):
         return torch.stack([torch.randn(z.shape[1:], generator=own) for own in generator]).to(z)
     return torch.randn(z.shape, generator=generator).to(z)
 
 
 @torch.no_grad()
-def ddim_sample(denoise, z_T, c, schedule, steps=200, eta=0.0, generator=None, spacing="leading", on_step=None):
+def ddim_sample(
+    denoise: Denoiser,
+    z_T: Tensor,
+    c: Tensor,
+    schedule: NoiseSchedule,
+    steps: int = 200,
+    eta: float = 0.0,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+    spacing: str = "leading",
+    on_step: Callable[[int, int], None] | None = None,
+) -> Tensor:
     """Noise z_T (B, C, T, F) -> latent, by DDIM  (Song et al. 2021, eq. 12 and 16).
 
-    eta = 0 is deterministic, eta = 1 is DDPM's noise; AudioLDM samples with 200 steps and eta = 1. `generator`: one, or
-    one for each row.
-    on_step(k, steps) is called after each step, for a progress bar.
+    eta = 0 is deterministic, eta = 1 is DDPM's noise; AudioLDM samples with 200 steps and eta = 1. generator: one, or
+    a list with one for each row. on_step(k, steps) is called after each step, for a progress bar.
+
+    Notebook: 03
     """
-    z_t, timesteps = z_T, schedule.timesteps(steps, spacing)
+    z_t, timesteps, steps = z_T, schedule.timesteps(steps, spacing), whole("steps", steps)
     for k, now in enumerate(timesteps):
         t = torch.full((len(z_t),), now, device=z_t.device)
         following = timesteps[k + 1] if k + 1 < steps else 0  # the last step ends at alpha_bar_0, as published
@@ -149,15 +195,23 @@ def ddim_sample(denoise, z_T, c, schedule, steps=200, eta=0.0, generator=None, s
 
 
 @torch.no_grad()
-def dpmpp_sample(denoise, z_T, c, schedule, steps=25, spacing="trailing", on_step=None):
+def dpmpp_sample(
+    denoise: Denoiser,
+    z_T: Tensor,
+    c: Tensor,
+    schedule: NoiseSchedule,
+    steps: int = 25,
+    spacing: str = "trailing",
+    on_step: Callable[[int, int], None] | None = None,
+) -> Tensor:
     """Noise z_T (B, C, T, F) -> latent, by DPM-Solver++(2M)  (Lu et al. 2022, algorithm 2).
 
-    A second-order multistep solver in the log signal-to-noise ratio: 25 steps come as near the exact solution of the
+    A second-order multistep solver in the log signal-to-noise ratio: 25 steps are as near to the exact solution of the
     sampling equation as about 100 of DDIM. The first and the last step are of first order; the last ends at z_0.
+
+    Notebook: 03
     """
-    z_t, timesteps = z_T, schedule.timesteps(steps, spacing)
-    if len(set(timesteps)) < steps:
-        raise ValueError(f"{steps} {spacing} steps come twice to a timestep, where the solver cannot move: take fewer")
+    z_t, timesteps, steps = z_T, schedule.timesteps(steps, spacing), whole("steps", steps)
     half_log_snr = 0.5 * (schedule.alpha_bar.double() / (1 - schedule.alpha_bar.double())).log()
     previous, h_previous = None, None
     for k, now in enumerate(timesteps):

@@ -1,15 +1,22 @@
-"""What HiFi-GAN is trained against: discriminators of periods, scales and spectrograms, and their losses.
+"""The discriminators that HiFi-GAN is trained against, on periods, scales and spectrograms, and the losses.
 
 Kong et al., "HiFi-GAN", 2020 (arXiv 2010.05646); discriminators of spectrograms are Jang et al., "UnivNet", 2021.
+
+Notebook: 04
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrizations
+
+from refined_ldm.integers import settle_numbers
+
+Output = tuple[Tensor, list[Tensor]]  # logits (B, L), feature maps of every layer
 
 
 @dataclass(frozen=True)
@@ -19,11 +26,13 @@ class DiscriminatorsConfig:
     width: int = 32  # channels of a period discriminator's first layer, a multiple of 4; every other follows from it
     periods: tuple[int, ...] = (2, 3, 5, 7, 11)  # samples; primes overlap least
     scales: int = 3  # the waveform, and its averages over 2 and 4 samples
-    resolutions: tuple[int, ...] = ()  # samples; windows of the spectrograms that are judged too
+    resolutions: tuple[int, ...] = ()  # samples; windows of the spectrogram discriminators, which HiFi-GAN lacks
+
+    def __post_init__(self):
+        settle_numbers(self)
 
 
-def _features_and_logits(convs, conv_post, x):
-    """The layers of any of the three -> logits (B, L) and the features of every layer."""
+def _logits_and_features(convs: nn.ModuleList, conv_post: nn.Module, x: Tensor) -> Output:
     features = []
     for conv in convs:
         x = F.leaky_relu(conv(x), 0.1)
@@ -33,7 +42,10 @@ def _features_and_logits(convs, conv_post, x):
 
 
 class PeriodDiscriminator(nn.Module):
-    """Judge the waveform folded into rows of `period` samples: (B, N) -> logits (B, L), list of feature maps."""
+    """Classify the waveform folded into rows of `period` samples: (B, N) -> logits (B, L), list of feature maps.
+
+    Notebook: 04
+    """
 
     def __init__(self, period: int, width: int):
         super().__init__()
@@ -45,16 +57,19 @@ class PeriodDiscriminator(nn.Module):
         )
         self.conv_post = parametrizations.weight_norm(nn.Conv2d(channels[-1], 1, (3, 1), padding=(1, 0)))
 
-    def forward(self, waveform):
+    def forward(self, waveform: Tensor) -> Output:
         x = F.pad(waveform.unsqueeze(1), (0, -waveform.shape[1] % self.period), mode="reflect")
         x = x.unflatten(2, (-1, self.period))  # (B, 1, N / period, period)
-        return _features_and_logits(self.convs, self.conv_post, x)
+        return _logits_and_features(self.convs, self.conv_post, x)
 
 
 class ScaleDiscriminator(nn.Module):
-    """Judge the waveform with grouped strided convolutions: (B, N) -> logits (B, L), list of feature maps."""
+    """Classify the waveform with grouped strided convolutions: (B, N) -> logits (B, L), list of feature maps.
 
-    def __init__(self, width: int, norm):
+    Notebook: 04
+    """
+
+    def __init__(self, width: int, norm: Callable[[nn.Module], nn.Module]):
         super().__init__()
         channels = [1, *(4 * width * m for m in (1, 1, 2, 4, 8, 8, 8))]
         kernels, strides, groups = (15, 41, 41, 41, 41, 41, 5), (1, 2, 2, 4, 4, 1, 1), (1, 4, 16, 16, 16, 16, 1)
@@ -64,18 +79,21 @@ class ScaleDiscriminator(nn.Module):
         )
         self.conv_post = norm(nn.Conv1d(channels[-1], 1, 3, padding=1))
 
-    def forward(self, waveform):
+    def forward(self, waveform: Tensor) -> Output:
         x = waveform.unsqueeze(1)
-        return _features_and_logits(self.convs, self.conv_post, x)
+        return _logits_and_features(self.convs, self.conv_post, x)
 
 
 class ResolutionDiscriminator(nn.Module):
-    """Judge the magnitudes of an STFT with 2-D convolutions (UnivNet, sec. 2.2): (B, N) -> logits (B, L), features."""
+    """Classify STFT magnitudes with 2-D convolutions (UnivNet, sec. 2.2): (B, N) -> logits (B, L), feature maps.
+
+    Notebook: 04
+    """
 
     def __init__(self, n_fft: int, width: int):
         super().__init__()
         self.n_fft = n_fft
-        channels, strides = [1, *(width,) * 5], (1, 2, 2, 2, 1)  # over frequencies; all frames stay
+        channels, strides = [1, *(width,) * 5], (1, 2, 2, 2, 1)  # over frequencies only
         kernels = ((3, 9), (3, 9), (3, 9), (3, 9), (3, 3))
         self.convs = nn.ModuleList(
             parametrizations.weight_norm(
@@ -86,16 +104,18 @@ class ResolutionDiscriminator(nn.Module):
         self.conv_post = parametrizations.weight_norm(nn.Conv2d(width, 1, 3, padding=1))
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
 
-    def forward(self, waveform):
+    def forward(self, waveform: Tensor) -> Output:
         spectrum = torch.stft(waveform, self.n_fft, self.n_fft // 4, window=self.window, return_complex=True)
         x = spectrum.abs().transpose(1, 2)[:, None]  # (B, 1, frames, n_fft / 2 + 1)
-        return _features_and_logits(self.convs, self.conv_post, x)
+        return _logits_and_features(self.convs, self.conv_post, x)
 
 
 class Discriminators(nn.Module):
     """Multi-period and multi-scale discriminators (paper, sec. 2.3): (B, N) -> [(logits (B, L), feature maps), ...].
 
-    Those of `resolutions`, which HiFi-GAN does not have, come after them.
+    The spectrogram discriminators (`resolutions`) come last. Raises ValueError unless `width` is a multiple of 4.
+
+    Notebook: 04
     """
 
     def __init__(self, config: DiscriminatorsConfig = DiscriminatorsConfig()):
@@ -108,7 +128,7 @@ class Discriminators(nn.Module):
         self.msd = nn.ModuleList(ScaleDiscriminator(config.width, norm) for norm in norms[: config.scales])
         self.mrd = nn.ModuleList(ResolutionDiscriminator(n_fft, config.width) for n_fft in config.resolutions)
 
-    def forward(self, waveform):
+    def forward(self, waveform: Tensor) -> list[Output]:
         outputs, averaged = [discriminator(waveform) for discriminator in self.mpd], waveform
         for discriminator in self.msd:
             outputs.append(discriminator(averaged))
@@ -116,19 +136,25 @@ class Discriminators(nn.Module):
         return outputs + [discriminator(waveform) for discriminator in self.mrd]
 
 
-def discriminator_loss(real, fake):
+def discriminator_loss(real: list[Output], fake: list[Output]) -> Tensor:
     """Least-squares loss of the discriminators, real towards 1 and generated towards 0 (eq. 1, summed as in eq. 8).
 
-    real, fake: what `Discriminators` returned for recorded and for (detached) generated waveforms.
+    real, fake: outputs of `Discriminators` for recorded and for (detached) generated waveforms.
+
+    Notebook: 04
     """
     return sum((1 - r).square().mean() + f.square().mean() for (r, _), (f, _) in zip(real, fake, strict=True))
 
 
-def generator_loss(real, fake, real_mel, fake_mel):
+def generator_loss(
+    real: list[Output], fake: list[Output], real_mel: Tensor, fake_mel: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Adversarial (eq. 2) + 2 feature matching (eq. 4) + 45 mel L1 (eq. 3), summed as in eq. 7.
 
-    real, fake: what `Discriminators` returned, or two empty lists to train on the mel loss alone.
-    Returns the total and a dict of its unweighted terms.
+    real, fake: outputs of `Discriminators`, or two empty lists to train on the mel loss alone; real_mel, fake_mel:
+    (B, 1, T, F). Returns the total and its unweighted terms {"adversarial", "features", "mel"}.
+
+    Notebook: 04
     """
     zero = fake_mel.new_zeros(())
     maps = [
@@ -144,10 +170,12 @@ def generator_loss(real, fake, real_mel, fake_mel):
     return terms["adversarial"] + 2 * terms["features"] + 45 * terms["mel"], terms
 
 
-def stft_loss(waveform, target, n_ffts=(512, 1024, 2048)):
+def stft_loss(waveform: Tensor, target: Tensor, n_ffts: tuple[int, ...] = (512, 1024, 2048)) -> Tensor:
     """Multi-resolution STFT loss (Yamamoto et al. 2020, eq. 3-6): spectral convergence + log-magnitude L1, averaged.
 
-    waveform, target: (B, N). Used beside the mel loss before there are discriminators: it sees every bin, mels do not.
+    waveform, target: (B, N). It covers every frequency bin, as a mel loss does not.
+
+    Notebook: 04
     """
     total = 0
     for n_fft in n_ffts:

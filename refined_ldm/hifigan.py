@@ -1,9 +1,11 @@
-"""HiFi-GAN: a log-mel spectrogram becomes a waveform, and the discriminators it is trained against.
+"""HiFi-GAN: the generator that turns a log-mel spectrogram into a waveform.
 
 Kong et al., "HiFi-GAN", 2020 (arXiv 2010.05646), in the 16 kHz / 64-bin layout AudioLDM uses. The optional inverse-STFT
 head is Kaneko et al., "iSTFTNet", 2022 (arXiv 2203.02395); starting it from Griffin-Lim's phases is in the spirit of
-Masuyama et al., "Deep Griffin-Lim iteration", 2019 (arXiv 1903.03971). Snake is Ziyin et al. 2020, as BigVGAN uses it;
-judges of spectrograms are Jang et al., "UnivNet", 2021. Parameter names are the published checkpoints'.
+Masuyama et al., "Deep Griffin-Lim iteration", 2019 (arXiv 1903.03971). Snake is Ziyin et al. 2020, as BigVGAN uses it.
+Parameter names are the published checkpoints'.
+
+Notebook: 04
 """
 
 import math
@@ -12,9 +14,10 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
+from refined_ldm.integers import settle_numbers
 from refined_ldm.mel import LDM_MEL, MelConfig, griffin_lim, match_mel
 
 
@@ -32,8 +35,11 @@ class HiFiGANConfig:
     snake: bool = False  # in residual blocks x + sin^2(a x) / a: each channel learns a period; else leaky ReLU
     istft_n_fft: int | None = None  # samples; None: the convolutions go all the way up to the waveform
     istft_hop: int = 1  # samples a frame of the inverse STFT stands for
-    griffin_lim_iterations: int = 0  # more: the inverse STFT corrects what Griffin-Lim makes of the mel
-    mel_corrections: int = 0  # how often what came out is held against the mel that went in (`match_mel`)
+    griffin_lim_iterations: int = 0  # more: the inverse-STFT head corrects Griffin-Lim's estimate from the mel
+    mel_corrections: int = 0  # iterations of `match_mel`, which bring the output's mel nearer to the input
+
+    def __post_init__(self):
+        settle_numbers(self)
 
     @property
     def hop_length(self) -> int:
@@ -42,20 +48,26 @@ class HiFiGANConfig:
 
 
 class Snake(nn.Module):
-    """x + sin^2(a x) / a: a rising line with a ripple, whose rate `a` each channel learns: (B, C, L) -> (B, C, L)."""
+    """x + sin^2(a x) / a: a rising line with a ripple, whose rate `a` each channel learns: (B, C, L) -> (B, C, L).
+
+    Notebook: 04
+    """
 
     def __init__(self, channels: int):
         super().__init__()
         self.alpha = nn.Parameter(torch.ones(1, channels, 1))
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return x + (self.alpha * x).sin().square() / (self.alpha + 1e-9)
 
 
 class ResBlock(nn.Module):
-    """Residual pairs of convolutions, the first of each pair dilated (paper, fig. 1): (B, C, L) -> (B, C, L)."""
+    """Residual pairs of convolutions, the first of each pair dilated (paper, fig. 1): (B, C, L) -> (B, C, L).
 
-    def __init__(self, channels: int, kernel: int, dilations: tuple[int, ...], leaky_slope: float, snake=False):
+    Notebook: 04
+    """
+
+    def __init__(self, channels: int, kernel: int, dilations: tuple[int, ...], leaky_slope: float, snake: bool = False):
         super().__init__()
         self.activations = nn.ModuleList(
             Snake(channels) if snake else nn.LeakyReLU(leaky_slope) for _ in range(2 * len(dilations))
@@ -63,28 +75,29 @@ class ResBlock(nn.Module):
         self.convs1 = nn.ModuleList(
             nn.Conv1d(channels, channels, kernel, dilation=d, padding=d * (kernel - 1) // 2) for d in dilations
         )
-        self.convs2 = nn.ModuleList(
-            nn.Conv1d(channels, channels, kernel, padding=(kernel - 1) // 2) for _ in dilations
-        )
+        self.convs2 = nn.ModuleList(nn.Conv1d(channels, channels, kernel, padding=(kernel - 1) // 2) for _ in dilations)
 
-    def forward(self, x):
-        bend = iter(self.activations)
+    def forward(self, x: Tensor) -> Tensor:
+        activation = iter(self.activations)
         for conv1, conv2 in zip(self.convs1, self.convs2, strict=True):
-            h = conv1(next(bend)(x))
-            x = x + conv2(next(bend)(h))
+            h = conv1(next(activation)(x))
+            x = x + conv2(next(activation)(h))
         return x
 
 
 class HiFiGAN(nn.Module):
-    """Generator: mel (B, 1, T, F), natural log -> waveform (B, T * hop) in [-1, 1].
+    """Generator: mel (B, 1, T, F), natural log -> waveform (B, T * hop), in evaluation mode scaled into [-1, 1].
 
     A transposed convolution gives `rate * L` samples only when `kernel - rate` is even. The published first layer
     (kernel 16, rate 5) gives 5L + 1, so 50 frames come out as 8,032 samples instead of 8,000: the end is trimmed.
 
-    Convolutions answer equal mel frames with equal samples, so of a steady tone they can only make what repeats with
-    the hop: multiples of 100 Hz. With `griffin_lim_iterations` the phases come from Griffin-Lim, where a tone of any
-    pitch goes on from frame to frame, and the network corrects magnitude and phase of every bin. With `mel_corrections`
-    the magnitudes are mended until the sound has the mel that was asked for. `mel` is for these two.
+    Convolutions turn equal mel frames into equal samples, so a steady tone can only have a period that divides the hop:
+    multiples of 100 Hz. With `griffin_lim_iterations` the phases come from Griffin-Lim, where a tone of any pitch
+    continues from frame to frame, and the network corrects magnitude and phase of every bin. With `mel_corrections`
+    the magnitudes are corrected until the output has the mel of the input. `mel` holds the settings for these two.
+    Raises ValueError for inconsistent settings or a mel of another shape.
+
+    Notebook: 04
     """
 
     def __init__(self, config: HiFiGANConfig = HiFiGANConfig(), mel: MelConfig = LDM_MEL):
@@ -116,10 +129,10 @@ class HiFiGAN(nn.Module):
             self.register_buffer("window", torch.hann_window(config.istft_n_fft), persistent=False)
         if config.griffin_lim_iterations:
             self.conv_estimate = nn.Conv1d(3 * outputs // 2, widths[-1], 1)
-            nn.init.zeros_(self.conv_post.weight)  # at first nothing is corrected: training starts at Griffin-Lim
+            nn.init.zeros_(self.conv_post.weight)  # no correction yet: training starts at Griffin-Lim
             nn.init.zeros_(self.conv_post.bias)
 
-    def forward(self, mel):
+    def forward(self, mel: Tensor) -> Tensor:
         if mel.ndim != 4 or mel.shape[1] != 1 or mel.shape[3] != self.config.n_mels:
             raise ValueError(f"mel must be (B, 1, T, {self.config.n_mels}), got {tuple(mel.shape)}")
         samples = mel.shape[2] * self.config.hop_length
@@ -143,63 +156,70 @@ class HiFiGAN(nn.Module):
             waveform = match_mel(waveform, mel, self.mel_config, self.config.mel_corrections)
         if self.training:
             return waveform
-        return waveform / waveform.abs().amax(1, keepdim=True).clamp(min=1)  # too loud: turned down, not clipped
+        return waveform / waveform.abs().amax(1, keepdim=True).clamp(min=1)  # scaled, not clipped
 
     @torch.no_grad()
-    def griffin_lim_estimate(self, mel):
-        """mel (B, 1, T, F) -> the complex STFT (B, n_fft / 2 + 1, L + 1) of what Griffin-Lim makes of it."""
+    def griffin_lim_estimate(self, mel: Tensor) -> Tensor:
+        """Mel (B, 1, T, F) -> complex STFT (B, n_fft / 2 + 1, L + 1) of Griffin-Lim's waveform."""
         waveform = griffin_lim(mel, self.mel_config, self.config.griffin_lim_iterations)
-        return torch.stft(waveform, self.config.istft_n_fft, self.config.istft_hop, window=self.window,
-                          pad_mode="constant", return_complex=True)  # fmt: skip
+        sizes = self.config.istft_n_fft, self.config.istft_hop
+        return torch.stft(waveform, *sizes, window=self.window, pad_mode="constant", return_complex=True)
 
-    def inverse_stft(self, x, estimate=None):
+    def inverse_stft(self, x: Tensor, estimate: Tensor | None = None) -> Tensor:
         """Log magnitude and phase (B, n_fft + 2, L + 1) -> waveform (B, L * istft_hop) (iSTFTNet, fig. 1).
 
-        With an estimate, its log magnitude and phase are added to those given.
+        estimate: a complex STFT (B, n_fft / 2 + 1, L + 1) whose log magnitude and phase are added to those of x.
         """
         log_magnitude, phase = x.chunk(2, dim=1)  # (B, n_fft / 2 + 1, L + 1)
         if estimate is not None:
             log_magnitude, phase = log_magnitude + _log_magnitude(estimate), phase + estimate.angle()
-        loudest = math.log(self.config.istft_n_fft / 2)  # a Hann window's sum: no waveform in [-1, 1] exceeds it
-        too_much = (log_magnitude - loudest).clamp(min=0).detach()  # cut, but with its gradient: who shouts must learn
-        spectrum = torch.polar((log_magnitude - too_much).exp(), phase)
+        limit = math.log(self.config.istft_n_fft / 2)  # a Hann window's sum: no waveform in [-1, 1] exceeds it
+        excess = (log_magnitude - limit).clamp(min=0).detach()  # straight-through clamp: the gradient passes
+        spectrum = torch.polar((log_magnitude - excess).exp(), phase)
         return torch.istft(spectrum, self.config.istft_n_fft, self.config.istft_hop, window=self.window)
 
-    def add_weight_norm(self):
-        """Split every weight into length and direction, the form the generator is trained in (in place)."""
+    def add_weight_norm(self) -> "HiFiGAN":
+        """Split every weight into length and direction, the form for training, in place -> self."""
         for module in list(self.modules()):
             if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
                 parametrizations.weight_norm(module)
         return self
 
-    def remove_weight_norm(self):
-        """Multiply length and direction back into plain weights, the published and faster form (in place)."""
+    def remove_weight_norm(self) -> "HiFiGAN":
+        """Multiply length and direction into plain weights, the published and faster form, in place -> self."""
         for module in list(self.modules()):
             if parametrize.is_parametrized(module, "weight"):
                 parametrize.remove_parametrizations(module, "weight")
         return self
 
 
-def _log_magnitude(spectrum):
+def _log_magnitude(spectrum: Tensor) -> Tensor:
     return spectrum.abs().clamp(min=1e-5).log()
 
 
-def _features(spectrum):
+def _features(spectrum: Tensor) -> Tensor:
     """Complex (B, K, L) -> (B, 3 K, L): log magnitude, and cosine and sine of the phase."""
     direction = spectrum / spectrum.abs().clamp(min=1e-5)
     return torch.cat([_log_magnitude(spectrum), direction.real, direction.imag], dim=1)
 
 
-def fold_weight_norm(state_dict: dict) -> dict:
-    """Turn weight-normalised pairs, old torch names or new, into plain weights: w = g v / |v| over each first axis."""
+def fold_weight_norm(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Turn weight-normalised pairs, old torch names or new, into plain weights: w = g v / |v| over each first axis.
+
+    Raises ValueError naming the half that a pair lacks.
+    """
     folded = {}
     pairs = {"weight_g": "weight_v", "parametrizations.weight.original0": "parametrizations.weight.original1"}
+    halves = pairs | {v: g for g, v in pairs.items()}
     for name, value in state_dict.items():
-        g = next((g for g in pairs if name.endswith(g)), None)
-        if g is not None:
-            prefix = name.removesuffix(g)
-            v = state_dict[prefix + pairs[g]]
-            folded[prefix + "weight"] = v * value / v.flatten(1).norm(dim=1).view_as(value)
-        elif not name.endswith(tuple(pairs.values())):
+        half = next((half for half in halves if name.endswith(half)), None)
+        if half is None:
             folded[name] = value
+            continue
+        prefix = name.removesuffix(half)
+        if (other := prefix + halves[half]) not in state_dict:
+            raise ValueError(f"the vocoder lacks the tensor {other}, which belongs to {name}")
+        if half in pairs:
+            v = state_dict[other]
+            folded[prefix + "weight"] = v * value / v.flatten(1).norm(dim=1).view_as(value)
     return folded

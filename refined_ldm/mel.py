@@ -1,7 +1,9 @@
 """Waveform <-> log-mel spectrogram, exactly as AudioLDM and HiFi-GAN frame it.
 
 A mel spectrogram keeps what the ear keeps: magnitudes, not phases, on a frequency axis that is fine below 1 kHz
-and logarithmic above. `griffin_lim` is the way back that needs no training, and the floor for every vocoder.
+and logarithmic above. `griffin_lim` is the inverse that needs no training, and the baseline of every vocoder.
+
+Notebook: 01
 """
 
 import math
@@ -10,7 +12,9 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
+
+from refined_ldm.integers import settle_numbers, whole, whole_rate
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,8 @@ class MelConfig:
     floor: float = 1e-5  # magnitudes below this are silence: log(1e-5) = -11.5
 
     def __post_init__(self):
+        settle_numbers(self)
+        whole_rate(self.sample_rate)
         if self.hop_length < 1 or self.hop_length > self.n_fft or (self.n_fft - self.hop_length) % 2:
             raise ValueError(f"n_fft - hop_length must be even and >= 0, got {self.n_fft} - {self.hop_length}")
         if not 0 <= self.fmin < self.fmax <= self.sample_rate / 2:
@@ -33,25 +39,33 @@ class MelConfig:
 
 
 LDM_MEL = MelConfig()
-IN_CACHE = 2**18  # samples transformed together on a CPU, whose spectra still fit into its cache
+IN_CACHE = 2**18  # samples transformed together on a CPU, so that their spectra fit into its cache
 
 
-def hz_to_mel(hz):
-    """Slaney's mel scale: linear below 1 kHz (3 mel per 200 Hz), logarithmic above (27 steps per factor 6.4)."""
+def hz_to_mel(hz: float | Tensor) -> Tensor:
+    """Frequencies in Hz -> Slaney's mel scale, float64, of the same shape.
+
+    It is linear below 1 kHz (3 mel per 200 Hz) and logarithmic above (27 steps per factor 6.4).
+
+    Notebook: 01
+    """
     hz = torch.as_tensor(hz, dtype=torch.float64)
     log_part = 15 + 27 * torch.log(hz.clamp(min=1e-10) / 1000) / torch.log(torch.tensor(6.4, dtype=torch.float64))
     return torch.where(hz < 1000, hz * 3 / 200, log_part)
 
 
-def mel_to_hz(mel):
-    """The inverse of `hz_to_mel`."""
+def mel_to_hz(mel: float | Tensor) -> Tensor:
+    """Slaney's mel scale -> frequencies in Hz, float64: the inverse of `hz_to_mel`."""
     mel = torch.as_tensor(mel, dtype=torch.float64)
     return torch.where(mel < 15, mel * 200 / 3, 1000 * 6.4 ** ((mel - 15) / 27))
 
 
 @lru_cache(maxsize=16)
-def mel_filterbank(sample_rate, n_fft, n_mels, fmin, fmax):
-    """(n_mels, n_fft // 2 + 1) triangles, evenly spaced in mel, each of area 1 over Hz (Slaney's norm)."""
+def mel_filterbank(sample_rate: int, n_fft: int, n_mels: int, fmin: float, fmax: float) -> Tensor:
+    """Triangular filters (n_mels, n_fft // 2 + 1), evenly spaced in mel, each of area 1 over Hz (Slaney's norm).
+
+    Notebook: 01
+    """
     edges = mel_to_hz(torch.linspace(hz_to_mel(fmin).item(), hz_to_mel(fmax).item(), n_mels + 2, dtype=torch.float64))
     low, centre, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
     hz = torch.linspace(0, sample_rate / 2, n_fft // 2 + 1, dtype=torch.float64)
@@ -59,21 +73,26 @@ def mel_filterbank(sample_rate, n_fft, n_mels, fmin, fmax):
     return (triangles * 2 / (high - low)).float()
 
 
-def _filterbank(config):
+def _filterbank(config: MelConfig) -> Tensor:
     return mel_filterbank(config.sample_rate, config.n_fft, config.n_mels, config.fmin, config.fmax)
 
 
 class MelSpectrogram(nn.Module):
-    """waveform (B, N) -> natural-log magnitude mel (B, 1, T, F), T = N / hop_length."""
+    """Waveform (B, N) -> natural-log magnitude mel (B, 1, T, F), T = N / hop_length.
 
-    def __init__(self, config=LDM_MEL):
+    Raises ValueError for another shape, a length that is no multiple of hop_length, or one too short to be reflected.
+
+    Notebook: 01
+    """
+
+    def __init__(self, config: MelConfig = LDM_MEL):
         super().__init__()
         self.config = config
         self.register_buffer("filterbank", _filterbank(config), persistent=False)
         self.register_buffer("window", torch.hann_window(config.n_fft), persistent=False)
 
-    def frames(self, samples):
-        """How many frames a waveform of `samples` has; raises ValueError if they do not divide exactly."""
+    def frames(self, samples: int) -> int:
+        """Number of frames of a waveform of `samples`; raises ValueError if hop_length does not divide it exactly."""
         if samples % self.config.hop_length:
             nearest = max(1, round(samples / self.config.hop_length)) * self.config.hop_length
             raise ValueError(
@@ -82,8 +101,8 @@ class MelSpectrogram(nn.Module):
             )
         return samples // self.config.hop_length
 
-    def magnitude(self, waveform):
-        """waveform (B, N) -> STFT magnitude (B, n_fft // 2 + 1, T)."""
+    def magnitude(self, waveform: Tensor) -> Tensor:
+        """Waveform (B, N) -> STFT magnitude (B, n_fft // 2 + 1, T)."""
         if waveform.ndim != 2:
             raise ValueError(f"waveform must be (B, N), got {tuple(waveform.shape)}")
         self.frames(waveform.shape[1])
@@ -91,31 +110,42 @@ class MelSpectrogram(nn.Module):
         if waveform.shape[1] <= pad:
             raise ValueError(f"waveform must be longer than {pad} samples to be reflected, got {waveform.shape[1]}")
         padded = F.pad(waveform[:, None], (pad, pad), mode="reflect")[:, 0]
-        spectrum = torch.stft(padded, self.config.n_fft, self.config.hop_length, window=self.window, center=False,
-                              return_complex=True)  # fmt: skip
+        spectrum = torch.stft(
+            padded, self.config.n_fft, self.config.hop_length, window=self.window, center=False, return_complex=True
+        )
         if spectrum.requires_grad:
             return spectrum.abs()  # whose gradient at 0 is 0, so silence is harmless
         return (spectrum.real**2 + spectrum.imag**2).sqrt()  # the same in half the time
 
-    def forward(self, waveform):
+    def forward(self, waveform: Tensor) -> Tensor:
         few = max(1, IN_CACHE // max(1, waveform.shape[-1])) if waveform.device.type == "cpu" else len(waveform)
-        with torch.autocast(waveform.device.type, enabled=False):  # a mel in half precision is not a mel
+        with torch.autocast(waveform.device.type, enabled=False):  # half precision would lose quiet sounds
             magnitudes = (self.magnitude(clips) for clips in waveform.float().split(few))
             mel = torch.cat([self.filterbank @ magnitude for magnitude in magnitudes])  # (B, F, T)
         return mel.clamp(min=self.config.floor).log().transpose(1, 2)[:, None]  # (B, 1, T, F)
 
 
-def griffin_lim(mel, config=LDM_MEL, iterations=32, momentum=0.99, generator=None):
+def griffin_lim(
+    mel: Tensor,
+    config: MelConfig = LDM_MEL,
+    iterations: int = 32,
+    momentum: float = 0.99,
+    generator: torch.Generator | None = None,
+) -> Tensor:
     """Log-mel (B, 1, T, F) -> waveform (B, T * hop_length), phases found by alternating projections.
 
     The magnitudes are the non-negative least-squares fit to the mel; then the fast Griffin-Lim iteration
-    (Perraudin et al. 2013, eq. 9) looks for phases whose STFT is consistent.
+    (Perraudin et al. 2013, eq. 9) looks for phases whose STFT is consistent. `generator`: of the phases it starts from;
+    None seeds one with 0. Raises ValueError for a mel of another shape.
+
+    Notebook: 01
     """
     target = _magnitudes(mel, config)  # (B, F, T)
     with torch.autocast(mel.device.type, enabled=False):
         magnitude = _unmel(target, config)  # (B, n_fft // 2 + 1, T)
+    iterations = whole("iterations", iterations, 0)
     generator = generator or torch.Generator().manual_seed(0)
-    angle = 2 * torch.pi * torch.rand(magnitude.shape[1:], generator=generator).to(mel.device)  # alike for every clip
+    angle = 2 * torch.pi * torch.rand(magnitude.shape[1:], generator=generator).to(mel.device)  # of every clip
     estimate, previous = torch.polar(magnitude, angle.expand_as(magnitude)), 0
     for _ in range(iterations):
         consistent = _stft(_inverse_stft(estimate, config), config)
@@ -124,18 +154,23 @@ def griffin_lim(mel, config=LDM_MEL, iterations=32, momentum=0.99, generator=Non
     return _without_margin(_inverse_stft(estimate, config), config)
 
 
-def match_mel(waveform, mel, config=LDM_MEL, iterations=4):
-    """A waveform (B, N) whose mel is nearly `mel` (B, 1, T, F) -> one whose mel is nearer; its phases stay.
+def match_mel(waveform: Tensor, mel: Tensor, config: MelConfig = LDM_MEL, iterations: int = 4) -> Tensor:
+    """Waveform (B, N) whose mel is nearly `mel` (B, 1, T, F) -> waveform (B, N) whose mel is nearer to it.
 
-    Griffin-Lim's other half: it keeps the magnitudes and mends the phases, this keeps the phases and mends the
-    magnitudes. Every STFT bin is multiplied by what the bands over it lack, m * exp(W' log(target / W m)) with the
-    columns of the filterbank W scaled to sum 1, and the inverse STFT makes a waveform of it again. What is too short
-    to have a mel (`MelSpectrogram.magnitude`) is given back as it is.
+    Griffin-Lim keeps the magnitudes and corrects the phases; this keeps the phases and corrects the magnitudes. Every
+    STFT magnitude m becomes m * exp(W' log(target / W m)), with the columns of the filterbank W scaled to sum 1, and
+    the inverse STFT turns the result into a waveform. A waveform too short for a mel (`MelSpectrogram.magnitude`) is
+    returned unchanged. Raises ValueError unless N = T * hop_length.
+
+    Notebook: 04
     """
+    iterations = whole("iterations", iterations, 0)
     target = _magnitudes(mel, config).clamp(min=config.floor)  # (B, F, T)
     if waveform.shape[1] != target.shape[2] * config.hop_length:
-        raise ValueError(f"a mel of {target.shape[2]} frames belongs to {target.shape[2] * config.hop_length} samples, "
-                         f"got waveform {tuple(waveform.shape)}")  # fmt: skip
+        raise ValueError(
+            f"a mel of {target.shape[2]} frames belongs to {target.shape[2] * config.hop_length} samples, "
+            f"got waveform {tuple(waveform.shape)}"
+        )
     bank = _filterbank(config).to(waveform.device)
     share = (bank / bank.sum(0).clamp(min=1e-12)).T  # (n_fft // 2 + 1, F); the bin at 0 Hz is in no band and stays
     margin = (config.n_fft - config.hop_length) // 2
@@ -145,26 +180,26 @@ def match_mel(waveform, mel, config=LDM_MEL, iterations=4):
         for _ in range(iterations):
             padded = F.pad(waveform.float()[:, None], (margin, margin), mode="reflect")[:, 0]
             spectrum = _stft(padded, config)
-            lacking = target / (bank @ spectrum.abs()).clamp(min=config.floor)
-            mended = spectrum * (share @ lacking.log()).exp()
-            waveform = _without_margin(_inverse_stft(mended, config), config)
+            ratio = target / (bank @ spectrum.abs()).clamp(min=config.floor)
+            corrected = spectrum * (share @ ratio.log()).exp()
+            waveform = _without_margin(_inverse_stft(corrected, config), config)
     return waveform
 
 
-def _magnitudes(mel, config):
+def _magnitudes(mel: Tensor, config: MelConfig) -> Tensor:
     """Log-mel (B, 1, T, F) -> mel magnitudes (B, F, T)."""
     if mel.ndim != 4 or mel.shape[1] != 1 or mel.shape[3] != config.n_mels:
         raise ValueError(f"mel must be (B, 1, T, {config.n_mels}), got {tuple(mel.shape)}")
     return mel[:, 0].float().exp().transpose(1, 2)
 
 
-def _stft(padded, config):
+def _stft(padded: Tensor, config: MelConfig) -> Tensor:
     """(B, N + n_fft - hop) -> (B, n_fft // 2 + 1, T), framed as `MelSpectrogram` does."""
     window = torch.hann_window(config.n_fft, device=padded.device)
     return torch.stft(padded, config.n_fft, config.hop_length, window=window, center=False, return_complex=True)
 
 
-def _inverse_stft(spectrum, config):
+def _inverse_stft(spectrum: Tensor, config: MelConfig) -> Tensor:
     """(B, n_fft // 2 + 1, T) -> (B, N + n_fft - hop): the windowed frames added up, over the sum of squared windows.
 
     That is the signal whose STFT is nearest to `spectrum` (Griffin & Lim 1984, eq. 6).
@@ -172,19 +207,19 @@ def _inverse_stft(spectrum, config):
     window = torch.hann_window(config.n_fft, device=spectrum.device)
     size = (1, (spectrum.shape[2] - 1) * config.hop_length + config.n_fft)
 
-    def overlap_add(frames):  # (B, n_fft, T) -> (B, N + n_fft - hop)
+    def overlap_add(frames: Tensor) -> Tensor:  # (B, n_fft, T) -> (B, N + n_fft - hop)
         return F.fold(frames, size, (1, config.n_fft), stride=(1, config.hop_length))[:, 0, 0]
 
     norm = overlap_add((window**2)[None, :, None].expand(1, -1, spectrum.shape[2])).clamp(min=1e-8)
     return overlap_add(torch.fft.irfft(spectrum, config.n_fft, dim=1) * window[:, None]) / norm
 
 
-def _without_margin(padded, config):
+def _without_margin(padded: Tensor, config: MelConfig) -> Tensor:
     margin = (config.n_fft - config.hop_length) // 2
     return padded[:, margin : padded.shape[1] - margin]
 
 
-def _unmel(mel, config, iterations=30):
+def _unmel(mel: Tensor, config: MelConfig, iterations: int = 30) -> Tensor:
     """Mel magnitudes (B, F, T) -> STFT magnitudes (B, n_fft // 2 + 1, T): non-negative, by multiplicative updates.
 
     Lee & Seung 2001, eq. 4 with the filterbank W fixed: m <- m * (W' mel) / (W' W m).
@@ -197,6 +232,6 @@ def _unmel(mel, config, iterations=30):
     return magnitude
 
 
-def is_silent_mel(mel, floor):
-    """Which of the log-mels (B, 1, T, F) lie nowhere above ten times the magnitude `floor` -> (B,)."""
+def is_silent_mel(mel: Tensor, floor: float) -> Tensor:
+    """Log-mels (B, 1, T, F) -> bool (B,): whether every magnitude is below ten times `floor`."""
     return mel.flatten(1).amax(1) < math.log(10 * floor)

@@ -1,28 +1,32 @@
-"""The random numbers of one training step: from (seed, step) alone, however many processes rank its batch."""
+"""The random numbers of one training step depend on (seed, step) alone, not on the number of processes."""
+
+from collections.abc import Callable
 
 import torch
 
 
-def step_seed(seed, index):
-    """A seed for all randomness of one step, far from those of its neighbours."""
+def step_seed(seed: int, index: int) -> int:
+    """The seed of all randomness of training step `index`; neighbouring steps get distant seeds."""
     return (seed * 1_000_003 + index) * 2_654_435_761 % 2**63
 
 
 class RankGenerator(torch.Generator):
-    """The generator of a process that has the `rank`-th of `world_size` equal parts of a batch."""
+    """The generator of process `rank` of `world_size`, each of which has an equal part of the batch."""
 
-    def __new__(cls, rank, world_size):
+    def __new__(cls, rank: int, world_size: int):
         return super().__new__(cls)
 
-    def __init__(self, rank, world_size):
+    def __init__(self, rank: int, world_size: int):
         self.rank, self.world_size = rank, world_size
 
 
-def draw(make, shape, generator=None):
-    """make(shape, generator=generator), the first axis of which is the batch's.
+def draw(
+    make: Callable[..., torch.Tensor], shape: tuple[int, ...], generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """make(shape, generator=generator) -> a random tensor whose first axis is the batch.
 
-    For a share of the batch it is made for the whole batch and the rank's own part is kept, so that all processes together have
-    the numbers that one process would have drawn.
+    With a `RankGenerator` the tensor is made for the whole batch and the rank's own rows are returned: all processes
+    together have the numbers that one process would have drawn.
     """
     world_size = getattr(generator, "world_size", 1)
     if world_size == 1:

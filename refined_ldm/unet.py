@@ -1,7 +1,9 @@
-"""The denoiser: AudioLDM's U-Net (after Dhariwal & Nichol 2021), steered by one caption vector.
+"""The denoiser: AudioLDM's U-Net (after Dhariwal & Nichol 2021), conditioned on one caption embedding.
 
 Residual blocks on a pyramid of resolutions, attention where the map is small enough, a shortcut from every block on the
 way down to its partner on the way up. Timestep and caption enter every residual block through FiLM.
+
+Notebook: 03
 """
 
 import math
@@ -9,9 +11,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from refined_ldm.conditioning import FiLM
+from refined_ldm.integers import settle_numbers
+from refined_ldm.weights import present_names
 
 
 @dataclass(frozen=True)
@@ -24,16 +28,17 @@ class UNetConfig:
     num_res_blocks: int = 2  # per level
     attention_resolutions: tuple[int, ...] = (8, 4, 2)  # downsampling factors at which there is attention
     head_channels: int = 32
-    attention_layers: int = 2  # per transformer block; AudioLDM's second has no text to look at: self-attention too
+    attention_layers: int = 2  # of self-attention per transformer block; AudioLDM's second has no text to attend to
     embedding_dim: int = 512  # D of the conditioner: 512 for LAION-CLAP, 1024 for MS-CLAP
-    embedding_gain: float = 1.0  # a unit vector of D numbers is faint beside the time embedding: sqrt(D) mends that
-    patch_size: int = 1  # 2: the first level sees 2 x 2 blocks as channels, a quarter of the work
+    embedding_gain: float = 1.0  # sqrt(D) gives a unit vector of D numbers the scale of the time embedding
+    patch_size: int = 1  # 2: 2 x 2 blocks of the latent become channels, a quarter of the work
     film_scale: bool = False  # True: scale and shift; False: shift only, as published
     norm_groups: int = 32
-    tokens: int = 0  # L > 0: the states of a caption's tokens come behind its embedding, and attention looks at them
-    token_width: int = 0  # W of such a state
+    tokens: int = 0  # K > 0: the states of K caption tokens follow the embedding, for cross-attention
+    token_width: int = 0  # W, numbers of a token state
 
     def __post_init__(self):
+        settle_numbers(self)
         if (self.tokens > 0) != (self.token_width > 0):
             raise ValueError(f"tokens and token_width go together, got {self.tokens} and {self.token_width}")
         for mult in self.channel_mult:
@@ -45,18 +50,21 @@ class UNetConfig:
                 )
 
     @property
-    def condition_dim(self):
-        """Numbers of what steers: the embedding and, flattened, the token states."""
+    def condition_dim(self) -> int:
+        """Numbers of the condition: the embedding and the flattened token states."""
         return self.embedding_dim + self.tokens * self.token_width
 
     @property
-    def downsampling(self):
+    def downsampling(self) -> int:
         """T and F of the latent must be multiples of this."""
         return self.patch_size * 2 ** (len(self.channel_mult) - 1)
 
 
-def timestep_embedding(timestep, width):
-    """timestep (B,) -> (B, width): cosines and sines of geometrically spaced frequencies (Vaswani et al. 2017, 3.5)."""
+def timestep_embedding(timestep: Tensor, width: int) -> Tensor:
+    """Timestep (B,) -> (B, width): cosines and sines of geometrically spaced frequencies (Vaswani et al. 2017, 3.5).
+
+    Notebook: 03
+    """
     frequencies = torch.exp(-math.log(10_000) * torch.arange(width // 2, device=timestep.device) / (width // 2))
     angles = timestep[:, None].float() * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=1)
@@ -65,7 +73,7 @@ def timestep_embedding(timestep, width):
 class ResBlock(nn.Module):
     """Two convolutions beside a shortcut, modulated in the middle. (B, C_in, T, F), (B, E) -> (B, C_out, T, F)"""
 
-    def __init__(self, channels_in, channels_out, condition_dim, config):
+    def __init__(self, channels_in: int, channels_out: int, condition_dim: int, config: UNetConfig):
         super().__init__()
         self.norm1 = nn.GroupNorm(config.norm_groups, channels_in)
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
@@ -74,69 +82,69 @@ class ResBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
         self.shortcut = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
         self.film_after_norm = config.film_scale  # a scale before the norm would be normalised away
-        nn.init.zeros_(self.conv2.weight), nn.init.zeros_(self.conv2.bias)  # a new block changes nothing
+        nn.init.zeros_(self.conv2.weight), nn.init.zeros_(self.conv2.bias)  # a new block is the identity
 
-    def forward(self, x, condition, tokens=None):
+    def forward(self, x: Tensor, condition: Tensor, tokens: Tensor | None = None) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.film(self.norm2(h), condition) if self.film_after_norm else self.norm2(self.film(h, condition))
         return self.shortcut(x) + self.conv2(F.silu(h))
 
 
 class SelfAttention(nn.Module):
-    """(B, L, C) -> (B, L, C), heads of `head_channels` numbers."""
+    """Multi-head self-attention (B, L, C) -> (B, L, C), with `head_channels` numbers per head."""
 
-    def __init__(self, channels, head_channels):
+    def __init__(self, channels: int, head_channels: int):
         super().__init__()
         self.heads = channels // head_channels
         self.to_q, self.to_k, self.to_v = (nn.Linear(channels, channels, bias=False) for _ in range(3))
         self.to_out = nn.Linear(channels, channels)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         q, k, v = (to(x).unflatten(2, (self.heads, -1)).transpose(1, 2) for to in (self.to_q, self.to_k, self.to_v))
         return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 class CrossAttention(nn.Module):
-    """Places of the map look at the tokens of the caption. (B, L, C), tokens (B, K, W), zeros where there is none
+    """Positions of the map attend to the caption's tokens. (B, L, C), tokens (B, K, W) -> (B, L, C)
 
-    A learned token more is always there, so that a place may look at nothing.
+    Padding tokens are zeros and masked; a learned null token is always visible.
     """
 
-    def __init__(self, channels, token_width, head_channels):
+    def __init__(self, channels: int, token_width: int, head_channels: int):
         super().__init__()
         self.heads = channels // head_channels
         self.norm = nn.LayerNorm(token_width)
-        self.nothing = nn.Parameter(torch.zeros(token_width))
+        self.null_token = nn.Parameter(torch.zeros(token_width))
         self.to_q = nn.Linear(channels, channels, bias=False)
         self.to_k, self.to_v = (nn.Linear(token_width, channels, bias=False) for _ in range(2))
         self.to_out = nn.Linear(channels, channels)
 
-    def forward(self, x, tokens):
-        there = tokens.abs().sum(2) > 0  # (B, K)
-        seen = torch.cat([self.nothing.expand(len(tokens), 1, -1), self.norm(tokens)], dim=1)
-        mask = F.pad(there, (1, 0), value=True)[:, None, None]  # (B, 1, 1, K + 1)
-        q, k, v = (h.unflatten(2, (self.heads, -1)).transpose(1, 2)
-                   for h in (self.to_q(x), self.to_k(seen), self.to_v(seen)))  # fmt: skip
-        return self.to_out(F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2))
+    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
+        key_mask = F.pad(tokens.abs().sum(2) > 0, (1, 0), value=True)  # (B, K + 1)
+        keys = torch.cat([self.null_token.expand(len(tokens), 1, -1), self.norm(tokens)], dim=1)  # (B, K + 1, W)
+        projected = self.to_q(x), self.to_k(keys), self.to_v(keys)
+        q, k, v = (h.unflatten(2, (self.heads, -1)).transpose(1, 2) for h in projected)
+        attended = F.scaled_dot_product_attention(q, k, v, key_mask[:, None, None])
+        return self.to_out(attended.transpose(1, 2).flatten(2))
 
 
 class GEGLU(nn.Module):
     """A gated feed-forward layer, four times as wide inside (Shazeer 2020). (B, L, C) -> (B, L, C)"""
 
-    def __init__(self, channels):
+    def __init__(self, channels: int):
         super().__init__()
         self.proj = nn.Linear(channels, 8 * channels)
         self.out = nn.Linear(4 * channels, channels)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         value, gate = self.proj(x).chunk(2, dim=-1)
         return self.out(value * F.gelu(gate))
 
 
 class Transformer(nn.Module):
-    """One transformer block over all places of the map. (B, C, T, F) -> (B, C, T, F)"""
+    """One transformer block over all positions of the map. (B, C, T, F) -> (B, C, T, F)"""
 
-    def __init__(self, channels, config):
+    def __init__(self, channels: int, config: UNetConfig):
         super().__init__()
         self.norm = nn.GroupNorm(config.norm_groups, channels, eps=1e-6)
         self.proj_in = nn.Conv2d(channels, channels, 1)
@@ -144,52 +152,56 @@ class Transformer(nn.Module):
         self.attention = nn.ModuleList(SelfAttention(channels, config.head_channels) for _ in layers)
         self.attention_norm = nn.ModuleList(nn.LayerNorm(channels) for _ in layers)
         if config.tokens:
-            self.reading = CrossAttention(channels, config.token_width, config.head_channels)
-            self.reading_norm = nn.LayerNorm(channels)
+            self.cross_attention = CrossAttention(channels, config.token_width, config.head_channels)
+            self.cross_attention_norm = nn.LayerNorm(channels)
         self.feed_forward, self.feed_forward_norm = GEGLU(channels), nn.LayerNorm(channels)
         self.proj_out = nn.Conv2d(channels, channels, 1)
         nn.init.zeros_(self.proj_out.weight), nn.init.zeros_(self.proj_out.bias)
 
-    def forward(self, h, condition=None, tokens=None):
-        places = self.proj_in(self.norm(h)).flatten(2).transpose(1, 2)  # (B, L = T * F, C)
+    def forward(self, h: Tensor, condition: Tensor | None = None, tokens: Tensor | None = None) -> Tensor:
+        x = self.proj_in(self.norm(h)).flatten(2).transpose(1, 2)  # (B, L = T * F, C)
         for attention, norm in zip(self.attention, self.attention_norm, strict=True):
-            places = places + attention(norm(places))
+            x = x + attention(norm(x))
         if tokens is not None:
-            places = places + self.reading(self.reading_norm(places), tokens)
-        places = places + self.feed_forward(self.feed_forward_norm(places))
-        return h + self.proj_out(places.transpose(1, 2).reshape(h.shape))
+            x = x + self.cross_attention(self.cross_attention_norm(x), tokens)
+        x = x + self.feed_forward(self.feed_forward_norm(x))
+        return h + self.proj_out(x.transpose(1, 2).reshape(h.shape))
 
 
 class Downsample(nn.Module):
     """(B, C, T, F) -> (B, C, T / 2, F / 2)"""
 
-    def __init__(self, channels):
+    def __init__(self, channels: int):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
-    def forward(self, h, condition=None, tokens=None):
+    def forward(self, h: Tensor, condition: Tensor | None = None, tokens: Tensor | None = None) -> Tensor:
         return self.conv(h)
 
 
 class Upsample(nn.Module):
     """(B, C, T, F) -> (B, C, 2 T, 2 F)"""
 
-    def __init__(self, channels):
+    def __init__(self, channels: int):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, h, condition=None, tokens=None):
+    def forward(self, h: Tensor, condition: Tensor | None = None, tokens: Tensor | None = None) -> Tensor:
         return self.conv(F.interpolate(h, scale_factor=2.0, mode="nearest"))
 
 
 class UNet(nn.Module):
-    """latent (B, C, T, F), timestep (B,), embedding (B, D) -> prediction (B, C, T, F)
+    """Latent (B, C, T, F), timestep (B,), embedding (B, D) -> prediction (B, C, T, F).
 
-    With `tokens` in the settings the embedding is followed by the flattened states of so many tokens: (B, D + K * W).
+    With `tokens` in the settings the embedding is followed by K flattened token states: (B, D + K * W). Raises
+    ValueError for another shape.
+
+    Notebook: 03
     """
 
-    def __init__(self, config=UNetConfig()):
+    def __init__(self, config: UNetConfig = UNetConfig()):
         super().__init__()
+        self.register_load_state_dict_pre_hook(lambda module, state, *_: present_names(state))
         self.config = config
         first = config.model_channels
         widths = [first * mult for mult in config.channel_mult]
@@ -199,24 +211,24 @@ class UNet(nn.Module):
         self.time_embed = nn.Sequential(nn.Linear(first, time_dim), nn.SiLU(), nn.Linear(time_dim, time_dim))
         self.film_embed = nn.Linear(config.embedding_dim, time_dim)
 
-        def stage(channels_in, channels_out, attention):
+        def stage(channels_in: int, channels_out: int, attention: bool) -> nn.ModuleList:
             blocks = [ResBlock(channels_in, channels_out, 2 * time_dim, config)]
             return nn.ModuleList(blocks + [Transformer(channels_out, config)] * attention)
 
         self.conv_in = nn.Conv2d(inner, first, 3, padding=1)
-        self.down, kept, width = nn.ModuleList(), [first], first
+        self.down, shortcuts, width = nn.ModuleList(), [first], first
         for level, wide in enumerate(widths):
             for _ in range(config.num_res_blocks):
                 self.down.append(stage(width, wide, attended[level]))
-                kept.append(width := wide)
+                shortcuts.append(width := wide)
             if level < len(widths) - 1:
                 self.down.append(nn.ModuleList([Downsample(wide)]))
-                kept.append(wide)
+                shortcuts.append(wide)
         self.middle = stage(width, width, True).append(ResBlock(width, width, 2 * time_dim, config))
         self.up = nn.ModuleList()
         for level, wide in reversed(list(enumerate(widths))):
             for block in range(config.num_res_blocks + 1):
-                self.up.append(stage(width + kept.pop(), wide, attended[level]))
+                self.up.append(stage(width + shortcuts.pop(), wide, attended[level]))
                 width = wide
                 if level > 0 and block == config.num_res_blocks:
                     self.up[-1].append(Upsample(wide))
@@ -224,33 +236,31 @@ class UNet(nn.Module):
         self.conv_out = nn.Conv2d(first, inner, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight), nn.init.zeros_(self.conv_out.bias)
 
-    def forward(self, latent, timestep, embedding):
+    def forward(self, latent: Tensor, timestep: Tensor, embedding: Tensor) -> Tensor:
         self._check(latent, timestep, embedding)
         tokens = None
         if self.config.tokens:
-            embedding, tokens = embedding.split(
-                [self.config.embedding_dim, self.config.tokens * self.config.token_width], 1
-            )
-            tokens = tokens.unflatten(1, (self.config.tokens, -1))  # (B, K, W)
+            tokens = embedding[:, self.config.embedding_dim :].unflatten(1, (self.config.tokens, -1))  # (B, K, W)
+            embedding = embedding[:, : self.config.embedding_dim]
         time = self.time_embed(timestep_embedding(timestep, self.config.model_channels))
         caption = self.film_embed(embedding * self.config.embedding_gain)
         condition = torch.cat([time, caption], dim=1)  # (B, 8 * model_channels)
 
         h = self.conv_in(F.pixel_unshuffle(latent, self.config.patch_size))
-        kept = [h]
+        shortcuts = [h]
         for stage in self.down:
             for block in stage:
                 h = block(h, condition, tokens)
-            kept.append(h)
+            shortcuts.append(h)
         for block in self.middle:
             h = block(h, condition, tokens)
         for stage in self.up:
-            h = torch.cat([h, kept.pop()], dim=1)
+            h = torch.cat([h, shortcuts.pop()], dim=1)
             for block in stage:
                 h = block(h, condition, tokens)
         return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.config.patch_size)
 
-    def _check(self, latent, timestep, embedding):
+    def _check(self, latent: Tensor, timestep: Tensor, embedding: Tensor) -> None:
         c = self.config
         if latent.ndim != 4 or latent.shape[1] != c.latent_channels:
             raise ValueError(f"latent must be (B, {c.latent_channels}, T, F), got {tuple(latent.shape)}")

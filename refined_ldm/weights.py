@@ -1,47 +1,66 @@
-"""Our own weights on disk: one safetensors file for each part, with its settings as JSON in the header."""
+"""Weights on disk: one safetensors file for each part of the model, with its settings as JSON in the header."""
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save_file
+from torch import Tensor, nn
 
 from refined_ldm.files import atomic_write
 
+EARLIER_NAMES = {r"\.reading(?=\.|_norm\.)": ".cross_attention", r"\.nothing$": ".null_token"}  # pattern: name now
 
-def save_weights(path, module, config=None, dtype=torch.float32, **metadata):
-    """Write a module's (or a dict's) tensors to `path` in `dtype`, with its settings as JSON in the file's header.
 
-    A broken-off save leaves the earlier file as it was. 64-bit integers are stored in 16 bits where they fit;
-    `read_weights` widens them again.
+def present_names(state: dict[str, Any]) -> dict[str, Any]:
+    """Rename, in place, the tensors of a state dict that earlier versions stored under other names -> the dict."""
+    for earlier, present in EARLIER_NAMES.items():
+        for name in [name for name in state if re.search(earlier, name)]:
+            state[re.sub(earlier, present, name)] = state.pop(name)
+    return state
+
+
+def save_weights(
+    path: str | Path,
+    module: nn.Module | dict[str, Tensor],
+    config: Any = None,
+    dtype: torch.dtype = torch.float32,
+    **metadata: Any,
+) -> None:
+    """Write the tensors of a module or a dict to `path` in `dtype`, with its settings as JSON in the header.
+
+    config: the part's dataclass of settings; metadata: further entries of the header. An interrupted save leaves the
+    earlier file intact. 64-bit integers are stored in 16 bits where they fit; `read_weights` widens them again.
     """
     state = module if isinstance(module, dict) else module.state_dict()
     tensors = {k: _packed(v.detach(), dtype).cpu().contiguous() for k, v in state.items()}
     header = {"config": asdict(config) if config is not None else None, **metadata}
     with atomic_write(path) as temporary:
         temporary.touch()
-        mode = temporary.stat().st_mode  # as the umask has it; safetensors would let nobody else read the file
+        mode = temporary.stat().st_mode  # as the umask says; safetensors would make the file private
         save_file(tensors, temporary, metadata={k: json.dumps(v) for k, v in header.items()})
         temporary.chmod(mode)
 
 
-def _packed(tensor, dtype):
+def _packed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     if tensor.is_floating_point():
         return tensor.to(dtype)
     fits = tensor.dtype == torch.int64 and tensor.numel() and tensor.abs().max() < 2**15
     return tensor.short() if fits else tensor
 
 
-def _widened(tensor):
+def _widened(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.is_floating_point() else tensor.long() if tensor.dtype == torch.int16 else tensor
 
 
-def read_weights(path):
-    """Read a file of `save_weights` -> (dict of tensors, floating ones as float32; dict of its metadata).
+def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a file of `save_weights` -> (tensors by name, floating-point ones as float32; the header's entries).
 
-    Raises FileNotFoundError if there is none, ValueError if it is not a whole safetensors file.
+    Raises FileNotFoundError if there is no file, ValueError if it is no complete safetensors file.
     """
     path = Path(path)
     if not path.is_file():
@@ -52,10 +71,10 @@ def read_weights(path):
         tensors = load(path.read_bytes())  # safetensors 0.8 loses 30 bytes of memory for each get_tensor
     except (SafetensorError, json.JSONDecodeError) as fault:
         raise ValueError(f"{path} is not a whole safetensors file of ours ({fault}): copy or train it again") from fault
-    return {k: _widened(v) for k, v in tensors.items()}, metadata
+    return present_names({k: _widened(v) for k, v in tensors.items()}), metadata
 
 
-def is_ours(path):
+def is_ours(path: str | Path) -> bool:
     """Whether `save_weights` wrote this file: safetensors with settings in its header."""
     try:
         with safe_open(path, framework="pt") as file:
@@ -64,15 +83,20 @@ def is_ours(path):
         return False
 
 
-def load_into(module, state, source):
-    """Copy `state` into `module`; missing and unexpected tensors are refused by name, never passed over."""
+def load_into(module: nn.Module, state: dict[str, Tensor], source: str | Path) -> nn.Module:
+    """Copy a state dict into a module -> the module.
+
+    Raises ValueError naming `source` and the tensors that are missing, unexpected or of another shape.
+    """
     own = module.state_dict()
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    wrong = [f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in own.keys() & state.keys()
-             if own[k].shape != state[k].shape]  # fmt: skip
-    if missing or unexpected or wrong:
-        faults = {"missing": missing, "unexpected": unexpected, "of another shape": sorted(wrong)}
-        told = "; ".join(f"{len(names)} {what}: {', '.join(names[:5])}" for what, names in faults.items() if names)
-        raise ValueError(f"{source} does not fit {type(module).__name__}: {told}")
+    both = sorted(own.keys() & state.keys())
+    shapes = [f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in both if own[k].shape != state[k].shape]
+    integers = [k for k in both if own[k].is_floating_point() and not state[k].is_floating_point()]
+    types = [f"{k} {state[k].dtype} for {own[k].dtype}".replace("torch.", "") for k in integers]
+    faults = {"missing": missing, "unexpected": unexpected, "of another shape": shapes, "of another type": types}
+    if any(faults.values()):
+        parts = [f"{len(names)} {fault}: {', '.join(names[:5])}" for fault, names in faults.items() if names]
+        raise ValueError(f"{source} does not fit {type(module).__name__}: {'; '.join(parts)}")
     module.load_state_dict(state)
     return module

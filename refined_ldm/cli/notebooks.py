@@ -1,34 +1,48 @@
-"""Execute the notebooks with papermill: those that are named, with other parameters, several at once."""
+"""Execute the notebooks with papermill: some or all, with other parameters, several at once."""
 
+import ast
+import math
 import multiprocessing
 import os
+import re
 import sys
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
 import refined_ldm
+from refined_ldm.integers import whole, whole_seed
 
 NOTEBOOKS = Path(refined_ldm.__file__).resolve().parent.parent / "notebooks"
+PATHS = {  # parameters that name a file or a folder
+    "recording", "checkpoint", "data", "checkpoint_ms_clap", "checkpoint_laion", "tokenizer_laion", "esc50",
+    "audioldm", "laion", "ms", "tokenizer", "folder",
+}  # fmt: skip
+WRITTEN = {"folder"}  # those that a notebook creates if missing
 
 
-def find_notebooks(names=()):
+def find_notebooks(names: Sequence[str] = ()) -> list[Path]:
     """Paths of the notebooks called `names` ("05" or "05_results"), of all if there are none, in their order.
 
-    Raises FileNotFoundError, saying which there are.
+    Raises FileNotFoundError, listing the notebooks there are.
     """
     found = sorted(NOTEBOOKS.glob("0[1-9]_*.ipynb"))
     missing = [name for name in names if not any(name in (path.stem[:2], path.stem) for path in found)]
     if missing or not found:
-        raise FileNotFoundError(f"no notebook {', '.join(missing) or '0N_*.ipynb'} in {NOTEBOOKS}; there are "
-                                f"{', '.join(path.stem for path in found) or 'none'}")  # fmt: skip
+        raise FileNotFoundError(
+            f"no notebook {', '.join(missing) or '0N_*.ipynb'} in {NOTEBOOKS}; there are "
+            f"{', '.join(path.stem for path in found) or 'none'}"
+        )
     return [path for path in found if not names or path.stem[:2] in names or path.stem in names]
 
 
-def parameters_for(paths, preset, given):
+def parameters_for(paths: Sequence[Path], preset: str, given: dict[str, Any]) -> dict[Path, dict[str, Any]]:
     """{path: the preset and those of the parameters `given` that the notebook has}.
 
-    Raises ValueError, naming those there are, if no notebook has one of them.
+    A number is of the kind that the notebook's own value has: 5.0 is 5 where that is an integer. Raises ValueError
+    naming the parameter if its value is invalid, and listing the parameters there are if no notebook has it.
     """
     import papermill
 
@@ -37,32 +51,66 @@ def parameters_for(paths, preset, given):
         there = sorted({name for names in known.values() for name in names})
         raise ValueError(f"no notebook has a parameter {', '.join(unused)}; there are {', '.join(there)}")
     given = {"preset": preset, **given}
-    return {path: {name: value for name, value in given.items() if name in known[path]} for path in paths}
+    return {path: {name: _as_meant(name, value, known[path][name]["default"])
+                   for name, value in given.items() if name in known[path]} for path in paths}  # fmt: skip
 
 
-def execute_notebook(path, parameters, out):
-    """Execute one into out/NAME.ipynb -> seconds. Raises ValueError with the cell and the error that stopped it."""
+def _as_meant(name, value, default):
+    """A parameter as the notebook's own value of it, written `default`, is: an integer, a number, or true or false."""
+    kind = type(ast.literal_eval(default))
+    if kind is int:
+        return whole_seed(value) if name == "seed" else whole(name, value, 0)
+    if kind is float and (isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value)):
+        raise ValueError(f"{name} must be a finite number, got {value!r:.80}")
+    if kind is bool and not isinstance(value, bool):
+        raise ValueError(f"{name} must be true or false, got {value!r:.80}")
+    return value
+
+
+def paths_from_here(given: dict[str, Any]) -> dict[str, Any]:
+    """Parameters by name -> the same with absolute paths, relative ones from the current folder.
+
+    The notebooks run in their own folder. Raises FileNotFoundError, naming the parameter, for a missing path; a
+    pattern of several files is left to the notebook.
+    """
+    found = dict(given)
+    for name in PATHS & given.keys():
+        if value := str(given[name]):
+            found[name] = str(Path(value).expanduser().absolute())
+            if name not in WRITTEN and not re.search(r"[*?\[]", value) and not Path(found[name]).exists():
+                raise FileNotFoundError(f"{name} is {value}, and there is no {found[name]}")
+    return found
+
+
+def execute_notebook(path: Path, parameters: dict[str, Any], out: Path) -> float:
+    """Execute a notebook into out/NAME.ipynb -> seconds. Raises ValueError with the cell and its error."""
     import papermill
 
     start = time.perf_counter()
     try:
         papermill.execute_notebook(
-            str(path), str(out / path.name), parameters, kernel_name="python3", cwd=str(path.parent),
-            progress_bar=sys.stderr.isatty(), extra_arguments=["--log-level=ERROR"],
-        )  # fmt: skip
+            str(path),
+            str(out / path.name),
+            parameters,
+            kernel_name="python3",
+            cwd=str(path.parent),
+            progress_bar=sys.stderr.isatty(),
+            extra_arguments=["--log-level=ERROR"],
+        )
     except papermill.PapermillExecutionError as fault:
         raise ValueError(f"{path.stem} stopped at cell {fault.exec_count}, {fault.ename}: {fault.evalue}; "
                          f"see {out / path.name}") from fault  # fmt: skip
     return time.perf_counter() - start
 
 
-def execute_notebooks(parameters, out, jobs=1, on_done=print):
+def execute_notebooks(
+    parameters: dict[Path, dict[str, Any]], out: Path, jobs: int = 1, on_done: Callable[[Path, float], None] = print
+) -> None:
     """Execute {path: parameters} into the folder `out`, `jobs` at once, which share the cores.
 
-    on_done(path, seconds) is called as each ends. Raises ValueError as `execute_notebook` does; then no other begins.
+    on_done(path, seconds) is called as each ends. Raises ValueError as `execute_notebook` does; no other starts then.
     """
-    if jobs < 1:
-        raise ValueError(f"jobs must be 1 or more, got {jobs}")
+    jobs = whole("jobs", jobs, 1)
     out.mkdir(parents=True, exist_ok=True)
     if jobs == 1:
         for path, given in parameters.items():
@@ -79,5 +127,5 @@ def execute_notebooks(parameters, out, jobs=1, on_done=print):
 
 
 def _use_threads(count):
-    """What kernels started from this process compute with."""
+    """Set the number of threads of kernels started from this process."""
     os.environ["OMP_NUM_THREADS"] = str(count)

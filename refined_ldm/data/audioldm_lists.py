@@ -1,18 +1,19 @@
 """AudioLDM's way of listing recordings: `dataset_root.json`, and one JSON file for each split of each data set.
 
-    {"NAME": "folder of recordings", "metadata": {"path": {"NAME": {"train": "train.json", …}}}}
-    {"data": [{"wav": "below/that/folder.wav", "caption": "A dog barks", "labels": "/m/05tny_"}, …]}
+{"NAME": "folder of recordings", "metadata": {"path": {"NAME": {"train": "train.json", …}}}}
+{"data": [{"wav": "below/that/folder.wav", "caption": "A dog barks", "labels": "/m/05tny_"}, …]}
 """
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 def audioldm_entries(path: str | Path, split: str, names: tuple[str, ...] = ()) -> Iterator[tuple]:
-    """(where it stands, name of the data set, folder of its recordings, entry) for all entries of `split`.
+    """Yield (where it is listed, name of the data set, folder of its recordings, entry) for all entries of `split`.
 
-    Of the data sets in `names`, or of all that are listed. Raises FileNotFoundError for a file that is missing, and
+    names: the data sets to read; all that are listed if empty. Raises FileNotFoundError for a file that is missing, and
     ValueError for one that has another form.
     """
     path = Path(path)
@@ -35,8 +36,8 @@ def audioldm_entries(path: str | Path, split: str, names: tuple[str, ...] = ()) 
             yield f"{file.name}, entry {number}", name, folder, entry
 
 
-def wav_and_captions(entry) -> tuple[str, list[str]]:
-    """The file name of an entry and the texts of every key that speaks of a caption; ValueError if one is missing."""
+def wav_and_captions(entry: Any) -> tuple[str, list[str]]:
+    """The file name of an entry and its captions, from every key with "caption" in it; ValueError if one is missing."""
     if not isinstance(entry, dict) or not isinstance(entry.get("wav"), str) or not entry["wav"].strip():
         raise ValueError(f'expected "wav" with a file name, got {str(entry)[:80]}')
     captions = [text.strip() for key, text in entry.items() if "caption" in key and isinstance(text, str)]
@@ -54,8 +55,10 @@ def _beside(path: Path, named: str) -> Path:
                 return place / named
         except OSError:  # too long for a name
             break
-    raise FileNotFoundError(f"{path} names {named:.200}, which is neither in {places[0]}, nor in one of the three "
-                            f"folders above it, nor in {Path.cwd()}")  # fmt: skip
+    raise FileNotFoundError(
+        f"{path} names {named:.200}, which is neither in {places[0]}, nor in one of the three "
+        f"folders above it, nor in {Path.cwd()}"
+    )
 
 
 def _object(path: Path) -> dict:

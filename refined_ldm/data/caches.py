@@ -1,10 +1,10 @@
-"""What is computed once and kept in a folder: rendered or decoded clips, latents and embeddings of captions."""
+"""Caches in folders: rendered or decoded clips, latents and caption embeddings, each computed once."""
 
 import json
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from refined_ldm.files import atomic_write
 
+HOLDS = r"items\.json|made_of\.json|[\w-]+\.npy"  # the files of a cache
 CACHED_KEYS = ("caption", "captions", "id", "kind", "events", "labels", "label")  # of a clip, beside its waveform
 
 
@@ -44,7 +45,7 @@ def _cache(folder: Path, fingerprint: dict, count: int, batches: Iterator[tuple[
     """Write (arrays, other values) batch by batch, whole or not at all; an equal earlier cache is taken as it is."""
     if kept := _kept(folder, fingerprint):
         return kept
-    with atomic_write(folder) as temporary:
+    with atomic_write(folder, HOLDS) as temporary:
         temporary.mkdir()
         items = []
         with ExitStack() as stack:
@@ -74,15 +75,21 @@ def _kept(folder, fingerprint):
 
 
 def _write_npy_header(file, dtype, shape):
-    told = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, told)
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
 
 
 def _batches(dataset, batch_size, on_clips, workers=0):
     """Lists of items in order; `workers`: processes that make them."""
     done, context = 0, "fork" if workers else None
-    batches = DataLoader(_Told(dataset), batch_size, collate_fn=list, num_workers=workers,
-                         multiprocessing_context=context, generator=torch.Generator())  # fmt: skip
+    batches = DataLoader(
+        _WithErrors(dataset),
+        batch_size,
+        collate_fn=list,
+        num_workers=workers,
+        multiprocessing_context=context,
+        generator=torch.Generator(),
+    )
     for items in batches:
         for item in items:
             if isinstance(item, Exception):
@@ -93,10 +100,10 @@ def _batches(dataset, batch_size, on_clips, workers=0):
             on_clips(done, len(dataset))
 
 
-class _Told(Dataset):
-    """A data set whose errors are items too: what a process raises would reach another one in words not its own."""
+class _WithErrors(Dataset):
+    """A data set that returns its errors as items, so that worker processes pass them on unchanged."""
 
-    def __init__(self, dataset):
+    def __init__(self, dataset: Dataset):
         self.dataset = dataset
 
     def __len__(self):
@@ -110,14 +117,17 @@ class _Told(Dataset):
 
 
 def render_workers(clips: int) -> int:
-    """How many processes render `clips`: one for each core where they can be forked and it is worth their start."""
+    """Number of processes that render `clips`: one per core on Linux for at least 256 clips, else 0."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" and clips >= 256 else 0
 
 
-def cache_clips(folder: str | Path, dataset: Dataset, fingerprint: dict, on_clips=None) -> Cached:
+def cache_clips(
+    folder: str | Path, dataset: Dataset, fingerprint: dict, on_clips: Callable[[int, int], None] | None = None
+) -> Cached:
     """Render or decode every clip once, into `folder` as 16-bit samples. on_clips(done, all) reports progress.
 
-    `fingerprint` tells what the clips are made of: a folder with the same one is taken as it is.
+    fingerprint: what the clips are made of; a folder with an equal one is used as it is. Raises OSError if it cannot be
+    written, and what the data set raises.
     """
 
     def rows():
@@ -137,16 +147,23 @@ def _plain(value):
 
 
 def encoded_at_once(samples: int) -> int:
-    """How many clips go through a VAE together: 32 of 2.56 s, 8 of 10.24 s, which takes 2 GB at the published size."""
+    """Number of clips that a VAE encodes at once: 32 of 2.56 s, 8 of 10.24 s (2 GB at the published size)."""
     return max(1, 32 * 40_960 // samples)
 
 
 @torch.no_grad()
-def cache_latents(folder: str | Path, dataset: Dataset, encode, embed, fingerprint: dict, on_clips=None) -> Cached:
-    """Encode every clip and its captions once: "latent" (C, T / 4, F / 4), unscaled, and "embeddings" (K, D), float16.
+def cache_latents(
+    folder: str | Path,
+    dataset: Dataset,
+    encode: Callable[[torch.Tensor], torch.Tensor] | None,
+    embed: Callable[[list[str]], torch.Tensor] | None,
+    fingerprint: dict,
+    on_clips: Callable[[int, int], None] | None = None,
+) -> Cached:
+    """Encode every clip and its captions once, in float16: "latent" (C, T / 4, F / 4), unscaled; "embeddings" (K, D).
 
-    encode: waveform (B, N) -> latent (B, C, T / 4, F / 4); embed: list of B captions -> (B, D); None leaves that out.
-    Clips with fewer than K captions repeat theirs. Training then skips VAE and conditioner: 32 KiB are read for each
+    encode: waveform (B, N) -> latent (B, C, T / 4, F / 4); embed: list of B captions -> (B, D); None omits them.
+    Clips with fewer than K captions repeat theirs. Training then skips VAE and conditioner: they read 32 KiB for each
     clip of 5 s.
     """
     first = [dataset[i] for i in range(min(len(dataset), 256))]

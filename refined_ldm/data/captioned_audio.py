@@ -1,4 +1,4 @@
-"""Captioned recordings of every kind of list, and batches that a resumed run can enter at any step."""
+"""Captioned recordings from every kind of list, and batches that a resumed run can continue at any step."""
 
 import hashlib
 import os
@@ -15,17 +15,29 @@ from torch.utils.data import DataLoader, Dataset
 from refined_ldm.audio import audio_seconds, load_audio, normalize, pad_or_trim
 from refined_ldm.data.audioldm_lists import audioldm_entries, wav_and_captions
 from refined_ldm.data.caches import cache_latents as cache_latents  # also found here, beside the data sets it caches
+from refined_ldm.data.listing import (
+    AUDIO_SUFFIXES,
+    TEXT_SUFFIXES,
+    captions_table,
+    find_files,
+    is_sound,
+    pair_texts,
+    passed_over,
+    say_once,
+    say_shared,
+    the_one,
+)
 from refined_ldm.data.shards import Member, find_shards, shard_sounds
-from refined_ldm.data.tables import caption_lines, clean_caption, field, read_rows
+from refined_ldm.data.tables import caption_lines, clean_caption, field, json_captions, read_rows
+from refined_ldm.integers import whole, whole_seed
 
 SAMPLE_RATE = 16_000  # Hz
-AUDIO_SUFFIXES = frozenset(".aac .aif .aiff .au .caf .flac .m4a .mp3 .oga .ogg .opus .w64 .wav .wma".split())
 FAULTS_SHOWN = 10
 
 
 @dataclass(frozen=True)
 class Recording:
-    """One sound file and what is said about it."""
+    """One sound file with its captions."""
 
     path: Path | Member  # a file, or a part of one
     id: str  # unique in the data set: the path below its folder
@@ -41,15 +53,15 @@ class CaptionedAudio(Dataset):
     "captions"), "captions", "id", "label". A longer recording gives its first `seconds`, or with `crop="random"` a
     part chosen by `seed` and id, the same in every epoch; no more of it is read. A shorter one is followed by zeros.
 
-    Each way to make one names what is faulty in a ValueError. With `skip_bad` it leaves that out instead, warns, and
-    lists it in `left_out`; every recording is then decoded once to find the faulty ones.
+    The constructors raise a ValueError that names all faulty entries. With `skip_bad` they leave these out, warn, and
+    list them in `left_out`; every recording is then decoded once to find the faulty ones.
     """
 
     left_out: tuple[str, ...] = ()  # faults
 
     def __init__(self, recordings: list[Recording], seconds: float = 2.56, crop: str = "start", seed: int = 0):
-        if seconds <= 0:
-            raise ValueError(f"seconds must be positive, got {seconds}")
+        if not 0 < seconds < 86_400:
+            raise ValueError(f"seconds must be positive and below a day, got {seconds}")
         if crop not in ("start", "random"):
             raise ValueError(f'crop must be "start" or "random", got {crop!r}')
         if not recordings:
@@ -57,7 +69,7 @@ class CaptionedAudio(Dataset):
         self.recordings = recordings
         self.samples = round(seconds * SAMPLE_RATE)
         self.crop = crop
-        self.seed = seed
+        self.seed = whole_seed(seed)
 
     @classmethod
     def from_folder(
@@ -65,24 +77,54 @@ class CaptionedAudio(Dataset):
     ) -> "CaptionedAudio":
         """Every sound file below `folder`, captioned by `captions.csv` in it if there is one (see `from_csv`).
 
-        Otherwise each line of `rain.txt` captions `rain.wav`, and a file with no such text is captioned by its name:
-        `dog_barks.wav` is "dog barks".
+        Otherwise each line of `rain.txt` or `rain.wav.txt` captions `rain.wav`, or the "caption", "captions" or "text"
+        in `rain.json`, in upper or lower case; the text with its whole name goes before the others. A file with no such
+        text is captioned by its name: `dog_barks.wav` is "dog barks". Links to folders are followed. Unused
+        files, and texts that caption several sounds, are logged in one line each.
         """
         folder = Path(folder)
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: no such folder")
-        if (folder / "captions.csv").is_file():
-            return cls.from_csv(folder / "captions.csv", seconds, crop=crop, seed=seed, skip_bad=skip_bad)
-        sounds = [path for path in sorted(folder.rglob("*"))
-                  if path.suffix.lower() in AUDIO_SUFFIXES and not path.name.startswith(".")]  # fmt: skip
+        files, repeated = find_files(folder)
+        sounds = {path.relative_to(folder).as_posix(): path for path in files if is_sound(path)}
+        if table := captions_table(folder):
+            dataset = cls.from_csv(table, seconds, crop=crop, seed=seed, skip_bad=skip_bad)
+            listed = {os.path.normpath((row["file"] or "").strip()) for _, row in read_rows(table, ("file",))}
+            if unlisted := sounds.keys() - listed:
+                say_once(f"{folder}: {len(unlisted)} of {len(sounds)} sounds are not in {table.name}, and not used")
+            return dataset
         if not sounds:
             raise ValueError(f"{folder}: no usable sound file ({' '.join(sorted(AUDIO_SUFFIXES))}) in it or below it")
+        others = [path.relative_to(folder).as_posix() for path in files if path not in set(sounds.values())]
+        texts = [name for name in others if Path(name).suffix.lower() in TEXT_SUFFIXES]
+        pairs, left = pair_texts(list(sounds), texts)
+        by_name = []
 
-        def recording(path):
-            return Recording(path, path.relative_to(folder).as_posix(), _captions_beside(path))
+        def recording(id, path):
+            captions, label = (), ""
+            if id in pairs:
+                text = folder / the_one(id, pairs[id])
+                if text.suffix.lower() == ".txt":
+                    captions = caption_lines(text.read_bytes(), text)
+                else:
+                    captions, label = json_captions(text.read_bytes(), text, needed=False)
+            if not captions:
+                by_name.append(id)
+                captions = (_name_in_words(path),)
+            return Recording(path, id, captions, label)
 
-        entries = (("", lambda path=path: recording(path)) for path in sounds)
-        return cls._from_entries(folder, entries, seconds, crop, seed, skip_bad)
+        entries = (("", lambda id=id, path=path: recording(id, path)) for id, path in sounds.items())
+        dataset = cls._from_entries(folder, entries, seconds, crop, seed, skip_bad)
+        unused = set(others) - set(texts) | set(left)
+        if skipped := passed_over(unused, folders_that_a_link_leads_to_again=repeated):
+            say_once(f"{folder}: {len(sounds)} sounds; passed over: {skipped}")
+        say_shared(folder, pairs)
+        if pairs and by_name:
+            say_once(
+                f"{folder}: {len(by_name)} of {len(sounds)} sounds have no text beside them and are captioned by "
+                f"their names: {', '.join(by_name[:3])}{' …' * (len(by_name) > 3)}"
+            )
+        return dataset
 
     @classmethod
     def from_csv(
@@ -104,7 +146,8 @@ class CaptionedAudio(Dataset):
         path = Path(path)
 
         def recording(number, row):
-            sound, said = _inside(path.parent, field(row, file)), clean_caption(field(row, caption))
+            name, said = field(row, file), clean_caption(field(row, caption))
+            sound = _inside(path.parent, name)
             id = sound.relative_to(path.parent).as_posix()
             return Recording(sound, id, (said,), (row.get(label) or "").strip(), f"{path.name}, line {number}")
 
@@ -125,8 +168,8 @@ class CaptionedAudio(Dataset):
         """One split of the data sets that AudioLDM's `dataset_root.json` lists: those in `names`, or all of them.
 
         Its paths start where AudioLDM is run: at the folder of the file, one of the three above it, or the working
-        directory, whichever has them. An entry is a "wav" below its set's folder, with a caption under every key that
-        speaks of one; entries of one file add up.
+        directory, whichever has them. An entry is a "wav" below its set's folder, with a caption under every key
+        with "caption" in it; entries of one file add up.
         """
 
         def recording(where, name, folder, entry):
@@ -146,15 +189,22 @@ class CaptionedAudio(Dataset):
         """WebDataset's shards, a .tar file, a folder of them or a pattern (`set/*.tar`), read without being unpacked.
 
         `a/rain.wav` in a shard is captioned by the lines of `a/rain.txt`, else by the "caption", "captions" or "text"
-        in `a/rain.json`.
+        in `a/rain.json` (`shards` says which text is whose). Unused files are logged in one line.
         """
         shards = find_shards(where)
         if not shards:
             raise FileNotFoundError(f"{where}: no shard, which is a .tar file, a folder of them, or a pattern")
 
-        entries = ((at, lambda at=at, sound=sound: Recording(*sound(), at))
-                   for at, sound in shard_sounds(shards, AUDIO_SUFFIXES))  # fmt: skip
-        return cls._from_entries(where, entries, seconds, crop, seed, skip_bad)
+        passed = []
+        entries = (
+            (at, lambda at=at, sound=sound: Recording(*sound(), at)) for at, sound in shard_sounds(shards, passed)
+        )
+        dataset = cls._from_entries(where, entries, seconds, crop, seed, skip_bad)
+        if Path(where).is_dir():
+            passed += [str(path) for path in find_files(where)[0] if path not in shards]
+        if skipped := passed_over(passed):
+            say_once(f"{where}: {len(dataset)} sounds in {len(shards)} shards; passed over: {skipped}")
+        return dataset
 
     @classmethod
     def _from_entries(cls, source, entries: Iterator[tuple[str, Callable]], seconds, crop, seed, skip_bad):
@@ -187,16 +237,17 @@ class CaptionedAudio(Dataset):
         return len(self.recordings)
 
     def fingerprint(self) -> str:
-        """Name what the clips are made of: captions, crops, and every file by its size and time of change."""
+        """A hash of what the clips are made of: captions, crops, and every file's size and time of change."""
         made_of = hashlib.sha256(repr((self.samples, self.crop, self.seed)).encode())
         for recording in self.recordings:
             stat = recording.path.stat()
-            made_of.update(repr((recording.id, recording.captions, recording.label, stat.st_size, stat.st_mtime_ns))
-                           .encode())  # fmt: skip
+            made_of.update(
+                repr((recording.id, recording.captions, recording.label, stat.st_size, stat.st_mtime_ns)).encode()
+            )
         return made_of.hexdigest()[:32]
 
     def __getitem__(self, index: int) -> dict:
-        recording = self.recordings[index]
+        recording = self.recordings[whole("index", index)]
         try:
             waveform = load_audio(recording.path, SAMPLE_RATE, self.samples / SAMPLE_RATE, self._start(recording))
         except (ValueError, OSError) as error:
@@ -211,7 +262,7 @@ class CaptionedAudio(Dataset):
         }
 
     def _start(self, recording) -> float:
-        """Where in a recording its part begins, in seconds."""
+        """The start of a recording's crop, in seconds."""
         if self.crop == "start":
             return 0.0
         spare = round(audio_seconds(recording.path) * SAMPLE_RATE) - self.samples
@@ -236,14 +287,10 @@ class StepSampler:
     drop_last = True  # every batch is full; Accelerate asks
 
     def __init__(self, size: int, batch_size: int, seed: int = 0, start_step: int = 0):
-        if size < 1 or batch_size < 1 or start_step < 0:
-            raise ValueError(
-                f"size and batch_size must be >= 1 and start_step >= 0, got {size}, {batch_size}, {start_step}"
-            )
-        self.size = size
-        self.batch_size = batch_size
-        self.seed = seed
-        self.start_step = start_step
+        self.size = whole("size", size, 1)
+        self.batch_size = whole("batch_size", batch_size, 1)
+        self.seed = whole_seed(seed)
+        self.start_step = whole("start_step", start_step, 0)
 
     def __iter__(self) -> Iterator[list[int]]:
         epoch, position = divmod(self.start_step * self.batch_size, self.size)
@@ -260,17 +307,16 @@ class StepSampler:
 
 
 def loader(dataset: Dataset, batch_size: int, seed: int = 0, start_step: int = 0, num_workers: int = 0) -> DataLoader:
-    """Batches of `dataset` without end, the same ones in the same order from whichever step they start."""
+    """Endless batches of `dataset`; the k-th is the same from any `start_step`."""
     sampler = StepSampler(len(dataset), batch_size, seed, start_step)
-    return DataLoader(dataset, batch_sampler=sampler, collate_fn=collate, num_workers=num_workers)
+    return DataLoader(
+        dataset, batch_sampler=sampler, collate_fn=collate, num_workers=whole("num_workers", num_workers, 0)
+    )
 
 
-def _captions_beside(path: Path) -> tuple[str, ...]:
-    """The lines of the text file with the sound file's name, or that name in words."""
-    text = path.with_suffix(".txt")
-    if text.is_file():
-        return caption_lines(text.read_bytes(), text)
-    return (clean_caption(" ".join(path.stem.replace("_", " ").replace("-", " ").split()) or path.stem),)
+def _name_in_words(path: Path) -> str:
+    """The name of a file as a caption: "dog barks" of dog_barks.wav."""
+    return clean_caption(" ".join(path.stem.replace("_", " ").replace("-", " ").split()) or path.stem)
 
 
 def _inside(folder: Path, name: str) -> Path:
@@ -282,6 +328,9 @@ def _inside(folder: Path, name: str) -> Path:
         there = (folder / relative).is_file()
     except OSError as error:  # too long for a name
         raise ValueError(f"{name!r:.80} is no file name ({error.strerror})") from error
+    if not there and "\\" in name and (folder / name.replace("\\", "/")).is_file():
+        there = name.replace("\\", "/")
+        raise FileNotFoundError(f"{name}: no such sound file, but {there} is there: write / between folders")
     if not there:
         raise FileNotFoundError(f"{folder / relative}: no such sound file")
     return folder / relative
@@ -293,5 +342,5 @@ def _report(faults: list[str], source: str | Path, skip_bad: bool) -> None:
     shown = faults[:FAULTS_SHOWN] + [f"and {len(faults) - FAULTS_SHOWN} more"] * (len(faults) > FAULTS_SHOWN)
     message = f"{source}: {len(faults)} faulty entries\n  " + "\n  ".join(shown)
     if not skip_bad:
-        raise ValueError(f"{message}\nMend them, or leave them out with --skip-bad (skip_bad=True).")
+        raise ValueError(f"{message}\nCorrect them, or leave them out with --skip-bad (skip_bad=True).")
     warnings.warn(f"{message}\nThey are left out.", stacklevel=4)

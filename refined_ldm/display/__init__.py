@@ -1,5 +1,23 @@
-"""Everything that reaches the screen: spectrograms, players, curves, source code, sliders, figures with their data."""
+"""Everything that reaches the screen: spectrograms, players, curves, widgets, and figures that record their origin."""
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={"plots": ["STYLE", "bars", "claims_table", "compare", "explore", "loss_by_timestep", "loss_curve", "play", "plot_budget", "plot_mel", "plot_mels", "plot_waveform", "read_json", "running_mean", "save_figure", "save_table", "set_style", "show_source", "table_rows"]})
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "spectrograms": ["plot_mel", "plot_mels", "plot_waveform"],
+        "players": ["compare", "play"],
+        "curves": ["bars", "label_lines", "loss_curve", "plot_budget", "running_mean"],
+        "widgets": ["claims_table", "explore", "report_unless", "show_source"],
+        "figures": [
+            "STYLE",
+            "in_project",
+            "read_json",
+            "save_figure",
+            "save_table",
+            "set_style",
+            "stored_figures",
+            "table_rows",
+        ],
+    },
+)

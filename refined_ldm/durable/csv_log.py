@@ -2,24 +2,27 @@
 
 import csv
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from refined_ldm.files import atomic_write
 
 
 class CsvLogger:
-    """Append the figures of every step to `path`; a resumed run goes on with the lines it had.
+    """Append the losses of every step to the CSV file `path`; a resumed run keeps its earlier lines.
 
     with CsvLogger(path, resume) as write: write(step) for every `train.Step`. Raises OSError if it cannot be written.
     """
 
-    def __init__(self, path, resume=False):
+    def __init__(self, path: str | Path, resume: bool = False):
         self.path, self.resume, self.file = Path(path), resume, None
 
-    def __enter__(self):
+    def __enter__(self) -> Callable[[Any], None]:
         return self.write
 
-    def write(self, step):
+    def write(self, step: Any) -> None:
+        """Append one line: index, learning rate, seconds and losses of a `train.Step`. Raises OSError."""
         try:
             if self.file is None:  # not before the first step, lest a refused run empties the file of the one before
                 self._begin(step)

@@ -6,13 +6,16 @@ from statistics import median
 
 
 class SpikeWatch:
-    """How far a loss stands out from those of the last 100 steps, told once until it has come back."""
+    """Compares each loss with the median of the last 100 steps; a spike is reported once, until the loss is back.
 
-    def __init__(self, factor=3.0, least=20):
+    factor: the smallest ratio to the median that is a spike. least: earlier losses needed before any is reported.
+    """
+
+    def __init__(self, factor: float = 3.0, least: int = 20):
         self.factor, self.least, self.seen, self.out = factor, least, deque(maxlen=100), False
 
-    def __call__(self, loss):
-        """-> loss / median of the earlier ones if that has come above `factor` and there were enough, else None."""
+    def __call__(self, loss: float) -> float | None:
+        """Add a loss -> its ratio to the median of the earlier ones at the beginning of a spike, else None."""
         usual = median(self.seen) if len(self.seen) >= self.least else math.inf
         before, self.out = self.out, loss > self.factor * usual > 0
         self.seen.append(loss)

@@ -1,59 +1,80 @@
 """The state of a training run on disk: weights, averages, optimiser and step, whole or not at all."""
 
 import json
+import re
 import shutil
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from refined_ldm.files import atomic_write, sha256
-from refined_ldm.weights import load_into, read_weights
+from refined_ldm.files import atomic_write, remove_left, sha256
+from refined_ldm.weights import load_into, present_names, read_weights
 
-SCALE_FILE = "checkpoints/ldm/scale.safetensors"  # of a run: what its U-Net's latents are multiplied by
+HOLDS = r"state\.json|.+\.safetensors"  # the files of a checkpoint
+DAMAGE = (OSError, ValueError, KeyError, SafetensorError)  # what reading a damaged checkpoint raises
+SCALE_FILE = "checkpoints/ldm/scale.safetensors"  # in a run folder: the latent scale of its U-Net
 KEPT = 2  # checkpoints of a run: the last, and the one before in case the last is damaged
 
 
-def save_run(run_dir, stage, learners, index, told):
-    """Write run_dir/stage/step-NNNNNNN/, whole or not at all, and drop the oldest -> its path.
+def save_run(run_dir: str | Path, stage: str, learners: Sequence[Any], index: int, metadata: dict[str, Any]) -> Path:
+    """Write run_dir/stage/step-NNNNNNN/, whole or not at all, and remove the oldest checkpoint -> its path.
 
-    Raises FloatingPointError rather than keep numbers that are none, OSError if it cannot be written.
+    learners: `training.loop.Learner`s. index: the step. metadata: further keys of state.json. Raises FloatingPointError
+    for non-finite values, which are not saved, and OSError if it cannot be written.
     """
     folder = Path(run_dir) / stage
     files = {name: tensors for learner in learners for name, tensors in _tensors(learner).items()}
     odd = [f"{name} {k}" for name, tensors in files.items() for k, v in tensors.items() if not v.isfinite().all()]
     if odd:
         raise FloatingPointError(f"NaN or infinity in {', '.join(odd[:3])} after step {index}, which was not saved")
-    with atomic_write(folder / f"step-{index:07d}") as temporary:
+    with atomic_write(folder / f"step-{index:07d}", HOLDS) as temporary:
         temporary.mkdir()
         digests = {}
         for name, tensors in files.items():
             path = temporary / f"{name}.safetensors"
             save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path)
             digests[name] = sha256(path)
-        state = {"step": index, "files": list(files), "sha256": digests, **told}
+        state = {"step": index, "files": list(files), "sha256": digests, **metadata}
         (temporary / "state.json").write_text(json.dumps(state, indent=1))
     drop_others(run_dir, stage, index)
     return folder / f"step-{index:07d}"
 
 
-def drop_others(run_dir, stage, index):
-    """Remove all checkpoints but that of step `index` and the one before it: older ones, and damaged newer ones."""
-    found = sorted((Path(run_dir) / stage).glob("step-*"))
+def drop_others(run_dir: str | Path, stage: str, index: int) -> None:
+    """Remove all checkpoints but that of step `index` and the one before it, and what a killed run left of one."""
+    remove_left(Path(run_dir) / stage)
+    found = _checkpoints(run_dir, stage)
     kept = [path for path in found if path.name <= f"step-{index:07d}"][-KEPT:]
     for path in set(found) - set(kept):
         shutil.rmtree(path)
 
 
-def last_checkpoint(run_dir, stage):
+def last_checkpoint(run_dir: str | Path | None, stage: str) -> Path | None:
     """The folder of the newest checkpoint, or None."""
-    return max((Path(run_dir) / stage).glob("step-*"), default=None) if run_dir else None
+    return max(_checkpoints(run_dir, stage), default=None) if run_dir else None
 
 
-def precision_of(run_dir):
-    """In which precision the checkpoints of a run were trained, None if there is none that tells."""
+def _checkpoints(run_dir, stage):
+    """The folders step-NNNNNNN of a stage, the oldest first; folders of other names do not count."""
+    found = (Path(run_dir) / stage).glob("step-*")
+    return sorted(path for path in found if re.fullmatch(r"step-\d{7,}", path.name))
+
+
+def has_whole_checkpoint(run_dir: str | Path, stage: str) -> bool:
+    """Whether a stage has an undamaged checkpoint to resume from."""
+    for folder in _checkpoints(run_dir, stage):
+        with suppress(*DAMAGE):
+            return bool(_read_checkpoint(folder))
+    return False
+
+
+def precision_of(run_dir: str | Path) -> str | None:
+    """The precision that a run was trained in; None if no checkpoint records it."""
     for path in Path(run_dir).glob("*/step-*/state.json"):
         with suppress(OSError, ValueError):
             if precision := json.loads(path.read_text()).get("precision"):
@@ -61,22 +82,23 @@ def precision_of(run_dir):
     return None
 
 
-def refuse_old(run_dir, stage):
+def refuse_old(run_dir: str | Path, stage: str) -> None:
     """Raise FileExistsError if run_dir/stage holds checkpoints, which a run from the start would mix with its own."""
     if old := last_checkpoint(run_dir, stage):
-        raise FileExistsError(f"{old} is there already: resume that run, remove its folder, or take another one")
+        raise FileExistsError(
+            f"{old} is there already: resume that run (--resume), remove its folder, or give another --run"
+        )
 
 
-def load_run(run_dir, stage, learners, seed=None):
-    """Put the newest whole checkpoint of run_dir/stage into the learners -> its step, 0 if there is none.
+def load_run(run_dir: str | Path, stage: str, learners: Sequence[Any], seed: int | None = None) -> int:
+    """Load the newest undamaged checkpoint of run_dir/stage into the learners -> its step, 0 if there is none.
 
-    A damaged one is passed over with a warning. Raises ValueError if it is whole but of other sizes, settings or seed.
+    Damaged checkpoints are skipped with a warning. Raises ValueError for other sizes, settings or another seed.
     """
-    for folder in sorted((Path(run_dir) / stage).glob("step-*"), reverse=True):
+    for folder in reversed(_checkpoints(run_dir, stage)):
         try:
-            state = json.loads((folder / "state.json").read_text())
-            found = {name: _read(folder / f"{name}.safetensors", state) for name in state["files"]}
-        except (OSError, ValueError, KeyError, SafetensorError) as fault:
+            state, found = _read_checkpoint(folder)
+        except DAMAGE as fault:
             warnings.warn(f"{folder} is damaged ({fault}); trying the checkpoint before it", stacklevel=2)
             continue
         wanted = [name for learner in learners for name in _names(learner)]
@@ -93,12 +115,18 @@ def load_run(run_dir, stage, learners, seed=None):
     return 0
 
 
+def _read_checkpoint(folder):
+    """-> its state, {name of a file: tensors}; one of DAMAGE unless all of it is there, as it was written."""
+    state = json.loads((folder / "state.json").read_text())
+    return state, {name: _read(folder / f"{name}.safetensors", state) for name in state["files"]}
+
+
 def _read(path, state):
     """The tensors of a file; ValueError unless it is, byte for byte, the one that was written."""
     digest = state.get("sha256", {}).get(path.stem)  # checkpoints of earlier versions have none
     if digest and digest != sha256(path):
         raise ValueError(f"{path.name} is not what was written: its sha256 is another")
-    return load_file(path)
+    return present_names(load_file(path))
 
 
 def _names(learner):
@@ -128,8 +156,8 @@ def _restore(learner, found, folder):
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def load_scale(model, run_dir):
-    """Read what was measured for the run's U-Net into the model -> whether it was there."""
+def load_scale(model: Any, run_dir: str | Path) -> bool:
+    """Load the latent scale and the linear denoiser of a run's U-Net into the model -> whether the run has them."""
     path = Path(run_dir) / SCALE_FILE
     if not path.is_file():
         return False

@@ -1,15 +1,19 @@
-"""Does the sound follow its caption? A judge from outside listens, and a linear probe puts names to what it hears.
+"""Adherence to captions: an embedding trained by others and a linear probe name the classes that are in a clip.
 
-The probe learns the names from rendered scenes of `val`, which no model was trained on. Then it listens to `test`: to
-the rendered clips themselves (its ceiling), to their copies through VAE and vocoder (the ceiling of our path), to clips
-generated from their captions, and to clips generated from each other's captions (chance).
+The probe is fitted to rendered scenes of `val`, which no model was trained on, and applied to `test`: to the rendered
+clips themselves (the upper bound of the probe), to their copies through VAE and vocoder (the upper bound of the model),
+to clips generated from their captions, and to clips generated from other captions (chance).
 
-A published conditioner is accepted if it names the recordings of ESC-50 (Piczak 2015) as well as published.
+A published conditioner is accepted if its zero-shot accuracy on ESC-50 (Piczak 2015) is the published one.
+
+Notebook: 05
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,15 +22,23 @@ from refined_ldm.audio import load_audio
 from refined_ldm.data.tables import field, read_rows
 from refined_ldm.evaluation.metrics import (
     LinearProbe,
+    ZeroShot,
     bootstrap_interval,
     class_recall,
     frechet_distance,
     label_matrix,
     zero_shot,
 )
+from refined_ldm.integers import whole
 from refined_ldm.scenes.classes import CLASSES
 from refined_ldm.scenes.dataset import KINDS, SoundScenes
 
+if TYPE_CHECKING:
+    from refined_ldm.clap import Clap
+    from refined_ldm.text_to_audio import RefinedAudioLDM
+
+Judge = Callable[[torch.Tensor, int], torch.Tensor]  # waveform (B, N), sample rate in Hz -> embedding (B, D)
+Progress = Callable[[int, int], None]  # called with the number of clips done and of all clips
 EVENT = ("event",)
 ESC50_PROMPTS = {  # of the authors' own scripts, zero_shot_classification.py and esc50_api.py
     "ms-clap-2023": "this is the sound of {}",
@@ -36,31 +48,42 @@ ESC50_ACCURACY = {"ms-clap-2023": 0.939, "laion-clap": 0.910}  # published: Eliz
 
 
 class ProbedEmbedding:
-    """A judge, waveform (B, N), sample rate -> embedding (B, D), with a fitted probe: embedding -> class names."""
+    """A judge, which embeds waveforms, with a fitted probe, which names the classes in an embedding."""
 
-    def __init__(self, judge, probe, sample_rate=16_000):
+    def __init__(self, judge: Judge, probe: LinearProbe, sample_rate: int = 16_000):
         self.judge, self.probe, self.sample_rate = judge, probe, sample_rate
 
-    def embed(self, waveform):
-        """waveform (B, N) -> (B, D) array."""
+    def embed_audio(self, waveform: torch.Tensor) -> np.ndarray:
+        """Waveform (B, N) at `sample_rate` -> embedding (B, D)."""
         return self.judge(waveform.cpu(), self.sample_rate).cpu().numpy()
 
 
 @dataclass(frozen=True)
 class AdherenceResult:
-    """What a listener heard in n clips."""
+    """The predictions of a probe for n clips."""
 
-    rows: list  # n dicts: id, kind, caption, labels (what was asked for), heard (as many names), recall (0 to 1)
+    rows: list[dict[str, Any]]  # n: id, kind, caption, labels (captioned classes), heard (as many predicted), recall
     embeddings: np.ndarray  # (n, D)
 
     @property
-    def recall(self):
-        """(n,) share of each clip's captioned classes that was heard; with one event, right or wrong."""
+    def recall(self) -> np.ndarray:
+        """(n,) share of each clip's captioned classes among the predicted ones, 0 to 1."""
         return np.array([row["recall"] for row in self.rows])
 
 
-def fit_probe(judge, size=1500, seed=0, seconds=2.56, batch_size=32, on_clips=None):
-    """Train a probe on `size` rendered scenes of `val` -> ProbedEmbedding. on_clips(done, all) reports progress."""
+def fit_probe(
+    judge: Judge,
+    size: int = 1500,
+    seed: int = 0,
+    seconds: float = 2.56,
+    batch_size: int = 32,
+    on_clips: Progress | None = None,
+) -> ProbedEmbedding:
+    """Fit a probe to `size` rendered scenes of `val`. on_clips(done, all) reports progress.
+
+    Notebook: 05
+    """
+    size, batch_size = whole("size", size, 1), whole("batch_size", batch_size, 1)
     scenes = SoundScenes("val", size, seconds, seed)
     embeddings, labels = [], []
     for start in range(0, size, batch_size):
@@ -73,101 +96,139 @@ def fit_probe(judge, size=1500, seed=0, seconds=2.56, batch_size=32, on_clips=No
     return ProbedEmbedding(judge, probe.fit(np.concatenate(embeddings), labels))
 
 
-def rendered_clips(count, split="test", kinds=KINDS, seed=0, seconds=2.56):
+def rendered_clips(
+    count: int, split: str = "test", kinds: tuple[str, ...] = KINDS, seed: int = 0, seconds: float = 2.56
+) -> list[dict[str, Any]]:
     """The first `count` scenes of a split, rendered: a list of `SoundScenes` items."""
+    count = whole("count", count, 1)
     scenes = SoundScenes(split, count, seconds, seed, kinds)
     return [scenes[i] for i in range(count)]
 
 
-def judge_embeddings(listener, embeddings, items):
-    """embeddings (n, D) of what was made for items[i] -> AdherenceResult."""
+def evaluate_embeddings(
+    probed: ProbedEmbedding, embeddings: np.ndarray, items: list[dict[str, Any]]
+) -> AdherenceResult:
+    """Compare embeddings (n, D) with the captioned classes of n items; raises ValueError for another number."""
     if len(embeddings) != len(items):
-        raise ValueError(f"one clip an item: got {len(embeddings)} and {len(items)}")
-    logits = listener.probe.logits(embeddings)
-    wanted = label_matrix([item["labels"] for item in items], listener.probe.classes)
+        raise ValueError(f"expected one clip for each item, got {len(embeddings)} clips and {len(items)} items")
+    logits = probed.probe.logits(embeddings)
+    targets = label_matrix([item["labels"] for item in items], probed.probe.classes)
     rows = []
-    for item, scores, labels in zip(items, logits, wanted, strict=True):
-        heard = np.argsort(-scores, kind="stable")[: labels.sum()]
-        rows.append({
-            "id": item["id"], "kind": item["kind"], "caption": item["caption"], "labels": " + ".join(item["labels"]),
-            "heard": " + ".join(listener.probe.classes[k] for k in heard),
-            "recall": class_recall(scores[None], labels[None]),
-        })  # fmt: skip
+    for item, scores, labels in zip(items, logits, targets, strict=True):
+        predicted = np.argsort(-scores, kind="stable")[: labels.sum()]
+        rows.append(
+            {
+                "id": item["id"],
+                "kind": item["kind"],
+                "caption": item["caption"],
+                "labels": " + ".join(item["labels"]),
+                "heard": " + ".join(probed.probe.classes[k] for k in predicted),
+                "recall": class_recall(scores[None], labels[None]),
+            }
+        )
     return AdherenceResult(rows, embeddings)
 
 
-def judge_rendered(listener, items):
-    """The ceiling: the clips that the captions were written for."""
-    return judge_embeddings(listener, listener.embed(_waveforms(items)), items)
+def evaluate_rendered(probed: ProbedEmbedding, items: list[dict[str, Any]]) -> AdherenceResult:
+    """The upper bound: the rendered clips themselves."""
+    return evaluate_embeddings(probed, probed.embed_audio(_waveforms(items)), items)
 
 
 @torch.no_grad()
-def judge_copied(listener, model, items, batch_size=8):
-    """The ceiling of our path: the same clips through mel, VAE and vocoder, with no diffusion."""
-    batches = _waveforms(items).to(model.device).split(batch_size)
-    embeddings = [listener.embed(model.to_waveform(model.decode(model.encode(w)))) for w in batches]
-    return judge_embeddings(listener, np.concatenate(embeddings), items)
+def evaluate_copied(
+    probed: ProbedEmbedding, model: "RefinedAudioLDM", items: list[dict[str, Any]], batch_size: int = 8
+) -> AdherenceResult:
+    """The upper bound of the model: the rendered clips through mel, VAE and vocoder, without diffusion."""
+    batches = _waveforms(items).to(model.device).split(whole("batch_size", batch_size, 1))
+    embeddings = [probed.embed_audio(model.to_waveform(model.decode(model.encode(w)))) for w in batches]
+    return evaluate_embeddings(probed, np.concatenate(embeddings), items)
 
 
-def judge_generated(listener, model, items, guidance=None, steps=None, seed=0, batch_size=8, on_clips=None, **how):
-    """Clips generated from the captions of `items`. guidance, steps: None takes the preset's; how: as in `generate`."""
-    captions, embeddings = [item["caption"] for item in items], []
-    seconds = items[0]["waveform"].shape[0] / listener.sample_rate
+def evaluate_generated(
+    probed: ProbedEmbedding,
+    model: "RefinedAudioLDM",
+    items: list[dict[str, Any]],
+    guidance: float | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    batch_size: int = 8,
+    on_clips: Progress | None = None,
+    **settings: Any,
+) -> AdherenceResult:
+    """Clips generated from the captions of `items`. guidance, steps: None: the preset's; settings: of `generate`."""
+    captions, embeddings, batch_size = [item["caption"] for item in items], [], whole("batch_size", batch_size, 1)
+    seconds = items[0]["waveform"].shape[0] / probed.sample_rate
     for start in range(0, len(items), batch_size):
         batch = captions[start : start + batch_size]
-        embeddings.append(listener.embed(model.generate(batch, seconds, steps, guidance, seed, **how)))
+        embeddings.append(probed.embed_audio(model.generate(batch, seconds, steps, guidance, seed, **settings)))
         if on_clips:
             on_clips(start + len(batch), len(items))
-    return judge_embeddings(listener, np.concatenate(embeddings), items)
+    return evaluate_embeddings(probed, np.concatenate(embeddings), items)
 
 
-def judge_shuffled(listener, judged, items):
-    """The same clips held against the captions of others, those half the list further on: chance.
+def evaluate_shuffled(probed: ProbedEmbedding, result: AdherenceResult, items: list[dict[str, Any]]) -> AdherenceResult:
+    """Chance: the same clips compared with other captions, those half the list further on.
 
-    A clip's sound depends on its own caption and the seed alone, so generating from shuffled captions would give the
-    same clips once more.
+    A clip depends on its own caption and the seed alone, so generating from shuffled captions would give the same
+    clips again.
     """
     half = len(items) // 2
-    return judge_embeddings(listener, judged.embeddings, items[half:] + items[:half])
+    return evaluate_embeddings(probed, result.embeddings, items[half:] + items[:half])
 
 
-def summary(judged, reference=None, pca=64):
-    """{"clips", "recall", "low", "high"}, a 95 % bootstrap interval over clips, and "frechet" to a reference AdherenceResult."""
-    low, high = bootstrap_interval(np.mean, judged.recall)
-    told = {"clips": len(judged.rows), "recall": float(judged.recall.mean()), "low": low, "high": high}
+def summary(result: AdherenceResult, reference: AdherenceResult | None = None, pca: int = 64) -> dict[str, float]:
+    """The mean of a result -> {"clips", "recall", "low", "high"}, with a 95 % bootstrap interval over clips.
+
+    With a reference also "frechet", the Frechet distance to it, and "pca", the dimensions of that.
+    """
+    low, high = bootstrap_interval(np.mean, result.recall)
+    metrics = {"clips": len(result.rows), "recall": float(result.recall.mean()), "low": low, "high": high}
     if reference is not None:
-        pca = min(pca, len(judged.rows) - 1, *reference.embeddings.shape)
-        told |= {"frechet": frechet_distance(judged.embeddings, reference.embeddings, pca), "pca": pca}
-    return told
+        pca = min(whole("pca", pca, 1), len(result.rows) - 1, *reference.embeddings.shape)
+        metrics |= {"frechet": frechet_distance(result.embeddings, reference.embeddings, pca), "pca": pca}
+    return metrics
 
 
-def adherence(listener, model, count=200, guidance=None, steps=None, seed=0, on_clips=None):
-    """The whole comparison on `count` one-event and `count` mixed clips of `test` -> (table rows, {name: AdherenceResult}).
+def measure_adherence(
+    probed: ProbedEmbedding,
+    model: "RefinedAudioLDM",
+    count: int = 200,
+    guidance: float | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    on_clips: Progress | None = None,
+) -> tuple[list[dict[str, Any]], dict[str, AdherenceResult]]:
+    """The whole comparison on `count` one-event and `count` mixed clips of `test` -> (table rows, results by name).
 
     Names: rendered, copied (through VAE and vocoder), generated, shuffled; each "…, one event" and "…, all kinds".
     A row's Frechet distance is to the rendered clips of the same captions.
+
+    Notebook: 05
     """
-    judged, table = {}, []
+    results, table, count = {}, [], whole("count", count, 2)
     for name, kinds in {"one event": EVENT, "all kinds": KINDS}.items():
         items = rendered_clips(count, kinds=kinds, seconds=model.config.seconds)
-        told = {"rendered": judge_rendered(listener, items), "copied": judge_copied(listener, model, items)}
-        told["generated"] = judge_generated(listener, model, items, guidance, steps, seed, on_clips=on_clips)
-        told["shuffled"] = judge_shuffled(listener, told["generated"], items)
-        judged |= {f"{sound}, {name}": judgement for sound, judgement in told.items()}
-        table += [{"sound": sound, "clips of": name, **summary(judgement, told["rendered"])}
-                  for sound, judgement in told.items()]  # fmt: skip
-    return table, judged
+        found = {"rendered": evaluate_rendered(probed, items), "copied": evaluate_copied(probed, model, items)}
+        found["generated"] = evaluate_generated(probed, model, items, guidance, steps, seed, on_clips=on_clips)
+        found["shuffled"] = evaluate_shuffled(probed, found["generated"], items)
+        for sound, result in found.items():
+            results[f"{sound}, {name}"] = result
+            table.append({"sound": sound, "clips of": name, **summary(result, found["rendered"])})
+    return table, results
 
 
-def class_prompt(name):
-    """A caption for a class alone, as zero-shot naming needs it: "the sound of a dog barking"."""
+def class_prompt(name: str) -> str:
+    """A caption of a class for zero-shot classification: "the sound of a dog barking"."""
     subject, _, ing, rest = CLASSES[name].phrases[0].split("|")
     prompt = f"the sound of {subject.replace('*', '')} {ing}{rest.replace('#', 'notes')}"
     return re.sub(r"\ba (?=[aeiou])", "an ", prompt)
 
 
-def read_esc50(folder):
-    """ESC-50 as published, meta/esc50.csv beside audio/ -> n paths, K classes in words, index of each clip's (n,)."""
+def read_esc50(folder: str | Path) -> tuple[list[Path], list[str], np.ndarray]:
+    """ESC-50 as published, meta/esc50.csv beside audio/ -> n paths, K class names, the class index of each clip (n,).
+
+    Raises FileNotFoundError or ValueError if the folder does not hold it.
+    """
     table = Path(folder) / "meta" / "esc50.csv"
     if not table.is_file():
         raise FileNotFoundError(f"no {table}: give the folder that holds ESC-50's meta/ and audio/")
@@ -181,11 +242,11 @@ def read_esc50(folder):
 
 
 @torch.no_grad()
-def zero_shot_esc50(clap, prompt, folder, on_clips=None):
-    """Name every recording of ESC-50 by the nearest of its 50 prompts -> ZeroShot.
+def zero_shot_esc50(clap: "Clap", prompt: str, folder: str | Path, on_clips: Progress | None = None) -> ZeroShot:
+    """Classify every recording of ESC-50 by the nearest of its 50 prompts.
 
-    `prompt` has {} for the class, as those of ESC50_PROMPTS. Recordings are read at the conditioner's own rate: those
-    of our data sets, at 16 kHz, lack the upper half of what it knows. on_clips(done, all) reports progress.
+    `prompt` has {} for the class, as those of ESC50_PROMPTS. Recordings are read at the conditioner's own sample rate,
+    since at 16 kHz they lack the upper half of its band. on_clips(done, all) reports progress.
     """
     paths, classes, truth = read_esc50(folder)
     rate, audio = clap.config.sample_rate, []
@@ -196,15 +257,15 @@ def zero_shot_esc50(clap, prompt, folder, on_clips=None):
     return zero_shot(torch.cat(audio), clap.embed_text([prompt.format(name) for name in classes]), truth)
 
 
-def accept_conditioner(name, accuracy, tolerance=0.01):
-    """Raise ValueError if the zero-shot accuracy on ESC-50 is not the published one, within the tolerance."""
+def accept_conditioner(name: str, accuracy: float, tolerance: float = 0.01) -> None:
+    """Raise ValueError unless the zero-shot accuracy on ESC-50 is the published one, within the tolerance."""
     published = ESC50_ACCURACY[name]
     if not abs(accuracy - published) <= tolerance:
         raise ValueError(
-            f"{name} names {accuracy:.1%} of ESC-50, published are {published:.1%}: its front end, prompts or weights "
-            "are not the published ones. Nothing is trained on embeddings that fail this"
+            f"{name} classifies {accuracy:.1%} of ESC-50, published are {published:.1%}: its front end, prompts or "
+            "weights are not the published ones, so no model is trained on its embeddings"
         )
 
 
-def _waveforms(items):
+def _waveforms(items: list[dict[str, Any]]) -> torch.Tensor:
     return torch.stack([item["waveform"] for item in items])

@@ -1,11 +1,15 @@
-"""The error budget: what each stage of the way back to sound costs, measured on the same clips.
+"""The error budget: the error of each stage from mel to sound, measured on the same clips.
 
-A clip goes through the mel alone (and comes back by Griffin-Lim or by the vocoder), through the mel and the VAE, and
-its caption through the whole model. What is lost between two of these ways is the price of the stage between them.
+A clip goes through the mel alone (inverted by Griffin-Lim or by the vocoder), through the mel and the VAE, and its
+caption through the whole model. The difference between two of these routes is the error of the stage between them.
+
+Notebook: 04
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,11 +17,15 @@ import torch
 from refined_ldm.audio import SILENCE
 from refined_ldm.data.captioned_audio import CaptionedAudio
 from refined_ldm.discriminators import stft_loss
-from refined_ldm.evaluation.adherence import rendered_clips
+from refined_ldm.evaluation.adherence import Judge, rendered_clips
 from refined_ldm.evaluation.metrics import bootstrap_interval, frechet_distance, kernel_distance
-from refined_ldm.evaluation.pitch import pitch_errors, played_notes
+from refined_ldm.evaluation.pitch import Crepe, pitch_errors, played_notes
 from refined_ldm.evaluation.scores import projection
+from refined_ldm.integers import whole, whole_numbers
 from refined_ldm.mel import griffin_lim
+
+if TYPE_CHECKING:
+    from refined_ldm.text_to_audio import RefinedAudioLDM
 
 WAYS = {  # in the order of the table
     "original": "the clips themselves",
@@ -28,55 +36,60 @@ WAYS = {  # in the order of the table
     "vae_vocoder": "mel, VAE, vocoder",
     "generated": "the whole model, from captions",
 }
-MEASURES = {  # what each tells, and its unit
+MEASURES = {  # definition and unit
     "log-mel L1": "mean distance of the mels, nats",
     "STFT distance": "multi-resolution: spectral convergence + log-magnitude L1",
-    "Fréchet distance": "aiSFX, 64 main directions, to 1000 other clips",
+    "Fréchet distance": "aiSFX, 64 principal components, to 1000 other clips",
     "kernel distance": "aiSFX, gaussian kernel, to the same",
     "pitch error": "single notes of piano and flute, cents, median of the notes",
 }
-DRAWS = 100  # sets of clips, for the interval of a distance between sets
+DRAWS = 100  # resamples for the interval of a distance between sets
 
 
 @dataclass(frozen=True)
 class Cost:
-    """One measure of one way."""
+    """One measure of one route."""
 
     way: str  # a key of WAYS
     measure: str  # a key of MEASURES
     value: float
-    low: float  # 95 % of what other clips of the same sort would give
+    low: float  # 95 % bootstrap interval
     high: float
-    floor: float  # what the clips themselves score
+    floor: float  # the baseline: the value of the original clips
     clips: int
-    faulty: int  # clips that are not finite, silent though their original is not, or at full scale for 10 ms on end
+    faulty: int  # clips that are not finite, silent though their original is not, or at full scale for 10 ms
 
 
 @torch.no_grad()
-def copies(model, waveform, ways=tuple(WAYS)[:-1], batch_size=25):
-    """Clips (B, N) -> {way: (B, N)}, every way but the one from captions."""
-    back = {
+def copies(
+    model: "RefinedAudioLDM", waveform: torch.Tensor, ways: Sequence[str] = tuple(WAYS)[:-1], batch_size: int = 25
+) -> dict[str, torch.Tensor]:
+    """Clips (B, N) -> {way: (B, N)}, for every way except the one from captions.
+
+    Notebook: 04
+    """
+    inverse = {
         "griffin_lim_32": lambda mel: griffin_lim(mel, model.config.mel, 32),
         "griffin_lim_200": lambda mel: griffin_lim(mel, model.config.mel, 200),
         "vocoder": model.vocoder,
     }
     made = {way: [] for way in ways}
-    for part in waveform.split(batch_size):
+    for part in waveform.split(whole("batch_size", batch_size, 1)):
         mel = model.mel(part.to(model.device))
-        smoothed = model.vae.decode(model.vae.encode(mel).mean)
+        reconstruction = model.vae.decode(model.vae.encode(mel).mean)
         for way in ways:
             if way == "original":
                 made[way].append(part)
             else:
-                given = smoothed if way.startswith("vae_") else mel
-                made[way].append(back[way.removeprefix("vae_")](given).cpu())
+                source = reconstruction if way.startswith("vae_") else mel
+                made[way].append(inverse[way.removeprefix("vae_")](source).cpu())
     return {way: torch.cat(parts) for way, parts in made.items()}
 
 
-def faults(waveforms, originals, run=160):
-    """(B, N), (B, N) -> (B,) bool: not finite, silent where the original is not, or `run` samples on end at full scale.
+def faults(waveforms: torch.Tensor, originals: torch.Tensor, run: int = 160) -> torch.Tensor:
+    """Clips (B, N) and originals (B, N) -> (B,) bool: non-finite, silent though the original is not, or clipped.
 
-    At full scale is what rounds to the last of 16 bits: where a sound was cut off.
+    Clipped: at least `run` consecutive samples at full scale, where they round to the largest 16-bit number.
     """
     finite = waveforms.isfinite().all(1)
     silent = (waveforms.abs().amax(1) < SILENCE) & (originals.abs().amax(1) >= SILENCE)
@@ -85,14 +98,25 @@ def faults(waveforms, originals, run=160):
     return ~finite | silent | held
 
 
-def error_budget(model, judge, tracker=None, clips=250, seed=0, whole=True, recordings=None, on_way=None):
-    """Measure every way on `clips` scenes of `test` -> list of Cost.
+def error_budget(
+    model: "RefinedAudioLDM",
+    judge: Judge,
+    tracker: Crepe | None = None,
+    clips: int = 250,
+    seed: int = 0,
+    whole: bool = True,
+    recordings: torch.Tensor | None = None,
+    on_way: Callable[[str], None] | None = None,
+) -> list[Cost]:
+    """Measure every route of WAYS on `clips` scenes of `test`.
 
-    judge: waveform (B, N), sample rate -> embedding (B, D); tracker: a `Crepe`, None leaves pitch out; whole: generate
-    from the captions too. recordings: (B, N) clips in place of the scenes, without captions and notes; they are all
-    there are of their kind, so Fréchet and kernel distances are to the clips themselves. on_way(way) is called when a
-    way is measured.
+    judge: waveform (B, N), sample rate -> embedding (B, D); tracker: None omits pitch; whole: generate from the
+    captions too. recordings: clips (B, N) in place of the scenes, without captions and notes; Fréchet and kernel
+    distances are then to these clips themselves. on_way(way) is called after each route.
+
+    Notebook: 04
     """
+    clips, seed = whole_numbers(clips=clips, seed=seed)
     rate = model.config.mel.sample_rate
     if recordings is None:
         items = rendered_clips(clips, seed=seed, seconds=model.config.seconds)
@@ -106,10 +130,9 @@ def error_budget(model, judge, tracker=None, clips=250, seed=0, whole=True, reco
     whole, tracker = whole and bool(items), tracker if items else None
     sounds = copies(model, originals)
     if whole:
-        sounds["generated"] = torch.cat([
-            model.generate([item["caption"] for item in items[start : start + 8]], seed=seed).cpu()
-            for start in range(0, len(items), 8)
-        ])  # fmt: skip
+        captions = [item["caption"] for item in items]
+        batches = [captions[start : start + 8] for start in range(0, len(captions), 8)]
+        sounds["generated"] = torch.cat([model.generate(batch, seed=seed).cpu() for batch in batches])
     if tracker is not None:
         notes, cents = played_notes(50, model.config.seconds, seed)
         played = copies(model, notes)
@@ -118,20 +141,24 @@ def error_budget(model, judge, tracker=None, clips=250, seed=0, whole=True, reco
     for way, sound in sounds.items():
         bad = int(faults(sound, originals).sum())
 
-        def add(measure, value, interval, n, way=way, bad=bad):
+        def add(
+            measure: str, value: float, interval: tuple[float, float], n: int, way: str = way, bad: int = bad
+        ) -> None:
             floors.setdefault(measure, value)  # the clips themselves come first
             costs.append(Cost(way, measure, float(value), *map(float, interval), float(floors[measure]), n, bad))
 
-        if way != "generated":  # a caption is no recipe for one clip: those distances would say nothing
-            l1 = torch.cat([(mel(a) - mel(b)).abs().mean((1, 2, 3))
-                            for a, b in zip(sound.split(25), originals.split(25), strict=True)]).numpy()  # fmt: skip
+        if way != "generated":  # many sounds fit a caption: distances to a single one have no meaning
+            parts = zip(sound.split(25), originals.split(25), strict=True)
+            l1 = torch.cat([(mel(a) - mel(b)).abs().mean((1, 2, 3)) for a, b in parts]).numpy()
             stft = np.array([stft_loss(a[None], b[None]).item() for a, b in zip(sound, originals, strict=True)])
             for measure, each in (("log-mel L1", l1), ("STFT distance", stft)):
                 add(measure, each.mean(), bootstrap_interval(np.mean, each), len(each))
-        heard = judge(sound, rate).cpu().numpy()
-        near, aim = onto(heard), onto(reference)
-        for measure, distance, a, b in (("Fréchet distance", frechet_distance, near, aim),
-                                        ("kernel distance", _kernel, heard, reference)):  # fmt: skip
+        embeddings = judge(sound, rate).cpu().numpy()
+        distances = (
+            ("Fréchet distance", frechet_distance, onto(embeddings), onto(reference)),
+            ("kernel distance", _kernel, embeddings, reference),
+        )
+        for measure, distance, a, b in distances:
             interval = bootstrap_interval(lambda x, f=distance, b=b: f(x, b), a, resamples=DRAWS, centre=True)
             add(measure, distance(a, b), interval, len(a))
         if tracker is not None and way in played:
@@ -144,12 +171,12 @@ def error_budget(model, judge, tracker=None, clips=250, seed=0, whole=True, reco
     return costs
 
 
-def _kernel(a, b):
+def _kernel(a: np.ndarray, b: np.ndarray) -> float:
     return kernel_distance(a, b, "gaussian")
 
 
-def table(costs):
-    """For people: a line a way, a column a measure, each with its interval."""
+def table(costs: list[Cost]) -> str:
+    """A text table: one line for each route, one column for each measure, with its interval."""
     measures = [m for m in MEASURES if any(cost.measure == m for cost in costs)]
     lines = ["way back to sound".ljust(36) + "".join(f"{m:>26}" for m in measures) + "  faulty"]
     for way, name in WAYS.items():
@@ -161,7 +188,7 @@ def table(costs):
     return "\n".join(lines)
 
 
-def read_recordings(path, seconds):
-    """A CSV file or folder of recordings -> the start of each (B, N), `seconds` long; shorter ones are padded."""
+def read_recordings(path: str | Path, seconds: float) -> torch.Tensor:
+    """The first `seconds` of each recording in a CSV file or folder (B, N); shorter ones are padded."""
     data = (CaptionedAudio.from_folder if Path(path).is_dir() else CaptionedAudio.from_csv)(path, seconds)
     return torch.stack([data[i]["waveform"] for i in range(len(data))])

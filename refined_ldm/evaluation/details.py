@@ -1,14 +1,15 @@
-"""A judge of details: does a sound have the number, pitch, pace, order, loudness and distance that its caption names?
+"""A judge of details: the number, pitch, pace, order, loudness and distance of the sounds that a caption names.
 
 A small convolutional and recurrent network learns them from rendered scenes that no model was trained on, with the
-exact metadata as targets; it shares nothing with the conditioner. It is asked about one class of sound at a time, so
-that in a scene of two the details of each are told apart. What it says is worth what it says of rendered clips: the
-ceiling, which every table states beside what was generated and what chance gives.
+exact metadata as targets; it shares nothing with the conditioner. It is queried for one class of sound at a time, so
+that a scene of two sounds gives the details of each. Its accuracy on rendered clips is the upper bound of every table,
+beside the values of generated clips and of chance.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,17 +24,20 @@ from refined_ldm.randomness import draw
 from refined_ldm.scenes.captions import LOUDLY, Caption
 from refined_ldm.scenes.classes import CLASSES, Event
 from refined_ldm.scenes.dataset import SoundScenes, captions_of
-from refined_ldm.training.loop import optimise
+from refined_ldm.training.loop import Step, optimise
 from refined_ldm.weights import load_into, read_weights, save_weights
 
+if TYPE_CHECKING:
+    from refined_ldm.text_to_audio import RefinedAudioLDM
+
 NAMES = tuple(sorted(CLASSES))
-MOST = 7  # times; more are not told apart
+MOST = 7  # the largest count; more count as 7
 SIZES = {"count": MOST, "pitch": 3, "pace": 3, "distant": 1, "onset": 1, "gain": 1}  # numbers of each answer
 JUDGE = StageConfig(4000, 32, 2e-3, weight_decay=0.02, ema_decay=0.999)
 CLIPS = 9000
 WEIGHTS = Path(__file__).parents[1] / "weights" / "details.safetensors"
 SOFT = -3.0  # dB below the other sound, halfway between captions that say loudly and those that say softly
-SILENT = 0.01  # of full scale: a peak 34 dB below that of a rendered clip is heard as nothing
+SILENT = 0.01  # of full scale: sounds with a lower peak, 34 dB below that of a rendered clip, count as silent
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class JudgeConfig:
 
 
 class DetailJudge(nn.Module):
-    """Log-mel (B, 1, T, F) -> which classes are heard, and for one class what is to be said of it."""
+    """Log-mel (B, 1, T, F) -> the classes in it and, for one class at a time, its details."""
 
     def __init__(self, config: JudgeConfig = JudgeConfig()):
         super().__init__()
@@ -72,8 +76,10 @@ class DetailJudge(nn.Module):
         h = F.relu(self.narrow(h.transpose(1, 2).flatten(2)))
         return torch.cat([h, self.recurrent(h)[0]], dim=2)
 
-    def forward(self, mel: torch.Tensor, row: torch.Tensor, name: torch.Tensor):
-        """Log-mel (B, 1, T, F), questions about class `name` (Q,) in clip `row` (Q,) -> logits (B, classes), answers.
+    def forward(
+        self, mel: torch.Tensor, row: torch.Tensor, name: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Log-mel (B, 1, T, F), queries for class `name` (Q,) in clip `row` (Q,) -> logits (B, classes), answers.
 
         answers: {"count": logits (Q, MOST), "pitch", "pace": (Q, 3) low, between, high, "distant": logit (Q, 1),
         "onset": s (Q, 1), "gain": tens of dB (Q, 1)}.
@@ -98,7 +104,7 @@ class DetailJudge(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path | None = None) -> "DetailJudge":
-        """Read a file written by `save`, the shipped one if none is given, in evaluation mode."""
+        """Read a file written by `save` (None: the shipped one) -> the judge in evaluation mode."""
         path = WEIGHTS if path is None else Path(path)
         state, metadata = read_weights(path)
         sizes = {k: tuple(v) if isinstance(v, list) else v for k, v in metadata["config"].items()}
@@ -106,12 +112,12 @@ class DetailJudge(nn.Module):
 
 
 def third(value: float | None, limits: tuple[float, float]) -> int:
-    """Return 0 below the first limit, 2 above the second, else 1."""
+    """0 below the first limit, 2 above the second, else 1."""
     return 1 + (value > limits[1]) - (value < limits[0])
 
 
 def targets_of(items: Sequence[dict]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict]:
-    """Return row, class (Q,) of each event that is heard, classes (B, K), and {answer: (values (Q,), known (Q,))}."""
+    """Clip and class (Q,) of each audible event, classes (B, K), and {answer: (values (Q,), whether known (Q,))}."""
     row, name, values = [], [], {answer: [] for answer in SIZES}
     heard = torch.zeros(len(items), len(NAMES))
     for i, item in enumerate(items):
@@ -133,7 +139,9 @@ def targets_of(items: Sequence[dict]) -> tuple[torch.Tensor, torch.Tensor, torch
     return torch.tensor(row), torch.tensor(name), heard, {k: (numbers[k], known[k]) for k in SIZES}
 
 
-def judge_loss(heard, answers, targets, events) -> dict[str, torch.Tensor]:
+def judge_loss(
+    heard: torch.Tensor, answers: dict[str, torch.Tensor], targets: torch.Tensor, events: dict[str, tuple]
+) -> dict[str, torch.Tensor]:
     """Sum of the cross-entropies of classes and choices and four times the squared errors of seconds and tens of dB."""
     losses = {"heard": 10 * F.binary_cross_entropy_with_logits(heard, targets)}
     for name, answer in answers.items():
@@ -150,7 +158,7 @@ def judge_loss(heard, answers, targets, events) -> dict[str, torch.Tensor]:
 
 
 def disturb(mel: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Log-mels (B, 1, T, F) as other makers would give them: another level, tilt, floor, blur and grain."""
+    """Augment log-mels (B, 1, T, F) with random level, tilt, floor, blur and grain."""
     B, bands = len(mel), mel.shape[3]
     level, tilt, floor, grain, blur = draw(torch.rand, (B, 5), generator).to(mel.device).T[:, :, None, None, None]
     mel = mel + 1.2 * (level - 0.5) + 1.5 * (tilt - 0.5) * torch.linspace(-1, 1, bands, device=mel.device)
@@ -160,25 +168,33 @@ def disturb(mel: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return mel + 0.3 * grain * draw(torch.randn, mel.shape, generator).to(mel)
 
 
-def train_judge(clips, settings=JUDGE, seed=0, run_dir=None, resume=False, accelerator=None, device="cpu"):
-    """Train a judge on a cache of scenes -> yields (judge, Step); use scenes that no model under judgement has seen."""
+def train_judge(
+    clips: Sequence[dict],
+    settings: StageConfig = JUDGE,
+    seed: int = 0,
+    run_dir: str | Path | None = None,
+    resume: bool = False,
+    accelerator: Any = None,
+    device: str = "cpu",
+) -> Iterator[tuple[DetailJudge, Step]]:
+    """Train a judge on a cache of scenes, which no evaluated model may have seen -> yields (judge, Step)."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         judge = DetailJudge().to(device)
 
-    def losses(network, batch, generator, index):
+    def losses(network: DetailJudge, batch: dict, generator: torch.Generator, index: int) -> dict[str, torch.Tensor]:
         items = [{"events": e, "labels": names} for e, names in zip(batch["events"], batch["labels"], strict=True)]
         row, name, heard, events = targets_of(items)
         mel = disturb(judge.mel(batch["waveform"].to(device)), generator)
-        told, answers = network(mel, row.to(device), name.to(device))
-        return judge_loss(told, answers, heard.to(device), events)
+        logits, answers = network(mel, row.to(device), name.to(device))
+        return judge_loss(logits, answers, heard.to(device), events)
 
     batches, networks = loader(clips, settings.batch_size, seed), {"judge": (judge, losses)}
     for step in optimise("judge", networks, batches, settings, seed, run_dir, resume, accelerator, device):
         yield judge, step
 
 
-# ---------------------------------------------------------------- asking the judge
+# Evaluation by the judge
 
 DETAILS = ("number", "pitch", "pace", "loudness", "distance", "order")
 KINDS_ASKED = {("event",): ("number", "pitch", "pace", "distance"), ("sequence",): ("loudness", "order")}
@@ -193,10 +209,10 @@ class Asked:
 
 
 def ask_details(count: int = 200, split: str = "test", seed: int = 5, seconds: float = 2.56) -> list[Asked]:
-    """Return captions that name each detail `count` times, as far as 8 * `count` scenes of a kind do.
+    """Captions that name each detail `count` times, as far as 8 * `count` scenes of a kind do.
 
-    Number, pitch, pace and distance are asked of one event, loudness and order of sequences. Of a scene's own three
-    captions and three richer ones, the one is taken that names most of what is still wanted.
+    Number, pitch, pace and distance come from scenes of one event, loudness and order from sequences. Of a scene's own
+    three captions and three with more details, the one that names most of the missing details is taken.
     """
     wanted, asked = dict.fromkeys(DETAILS, count), []
     for kinds, details in KINDS_ASKED.items():
@@ -216,10 +232,10 @@ def ask_details(count: int = 200, split: str = "test", seed: int = 5, seconds: f
 
 
 def wanted_of(caption: Caption) -> dict[str, list[tuple[str, int]]]:
-    """Return what a caption names: {detail: [(class, answer), …]}.
+    """The details that a caption names: {detail: [(class, answer), …]}.
 
     number: how many; pitch and pace: 0 low or slow, 1 high or fast; loudness: 0 soft, 1 loud; distance: 1 far; order:
-    the place of the class.
+    the position of the class.
     """
     named = {}
     for place, clause in enumerate(caption.clauses):
@@ -237,7 +253,7 @@ def wanted_of(caption: Caption) -> dict[str, list[tuple[str, int]]]:
 
 
 def _answer(detail: str, answers: dict) -> int:
-    """Return what the judge says of one class in one sound, in the terms of `wanted_of`; of two words the nearer."""
+    """The judge's answer for one class in one sound, in the terms of `wanted_of`; the likelier of two words."""
     if detail == "number":
         return int(answers["count"].argmax()) + 1
     if detail in ("pitch", "pace"):
@@ -249,7 +265,7 @@ def _answer(detail: str, answers: dict) -> int:
 
 @dataclass(frozen=True)
 class DetailAnswers:
-    """What the judge said of n sounds, each asked by one caption."""
+    """The judge's answers for n sounds, each with one caption."""
 
     captions: list[Caption]
     classes: np.ndarray  # (n, K) logits
@@ -257,10 +273,10 @@ class DetailAnswers:
     silent: np.ndarray  # (n,)
 
     def right(self, chance: bool = False) -> dict[str, np.ndarray]:
-        """Return, for "class", "nothing else" and each detail, an array with 1 for each right caption, else 0.
+        """For "class", "nothing else" and each detail an array with 1 for each right caption, else 0.
 
-        A silent sound is wrong in everything. chance: each answer is held against another caption's, half of those
-        that name the same detail further on; where all captions name the same (distance), against captions that do not.
+        A silent sound is wrong in every detail. chance: each answer is compared with the caption half the list further
+        on that names the same detail; where all captions name the same value (distance), with captions that do not.
         """
         n, found = len(self.captions), {}
         names = [{clause.name for clause in caption.clauses} for caption in self.captions]
@@ -295,9 +311,14 @@ class DetailAnswers:
 
 @torch.no_grad()
 def judge_details(judge: DetailJudge, waveforms: torch.Tensor, captions: Sequence[Caption]) -> DetailAnswers:
-    """Waveforms (n, N) at 16 kHz and the caption of each -> what the judge says of the classes that it names."""
+    """Waveforms (n, N) at 16 kHz and the caption of each -> the judge's answers for the classes in the captions.
+
+    Raises ValueError for another number of captions.
+    """
     if len(waveforms) != len(captions):
-        raise ValueError(f"one caption a sound: got {len(captions)} and {len(waveforms)}")
+        raise ValueError(
+            f"expected one caption for each sound, got {len(captions)} captions and {len(waveforms)} sounds"
+        )
     classes, of_class = [], []
     for start in range(0, len(captions), 32):
         part = captions[start : start + 32]
@@ -317,11 +338,17 @@ def judge_details(judge: DetailJudge, waveforms: torch.Tensor, captions: Sequenc
     return DetailAnswers(list(captions), np.concatenate(classes), of_class, silent)
 
 
-def detail_table(judge: DetailJudge, model, asked: Sequence[Asked], seed: int = 0, on_clips: Callable | None = None):
-    """Judge rendered, copied and generated sounds of the same captions -> rows: detail, sound, value, low, high, clips.
+def detail_table(
+    judge: DetailJudge,
+    model: "RefinedAudioLDM",
+    asked: Sequence[Asked],
+    seed: int = 0,
+    on_clips: Callable[[int, int], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Evaluate rendered, copied and generated sounds of the same captions -> rows of detail, sound and `share`.
 
     sound: "rendered", "copied" (through VAE and vocoder), "generated" at the model's defaults, "chance" (the generated
-    ones held against other captions). detail "silent" counts sounds that are, in share. Intervals: Clopper & Pearson.
+    ones compared with other captions). The detail "silent" is the share of silent sounds.
     """
     captions = [a.caption for a in asked]
     rendered = torch.stack([a.item["waveform"] for a in asked])
@@ -352,7 +379,7 @@ def table_of(answers: dict[str, DetailAnswers]) -> list[dict]:
 
 
 def show_table(rows: list[dict]) -> str:
-    """Return the rows of `detail_table` as text: a line for each detail, a column for each kind of sound."""
+    """The rows of `detail_table` as text: a line for each detail, a column for each kind of sound."""
     sounds = list(dict.fromkeys(row["sound"] for row in rows))
     lines = [f"{'':14} {'clips':>5} " + " ".join(f"{sound:>16}" for sound in sounds)]
     for detail in dict.fromkeys(row["detail"] for row in rows):

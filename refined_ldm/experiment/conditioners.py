@@ -1,7 +1,8 @@
-"""What steers the arms of the experiment: conditioners with and without their history, token states, an oracle."""
+"""The conditioners of the arms: pretrained or not, with token states, and an oracle. Notebook: 06"""
 
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -10,8 +11,10 @@ from torch.utils.data import Dataset
 from refined_ldm.data.caches import cache_latents
 from refined_ldm.data.captioned_audio import SAMPLE_RATE
 from refined_ldm.durable.csv_log import CsvLogger
+from refined_ldm.experiment.arms import Run
 from refined_ldm.experiment.pretraining import NAMES, PRETRAINING, train_conditioner
 from refined_ldm.experiment.probes import names_in_order
+from refined_ldm.scenes.dataset import KINDS
 from refined_ldm.text_to_audio import RefinedAudioLDM
 
 TOKENS = 20  # of a caption that cross-attention sees
@@ -23,7 +26,7 @@ TOWERS = {  # the two conditioners in miniature, and as published
 
 
 class Tokens(nn.Module):
-    """A conditioner that gives, behind its embedding, the states of its text tower: (B, D + TOKENS * W)."""
+    """A conditioner that appends the states of its text tower to its embedding: captions -> (B, D + TOKENS * W)."""
 
     def __init__(self, clap):
         super().__init__()
@@ -37,34 +40,38 @@ class Tokens(nn.Module):
 
 
 class Oracle(nn.Module):
-    """Knows from the metadata which classes a caption names, in the order of their onsets: no reading, no error."""
+    """Looks up in the metadata which classes a caption names, in the order of their onsets: captions -> (B, D)."""
 
-    def __init__(self, items, embedding_dim):
+    def __init__(self, items, embedding_dim: int):
         super().__init__()
         self.embedding_dim, self.known = embedding_dim, {"": ()}
-        self.register_buffer("place", torch.zeros(0), persistent=False)  # where the model is
+        self.register_buffer("place", torch.zeros(0), persistent=False)  # follows the model's device
         self.learn(items)
 
-    def learn(self, items):
-        """Be told the captions of more scenes."""
+    def learn(self, items) -> None:
+        """Add the captions of more scenes."""
         for item in items:
             names = [name for name in names_in_order(item) if name in item["labels"]]
             self.known |= {caption: (item["kind"], *names) for caption in item["captions"]}
 
-    def embed_text(self, captions):
+    def embed_text(self, captions: list[str]) -> torch.Tensor:
+        """Captions -> unit vectors (B, D), zero for "". Raises ValueError for a caption of no scene that was added."""
         if unknown := [caption for caption in captions if caption not in self.known]:
-            raise ValueError(f"the oracle cannot read {unknown[0]!r}: it has to be told its scene first (`learn`)")
+            raise ValueError(f"the oracle has no scene for {unknown[0]!r}: add its scene with `learn` first")
         rows = torch.zeros(len(captions), self.embedding_dim)
         for row, caption in zip(rows, captions, strict=True):
             for place, name in enumerate(self.known[caption][1:]):
                 row[place * len(NAMES) + NAMES.index(name)] = 1
             if self.known[caption]:
-                row[-1 - ("event", "sequence", "overlap").index(self.known[caption][0])] = 1
+                row[-1 - KINDS.index(self.known[caption][0])] = 1
         return nn.functional.normalize(rows, dim=1).to(self.place.device)
 
 
-def prepare_conditioners(experiment, runs, seed=0, on_step=None):
-    """Train the conditioners that runs need and the folder does not hold yet, with their histories or plain."""
+def prepare_conditioners(experiment, runs: list[Run], seed: int = 0, on_step=None) -> None:
+    """Train the conditioners that `runs` need and that the folder does not hold yet, pretrained or plain.
+
+    on_step(stage, step) is called after every iteration.
+    """
     wanted = {run.arm.conditioner for run in runs}
     for kind, tower in experiment.towers.items():
         if kind in experiment.files:
@@ -77,39 +84,45 @@ def prepare_conditioners(experiment, runs, seed=0, on_step=None):
             config = replace(experiment.config, clap=tower, training=experiment.config.training | {"clap": clap})
             run_dir = experiment.folder / f"{tower}{plain}"
             model = RefinedAudioLDM(config, seed).to(experiment.device)
-            history = None if plain else PRETRAINING[tower]
+            pretraining = None if plain else PRETRAINING[tower]
             with ExitStack() as stack:
-                curves = {}
-                for stage, step in train_conditioner(model, experiment.clips, history, seed, run_dir, resume=True):
-                    if stage not in curves:
-                        curves[stage] = stack.enter_context(CsvLogger(run_dir / f"{stage}.csv", resume=True))
-                    curves[stage](step)
+                logs = {}
+                for stage, step in train_conditioner(model, experiment.clips, pretraining, seed, run_dir, resume=True):
+                    if stage not in logs:
+                        logs[stage] = stack.enter_context(CsvLogger(run_dir / f"{stage}.csv", resume=True))
+                    logs[stage](step)
                     if on_step:
                         on_step(stage, step)
             model.clap.save(path)
 
 
-def _no_latent(waveform):
-    return torch.zeros(len(waveform), 1)
+def embedded_captions(folder: Path, clips, embed) -> Dataset:
+    """Embeddings of every caption, cached in a folder of their own beside one set of latents."""
+    return cache_latents(folder, clips, no_embedding, embed, {**clips.made_of, "of": folder.name})
 
 
-def embedded_captions(folder, clips, embed):
-    """Embeddings of every caption, cached: a shape of its own beside one set of latents."""
-    return cache_latents(folder, clips, _no_latent, embed, {**clips.made_of, "of": folder.name})
+class _OwnSounds(Dataset):
+    """The clips, each with its index in place of its captions."""
+
+    def __init__(self, clips):
+        self.clips = clips
+
+    def __len__(self):
+        return len(self.clips)
+
+    def __getitem__(self, index):
+        return self.clips[index] | {"captions": [str(index)]}
 
 
-def embedded_sounds(folder, clips, clap):
+def embedded_sounds(folder: Path, clips, clap: nn.Module) -> Dataset:
     """Embeddings of the sounds themselves, cached under the same key."""
 
-    class Sounds(Dataset):
-        def __len__(self):
-            return len(clips)
-
-        def __getitem__(self, index):
-            return clips[index] | {"captions": [str(index)]}
-
     def embed(indices):
-        waveform = torch.stack([clips[int(i)]["waveform"] for i in indices])
-        return clap.embed_audio(waveform, SAMPLE_RATE)
+        return clap.embed_audio(torch.stack([clips[int(i)]["waveform"] for i in indices]), SAMPLE_RATE)
 
-    return cache_latents(folder, Sounds(), _no_latent, embed, {**clips.made_of, "of": folder.name})
+    return cache_latents(folder, _OwnSounds(clips), no_embedding, embed, {**clips.made_of, "of": folder.name})
+
+
+def no_embedding(items) -> torch.Tensor:
+    """Stands for an embedding or a latent that a cache does not need: (B, ...) -> zeros (B, 1)."""
+    return torch.zeros(len(items), 1)

@@ -1,7 +1,7 @@
-"""Ten ways to another loss without another model: what is counted changes, the network does not.
+"""Ten ways to another loss without another model: the measurement changes, the network does not.
 
-Each takes one trained model and one held-out set and counts the loss in another way. A factor below 1 is an improvement
-that nobody could hear.
+Each takes one trained model and one held-out set and measures the loss in another way. A factor below 1 is an
+improvement that nobody could hear. Notebook: 06
 """
 
 import torch
@@ -12,15 +12,20 @@ from refined_ldm.experiment.protocol import GRID, noise_errors
 
 
 @torch.no_grad()
-def ten_ways(model, latents, embeddings, train_latents, train_embeddings, sounds, scales):
+def ten_ways(model, latents: torch.Tensor, embeddings: torch.Tensor, train_latents: torch.Tensor,
+             train_embeddings: torch.Tensor, sounds: torch.Tensor, scales: list[float]) -> list[dict]:  # fmt: skip
     """One model -> rows {"way", "loss", "factor"}; the first is the reference: captions, fixed scale, eps, uniform t.
 
-    latents, train_latents: unscaled (B, C, T, F), held-out and seen in training, with the embeddings of their captions;
-    sounds: those of the held-out clips themselves; scales: latent scales that first batches of two would have given.
+    latents, train_latents: unscaled (B, C, T, F), held out and seen in training, with the embeddings (B, D) of their
+    captions; sounds: embeddings (B, D) of the held-out clips themselves; scales: latent scales that first batches of
+    two would have given. All are moved to the device of `latents`, which is the model's.
     """
-    schedule, scale = model.schedule, float(model.scale)
-    t = torch.tensor(GRID)
-    errors = noise_errors(model, scale * latents, embeddings)  # (len(GRID), B)
+    schedule, scale, device = model.schedule, float(model.scale), latents.device
+    embeddings, train_latents, train_embeddings, sounds = (
+        x.to(device) for x in (embeddings, train_latents, train_embeddings, sounds)
+    )
+    t = torch.tensor(GRID)  # on the CPU, as the schedule and what is averaged below
+    errors = noise_errors(model, scale * latents, embeddings).cpu()  # (len(GRID), B)
     by_t = errors.mean(1)
     unconditional = model.clap.embed_text([""])[0]
     dropped = drop_condition(embeddings, unconditional, 0.19, torch.Generator().manual_seed(0))
@@ -28,8 +33,8 @@ def ten_ways(model, latents, embeddings, train_latents, train_embeddings, sounds
     late = torch.exp(-0.5 * ((t - 700) / 120.0) ** 2)
 
     def at_scale(factor):
-        """The same clips, as a run with another latent scale would noise them; the network is given what it knows."""
-        return noise_errors(_rescaled(model, factor), scale * factor * latents, embeddings).mean()
+        """The same clips, noised as in a run with another latent scale; the network's inputs are converted."""
+        return noise_errors(_Rescaled(model, factor), scale * factor * latents, embeddings).mean()
 
     ways = {
         "reference: noise error, held-out captions": by_t.mean(),
@@ -48,19 +53,19 @@ def ten_ways(model, latents, embeddings, train_latents, train_embeddings, sounds
     return [{"way": way, "loss": float(loss), "factor": float(loss) / reference} for way, loss in ways.items()]
 
 
-class _rescaled:
-    """A model that is given latents `factor` times as large, and the timestep at which its own would be as noisy.
+class _Rescaled:
+    """A model applied to latents that are `factor` times as large, at the timestep of the same signal-to-noise ratio.
 
-    z_t = a (f z_0) + s eps is, divided by the length of (a f, s), what the model knows: signal and noise whose squares
-    sum to 1. So its answer is exact but for the rounding of the timestep.
+    z_t = a (f z_0) + s eps, divided by the length of (a f, s), has signal and noise whose squares sum to 1, as the
+    model expects. So its answer is exact but for the rounding of the timestep.
     """
 
     def __init__(self, model, factor):
         self.model, self.factor, self.schedule = model, factor, model.schedule
 
     def denoise(self, z_t, t, c):
-        alpha_bar = self.schedule.alpha_bar[t]
-        length = (alpha_bar * self.factor**2 + 1 - alpha_bar).sqrt()  # (B,)
-        wanted = alpha_bar * self.factor**2 / length**2
-        same = (self.schedule.alpha_bar[None] - wanted[:, None]).abs().argmin(1)
-        return self.model.denoise(z_t / length[:, None, None, None], same, c)
+        alpha_bar = self.schedule.at(t)
+        length = (alpha_bar * self.factor**2 + 1 - alpha_bar).sqrt()  # (B, 1, 1, 1)
+        wanted = (alpha_bar * self.factor**2 / length**2).flatten()  # (B,)
+        same = (self.schedule.alpha_bar.to(t.device)[None] - wanted[:, None]).abs().argmin(1)
+        return self.model.denoise(z_t / length, same, c)

@@ -1,9 +1,9 @@
-"""The ledger of claims: every number that is stated, and how it comes out of the tables beside the figures.
+"""The ledger of claims: every stated number, and how it is computed from the tables beside the figures.
 
 `figures/claims.yaml` lists claims. Each has an id, the words in which it was made, a status (reproduced, refuted, not
-testable here, or measured for what nobody claimed), what was found, the command that makes its table (a CSV file, or a
-folder of runs), and the numbers in that sentence. `verify` computes each number anew, rounds it as it is written, and
-compares the digits.
+testable here, or measured for a result of our own), the finding, the command that makes its table (a CSV file, or a
+folder of runs), and the numbers in that sentence. `verify` computes each number again, rounds it as it is written, and
+compares the digits. Notebook: 06
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ STATUSES = ("reproduced", "refuted", "not testable here", "measured")
 
 @dataclass(frozen=True)
 class Checked:
-    """One number of one claim: as it is written, as it was computed, and what is wrong with it ("" if nothing)."""
+    """One number of one claim: as written, as computed, and its fault ("" if there is none)."""
 
     claim: str
     written: str
@@ -28,12 +28,12 @@ class Checked:
     fault: str = ""
 
 
-def compute(how, table):
+def compute(how: dict, table: pd.DataFrame) -> float:
     """A number as the ledger describes it: {"take": mean | low | high | count | ratio | difference | …, "column": …}.
 
     mean, low, high: of a column over rows `where`, with the interval of `interval`; count: of these rows; least, most.
     difference, difference low, difference high: `where` minus `than`, seed by seed. ratio: of the means of `where` and
-    `than`. Raises ValueError for what it does not know.
+    `than`. Raises ValueError for another `take`, a missing column, or a selection without rows.
     """
     take, column = how["take"], how.get("column")
     if take.startswith("difference"):
@@ -53,8 +53,8 @@ def compute(how, table):
     raise ValueError(f"take must be mean, low, high, least, most, count, ratio or difference, got {take!r}")
 
 
-def read_ledger(path):
-    """The claims in a YAML file. Raises FileNotFoundError, or ValueError naming the claim that lacks something."""
+def read_ledger(path: str | Path) -> list[dict]:
+    """The claims in a YAML file. Raises FileNotFoundError, or ValueError naming the claim that is incomplete."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no ledger at {path}: the claims are in figures/claims.yaml of the repository")
@@ -65,20 +65,20 @@ def read_ledger(path):
         if missing := [k for k in ("id", "words", "status", "found", "command") if k not in claim]:
             raise ValueError(f"{path}: claim {name} lacks {', '.join(missing)}")
         if claim["status"] not in STATUSES:
-            raise ValueError(
-                f"{path}: the status of {name} must be one of {', '.join(STATUSES)}, got {claim['status']!r}"
-            )
+            found = f"got {claim['status']!r}"
+            raise ValueError(f"{path}: the status of {name} must be one of {', '.join(STATUSES)}, {found}")
         if name in seen:
             raise ValueError(f"{path}: there are two claims {name}")
         seen.add(name)
     return ledger
 
 
-def verify(path="figures/claims.yaml", root=None, on_claim=None):
-    """Compute every number of the ledger from its table -> list of `Checked`. Paths are relative to the repository.
+def verify(path: str | Path = "figures/claims.yaml", root: str | Path | None = None, on_claim=None) -> list[Checked]:
+    """Compute every number of the ledger from its table. Paths are relative to the repository.
 
     A number is at fault if its digits differ from those computed, if it is not in the sentence `found`, if it leaves
-    the interval it must lie in, or if a file that states the claim (`stated_in`) does not hold it.
+    the interval it must lie in, or if a file that states the claim (`stated_in`) does not hold it. Raises
+    FileNotFoundError for a missing table, ValueError for an entry that cannot be computed.
     """
     path = Path(path)
     root, tables, checked = Path(root) if root else path.resolve().parent.parent, {}, []

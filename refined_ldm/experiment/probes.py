@@ -1,7 +1,8 @@
-"""What a conditioner can tell apart: what is one point to it, no sampler steered by it can make two sounds of.
+"""Probes of a conditioner: captions with one embedding cannot lead to two different sounds.
 
 Every probe is a choice with a known chance level: does the sound lie nearer to its own caption or to a twin that
-differs in one thing, the order, the count, a negation? Retrieval and naming say how much is there at all.
+differs in one thing, the order, the count, a negation? Retrieval and naming measure the embedding as a whole.
+Notebook: 06
 """
 
 import random
@@ -13,6 +14,7 @@ import torch
 
 from refined_ldm.evaluation.adherence import class_prompt, rendered_clips
 from refined_ldm.evaluation.metrics import found_at_k, share, unit, zero_shot
+from refined_ldm.integers import whole
 from refined_ldm.scenes.captions import NUMBERS, TIMES
 from refined_ldm.scenes.dataset import captions_of
 from refined_ldm.training.contrasts import DETAILS
@@ -21,15 +23,15 @@ COUNTED = re.compile(rf"\b({'|'.join(word for word in NUMBERS[2:])})\b|\b(once|t
 
 
 @torch.no_grad()
-def nearer(clap, items, twins):
+def nearer(clap, items: list[dict], twins: list[str]) -> np.ndarray:
     """items with waveform and caption, twins[i]: another caption for items[i] -> (n,) 1 where its own is the nearer."""
-    heard = _sounds(clap, items)
+    sounds = _sounds(clap, items)
     own, other = (clap.embed_text(list(captions)) for captions in ([i["caption"] for i in items], twins))
-    gap = ((heard * own).sum(1) - (heard * other).sum(1)).cpu().numpy()
+    gap = ((sounds * own).sum(1) - (sounds * other).sum(1)).cpu().numpy()
     return np.where(np.abs(gap) < 1e-6, 0.5, gap > 0)
 
 
-def other_count(caption):
+def other_count(caption: str) -> str | None:
     """The caption with its number changed ("twice" -> "five times"), or None if it holds none."""
     found = COUNTED.search(caption)
     if not found:
@@ -41,10 +43,10 @@ def other_count(caption):
     return caption.replace(word, NUMBERS[2 if number > 3 else 6], 1)
 
 
-def negated(items):
-    """Captions that name what is heard in clip i and deny what is heard in clip j: "a dog barking but not rain".
+def negated(items: list[dict]) -> tuple[list[str], list[str]]:
+    """Captions that name the class of clip i and exclude that of clip j ("a dog barking but not rain"), and twins.
 
-    The twin denies what is heard and names the other; a reader who skips "no" cannot tell which is which.
+    A twin has the classes exchanged; an encoder that ignores "not" cannot distinguish the two.
     """
     n, half = len(items), len(items) // 2
     pairs = [(items[i]["labels"][0], items[(i + half) % n]["labels"][0]) for i in range(n)]
@@ -53,35 +55,36 @@ def negated(items):
 
 
 @torch.no_grad()
-def probe_conditioner(clap, count=200):
+def probe_conditioner(clap, count: int = 200) -> list[dict]:
     """A conditioner with both towers -> rows: probe, value, low, high, clips, chance."""
+    count = whole("count", count, 2)
     mixed, single = rendered_clips(count), rendered_clips(count, kinds=("event",))
     twins, unseen = rendered_clips(count, "test_order"), rendered_clips(count, "test_pairs")
     rows = []
 
-    def tell(probe, right, chance):
+    def add(probe, right, chance):
         rows.append({"probe": probe, **share(np.asarray(right, dtype=float)), "chance": chance})
 
     for name, items in (("retrieval, R@1", mixed), ("retrieval of unseen pairs, R@1", unseen)):
         audio, text = (x.cpu().numpy() for x in (_sounds(clap, items), clap.embed_text([i["caption"] for i in items])))
-        tell(name, found_at_k(unit(text, "text") @ unit(audio, "audio").T, 1), 1 / count)
+        add(name, found_at_k(unit(text, "text") @ unit(audio, "audio").T, 1), 1 / count)
     names = sorted({item["labels"][0] for item in single})
     truth = np.array([names.index(item["labels"][0]) for item in single])
     found = zero_shot(_sounds(clap, single), clap.embed_text([class_prompt(n) for n in names]), truth)
-    tell("naming one event", found.predictions == truth, 1 / len(names))
-    tell("order", nearer(clap, twins, [twins[i ^ 1]["caption"] for i in range(len(twins))]), 0.5)
+    add("naming one event", found.predictions == truth, 1 / len(names))
+    add("order", nearer(clap, twins, [twins[i ^ 1]["caption"] for i in range(len(twins))]), 0.5)
     counted = [(item, other) for item in single if (other := other_count(item["caption"]))]
     if len(counted) > 1:
-        tell("count", nearer(clap, *map(list, zip(*counted, strict=True))), 0.5)
+        add("count", nearer(clap, *map(list, zip(*counted, strict=True))), 0.5)
     true, false = negated(single)
     differ = [i for i in range(len(single)) if true[i] != false[i]]
-    tell("negation", nearer(clap, [single[i] | {"caption": true[i]} for i in differ], [false[i] for i in differ]), 0.5)
+    add("negation", nearer(clap, [single[i] | {"caption": true[i]} for i in differ], [false[i] for i in differ]), 0.5)
     return rows
 
 
 @torch.no_grad()
-def caption_distances(conditioner, count=200):
-    """How far apart a conditioner's embeddings of captions are -> {what differs: mean cosine distance}.
+def caption_distances(conditioner, count: int = 200) -> dict[str, float]:
+    """Mean cosine distances between a conditioner's embeddings of captions, by what differs.
 
     order: the two captions of a pair of `test_order`; wording: two captions of the same scene; scene: of two scenes.
     """
@@ -98,24 +101,25 @@ def caption_distances(conditioner, count=200):
     return found
 
 
-def order_heard(listener, waveforms, items):
-    """Sounds (n, N) of "A then B" -> (n,) 1 if the listener hears A more in the first half than in the second, B less.
+def order_heard(listener, waveforms: torch.Tensor, items: list[dict]) -> np.ndarray:
+    """Sounds (n, N) of "A then B" -> (n,) 1 if A is stronger in the first half than in the second, compared with B.
 
-    Halves are played twice, as the judge needs more than half a clip. Items whose events are of one class are refused.
+    The halves are doubled, as the outside embedding needs more than half a clip. Raises ValueError if both events are
+    of one class.
     """
     first, second = waveforms.chunk(2, dim=1)
-    logits = [listener.probe.logits(listener.embed(half.repeat(1, 2))) for half in (first, second)]
-    moved = logits[0] - logits[1]  # (n, K): heard more at the start than at the end
+    logits = [listener.probe.logits(listener.embed_audio(half.repeat(1, 2))) for half in (first, second)]
+    moved = logits[0] - logits[1]  # (n, K): stronger at the start than at the end
     classes, right = listener.probe.classes, []
     for row, item in zip(moved, items, strict=True):
         a, b = names_in_order(item)
         if a == b:
-            raise ValueError(f"{item['id']} has two events of one class: there is no order to hear")
+            raise ValueError(f"{item['id']} has two events of one class: there is no order")
         right.append(float(row[classes.index(a)] - row[classes.index(b)] > 0))
     return np.array(right)
 
 
-def names_in_order(item):
+def names_in_order(item: dict) -> list[str]:
     """The classes of a scene's events by their onsets; events are `scenes.Event`, or dicts from the cache of clips."""
     events = [event if isinstance(event, dict) else asdict(event) for event in item["events"]]
     return [event["name"] for event in sorted(events, key=lambda event: event["onset"])]

@@ -1,12 +1,13 @@
-"""The claim under control: arms that differ in what is named and in nothing else.
+"""The controlled experiment on the claim: what all arms share, and how each of them is trained and evaluated.
 
-Every arm trains the same U-Net on the same latents of one frozen VAE, in the same batch order, with the same noise and
-as many iterations. What differs is its `Arm`; what that does to a loss is on its card, and losses whose cards differ
-are not compared. Judges are the noise error on a fixed held-out set, at fixed timesteps and with fixed noise; an
-embedding nobody here trained; and the events the captions name.
+Every arm trains the same U-Net on the same latents of one frozen VAE, in the same batch order, with the same noise, for
+as many iterations. What differs is its `Arm`; what that changes about a loss is on its `Card`, and losses whose cards
+differ are not compared. The measures are the noise error on a fixed held-out set, at fixed timesteps and with fixed
+noise; distances in an embedding that nobody here trained; and the events that the captions name. Notebook: 06
 """
 
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,18 +20,28 @@ from refined_ldm.data.caches import cache_latents, encoded_at_once
 from refined_ldm.data.captioned_audio import loader
 from refined_ldm.diffusion import add_noise
 from refined_ldm.evaluation.adherence import (
+    AdherenceResult,
     ProbedEmbedding,
+    evaluate_embeddings,
+    evaluate_generated,
     fit_probe,
-    judge_embeddings,
-    judge_generated,
     rendered_clips,
 )
 from refined_ldm.evaluation.embeddings.aisfx import Aisfx
 from refined_ldm.evaluation.metrics import LinearProbe, frechet_distance, kernel_distance
-from refined_ldm.experiment.arms import Card
-from refined_ldm.experiment.conditioners import TOKENS, TOWERS, Oracle, Tokens, embedded_captions, embedded_sounds
+from refined_ldm.experiment.arms import Arm, Card, Run
+from refined_ldm.experiment.conditioners import (
+    TOKENS,
+    TOWERS,
+    Oracle,
+    Tokens,
+    embedded_captions,
+    embedded_sounds,
+    no_embedding,
+)
 from refined_ldm.experiment.pretraining import NAMES
 from refined_ldm.files import atomic_write
+from refined_ldm.integers import whole
 from refined_ldm.randomness import step_seed
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.training.pipeline import cached_clips, fit_gaussian, weights_digest
@@ -40,8 +51,11 @@ GRID = tuple(range(25, 1000, 50))  # timesteps at which the noise error is measu
 
 
 @torch.no_grad()
-def noise_errors(model, z_0, c, seed=0):
-    """Squared error of the predicted noise (len(GRID), B), with the same noise at every timestep of GRID."""
+def noise_errors(model, z_0: torch.Tensor, c: torch.Tensor, seed: int = 0) -> torch.Tensor:
+    """Squared error of the predicted noise (len(GRID), B), with the same noise at every timestep of GRID.
+
+    z_0: scaled latents (B, C, T, F); c: embeddings (B, D).
+    """
     eps = torch.randn(z_0.shape, generator=torch.Generator().manual_seed(seed)).to(z_0)
     rows = []
     for timestep in GRID:
@@ -51,67 +65,70 @@ def noise_errors(model, z_0, c, seed=0):
 
 
 class Examples(Dataset):
-    """Latents beside the embeddings of their captions and of their own sounds."""
+    """Latents with the embeddings of their captions and, if `audio_embeddings` is given, of their own sounds."""
 
-    def __init__(self, latents, embeddings, heard=None):
-        self.latents, self.embeddings, self.heard = latents, embeddings, heard
+    def __init__(self, latents, embeddings, audio_embeddings=None):
+        self.latents, self.embeddings, self.audio_embeddings = latents, embeddings, audio_embeddings
 
     def __len__(self):
         return len(self.latents)
 
     def __getitem__(self, index):
         item = {"latent": self.latents[index]["latent"], "embeddings": self.embeddings[index]["embeddings"]}
-        return item | ({} if self.heard is None else {"audio_embedding": self.heard[index]["embeddings"][0]})
+        if self.audio_embeddings is not None:
+            item["audio_embedding"] = self.audio_embeddings[index]["embeddings"][0]
+        return item
 
 
 class Experiment:
-    """What all arms share, computed once into `folder`: clips, latents, their scale, held-out clips, the listener.
+    """What all arms share, computed once into `folder`: clips, latents, their scale, held-out clips, the evaluation.
 
-    base: the model whose VAE and vocoder all arms have; config: that of the arms. files: {"laion": …, "ms": …}, where
-    the conditioners are; by default folder/clap-NAME.safetensors, with "-plain" those without history
-    (`prepare_conditioners`). wide: the U-Net of arms that ask for a wide one. `open_experiment` makes one for a preset.
+    base: the model whose VAE and vocoder all arms have; config: that of the arms. files: {"laion": …, "ms": …}, the
+    paths of published conditioners; by default folder/clap-NAME.safetensors, with "-plain" for those that were not
+    pretrained (`prepare_conditioners`). held_out, judged, probe: numbers of clips for the noise error, for the sounds,
+    and for the fit of the probe. preset_unet: the U-Net of arms with unet="preset". `open_experiment` makes an
+    experiment for a preset.
     """
 
-    def __init__(self, folder, config, base, files=None, tokenizer=None, held_out=64, judged=192, probe=1500,
-                 on_clips=None, wide=None):  # fmt: skip
+    def __init__(self, folder: str | Path, config, base: RefinedAudioLDM, files: dict | None = None, tokenizer=None,
+                 held_out: int = 64, judged: int = 192, probe: int = 1500, on_clips=None,
+                 preset_unet=None):  # fmt: skip
+        self.judged, self.probe = whole("judged", judged, 2), whole("probe", probe, 2)
+        held_out = whole("held_out", held_out, 2)
         self.folder, self.config, self.base, self.on_clips = Path(folder), config, base.eval(), on_clips
         self.towers = TOWERS["published" if files else "tiny"]
-        self.files, self.tokenizer, self.wide = files or {}, tokenizer, wide or config.unet
+        self.files, self.tokenizer, self.preset_unet = files or {}, tokenizer, preset_unet or config.unet
         self.clips = cached_clips(config, folder, on_clips=on_clips)
         made_of = {**self.clips.made_of, "vae": weights_digest(base.vae)}
-        self.latents = cache_latents(
-            self.folder / "latents", self.clips, self._encode, _no_embedding, made_of, on_clips
-        )
+        self.latents = cache_latents(self.folder / "latents", self.clips, self._encode, no_embedding, made_of, on_clips)
         self.scale = self._scale(range(min(512, config.clips)))
         self.held_out = rendered_clips(held_out, "val", seed=1, seconds=config.seconds)
-        self.judged, self.probe = judged, probe
 
     @property
-    def device(self):
-        """Where the models are."""
+    def device(self) -> torch.device:
+        """The device of the models."""
         return self.base.device
 
     @torch.no_grad()
     def _encode(self, waveform):
         return self.base.vae.encode(self.base.mel(waveform.to(self.device))).mean
 
+    def _batches(self, items):
+        return torch.stack([item["waveform"] for item in items]).split(encoded_at_once(self.config.samples))
+
     def _scale(self, rows):
-        waveform = torch.stack([self.clips[i]["waveform"] for i in rows]).to(self.device)
-        return float(latent_scale(self.base.vae, (self.base.mel(w) for w in waveform.split(self._at_once))))
+        batches = self._batches(self.clips[i] for i in rows)
+        return float(latent_scale(self.base.vae, (self.base.mel(w.to(self.device)) for w in batches)))
 
-    @property
-    def _at_once(self):
-        return encoded_at_once(self.config.samples)
-
-    def scale_of(self, arm, seed):
-        """The latent scale of an arm: one measured on 512 clips, or 1 / std of the first two clips that it sees."""
+    def scale_of(self, arm: Arm, seed: int) -> float:
+        """The latent scale of an arm: 1 / std of 512 fixed clips, or of the first two clips that it trains on."""
         if arm.scale_from == "fixed subset":
             return self.scale
         first = next(iter(loader(range(len(self.clips)), self._batch_size, seed).batch_sampler))[:2]
         return self._scale(first)
 
-    def conditioner(self, arm):
-        """The frozen conditioner of an arm."""
+    def conditioner(self, arm: Arm) -> torch.nn.Module:
+        """The frozen conditioner of an arm. Raises FileNotFoundError if it has not been trained here."""
         if arm.conditioner == "oracle":
             known = [*self.clips.rest, *self.held_out, *self.test]
             return Oracle(known, self.config.unet.embedding_dim).to(self.device)
@@ -126,42 +143,39 @@ class Experiment:
         clap = clap.eval().to(self.device)
         return Tokens(clap) if arm.tokens else clap
 
-    @property
-    def test(self):
-        """The test clips that sounds are judged by."""
-        if not hasattr(self, "_test"):
-            self._test = rendered_clips(self.judged, seconds=self.config.seconds)
-        return self._test
+    @cached_property
+    def test(self) -> list[dict]:
+        """The test clips, whose captions every arm makes sounds of."""
+        return rendered_clips(self.judged, seconds=self.config.seconds)
 
-    def listener(self):
-        """The judge from outside and its probe, and what it hears in the test clips: (ProbedEmbedding, AdherenceResult)."""
+    def listener(self) -> tuple[ProbedEmbedding, AdherenceResult]:
+        """The outside embedding with its probe, and its result on the test clips themselves; both are kept."""
         if not hasattr(self, "_listener"):
             kept, judge = self.folder / f"probe-{self.probe}-{self.judged}.npz", Aisfx.load().to(self.device)
+            names = ("mean", "std", "weight", "bias")
             if kept.is_file():
-                found = np.load(kept)
+                stored = np.load(kept)
                 probe = LinearProbe(NAMES, multi_label=True)
-                probe.mean, probe.std, probe.weight, probe.bias = (found[k] for k in ("mean", "std", "weight", "bias"))
-                self._listener, real = ProbedEmbedding(judge, probe), found["real"]
+                for name in names:
+                    setattr(probe, name, stored[name])
+                self._listener, real = ProbedEmbedding(judge, probe), stored["real"]
             else:
                 self._listener = fit_probe(judge, self.probe, seconds=self.config.seconds)
-                real = self._listener.embed(torch.stack([item["waveform"] for item in self.test]))
-                probe = self._listener.probe
+                real = self._listener.embed_audio(torch.stack([item["waveform"] for item in self.test]))
                 with atomic_write(kept) as temporary, temporary.open("wb") as file:
-                    np.savez(file, mean=probe.mean, std=probe.std, weight=probe.weight, bias=probe.bias, real=real)
-            self._real = judge_embeddings(self._listener, real, self.test)
+                    np.savez(file, **{name: getattr(self._listener.probe, name) for name in names}, real=real)
+            self._real = evaluate_embeddings(self._listener, real, self.test)
         return self._listener, self._real
 
-    def examples(self, arm, conditioner):
+    def examples(self, arm: Arm, conditioner: torch.nn.Module) -> Examples:
         """The training set of an arm."""
         name = arm.conditioner + "-tokens" * arm.tokens
         embeddings = embedded_captions(self.folder / f"embeddings-{name}", self.clips, conditioner.embed_text)
-        heard = None
-        if arm.audio_share:
-            heard = embedded_sounds(self.folder / f"heard-{name}", self.clips, conditioner)
-        return Examples(self.latents, embeddings, heard)
+        sounds = embedded_sounds(self.folder / f"heard-{name}", self.clips, conditioner) if arm.audio_share else None
+        return Examples(self.latents, embeddings, sounds)
 
-    def model(self, arm, seed, max_steps):
-        """A fresh model of an arm, and its training set."""
+    def model(self, arm: Arm, seed: int, max_steps: int) -> tuple[RefinedAudioLDM, Examples]:
+        """An untrained model of an arm, and its training set."""
         conditioner = self.conditioner(arm)
         examples = self.examples(arm, conditioner)
         warmup = min(100, max_steps // 10)
@@ -169,7 +183,7 @@ class Experiment:
                             ema_decay=arm.ema_decay, timesteps=arm.timesteps, loss_weighting=arm.loss_weighting,
                             audio_share=arm.audio_share, conditioner_dropout=arm.conditioner_dropout)  # fmt: skip
         width = conditioner.embedding_dim
-        unet = self.wide if arm.wide else self.config.unet
+        unet = self.preset_unet if arm.unet == "preset" else self.config.unet
         unet = replace(unet, embedding_dim=width, embedding_gain=arm.gain or width**0.5)
         if arm.tokens:
             unet = replace(unet, tokens=TOKENS, token_width=conditioner.clap.config.text_width)
@@ -180,30 +194,29 @@ class Experiment:
         model = RefinedAudioLDM(config, seed, clap=conditioner)
         model.vae, model.vocoder, model.mel = self.base.vae, self.base.vocoder, self.base.mel
         model.scale.fill_(self.scale_of(arm, seed))
-        model.to(self.device).eval()  # and so all but the U-Net stays: dropout would blur the conditioner's captions
+        model.to(self.device).eval()  # all but the U-Net stays so: dropout would disturb the embeddings
         if model.gaussian is not None:
-            known = [examples[i] for i in range(min(4000, len(examples)))]
-            fit_gaussian(model, *(torch.stack([item[key] for item in known]) for key in ("latent", "embeddings")))
+            fitted = [examples[i] for i in range(min(4000, len(examples)))]
+            fit_gaussian(model, *(torch.stack([item[key] for item in fitted]) for key in ("latent", "embeddings")))
         return model, examples
 
     @property
     def _batch_size(self):
         return self.config.training["ldm"].batch_size
 
-    def trained(self, run):
+    def trained(self, run: Run) -> RefinedAudioLDM:
         """The model that a finished run left in this folder. Raises FileNotFoundError if it has not been run here."""
         model, _ = self.model(run.arm, run.seed, run.iterations)
         model.load_part("ldm", self.folder / "runs" / run.name)
         return model
 
-    def held_out_latents(self):
+    def held_out_latents(self) -> torch.Tensor:
         """Latents (B, C, T, F) of the held-out clips, not yet scaled."""
         if not hasattr(self, "_held_out_latents"):
-            waveform = torch.stack([item["waveform"] for item in self.held_out])
-            self._held_out_latents = torch.cat([self._encode(w) for w in waveform.split(self._at_once)])
+            self._held_out_latents = torch.cat([self._encode(w) for w in self._batches(self.held_out)])
         return self._held_out_latents
 
-    def card(self, arm, model):
+    def card(self, arm: Arm, model: RefinedAudioLDM) -> Card:
         """The card of an arm's losses."""
         drop = 1 - (1 - arm.drop) * (1 - arm.conditioner_dropout)
         weighting = "eps" if arm.loss_weighting == "eps" else arm.parameterization
@@ -212,26 +225,31 @@ class Experiment:
                     unet.embedding_gain, unet.embedding_dim, arm.timesteps, f"val-{len(self.held_out)}")  # fmt: skip
 
     @torch.no_grad()
-    def noise_error(self, model):
+    def noise_error(self, model: RefinedAudioLDM) -> np.ndarray:
         """Mean squared error of the predicted noise on the held-out clips, at every timestep of GRID (len(GRID),)."""
         model.eval()
         z_0 = model.scale * self.held_out_latents()
         c = model.clap.embed_text([item["caption"] for item in self.held_out])
         return noise_errors(model, z_0, c, step_seed(0, 0)).mean(1).cpu().numpy()
 
-    def quality(self, model, guidance=None, steps=16):
-        """What the listener hears in sounds made from the test captions -> ({measure: number}, AdherenceResult).
+    def quality(self, model: RefinedAudioLDM, guidance: float | None = None, steps: int = 16):
+        """Sounds made from the test captions against the clips themselves -> ({measure: number}, AdherenceResult).
 
-        guidance: None takes the arm's.
+        The measures: Fréchet and kernel distance in the outside embedding, and class recall. guidance: None takes the
+        arm's; steps: of the sampler.
         """
         listener, real = self.listener()
-        judged = judge_generated(listener, model, self.test, guidance, steps, batch_size=16)
-        return {**_measures(judged, real, [item["kind"] for item in self.test])}, judged
+        result = evaluate_generated(listener, model, self.test, guidance, steps, batch_size=16)
+        one = np.array([item["kind"] == "event" for item in self.test])
+        made, pca = (result.embeddings, real.embeddings), min(64, len(one) - 1)
+        measures = {"frechet": frechet_distance(*made, pca), "kernel": kernel_distance(*made, "gaussian")}
+        return measures | {"recall": result.recall.mean(), "recall_one": result.recall[one].mean()}, result
 
 
-def open_experiment(folder, name="tiny", clips=None, audioldm="", laion="", ms="", tokenizer="", device="cpu",
-                    **settings):  # fmt: skip
-    """The experiment of a preset -> Experiment.
+def open_experiment(folder: str | Path, name: str = "tiny", clips: int | None = None, audioldm: str = "",
+                    laion: str = "", ms: str = "", tokenizer: str = "", device="cpu",
+                    **settings) -> Experiment:  # fmt: skip
+    """The experiment of a preset.
 
     tiny: the shipped VAE and vocoder, conditioners trained here, a small U-Net. colab, paper: those of a published
     AudioLDM (`audioldm`, a file or a folder), with the published conditioners (`laion`, with the folder of its
@@ -241,24 +259,10 @@ def open_experiment(folder, name="tiny", clips=None, audioldm="", laion="", ms="
     if name == "tiny":
         small = replace(config.unet, model_channels=32, norm_groups=8, head_channels=32)
         base = RefinedAudioLDM.from_preset("tiny", device)
-        return Experiment(folder, replace(config, unet=small), base, wide=config.unet, **settings)
+        return Experiment(folder, replace(config, unet=small), base, preset_unet=config.unet, **settings)
     given = {"audioldm": audioldm, "laion": laion, "ms": ms, "tokenizer": tokenizer}
     if missing := [key for key, path in given.items() if not path]:
         raise ValueError(f"preset {name} needs published files: give {', '.join(missing)}")
     base = RefinedAudioLDM.from_audioldm(audioldm, clap_checkpoint=laion, tokenizer=tokenizer, device=device)
     config = replace(config, mel=base.config.mel, vae=base.config.vae, hifigan=base.config.hifigan)
     return Experiment(folder, config, base, {"laion": laion, "ms": ms}, tokenizer, **settings)
-
-
-def _measures(judged, real, kinds):
-    """Distances to the real clips of the same captions, and the share of the captioned classes that is heard."""
-    one = np.array(kinds) == "event"
-    return {
-        "frechet": frechet_distance(judged.embeddings, real.embeddings, min(64, len(kinds) - 1)),
-        "kernel": kernel_distance(judged.embeddings, real.embeddings, "gaussian"),
-        "recall": float(judged.recall.mean()), "recall_one": float(judged.recall[one].mean()),
-    }  # fmt: skip
-
-
-def _no_embedding(captions):
-    return torch.zeros(len(captions), 1)

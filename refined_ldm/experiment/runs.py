@@ -1,4 +1,7 @@
-"""Carry out a run of the plan: train its arm, judge the sounds, and write both beside the other runs' tables."""
+"""Carry out a run of the plan: train its arm, evaluate its sounds, and write both tables beside those of other runs.
+
+Notebook: 06
+"""
 
 import json
 import time
@@ -10,26 +13,26 @@ import pandas as pd
 
 from refined_ldm.data.captioned_audio import loader
 from refined_ldm.durable.csv_log import CsvLogger
-from refined_ldm.experiment.arms import Arm
+from refined_ldm.experiment.arms import Arm, Run
 from refined_ldm.experiment.protocol import GRID
-from refined_ldm.experiment.statistics import bins
+from refined_ldm.experiment.statistics import mean_errors
 from refined_ldm.files import atomic_write
 from refined_ldm.training.pipeline import accelerator_of
 from refined_ldm.training.stages import train_ldm
 
 
-def marks(max_steps, count=12):
+def eval_steps(max_steps: int, count: int = 12) -> set[int]:
     """Iterations at which the noise error is measured: nearly even in their logarithm, the last one included."""
-    found = np.unique(np.geomspace(max(1, max_steps // 100), max_steps, count).round().astype(int))
-    return set(found.tolist())
+    return set(np.geomspace(max(1, max_steps // 100), max_steps, count).round().astype(int).tolist())
 
 
-def run_arm(experiment, run, out, resume=False, judge=True, on_step=None):
-    """Carry out one `Run`: train and judge -> its record, which is written to out/NAME.json beside the run's tables.
+def run_arm(experiment, run: Run, out: str | Path, resume: bool = False, judge: bool = True, on_step=None) -> dict:
+    """Train and evaluate one run -> its record, which is written to out/NAME.json beside the run's tables.
 
-    NAME-steps.csv: the training loss of every iteration; NAME.csv: the noise error at marked iterations and timesteps.
-    A finished run is not repeated, a broken one goes on from its checkpoint; where nothing but the guidance of its arm
-    has changed, its sounds are made and judged anew. Raises ValueError where the record is of another arm.
+    NAME-steps.csv: the training loss, mean of every 10 iterations; NAME.csv: the noise error at `eval_steps` and GRID;
+    NAME-heard.csv: the classes found in every clip. A finished run is not repeated, an interrupted one continues from
+    its checkpoint. Where only the guidance of its arm has changed, its sounds are made and evaluated again. Raises
+    ValueError where the record is of another arm.
     """
     name, arm, seed, max_steps = run.name, run.arm, run.seed, run.iterations
     out, run_dir = Path(out), experiment.folder / "runs" / name
@@ -46,14 +49,15 @@ def run_arm(experiment, run, out, resume=False, judge=True, on_step=None):
     model, examples = experiment.model(arm, seed, max_steps)
     errors = run_dir / "errors.csv"
     rows = pd.read_csv(errors).to_dict("records") if resume and errors.is_file() else []
-    if not rows and model.gaussian is not None:  # the U-Net's last layer begins at zero: the formula alone
+    if not rows and model.gaussian is not None:  # the U-Net's last layer begins at zero: the linear denoiser alone
         rows = _error_rows(experiment.noise_error(model), 0, 0.0)
     seconds = 0.0
     if max_steps:
         rows, seconds = _trained(experiment, model, examples, run, run_dir, rows, resume, accelerator, on_step)
     record = {"name": name, "label": run.label, "part": run.part, "seed": seed, "iterations": max_steps,
-              "seconds": round(seconds, 1), **bins(rows[-len(GRID):]), "precision": accelerator.mixed_precision,
-              "arm": asdict(arm), "card": asdict(experiment.card(arm, model))}  # fmt: skip
+              "seconds": round(seconds, 1), **mean_errors(pd.DataFrame(rows[-len(GRID):])),
+              "precision": accelerator.mixed_precision, "arm": asdict(arm),
+              "card": asdict(experiment.card(arm, model))}  # fmt: skip
     if judge:
         record |= _judged(experiment, model, out / f"{name}-heard.csv")
     model.save_part("ldm", run_dir)
@@ -64,10 +68,10 @@ def run_arm(experiment, run, out, resume=False, judge=True, on_step=None):
     return record
 
 
-def iteration_seconds(experiment, arms, rounds=20, warm=3):
-    """Time iterations of several arms in turn, so that whatever disturbs one disturbs all -> rows for a table.
+def iteration_seconds(experiment, arms: dict[str, Arm], rounds: int = 20, warm: int = 3) -> list[dict]:
+    """Time iterations of several arms in turn, so that a disturbance affects all of them -> rows for a table.
 
-    arms: {label: Arm}. A row an arm: {"label", "seconds", "times_the_first"}, medians of `rounds` after `warm` others.
+    A row an arm: {"label", "seconds", "times_the_first"}, medians of `rounds` after `warm` others.
     """
     steps = {}
     for label, arm in arms.items():
@@ -88,18 +92,18 @@ def iteration_seconds(experiment, arms, rounds=20, warm=3):
 
 
 def _check_same_training(record, arm, path):
-    """Raise ValueError, naming what differs, unless a record is of this arm, whatever its guidance."""
-    was = asdict(replace(Arm(**record["arm"]), guidance=arm.guidance))
+    """Raise ValueError, naming the differences, unless a record is of this arm, whatever its guidance."""
+    was = asdict(replace(Arm.from_record(record["arm"]), guidance=arm.guidance))
     if different := [f"{k}: {was[k]} there, {v} here" for k, v in asdict(arm).items() if was[k] != v]:
         raise ValueError(f"{path} is of an arm with other settings ({'; '.join(different)}): move its files away, or "
                          "write to another folder")  # fmt: skip
 
 
-def _judged(experiment, model, heard):
-    """Judge a model, and write what was heard in every clip to a CSV file -> measures."""
+def _judged(experiment, model, path):
+    """Evaluate the sounds of a model, and write the classes found in every clip to a CSV file -> measures."""
     begin = time.perf_counter()
     measures, judged = experiment.quality(model)
-    _write(pd.DataFrame(judged.rows)[["id", "kind", "labels", "heard", "recall"]], heard)
+    _write(pd.DataFrame(judged.rows)[["id", "kind", "labels", "heard", "recall"]], path)
     return measures | {"judged": len(judged.rows), "judging_seconds": round(time.perf_counter() - begin, 1)}
 
 
@@ -110,25 +114,19 @@ def _write_record(record, path):
 
 def _trained(experiment, model, examples, run, run_dir, rows, resume, accelerator, on_step):
     """Train the model of a run -> the noise errors on the way and at the end, seconds."""
-    at, seconds = marks(run.iterations), rows[-1]["seconds"] if rows else 0.0
-    steps = train_ldm(
-        model,
-        loader(examples, model.config.training["ldm"].batch_size, run.seed),
-        seed=run.seed,
-        run_dir=run_dir,
-        resume=resume,
-        accelerator=accelerator,
-    )
+    at, seconds = eval_steps(run.iterations), rows[-1]["seconds"] if rows else 0.0
+    batches = loader(examples, model.config.training["ldm"].batch_size, run.seed)
+    steps = train_ldm(model, batches, seed=run.seed, run_dir=run_dir, resume=resume, accelerator=accelerator)
     with CsvLogger(run_dir / "steps.csv", resume) as write:
         for step in steps:
             write(step)
-            rows = [row for row in rows if row["step"] < step.index]  # what comes after the checkpoint is done again
+            rows = [row for row in rows if row["step"] < step.index]  # those after the checkpoint are measured again
             seconds += step.seconds
             if step.index in at and step.index < run.iterations:
                 with step.averaged():
                     rows += _error_rows(experiment.noise_error(model), step.index, seconds)
                 model.unet.train()
-                pd.DataFrame(rows).to_csv(run_dir / "errors.csv", index=False)
+                _write(pd.DataFrame(rows), run_dir / "errors.csv")
             if on_step:
                 on_step(step)
     seconds = float(pd.read_csv(run_dir / "steps.csv")["seconds"].sum())
@@ -141,7 +139,7 @@ def _error_rows(errors, step, seconds):
 
 
 def _thinned(table, every=10):
-    """Means over `every` iterations: a curve that is drawn needs no more."""
+    """Means over `every` iterations, which is enough for a curve."""
     groups = (table["step"] - 1) // every
     step, loss, seconds = (table[column].groupby(groups) for column in ("step", "loss", "seconds"))
     return pd.DataFrame({"step": step.max(), "loss": loss.mean().round(6), "seconds": seconds.sum().round(3)})

@@ -1,44 +1,43 @@
-"""What runs say beside each other: their tables collected, an arm minus another seed by seed, a lead in iterations."""
+"""Statistics over runs: tables collected, paired differences between arms, and leads expressed in iterations.
+
+Notebook: 06
+"""
 
 import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student
+from scipy.stats import ttest_1samp
 
 
-def collect(out):
-    """The records of all finished runs as a table, one row each, with what their CSV files say -> DataFrame.
+def collect(out: str | Path) -> pd.DataFrame:
+    """The records of all finished runs in a folder, one row each.
 
-    Noise errors and recalls are computed from the files, not taken from the record.
+    Noise errors and recalls are computed from the runs' CSV files, not taken from the records.
     """
     rows = []
     for path in sorted(Path(out).glob("*.json")):
         record = json.loads(path.read_text())
         errors = pd.read_csv(path.with_suffix(".csv"))
-        last = errors[errors["step"] == errors["step"].max()]
         row = {k: v for k, v in record.items() if not isinstance(v, dict)}
         row["conditioner"] = record["arm"]["conditioner"]
-        row |= bins(last.to_dict("records"))
-        heard = path.with_name(f"{path.stem}-heard.csv")
-        if heard.is_file():
-            table = pd.read_csv(heard)
+        row |= mean_errors(errors[errors["step"] == errors["step"].max()])
+        adherence = path.with_name(f"{path.stem}-heard.csv")
+        if adherence.is_file():
+            table = pd.read_csv(adherence)
             row["recall"] = table["recall"].mean()
             row["recall_one"] = table["recall"][table["kind"] == "event"].mean()
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def bins(rows):
-    """The mean noise error over timesteps, and over those from 250, 500 and 750 on."""
-    found = {}
-    for low in (0, 250, 500, 750):
-        found[f"error_{low}"] = float(np.mean([row["error"] for row in rows if row["t"] >= low]))
-    return found
+def mean_errors(errors: pd.DataFrame) -> dict[str, float]:
+    """The mean noise error over all timesteps, and over those from 250, 500 and 750 on. errors: columns t, error."""
+    return {f"error_{low}": float(errors["error"][errors["t"] >= low].mean()) for low in (0, 250, 500, 750)}
 
 
-def rows_where(table, where):
+def rows_where(table: pd.DataFrame, where: dict) -> pd.DataFrame:
     """The rows of a table in which every named column has the given value, or one of the given values.
 
     Raises ValueError if a column is missing or no row is left.
@@ -52,18 +51,21 @@ def rows_where(table, where):
     return table
 
 
-def interval(values, confidence=0.95):
+def interval(values, confidence: float = 0.95) -> tuple[float, float, float]:
     """(mean, low, high) of few independent values, by Student's t (1908); of one value, itself three times."""
     values = np.asarray(values, dtype=float)
     mean = values.mean()
     if len(values) < 2:
         return mean, mean, mean
-    half = student.ppf((1 + confidence) / 2, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-    return mean, mean - half, mean + half
+    found = ttest_1samp(values, 0).confidence_interval(confidence)
+    return mean, found.low, found.high
 
 
-def paired(table, column, one, other, on="seed"):
-    """column of the rows `one` minus that of the rows `other`, for every seed both have -> (n,)."""
+def paired(table: pd.DataFrame, column: str, one: dict, other: dict, on: str = "seed") -> np.ndarray:
+    """`column` of the rows `one` minus that of the rows `other`, for every seed that both have -> (n,).
+
+    Raises ValueError if a selection is empty or they share no seed.
+    """
     a, b = (rows_where(table, where).set_index(on)[column] for where in (one, other))
     seeds = sorted(set(a.index) & set(b.index))
     if not seeds:
@@ -71,11 +73,11 @@ def paired(table, column, one, other, on="seed"):
     return (a[seeds] - b[seeds]).to_numpy(dtype=float)
 
 
-def iterations_to(table, column, value):
-    """After how many iterations the runs of one arm have a value of a measure that falls: interpolated between them.
+def iterations_to(table: pd.DataFrame, column: str, value: float) -> float:
+    """The number of iterations after which one arm reaches a value of a falling measure, interpolated between runs.
 
-    table: runs of one arm, of any lengths; seeds of one length are averaged. Where the shortest is past it already, its
-    length; infinity where the longest is not there yet.
+    table: runs of one arm, of any lengths; seeds of one length are averaged. The length of the shortest run if that is
+    past the value already; infinity if the longest has not reached it.
     """
     found = table.groupby("iterations")[column].mean().cummin()
     if value < found.iloc[-1]:
@@ -83,16 +85,17 @@ def iterations_to(table, column, value):
     return float(np.interp(-value, -found.to_numpy(), found.index))
 
 
-def times_fewer(table, column, one, other, at, paced, rises=False):
-    """How many times fewer iterations arm `one` takes to be where arm `other` ends, seed by seed -> (seeds,).
+def times_fewer(table: pd.DataFrame, column: str, one: str, other: str, at: int, between: tuple[int, int],
+                rises: bool = False) -> np.ndarray:  # fmt: skip
+    """How many times fewer iterations arm `one` needs to reach what arm `other` has at its end, by seed -> (seeds,).
 
-    table: runs; at: iterations that both were trained for; paced: two lengths of `one` between which its pace is taken;
-    rises: more is better. The mean over the seeds of `one` changes between them as a power b of the iterations, so a
-    change by a factor f takes f ** (1 / b) times as many (a power law of learning, Hestness et al. 2017). Below 1, it
-    takes more; NaN where `one` does not get better with more. Raises ValueError where one of these has not been run.
+    at: the iterations of both; between: two lengths of `one` that give its power law; rises: more is better. The mean
+    over the seeds of `one` changes between them as a power b of the iterations, so a change by a factor f takes
+    f ** (1 / b) times as many (a power law of learning, Hestness et al. 2017). Below 1, it takes more; NaN where `one`
+    does not get better with more. Raises ValueError where one of these has not been run.
     """
     arms = [{"label": label, "iterations": at} for label in (one, other)]
     ahead = paired(table.assign(log=np.log(table[column])), "log", *arms)
-    start, end = (rows_where(table, {"label": one, "iterations": n})[column].mean() for n in paced)
-    b = np.log(end / start) / np.log(paced[1] / paced[0])
+    start, end = (rows_where(table, {"label": one, "iterations": n})[column].mean() for n in between)
+    b = np.log(end / start) / np.log(between[1] / between[0])
     return np.exp(ahead / b) if (b > 0 if rises else b < 0) else np.full(len(ahead), np.nan)

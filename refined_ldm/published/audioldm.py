@@ -15,7 +15,7 @@ from refined_ldm.published.swap import fit_film
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.weights import load_into
 
-AUDIOLDM_TOKENS = 512  # captions are read to this length, where LAION-CLAP was trained to 77
+AUDIOLDM_TOKENS = 512  # longest caption in AudioLDM; LAION-CLAP was trained with 77
 
 
 def model_from_audioldm(
@@ -29,7 +29,7 @@ def model_from_audioldm(
     device: str | torch.device = "cpu",
     **changes,
 ) -> RefinedAudioLDM:
-    """What `RefinedAudioLDM.from_audioldm` returns, which says what each argument is."""
+    """A published AudioLDM as a model; the arguments are those of `RefinedAudioLDM.from_audioldm`."""
     config, parts = read_audioldm(path, average)
     if tokenizer is None and (Path(path) / "tokenizer").is_dir():
         tokenizer = Path(path) / "tokenizer"
@@ -37,8 +37,10 @@ def model_from_audioldm(
     name = conditioner or trained_with
     swapped, held = name != trained_with, "clap" in parts
     if fit_on is not None and not (swapped and held):
-        raise ValueError(f"fit_on asks for another conditioner than {trained_with}, and for a file that holds that "
-                         f"one too: got {name}, and {path}{'' if held else ', which holds none'}")  # fmt: skip
+        raise ValueError(
+            f"fit_on asks for another conditioner than {trained_with}, and for a file that holds that "
+            f"one too: got {name}, and {path}{'' if held else ', which holds none'}"
+        )
     if not swapped and clap_checkpoint is None and not held:
         raise ValueError(f"{path} holds no conditioner: give the file of {trained_with} as clap_checkpoint=")
 
@@ -58,13 +60,13 @@ def model_from_audioldm(
     load_into(model.unet, parts["unet"] | {f"film_embed.{k}": v for k, v in film.state_dict().items()}, path)
     load_into(model.vae, parts["vae"], path)
     load_into(model.vocoder, parts["hifigan"], path)
-    model.scale.copy_(parts["scale"][""] if "scale" in parts else torch.tensor(1.0))
+    model.scale.copy_(parts["scale"][""])
     return model.to(device).eval()
 
 
 @torch.no_grad()
 def _fitted_film(model, old, film, captions):
-    """The layer through which `captions` and "" keep, from the model's conditioner, what `film` made of the old one."""
+    """A film layer for the model's conditioner under which `captions` and "" keep the film vectors of the old one."""
     captions = ["", *captions]  # guidance moves away from ""
     gain = model.config.unet.embedding_gain
     fit = model.film_fit = fit_film(model.clap.embed_text(captions) * gain, film(old.embed_text(captions)))

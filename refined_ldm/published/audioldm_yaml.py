@@ -6,6 +6,7 @@ Every key is accounted for. It is honoured, or it has the one value there is her
 
 import re
 from contextlib import suppress
+from typing import Any
 
 from refined_ldm.config import LARGEST_NUMBER
 
@@ -51,9 +52,9 @@ UNUSED = (  # patterns of whole keys
     r"data\.(val|test)",  # only training data are opened; `evaluate` compares folders
     r"data\.class_label_indices",  # labels are no condition
     r"step\.(validation_every_n_epochs|limit_val_batches|save_top_k)",  # the last two checkpoints are kept
-    r"preprocessing\.audio\.max_wav_value",  # read by nobody: samples are in [-1, 1]
+    r"preprocessing\.audio\.max_wav_value",  # not used: samples are in [-1, 1]
     r"model\.params\.(monitor|log_every_t|clip_denoised)",  # what its trainer logs
-    r"model\.params\.scheduler_config\..*",  # read by nobody since warm-up is `warmup_steps`
+    r"model\.params\.scheduler_config\..*",  # not used since warm-up is `warmup_steps`
     re.escape(FIRST) + r"(monitor|batchsize|lossconfig\..*)",  # of its own trainer; our stages share one batch size
     re.escape(DD) + r"resolution",  # of images; convolutions take any length
     re.escape(UNET) + r"image_size",  # likewise
@@ -66,18 +67,18 @@ CONDITIONER_ONLY = {
 }  # fmt: skip
 CONDITIONER_UNUSED = (
     r"params\.amodel",  # HTSAT-tiny or -base: read off the file
-    # Both conditioners listen as they were trained to, at 44.1 or 48 kHz and with the mel bank in their file; the
-    # published wrappers overwrite these too.
+    # Both conditioners keep the mel settings that they were trained with, 44.1 or 48 kHz and the mel bank in their
+    # file; the published wrappers overwrite these too.
     r"params\.(sampling_rate|sample_rate|fmin|fmax|hop_size|window_size|mel_bins|classes_num)",
 )
 
 
-def is_published(written):
-    """Whether a configuration has the sections of AudioLDM's, of which ours has none."""
+def is_published(written: dict) -> bool:
+    """Whether a configuration is AudioLDM's: ours has neither of its sections."""
     return not {"model", "preprocessing"}.isdisjoint(written)
 
 
-def convert_config(written):
+def convert_config(written: dict) -> dict[str, Any]:
     """AudioLDM's tree of settings -> ours by the names of `Config`; ValueError naming a key that cannot be followed."""
     keys = _Keys(written)
     for place, part in AUDIOLDM_TARGETS.items():
@@ -118,8 +119,10 @@ def _conditioner(keys):
     target = keys.take(place + "target", str)
     known = [part for ending, part in CONDITIONERS.items() if re.search(rf"(^|\.){ending}$", target)]
     if not known:
-        raise ValueError(f"{place}target is {target!r}: known are …CLAPAudioEmbeddingClassifierFreev2 (LAION-CLAP) and "
-                         "…msclap.models.clap3.CLAP (MS-CLAP 2023)")  # fmt: skip
+        raise ValueError(
+            f"{place}target is {target!r}: known are …CLAPAudioEmbeddingClassifierFreev2 (LAION-CLAP) and "
+            "…msclap.models.clap3.CLAP (MS-CLAP 2023)"
+        )
     name, width, gain = known[0]
     keys.take_only({place + key: value for key, value in CONDITIONER_ONLY.items()})
     keys.drop([re.escape(place) + pattern for pattern in CONDITIONER_UNUSED])
@@ -138,8 +141,14 @@ def _networks(keys, embedding_gain):
         raise ValueError(f"preprocessing.audio.sampling_rate is {rate}: recordings are read at 16000 Hz")
     hop = keys.take("preprocessing.stft.hop_length", int)
     bins = keys.same(int, "preprocessing.mel.n_mel_channels", DD + "mel_bins")
-    channels = keys.same(int, "model.params.channels", FIRST + "embed_dim", DD + "z_channels", UNET + "in_channels",
-                         UNET + "out_channels")  # fmt: skip
+    channels = keys.same(
+        int,
+        "model.params.channels",
+        FIRST + "embed_dim",
+        DD + "z_channels",
+        UNET + "in_channels",
+        UNET + "out_channels",
+    )
     vae_mult, unet_mult = keys.take(DD + "ch_mult", list), keys.take(UNET + "channel_mult", list)
     for key, levels in ((DD + "ch_mult", vae_mult), (UNET + "channel_mult", unet_mult)):
         if not levels:
@@ -169,16 +178,22 @@ def _seconds(keys, rate, hop, bins, vae_factor, unet_factor):
     """Length of a clip: what `latent_t_size` latent frames hold. The mel's bins must fill `latent_f_size`."""
     frames, places = keys.take("model.params.latent_t_size", int), keys.take("model.params.latent_f_size", int)
     if places * vae_factor != bins:
-        raise ValueError(f"model.params.latent_f_size is {places}, but preprocessing.mel.n_mel_channels {bins} / "
-                         f"{vae_factor} by the first stage is {bins / vae_factor:g}")  # fmt: skip
+        raise ValueError(
+            f"model.params.latent_f_size is {places}, but preprocessing.mel.n_mel_channels {bins} / "
+            f"{vae_factor} by the first stage is {bins / vae_factor:g}"
+        )
     for name, size in (("latent_t_size", frames), ("latent_f_size", places)):
         if size % unet_factor:
-            raise ValueError(f"model.params.{name} is {size}: it must be a multiple of {unet_factor}, which the levels "
-                             f"of {UNET}channel_mult halve away")  # fmt: skip
+            raise ValueError(
+                f"model.params.{name} is {size}: it must be a multiple of {unet_factor}, which the levels "
+                f"of {UNET}channel_mult halve away"
+            )
     seconds, duration = frames * vae_factor * hop / rate, keys.take("preprocessing.audio.duration", float)
     if round(duration * rate) < round(seconds * rate):
-        raise ValueError(f"preprocessing.audio.duration is {duration:g} s, shorter than the {seconds:g} s of "
-                         f"model.params.latent_t_size {frames} x {vae_factor} x hop {hop} / {rate} Hz")  # fmt: skip
+        raise ValueError(
+            f"preprocessing.audio.duration is {duration:g} s, shorter than the {seconds:g} s of "
+            f"model.params.latent_t_size {frames} x {vae_factor} x hop {hop} / {rate} Hz"
+        )
     return seconds
 
 
@@ -210,7 +225,14 @@ def _training(keys):
     return {
         "vae": {**common, "lr": vae_lr},
         "clap": {**common, "lr": 1e-5},  # MS-CLAP's
-        "ldm": {**common, "lr": lr, "betas": [0.9, 0.999], "weight_decay": 0.01, "max_grad_norm": 0, "ema_decay": 0.9999},
+        "ldm": {
+            **common,
+            "lr": lr,
+            "betas": [0.9, 0.999],
+            "weight_decay": 0.01,
+            "max_grad_norm": 0,
+            "ema_decay": 0.9999,
+        },
         "hifigan": {**common, "lr": 2e-4, "betas": [0.8, 0.99], "crop_frames": 52},  # HiFi-GAN's
     }
 
@@ -228,7 +250,7 @@ class _Keys:
             if default is None:
                 raise ValueError(f"{key} is missing")
             return default
-        return _checked(key, value, kind, least)
+        return checked(key, value, kind, least)
 
     def same(self, kind, first, *others):
         """The value of the key `first`, which others repeat."""
@@ -239,7 +261,7 @@ class _Keys:
         return value
 
     def take_only(self, allowed):
-        """Drop the keys of `allowed`, whose values must be those told there."""
+        """Drop the keys of `allowed`; ValueError if one has another value than there."""
         for key, value in allowed.items():
             if key in self.left and self.left[key] != value:
                 raise ValueError(f"{key} is {self.left[key]!r:.80}: here it can only be {value!r}")
@@ -250,7 +272,7 @@ class _Keys:
                      if not any(re.fullmatch(pattern, key) for pattern in patterns)}  # fmt: skip
 
     def finish(self):
-        """Refuse what nobody asked for."""
+        """Raise ValueError if a key is left that was not used."""
         self.drop(UNUSED)
         if self.left:
             raise ValueError(f"unknown key {', '.join(self.left)}")
@@ -265,14 +287,21 @@ def _flat(tree, above=""):
             yield f"{above}{name}", value
 
 
-def _checked(key, value, kind, least):
+def checked(key: str, value: Any, kind: type, least: int) -> Any:
     """`value` as `kind`: int from `least` on, float (which may be written 1e-4), str, or list of ints from 1 on."""
     if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
         with suppress(ValueError, OverflowError):
             value = float(value)
+    if kind is int and isinstance(value, float) and value.is_integer() and abs(value) < LARGEST_NUMBER:
+        value = int(value)
     whole = [value] if kind is int else value if kind is list and isinstance(value, list) else []
     beyond = type(value) in (int, float) and not abs(value) < LARGEST_NUMBER
     if type(value) is not kind or beyond or any(type(n) is not int or n < least for n in whole):
-        told = {int: f"a whole number from {least} on", float: "a number", str: "text", list: "a list of whole numbers"}
-        raise ValueError(f"{key} must be {told[kind]}, got {value!r:.80}")
+        expected = {
+            int: f"a whole number from {least} on",
+            float: "a number",
+            str: "text",
+            list: "a list of whole numbers",
+        }
+        raise ValueError(f"{key} must be {expected[kind]}, got {value!r:.80}")
     return value

@@ -2,19 +2,23 @@
 
 import codecs
 import re
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
-from refined_ldm.config import load_config
+import torch
+
+from refined_ldm.config import MADE_BY, Config, load_config
+from refined_ldm.data.names import caption_name, name_fault, unlike
 from refined_ldm.data.tables import clean_caption
 from refined_ldm.durable.run_state import load_scale
+from refined_ldm.integers import LARGEST_SEED, whole, whole_seed
 from refined_ldm.published.warm_start import load_named_parts
 from refined_ldm.text_to_audio import RefinedAudioLDM, part_path
 from refined_ldm.weights import load_into, read_weights
 
 SOUNDS_AT_ONCE = 8  # candidates included
-NOT_IN_NAMES = r'[\x00-\x1f\x7f/\\:*?"<>|]'  # characters that some system forbids in a file name
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Line:
     repeat: int  # how many lines before it have the same caption
 
 
-def read_list(path, left_out=None):
+def read_list(path: str | Path, left_out: list[str] | None = None) -> list[Line]:
     """The lines `caption` or `filename|caption` of a text file -> a list of Line, in their order.
 
     Blank lines are passed over, ".wav" is added where it is missing, a name given twice is numbered, control characters
@@ -34,8 +38,10 @@ def read_list(path, left_out=None):
     caption, or whose name is no plain file name; given a list as `left_out`, these go there instead.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"no list of captions at {path}")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: give a list of captions, a text file in UTF-8")
     raw = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise ValueError(f"{path} is not a text in UTF-8: it begins as UTF-16, so save it again")
@@ -48,7 +54,7 @@ def read_list(path, left_out=None):
             continue
         if caption is not None:
             repeat = repeats[caption] = repeats.get(caption, -1) + 1
-            lines.append(Line(caption, _unlike(taken, re.sub(r"\.wav$", "", name, flags=re.IGNORECASE)), repeat))
+            lines.append(Line(caption, f"{unlike(taken, name)}.wav", repeat))
     if faults and left_out is None:
         raise ValueError("\n  ".join([*faults, "--skip-bad leaves out such lines"] if faults[1:] else faults))
     if left_out is not None:
@@ -63,31 +69,18 @@ def _name_and_caption(row):
     name, bar, caption = (part.strip() for part in row.partition("|"))
     if not bar:
         caption = clean_caption(name)
-        return _name_of(caption), caption
-    if not caption or re.search(NOT_IN_NAMES, name) or name.strip(". ") == "" or len(name.encode()) > 200:
-        raise ValueError("expected `caption` or `filename|caption`, the name without folders and no longer than 200 "
-                         f"bytes, got {row.strip()[:80]!r}")  # fmt: skip
+        return caption_name(caption, "_", punctuation=True), caption  # as AudioLDM does
+    name = re.sub(r"\.wav$", "", name, flags=re.IGNORECASE)
+    fault = name_fault(name) if name else "there is no name"
+    if not caption or fault:
+        raise ValueError(
+            "expected `caption` or `filename|caption`, the name without folders and no longer than 200 "
+            f"bytes, got {row.strip()[:80]!r}: {fault or 'there is no caption'}"
+        )
     return name, clean_caption(caption)
 
 
-def _name_of(caption):
-    """The caption as a file name, spaces as underscores, as AudioLDM does; long ones are cut."""
-    name = re.sub(rf"{NOT_IN_NAMES}|[\s'.]", "_", caption)
-    return re.sub("_+", "_", name).encode()[:150].decode(errors="ignore").strip("_") or "untitled"
-
-
-def _unlike(taken, stem):
-    """stem.wav, numbered if it is `taken`, where upper and lower case are the same; taken: {stem: last number}."""
-    name, number = stem, taken.get(stem.casefold(), 1)
-    while name.casefold() in taken:
-        number += 1
-        name = f"{stem}-{number}"
-    taken[name.casefold()] = 1
-    taken[stem.casefold()] = number
-    return f"{name}.wav"
-
-
-def open_model(config, checkpoint, device="cpu"):
+def open_model(config: Config, checkpoint: str | Path, device: str | torch.device = "cpu") -> RefinedAudioLDM:
     """A model of these settings with the weights of `checkpoint`, ready to generate.
 
     That is a published AudioLDM checkpoint, a run folder, or one of the folders run/checkpoints/ldm/step-NNNNNNN of a
@@ -97,6 +90,7 @@ def open_model(config, checkpoint, device="cpu"):
     path = Path(checkpoint)
     if not path.exists():
         raise FileNotFoundError(f"no checkpoint at {path}")
+    _refuse_other_folder(path)
     if (path / "state.json").is_file():
         model = _open_run(config, path.absolute().parents[2], path)
     elif (path / "config.yaml").is_file():
@@ -106,13 +100,25 @@ def open_model(config, checkpoint, device="cpu"):
     return model.to(device).eval()
 
 
+def _refuse_other_folder(path):
+    """Raise ValueError, saying which to give, for a folder that is no run, no step of one and no pipeline."""
+    known = ("state.json", "config.yaml", "model_index.json", "unet/config.json")
+    if path.is_dir() and not any((path / name).is_file() for name in known):
+        steps = sorted(path.glob("**/step-*/unet.safetensors"))
+        advice = f"give {steps[-1].parent}" if steps else "no U-Net was trained there yet"
+        raise ValueError(
+            f"{path} is no run's folder (which holds config.yaml), no step-… below its checkpoints/ldm, "
+            f"no pipeline: {advice}"
+        )
+
+
 def _open_published(config, path):
     model = RefinedAudioLDM(replace(config, start_from=str(path)))
     read = load_named_parts(model)
     if "clap" not in read:
         model.load_part("clap", path.parent)
     if "ldm" not in read:
-        raise ValueError(f"the U-Net of {path} listens to another conditioner than {config.clap} of the settings")
+        raise ValueError(f"the U-Net of {path} was trained with another conditioner than {config.clap} of the settings")
     if "vae" not in read:
         raise ValueError(f"{path} holds no first stage, and the settings name no file for it")
     if "hifigan" not in read:
@@ -126,8 +132,11 @@ def _open_run(config, run_dir, step=None):
     unet = replace(config.unet, embedding_gain=trained.unet.embedding_gain)  # neither is in AudioLDM's YAML
     config = replace(config, unet=unet, hifigan=trained.hifigan)
     _refuse_other(config, trained, run_dir)
-    config = replace(config, clap_checkpoint=config.clap_checkpoint or trained.clap_checkpoint,
-                     tokenizer=config.tokenizer or trained.tokenizer)  # fmt: skip
+    config = replace(
+        config,
+        clap_checkpoint=config.clap_checkpoint or trained.clap_checkpoint,
+        tokenizer=config.tokenizer or trained.tokenizer,
+    )
     model = RefinedAudioLDM(replace(config, vocoder=trained.vocoder))
     for part in ("vae", "clap", "hifigan"):
         if part != "hifigan" or part_path(run_dir, part, config).is_file():
@@ -139,37 +148,39 @@ def _open_run(config, run_dir, step=None):
     weights = averaged if averaged.is_file() else plain
     load_into(model.unet, read_weights(weights)[0], weights)
     if not load_scale(model, run_dir):
-        raise FileNotFoundError(f"{run_dir} does not tell the latent scale of its U-Net: resume the run for a step")
+        raise FileNotFoundError(f"{run_dir} has no latent scale for its U-Net: resume the run for a step")
     return model
 
 
 def _refuse_other(config, trained, run_dir):
     """Raise ValueError naming the settings of the networks in which these differ from those of a run."""
-    names = ("clap", "mel", "vae", "unet", "diffusion_steps", "beta_start", "beta_end", "parameterization")
-    ours, theirs = (dict(_leaves({name: asdict(c)[name] for name in names})) for c in (config, trained))
-    unlike = [f"{name} {ours[name]} (the run: {theirs[name]})" for name in ours if ours[name] != theirs[name]]
-    if unlike:
+    if unlike := config.unlike(trained, MADE_BY["ldm"]):
         raise ValueError(f"the settings are not those {run_dir} was trained with: {', '.join(unlike)}")
 
 
-def _leaves(tree, above=""):
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{above}{name}.")
-        else:
-            yield f"{above}{name}", value
-
-
-def sounds(model, lines, seed=0, steps=None, guidance_scale=None, candidates=None):
-    """Generate the sound of every Line, in their order: yields (line, waveform (N,) in [-1, 1]).
+def sounds(
+    model: RefinedAudioLDM,
+    lines: list[Line],
+    seed: int = 0,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+    candidates: int | None = None,
+) -> Iterator[tuple[Line, torch.Tensor]]:
+    """Generate the sound of every Line: yields (line, waveform (N,) in [-1, 1]); None: the configuration's value.
 
     A sound depends on `seed`, its caption and how often that came before, not on the other lines.
     """
-    candidates = model.config.candidates if candidates is None else candidates
+    candidates = whole("candidates", model.config.candidates if candidates is None else candidates, 1)
+    seed = whole_seed(seed)
     most = max(1, SOUNDS_AT_ONCE // max(1, candidates))
     for repeat, alike in groupby(lines, key=lambda line: line.repeat):
         alike = list(alike)
         for batch in (alike[start : start + most] for start in range(0, len(alike), most)):
-            waveforms = model.generate([line.caption for line in batch], steps=steps, guidance_scale=guidance_scale,
-                                       seed=seed + repeat, candidates=candidates)  # fmt: skip
+            waveforms = model.generate(
+                [line.caption for line in batch],
+                steps=steps,
+                guidance_scale=guidance_scale,
+                seed=(seed + repeat) % (LARGEST_SEED + 1),
+                candidates=candidates,
+            )
             yield from zip(batch, waveforms.cpu(), strict=True)

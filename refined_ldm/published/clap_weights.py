@@ -5,7 +5,12 @@ query, key and value. A name that is neither mapped here nor listed as unused st
 """
 
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+
+import torch
+
+from refined_ldm.clap import ClapConfig
 
 HTSAT_NAMES = (  # HTS-AT's own name -> the name in transformers.ClapAudioModel
     (r"^bn0\.", "batch_norm."),
@@ -43,36 +48,48 @@ PIPELINE_UNUSED = r"text_model\.embeddings\.(position|token_type)_ids$"
 NO_FUSION = "feature fusion is not supported; take 630k-audioset-best.pt"
 
 
-def ms_clap_state(published):
+def shape_of(name: str, tensors: Mapping[str, torch.Tensor], of: str, axes: int) -> tuple[int, ...]:
+    """The shape of the tensor `name`; ValueError if it is missing or has another number of axes."""
+    if name not in tensors:
+        raise ValueError(f"{of} lacks the tensor {name}: fetch or write the file again")
+    shape = tuple(tensors[name].shape)
+    if len(shape) != axes or 0 in shape:
+        raise ValueError(f"{name} of {of} is of shape {shape}: {axes} axes that hold numbers were expected")
+    return shape
+
+
+def ms_clap_state(published: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The `model` dict of CLAP_weights_2023.pth -> tensors by the names of `Clap`."""
     return _rename(published, "audio_encoder.base.htsat.", MS_NAMES, MS_UNUSED)
 
 
-def laion_clap_state(published):
+def laion_clap_state(published: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The `state_dict` of a LAION-CLAP file without feature fusion -> tensors by the names of `Clap`."""
     published = {name.removeprefix("module."): tensor for name, tensor in published.items()}
     return _rename(published, "audio_branch.", LAION_NAMES, LAION_UNUSED)
 
 
-def pipeline_clap_state(published):
+def pipeline_clap_state(published: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The text encoder of a diffusers pipeline -> tensors by the names of `Clap`, without an audio tower."""
     return _rename(published, "audio_model.", PIPELINE_NAMES, PIPELINE_UNUSED)
 
 
-def clap_kind(published):
-    """Whose conditioner has tensors of these names: ms-clap-2023, laion-clap, laion-clap fusion, or None."""
-    if any(name.startswith("caption_encoder.base.wte.") for name in published):
+def clap_kind(published: Iterable[str]) -> str | None:
+    """The conditioner whose tensors have these names: ms-clap-2023, laion-clap, laion-clap fusion, or None."""
+    if any(re.match(r"caption_encoder\.base\.(wte|wpe|h|ln_f)\.", name) for name in published):
         return "ms-clap-2023"
     if any(re.search(r"audio_branch\..*(fusion_model|mel_conv[12]d)", name) for name in published):
         return "laion-clap fusion"
     return "laion-clap" if any(re.search(r"text_(branch|model)\.embeddings\.", name) for name in published) else None
 
 
-def clap_from_published(config, published):
+def clap_from_published(
+    config: ClapConfig, published: Mapping[str, torch.Tensor]
+) -> tuple[ClapConfig, dict[str, torch.Tensor]]:
     """The authors' tensors, of either conditioner -> `config` with the sizes they have, tensors by the names of `Clap`.
 
     The text encoder of a pipeline has no audio tower: `audio_depths` is then empty. Raises ValueError for feature
-    fusion, and for what else is no conditioner.
+    fusion, and for tensors that are no conditioner.
     """
     kind = clap_kind(published)
     if kind not in ("ms-clap-2023", "laion-clap"):
@@ -89,22 +106,24 @@ def clap_from_published(config, published):
 
 
 def _audio_sizes(state):
-    heads = {}  # stage -> heads of each of its blocks
-    for name, tensor in state.items():
-        if block := re.search(r"layers\.(\d+)\.blocks\.\d+\..*relative_position_bias_table$", name):
-            heads.setdefault(int(block[1]), []).append(tensor.shape[1])
-    patches = state.get("audio.audio_encoder.patch_embed.proj.weight")
-    if not heads or patches is None:
+    blocks = {}  # stage -> its blocks
+    for name in state:
+        if found := re.match(r"audio\.audio_encoder\.layers\.(\d+)\.blocks\.(\d+)\.", name):
+            blocks.setdefault(int(found[1]), set()).add(found[2])
+    if not blocks:
         raise ValueError(f"it holds no HTS-AT, only {', '.join(list(state)[:5])}")
-    stages = [heads[stage] for stage in sorted(heads)]
-    return {"audio_width": len(patches), "audio_depths": tuple(map(len, stages)),
-            "audio_heads": tuple(stage[0] for stage in stages)}  # fmt: skip
+    table = "audio.audio_encoder.layers.{}.blocks.0.attention.self.relative_position_bias_table"
+    patches = shape_of("audio.audio_encoder.patch_embed.proj.weight", state, "HTS-AT", 4)
+    return {"audio_width": patches[0], "audio_depths": tuple(len(blocks[stage]) for stage in sorted(blocks)),
+            "audio_heads": tuple(shape_of(table.format(stage), state, "HTS-AT", 2)[1] for stage in sorted(blocks)),
+            }  # fmt: skip
 
 
 def _text_sizes(state):
-    roberta = "text.embeddings.word_embeddings.weight" in state
+    roberta = any(name.startswith("text.embeddings.") for name in state)
     tokens, positions = ("embeddings.word_embeddings", "embeddings.position_embeddings") if roberta else ("wte", "wpe")
-    (vocabulary, width), places = state[f"text.{tokens}.weight"].shape, len(state[f"text.{positions}.weight"])
+    vocabulary, width = shape_of(f"text.{tokens}.weight", state, "the text tower", 2)
+    places = shape_of(f"text.{positions}.weight", state, "the text tower", 2)[0]
     layers = {found[1] for name in state if (found := re.match(r"text\.(?:encoder\.layer|h)\.(\d+)\.", name))}
     heads = max(1, width // 64)  # 64 wide in GPT-2 and in RoBERTa
     return {"vocab_size": vocabulary, "text_width": width, "text_layers": len(layers), "text_heads": heads,

@@ -1,4 +1,4 @@
-"""A conditioner from its authors' file: MS-CLAP 2023 or LAION-CLAP, found, fetched if it may be, and read."""
+"""A conditioner from its authors' file: MS-CLAP 2023 or LAION-CLAP, downloaded if needed."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,7 +16,7 @@ from refined_ldm.weights import load_into
 def load_conditioner(name: str, checkpoint: str | Path | None = None, tokenizer: str | Path | None = None) -> Clap:
     """The conditioner `name` (in CONDITIONERS) from its published file, or from its hub if none is given.
 
-    Raises FileNotFoundError, saying what to get, if the file is not there; ValueError if it is another.
+    Raises FileNotFoundError, saying what to download, if the file is missing; ValueError for another file.
     """
     if checkpoint is None:
         checkpoint = fetch(CONDITIONERS[name])
@@ -32,7 +32,7 @@ def conditioner_from_tensors(
     tokenizer: str | Path | None = None,
     max_tokens: int = 77,
 ) -> Clap:
-    """The conditioner `name` with the authors' tensors, by their names; `source` is named where they do not fit."""
+    """The conditioner `name` with the authors' tensors, by their names. Raises ValueError naming `source`."""
     kind = clap_kind(tensors)
     if kind and not kind.startswith(name):
         raise ValueError(f"{source} is no {name} checkpoint but {kind}")

@@ -1,10 +1,11 @@
-"""Published weights from where their authors keep them: what, how large, under which licence, and where it lands.
+"""Published weights, downloaded from their authors: name, size, licence and local path.
 
 Downloads go through `huggingface_hub`, which resumes a broken one and puts a file into its cache whole or not at all.
-What is not on that hub is told, not fetched.
+For files that are elsewhere, the error names their page.
 """
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,12 +58,12 @@ PUBLISHED = {
 CONDITIONERS = {"ms-clap-2023": "CLAP_weights_2023.pth", "laion-clap": "630k-audioset-best.pt"}
 
 
-def fetch(name, tell=None):
+def fetch(name: str, tell: Callable[[str], None] | None = None) -> Path:
     """A published file (a name in PUBLISHED) -> its Path in the hub's cache, downloaded if it is not there yet.
 
-    Repository, size, licence, sha256 and destination are told before, by `tell` (to stderr if None). A file that came
-    over the network is compared with the sha256 the hub gave. Raises FileNotFoundError, saying what to get where and
-    who takes it, without a network and for what only a person can download; ValueError for an unknown name.
+    Repository, size, licence, sha256 and destination are passed to `tell` first (None: printed to stderr). A download
+    is compared with the hub's sha256. Raises FileNotFoundError without a network, or for a file that must be downloaded
+    by hand, saying where and for which call; ValueError for an unknown name.
     """
     if name not in PUBLISHED:
         raise ValueError(f"nothing published is called {name!r}: there are {', '.join(PUBLISHED)}")
@@ -79,12 +80,14 @@ def fetch(name, tell=None):
         raise FileNotFoundError(f"{name} cannot be fetched ({reason}): {how_to_get(name)}") from fault
 
 
-def how_to_get(name):
-    """What a person does to get a published file, in one sentence."""
+def how_to_get(name: str) -> str:
+    """How to download a published file by hand, in one sentence."""
     file = PUBLISHED[name]
     where = file.page or f"https://huggingface.co/{file.repository}"
-    return (f"download {name} (about {file.gigabytes} GB, {file.licence}) by hand from {where} and give its path: "
-            f"{file.taken_by}")  # fmt: skip
+    return (
+        f"download {name} (about {file.gigabytes} GB, {file.licence}) by hand from {where} and give its path: "
+        f"{file.taken_by}"
+    )
 
 
 def _fetch_file(name, repository, tell):
@@ -93,8 +96,10 @@ def _fetch_file(name, repository, tell):
     if isinstance(cached := try_to_load_from_cache(repository, name), str):
         return Path(cached)
     found = get_hf_file_metadata(hf_hub_url(repository, name))
-    tell(f"downloading {name} from {constants.ENDPOINT}/{repository}: {found.size / 1e9:.2f} GB, "
-         f"{PUBLISHED[name].licence}, sha256 {found.etag}, into {constants.HF_HUB_CACHE}")  # fmt: skip
+    tell(
+        f"downloading {name} from {constants.ENDPOINT}/{repository}: {found.size / 1e9:.2f} GB, "
+        f"{PUBLISHED[name].licence}, sha256 {found.etag}, into {constants.HF_HUB_CACHE}"
+    )
     path = Path(hf_hub_download(repository, name))
     if len(found.etag) == 64 and sha256(path) != found.etag:
         path.resolve().unlink()
@@ -109,13 +114,21 @@ def _fetch_folder(name, repository, tell):
     try:
         files = snapshot_download(repository, dry_run=True)
     except DryRunError:  # no network: what was fetched before has to do
-        return Path(snapshot_download(repository, allow_patterns=["*.json", "*.safetensors"],
-                                      ignore_patterns=["*.fp16.*"], local_files_only=True))  # fmt: skip
+        return Path(
+            snapshot_download(
+                repository,
+                allow_patterns=["*.json", "*.safetensors"],
+                ignore_patterns=["*.fp16.*"],
+                local_files_only=True,
+            )
+        )
     wanted = _of_a_pipeline([file.filename for file in files])
     missing = sum(file.file_size for file in files if file.filename in wanted and file.will_download)
     if missing:
-        tell(f"downloading {name} from {constants.ENDPOINT}/{repository}: {missing / 1e9:.2f} GB, "
-             f"{PUBLISHED[name].licence}, into {constants.HF_HUB_CACHE}")  # fmt: skip
+        tell(
+            f"downloading {name} from {constants.ENDPOINT}/{repository}: {missing / 1e9:.2f} GB, "
+            f"{PUBLISHED[name].licence}, into {constants.HF_HUB_CACHE}"
+        )
     return Path(snapshot_download(repository, allow_patterns=wanted))
 
 

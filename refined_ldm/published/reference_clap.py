@@ -9,10 +9,12 @@ import importlib
 import sys
 import types
 from importlib.util import find_spec
+from pathlib import Path
 from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from transformers import GPT2Config, GPT2Model, RobertaConfig, RobertaModel
 
 from refined_ldm.clap import CLAP_PRESETS, resample
@@ -31,11 +33,11 @@ class OfficialClap:
     Sounds (B, N) are no longer than the model's window; token ids are those of `Clap.tokenizer`.
     """
 
-    def __init__(self, name, model):
+    def __init__(self, name: str, model: nn.Module):
         self.name, self.model = name, model.eval()
 
     @classmethod
-    def load(cls, name, checkpoint):
+    def load(cls, name: str, checkpoint: str | Path) -> "OfficialClap":
         """The authors' model with the weights of their file."""
         published = read_tensors(checkpoint)
         base = len(published.get("audio_branch.patch_embed.proj.weight", ())) == 128
@@ -45,7 +47,7 @@ class OfficialClap:
         return cls(name, load_into(model, {k: v for k, v in published.items() if k not in old}, checkpoint))
 
     @torch.no_grad()
-    def embed_audio(self, waveform, sample_rate):
+    def embed_audio(self, waveform: torch.Tensor, sample_rate: int) -> torch.Tensor:
         """waveform (B, N) -> (B, D) unit norm."""
         waveform = resample(waveform, sample_rate, CLAP_PRESETS[self.name].sample_rate)  # librosa's way, as LAION-CLAP
         if self.name == "ms-clap-2023":  # CLAPWrapper.load_audio_into_tensor
@@ -58,20 +60,20 @@ class OfficialClap:
         return self.model.get_audio_embedding(features)
 
     @torch.no_grad()
-    def embed_tokens(self, ids, mask):
+    def embed_tokens(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """ids (B, L), mask (B, L), both filled up to 77 tokens as their wrappers do -> (B, D) unit norm."""
         missing, pad = 77 - ids.shape[1], 0 if self.name == "ms-clap-2023" else 1
         tokens = {"input_ids": F.pad(ids, (0, missing), value=pad), "attention_mask": F.pad(mask, (0, missing))}
-        read = self.model.caption_encoder if self.name == "ms-clap-2023" else self.model.get_text_embedding
-        return F.normalize(read(tokens), dim=-1)
+        encode = self.model.caption_encoder if self.name == "ms-clap-2023" else self.model.get_text_embedding
+        return F.normalize(encode(tokens), dim=-1)
 
 
-def is_installed(name):
-    """Whether the authors' package of this conditioner is here."""
+def is_installed(name: str) -> bool:
+    """Whether the authors' package of this conditioner is installed."""
     return find_spec(PACKAGES[name][0]) is not None
 
 
-def ms_clap_model():
+def ms_clap_model() -> nn.Module:
     """msclap's `CLAP` at the size of 2023, with random weights."""
     package = types.ModuleType("msclap_models")  # its top level imports torchaudio; its models do without
     package.__path__ = [f"{_found('ms-clap-2023').submodule_search_locations[0]}/models"]
@@ -82,7 +84,7 @@ def ms_clap_model():
         return module.CLAP("HTSAT", 44_100, 1024, 320, 64, 50, 8000, 527, 768, "gpt2", 768, 1024)
 
 
-def laion_clap_model(ear="HTSAT-tiny"):
+def laion_clap_model(audio_encoder: str = "HTSAT-tiny") -> nn.Module:
     """laion_clap's `CLAP` without feature fusion, "HTSAT-tiny" or "HTSAT-base", with random weights."""
     _found("laion-clap")
     from huggingface_hub import constants
@@ -92,7 +94,7 @@ def laion_clap_model(ear="HTSAT-tiny"):
     sizes = RobertaConfig(vocab_size=50_265, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5)
     reader = types.SimpleNamespace(from_pretrained=lambda name: RobertaModel(sizes))
     with patch.object(importlib.import_module("laion_clap.clap_module.model"), "RobertaModel", reader):
-        return module.create_model(ear, "roberta")[0]
+        return module.create_model(audio_encoder, "roberta")[0]
 
 
 def _found(name):

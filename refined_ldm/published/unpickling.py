@@ -1,22 +1,27 @@
-"""Files of weights that others wrote, read without executing them.
+"""Published files of weights, read without executing them.
 
 A pickle is a small program that may call anything. torch's `weights_only` reader lets it call a short list of names;
-what else a file asks for is named, and the file refused.
+a file that asks for anything else is refused, with its name.
 """
 
 import argparse
+import codecs
 import pathlib
+import pickle
 import pickletools
 import re
+import types
 import warnings
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections import Counter, OrderedDict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-NOT_WEIGHTS = (  # how files begin that people take for a checkpoint
+NOT_WEIGHTS = (  # first bytes of files that are mistaken for checkpoints
     (b"\x89PNG", "a PNG picture"),
     (b"\xff\xd8\xff", "a JPEG picture"),
     (b"RIFF", "a WAV recording"),
@@ -28,6 +33,8 @@ NOT_WEIGHTS = (  # how files begin that people take for a checkpoint
     (b"<html", "a web page, not what was to be downloaded"),
     (b"{", "JSON"),
 )
+
+INDEX = r"\.index(\.\w+)?\.json$"  # how the list of a sharded file's tensors is named
 
 
 def _emptied(factory=None):
@@ -46,20 +53,31 @@ HARMLESS = [  # what a pickle may ask for beside what torch allows: numbers of n
     (pathlib.PurePosixPath, "pathlib.PosixPath"),
     *((kind, f"builtins.{kind.__name__}") for kind in (dict, list, tuple, int, float, str, bool)),
 ]  # fmt: skip
+TORCHS_OWN = {  # what torch's reader allows by itself and a file of weights needs
+    **{f"torch._utils.{name}": getattr(torch._utils, name)
+       for name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter")},
+    **{str(kind): kind for kind in (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64,
+                                    torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)},
+    "torch.Size": torch.Size, "torch.device": torch.device,
+    "collections.OrderedDict": OrderedDict, "collections.Counter": Counter, "_codecs.encode": codecs.encode,
+    "builtins.set": set, "builtins.bytearray": bytearray, "builtins.complex": complex,
+}  # fmt: skip
 ALLOWED = {name for _, name in HARMLESS} | {"collections.OrderedDict", "collections.Counter", "_codecs.encode",
                                             "builtins.set", "builtins.bytearray", "builtins.complex"}  # fmt: skip
 
 
-def file_format(path):
-    """"safetensors" or "pickle", by how the file begins, whatever its name.
+def file_format(path: str | Path) -> str:
+    """The format of a file by its first bytes: "safetensors" or "pickle"; by its name: "index", a list of shards.
 
-    Raises FileNotFoundError, or ValueError saying what it is instead of a checkpoint.
+    Raises FileNotFoundError, or ValueError saying what the file is instead of a checkpoint.
     """
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path} is a directory: give a file of weights")
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
+    if re.search(INDEX, path.name):
+        return "index"
     with open(path, "rb") as file:
         head = file.read(64)
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**27:
@@ -86,7 +104,7 @@ def _is_packed(path):
         return False
 
 
-def unpickle(path):
+def unpickle(path: str | Path) -> Any:
     """Read a .pth, .pt or .ckpt file without executing it: tensors, plain containers and numbers of numpy only.
 
     Tensors of torch's usual format stay on disk until they are used. Raises FileNotFoundError, or ValueError naming
@@ -97,7 +115,10 @@ def unpickle(path):
     try:
         with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol")  # it is read, or refused and named
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            options = {"map_location": "cpu", "mmap": zipfile.is_zipfile(path)}
+            if _protocol(path) < 3:
+                return torch.load(path, weights_only=True, **options)
+            return torch.load(path, weights_only=False, pickle_module=RESTRICTED, **options)
     except Exception as fault:  # a damaged file makes torch raise anything, struct.error and MemoryError among it
         names, blocked = forbidden(path), re.search(r"GLOBAL (\S+) ", str(fault))
         if blocked and not names:
@@ -106,8 +127,37 @@ def unpickle(path):
         raise ValueError(f"{path} was refused: it {reason}") from fault
 
 
-def forbidden(path):
-    """The names a pickle would import and is not allowed to, in their order; the file is read, not run."""
+class _Restricted(pickle.Unpickler):
+    """Python's reader of pickles, for protocols from 3 on, which torch's knows in part: it finds what is listed."""
+
+    def find_class(self, module, name):
+        given = [kind if isinstance(kind, tuple) else (kind, f"{kind.__module__}.{kind.__qualname__}")
+                 for kind in torch.serialization.get_safe_globals()]  # fmt: skip
+        allowed = {**TORCHS_OWN, **{named: kind for kind, named in given}}
+        if f"{module}.{name}" not in allowed:
+            raise pickle.UnpicklingError(f"GLOBAL {module}.{name} is not allowed")
+        return allowed[f"{module}.{name}"]
+
+
+RESTRICTED = types.SimpleNamespace(  # as torch.load takes a module
+    __name__="restricted", Unpickler=_Restricted, load=lambda file, **options: _Restricted(file, **options).load()
+)
+
+
+def _protocol(path):
+    """The protocol of a pickle, by its first two bytes; 0 if it does not say."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            pickled = next((name for name in archive.namelist() if name.endswith("data.pkl")), None)
+            head = archive.open(pickled).read(2) if pickled else b""
+    else:
+        with open(path, "rb") as file:
+            head = file.read(2)
+    return head[1] if head[:1] == b"\x80" and len(head) == 2 else 0
+
+
+def forbidden(path: str | Path) -> list[str]:
+    """The names that a pickle would import and must not, in their order; the file is not executed."""
     try:
         if not zipfile.is_zipfile(path):
             with open(path, "rb") as file:
@@ -120,9 +170,10 @@ def forbidden(path):
 
 
 def _imports(file):
-    found, strings, memo = {}, [], {}  # memo: what the pickle noted down under a number, where it is a string
+    found = {}
     try:
         for _ in range(5):  # torch's older format is five pickles, one after the other, and then bare numbers
+            strings, memo = [], {}  # memo: what the pickle noted down under a number, where it is a string
             for opcode, argument, _ in pickletools.genops(file):
                 if opcode.name in ("GLOBAL", "INST"):
                     found[argument] = None

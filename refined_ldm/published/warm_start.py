@@ -1,16 +1,18 @@
 """Parts of a model from published files: the ones that a configuration names, as AudioLDM's YAML does."""
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
 
 from refined_ldm.clap import Clap
+from refined_ldm.config import Config
 from refined_ldm.published.audioldm import AUDIOLDM_TOKENS
 from refined_ldm.published.checkpoints import read_parts
 from refined_ldm.published.clap_weights import clap_kind
 from refined_ldm.published.conditioner import conditioner_from_tensors
 from refined_ldm.published.hub import PUBLISHED
-from refined_ldm.published.swap import fit_film
+from refined_ldm.published.swap import FilmFit, fit_film
 from refined_ldm.text_to_audio import RefinedAudioLDM, part_path
 from refined_ldm.weights import load_into
 
@@ -23,22 +25,28 @@ SETTINGS = {  # setting -> the key of AudioLDM's YAML, and what to do if the fil
     "vocoder_checkpoint": ("no key", "name it where it is"),
     "clap_checkpoint": ("pretrained_path of the conditioner", "name it where it is, with --clap-checkpoint"),
 }  # fmt: skip
+RUN_INSTEAD = {  # what to give where a run's folder was given
+    "start_from": "an AudioLDM checkpoint, or go on with that run by --run and --resume",
+    "vae_checkpoint": "the vae.safetensors in it",
+    "vocoder_checkpoint": "the hifigan.safetensors in it",
+    "clap_checkpoint": "the clap-….safetensors in it",
+}
 
 
-def names_files(config):
+def names_files(config: Config) -> bool:
     """Whether a configuration names a file of trained parts."""
     return any(getattr(config, setting) for setting in SETTINGS)
 
 
-def find_named_files(config, parts=PARTS):
-    """Raise FileNotFoundError if a file is not there which `load_named_parts` would have to read."""
+def find_named_files(config: Config, parts: Collection[str] = PARTS) -> None:
+    """Raise FileNotFoundError if a file that `load_named_parts` would read is missing."""
     for setting, part in (("start_from", "ldm"), ("vae_checkpoint", "vae"), ("clap_checkpoint", "clap")):
         if part in parts and getattr(config, setting) and not (part == "vae" and config.start_from):
             _named(config, setting)
 
 
-def load_named_parts(model, parts=PARTS):
-    """Read those of `parts` that the files named in the configuration hold into the model -> the set of what was read.
+def load_named_parts(model: RefinedAudioLDM, parts: Collection[str] = PARTS) -> set[str]:
+    """Load those of `parts` that the files named in the configuration hold into the model -> the parts loaded.
 
     `start_from`, an AudioLDM checkpoint, comes before the others: its U-Net works with its own first stage, vocoder and
     latent scale ("scale" in the set), and its conditioner if that is the configuration's and no file is named for it.
@@ -70,7 +78,7 @@ def load_named_parts(model, parts=PARTS):
     return read
 
 
-def is_model(path):
+def is_model(path: str | Path | None) -> bool:
     """Whether `path` is a folder written by `RefinedAudioLDM.save`."""
     return bool(path) and (Path(path) / "config.yaml").is_file()
 
@@ -86,10 +94,10 @@ def _take_ours(model, folder, wanted):
 
 
 @torch.no_grad()
-def keep_captions(model, folder, captions):
-    """Fit the layer that captions enter by, so that the model makes of them what the one in `folder` made -> FilmFit.
+def keep_captions(model: RefinedAudioLDM, folder: str | Path, captions: Sequence[str]) -> FilmFit:
+    """Fit the model's film layer so that `captions` and "" keep the film vectors of the model in `folder`.
 
-    The U-Net is that one's, the conditioner another: each of `captions` (and "") keeps the film vector it had.
+    The U-Net is the one in `folder`, the conditioner another.
     """
     before = RefinedAudioLDM.load(folder).to(model.device)
     captions = ["", *captions]
@@ -101,13 +109,17 @@ def keep_captions(model, folder, captions):
 
 def _named(config, setting):
     path = Path(getattr(config, setting))
+    if (path / "config.yaml").is_file():
+        raise ValueError(f"{setting} is {path}, the folder of a run: give {RUN_INSTEAD[setting]}")
     if path.exists():
         return path
     key, advice = SETTINGS[setting]
     published = PUBLISHED.get(path.name)
     page = published and (published.page or f"https://huggingface.co/{published.repository}")
-    raise FileNotFoundError(f"{setting} ({key} in AudioLDM's YAML) is {path}, which is not there: {advice}"
-                            + (f"; it is published at {page}" if page else ""))  # fmt: skip
+    raise FileNotFoundError(
+        f"{setting} ({key} in AudioLDM's YAML) is {path}, which is not there: {advice}"
+        + (f"; it is published at {page}" if page else "")
+    )
 
 
 def _take(model, path, wanted, must):
@@ -134,7 +146,7 @@ def _take(model, path, wanted, must):
 
 
 def _load_unet(unet, state, path):
-    """All of the U-Net or, of one that listened to another conditioner, all but that layer -> whether it is all."""
+    """Load the U-Net, without its film layer if that is another conditioner's -> whether all was loaded."""
     film = {name: tensor for name, tensor in unet.state_dict().items() if name.startswith("film_embed.")}
     fits = all(name in state and state[name].shape == tensor.shape for name, tensor in film.items())
     load_into(unet, state if fits else state | film, path)

@@ -2,7 +2,10 @@
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
-    "dataset": ["KINDS", "SoundScenes"],
-    "classes": ["CLASSES", "Event", "SoundClass"],
-})
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "dataset": ["KINDS", "SoundScenes"],
+        "classes": ["CLASSES", "Event", "SoundClass"],
+    },
+)

@@ -1,7 +1,12 @@
-"""From events to English: captions that never say more than can be heard."""
+"""English captions of events: a caption states only what is audible in the scene.
+
+Notebook: 01
+"""
 
 import re
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from refined_ldm.scenes.classes import CLASSES, Event, SoundClass
 
@@ -23,21 +28,21 @@ TIMES = ("", " once", " twice", " three times", " four times", " five times", " 
 
 @dataclass(frozen=True)
 class Clause:
-    """What a caption says of one event: a phrase of its class, and the details that are named."""
+    """One event as a caption describes it: a phrase of its class, and the details that are named."""
 
     name: str  # class
     phrase: str  # of the class's
-    count: int | None  # how often it is heard
-    counted: bool = False  # is that number named
+    count: int | None  # times or notes that are audible
+    counted: bool = False  # whether the caption names that number
     adjective: str = ""  # of pitch or distance
     manner: str = ""  # of pace, loudness or distance
-    several: str = ""  # what two notes or more are called where they are not counted
+    several: str = ""  # word before two or more notes that are not counted: "" or "some "
 
     def words(self) -> dict[str, str]:
         """Return the finite clause "", its progressive "_is" and its -ing form "_ing"."""
         subject, verb, ing, rest = self.phrase.split("|")
         noun, adjective, manner = CLASSES[self.name].noun, self.adjective, self.manner
-        if adjective in ("low", "high"):  # of the notes, not of the instrument
+        if adjective in ("low", "high"):  # describes the notes, not the instrument
             noun, adjective = f"{adjective} {noun}", ""
         if "#" in rest:
             rest = rest.replace("#", self._notes(noun))
@@ -60,7 +65,7 @@ class Clause:
         return f"{NUMBERS[self.count]} {noun}s" if self.counted else f"{self.several}{noun}s"
 
     def said(self) -> dict[str, str | int]:
-        """Return the details that the words name: {"number": 2, "pitch": "low", "pace": " quickly", …}."""
+        """Return the details that the clause names: {"number": 2, "pitch": "low", "pace": " quickly", …}."""
         sound, rest = CLASSES[self.name], self.phrase.split("|")[3]
         pitched = sound.low_high and self.adjective in sound.low_high
         of_notes = self.adjective in ("low", "high")
@@ -91,7 +96,7 @@ class Clause:
 
 @dataclass(frozen=True)
 class Caption:
-    """A template and what it says of one event or two, in the order of its letters."""
+    """A template and the clauses of its one or two events, in the order of the template's letters."""
 
     kind: str  # of its template
     template: str
@@ -117,8 +122,8 @@ class Caption:
         return others
 
 
-def write_captions(rng, kind: str, events: list[Event], detailed: float = 0.6) -> list[Caption]:
-    """Write three different captions of the events that are heard."""
+def write_captions(rng: np.random.Generator, kind: str, events: list[Event], detailed: float = 0.6) -> list[Caption]:
+    """Write three different captions of the audible events; `detailed` is the probability that details are named."""
     kind = kind if len(events) == 2 else "event"
     captions, contrast = [], min(event.gain for event in events)
     for i in rng.permutation(len(TEMPLATES[kind]))[:3]:
@@ -128,8 +133,8 @@ def write_captions(rng, kind: str, events: list[Event], detailed: float = 0.6) -
     return captions
 
 
-def _clause(rng, event: Event, kind: str, contrast: float, detailed: float) -> Clause:
-    """Choose a phrase, and as many details as chance adds."""
+def _clause(rng: np.random.Generator, event: Event, kind: str, contrast: float, detailed: float) -> Clause:
+    """Draw a phrase of the class, and the details that the caption names."""
     sound = CLASSES[event.name]
     phrase = str(rng.choice(sound.phrases))
     detailed = rng.random() < detailed
@@ -141,8 +146,8 @@ def _clause(rng, event: Event, kind: str, contrast: float, detailed: float) -> C
     return Clause(event.name, phrase, event.count, counted, adjective, manner, several)
 
 
-def _details(rng, sound: SoundClass, event: Event, kind: str, contrast: float) -> tuple[str, str]:
-    """Choose one true adjective and one true adverb, either may be empty."""
+def _details(rng: np.random.Generator, sound: SoundClass, event: Event, kind: str, contrast: float) -> tuple[str, str]:
+    """Draw one true adjective and one true adverb; either may be empty."""
     adjectives, manners = [""], [""]
     if sound.low_high and not sound.pitches[0] <= event.pitch <= sound.pitches[1]:
         adjectives += [sound.low_high[event.pitch > sound.pitches[1]]] * 2
@@ -152,7 +157,7 @@ def _details(rng, sound: SoundClass, event: Event, kind: str, contrast: float) -
     if event.distant:
         adjectives += ["distant"]
         manners += [" in the distance"] * 2
-    elif kind != "event" and contrast < -6:  # dB, a difference that is plainly heard
+    elif kind != "event" and contrast < -6:  # dB, a clearly audible difference
         manners += SOFTLY if event.gain < -6 else [LOUDLY]
         manners += [" in the background"] * 2 * (kind == "overlap" and event.gain < -6)
     adjective, manner = rng.choice(adjectives), rng.choice(manners)

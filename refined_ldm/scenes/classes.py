@@ -1,4 +1,7 @@
-"""The 32 kinds of sound: how each is rendered, and how English speaks of it."""
+"""The 32 sound classes: how each is rendered, and the phrases that describe it.
+
+Notebook: 01
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,21 +14,21 @@ from refined_ldm.scenes.synthesis import Sound
 
 @dataclass(frozen=True)
 class Event:
-    """One sound of a scene; its caption never says more than stands here."""
+    """One sound of a scene, with every property that a caption may state."""
 
     name: str
     onset: float  # s
-    offset: float  # s, where it has faded 40 dB below its own peak
-    pitch: float | None  # Hz, None for what has no pitch
-    count: int | None  # times or notes, None for what cannot be counted
+    offset: float  # s, the time at which it has faded to 40 dB below its own peak
+    pitch: float | None  # Hz, None for an unpitched sound
+    count: int | None  # times or notes, None for a sound that cannot be counted
     gain: float  # dB, relative to the louder event of the scene
     rate: float | None  # times or drops a second
-    distant: bool  # heard from afar: dull, faint and reverberant
+    distant: bool  # far away: low-passed, faint and reverberant
 
 
 @dataclass(frozen=True)
 class SoundClass:
-    """A kind of sound: how it is rendered and how English speaks of it."""
+    """One sound class: how it is rendered, and the phrases that describe it."""
 
     render: Callable[[np.random.Generator, float], Sound]
     phrases: tuple[str, ...]  # "subject | finite verb | -ing form | rest"; a * takes an adjective, # the notes
@@ -33,11 +36,11 @@ class SoundClass:
     low_high: tuple[str, str] | None = None  # adjectives for those
     rates: tuple[float, float] = (0, np.inf)
     slow_fast: tuple[str, str] | None = None  # adverbs for those
-    noun: str | None = None  # what is counted, if it is not how many times
+    noun: str | None = None  # the noun that is counted ("note"), None where repetitions are counted
 
 
-def _played(name: str, render, low: float, high: float, noun: str = "note") -> SoundClass:
-    """Return the class of an instrument, whose notes are counted and high or low."""
+def _played(name: str, render: Callable, low: float, high: float, noun: str = "note") -> SoundClass:
+    """Return the class of an instrument; captions count its notes and call them low or high."""
     phrases = (f"a *{name}|plays|playing|", f"a *{name}|plays|playing| #", f"someone|plays|playing| # on a {name}")
     return SoundClass(render, phrases, (low, high), ("low", "high"), noun=noun)
 

@@ -1,9 +1,12 @@
-"""The embedded data set: captioned scenes of one or two sounds, rendered on the fly from a seed.
+"""The built-in data set: captioned scenes of one or two sounds, rendered on the fly from a seed.
 
 Every random choice is drawn from a hash of names (split, seed, index, class), never from an order, so a scene sounds
 the same on any machine; a class added later changes only the scenes that choose it.
+
+Notebook: 01
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import blake2b
 
@@ -12,12 +15,13 @@ import torch
 from scipy.signal import fftconvolve, lfilter
 from torch.utils.data import Dataset
 
+from refined_ldm.integers import whole, whole_seed
 from refined_ldm.scenes import soundfont
 from refined_ldm.scenes.captions import Caption, write_captions
 from refined_ldm.scenes.classes import CLASSES, FROM_FONT, Event
 from refined_ldm.scenes.synthesis import SAMPLE_RATE
 
-RENDERING = "1"  # of sounds and captions; raised whenever a scene sounds or reads otherwise (a test notices)
+RENDERING = "1"  # version of sounds and captions, raised whenever either changes (tests/scenes/test_rendering.py)
 KINDS = ("event", "sequence", "overlap")
 SPLIT_KINDS = {  # a pair needs two events, an order needs a sequence
     "train": KINDS, "val": KINDS, "test": KINDS, "test_pairs": ("sequence", "overlap"), "test_order": ("sequence",),
@@ -25,27 +29,43 @@ SPLIT_KINDS = {  # a pair needs two events, an order needs a sequence
 
 
 class SoundScenes(Dataset):
-    """Captioned scenes of one event, of one after another, and of one over another.
+    """Captioned scenes of three kinds: a single event, two events in sequence, two events that overlap.
 
     Items are dicts: `waveform` (N,) at 16 kHz with peak 0.5, `caption`, `captions` (three), `id`, `kind`, `events`
     (tuple of `Event`) and `labels` (the classes that the captions name).
+
+    Notebook: 01
     """
 
-    def __init__(self, split="train", size=4000, seconds=2.56, seed=0, kinds=KINDS, sources="all"):
+    def __init__(
+        self,
+        split: str = "train",
+        size: int = 4000,
+        seconds: float = 2.56,
+        seed: int = 0,
+        kinds: Sequence[str] = KINDS,
+        sources: str = "all",
+    ):
+        """Choose the scenes of a `split` (a key of SPLIT_KINDS); each lasts `seconds` s.
+
+        sources: "all", or "procedural" for the classes that need no SoundFont.
+        Raises ValueError for an impossible choice, FileNotFoundError if the SoundFont is missing.
+        """
         if split not in SPLIT_KINDS:
             raise ValueError(f"split must be one of {', '.join(SPLIT_KINDS)}, got {split!r}")
         if unknown := set(kinds) - set(KINDS):
             raise ValueError(f"kinds must be among {', '.join(KINDS)}, got {', '.join(sorted(unknown))}")
         if sources not in ("all", "procedural"):
             raise ValueError(f'sources must be "all" or "procedural", got {sources!r}')
-        if seconds < 1:
+        size, seed = whole("size", size, 1), whole_seed(seed)
+        if not 1 <= seconds < 3600:
             raise ValueError(f"seconds must be at least 1, got {seconds}")
         self.kinds = tuple(kind for kind in KINDS if kind in kinds and kind in SPLIT_KINDS[split])
         if not self.kinds:
             raise ValueError(f"split {split!r} has scenes of kind {', '.join(SPLIT_KINDS[split])} only, got {kinds}")
         self.split, self.size, self.seconds, self.seed = split, size, float(seconds), seed
         if sources == "all":
-            soundfont.find_soundfont()  # say at once if it is missing
+            soundfont.find_soundfont()  # raises before any work if it is missing
         self.classes = tuple(sorted(name for name in CLASSES if sources == "all" or name not in FROM_FONT))
         held_out = split == "test_pairs"
         partners = {a: [b for b in self.classes if a != b and is_held_out(a, b) == held_out] for a in self.classes}
@@ -55,7 +75,7 @@ class SoundScenes(Dataset):
         return self.size
 
     def fingerprint(self) -> str:
-        """Name what the scenes are made of: the choices above, the version of what renders them, and the SoundFont."""
+        """Return a digest of the arguments, the version of the rendering and the size of the SoundFont."""
         made_of = blake2b(repr((self.split, self.size, self.seconds, self.seed, self.kinds, self.classes)).encode())
         made_of.update(RENDERING.encode())
         if set(self.classes) & set(FROM_FONT):
@@ -63,6 +83,7 @@ class SoundScenes(Dataset):
         return made_of.hexdigest()[:32]
 
     def __getitem__(self, index: int) -> dict:
+        index = whole("index", index)
         if not 0 <= index < self.size:
             raise IndexError(f"scene {index} of {self.size}")
         kind = self.kinds[index % len(self.kinds)]
@@ -83,9 +104,9 @@ class SoundScenes(Dataset):
         swapped = self.split == "test_order" and index % 2 == 1
         if swapped:
             parts.reverse()
-        waveform, events, heard = _mix(rng, kind, parts, self.seconds, swapped)
-        told = [event for event, is_heard in zip(events, heard, strict=True) if is_heard]
-        captions = tuple(map(str, write_captions(_generator(identity, "captions"), kind, told)))
+        waveform, events, audible = _mix(rng, kind, parts, self.seconds, swapped)
+        named = [event for event, is_audible in zip(events, audible, strict=True) if is_audible]
+        captions = tuple(map(str, write_captions(_generator(identity, "captions"), kind, named)))
         return {
             "waveform": torch.from_numpy(waveform),
             "caption": captions[0],
@@ -93,11 +114,11 @@ class SoundScenes(Dataset):
             "id": identity,
             "kind": kind,
             "events": tuple(events),
-            "labels": tuple(event.name for event in told),
+            "labels": tuple(event.name for event in named),
         }
 
     def _choose(self, scene: str, kind: str) -> tuple[str, ...]:
-        """Choose classes by rendezvous hashing: the highest hash of scene and name wins, whoever else takes part."""
+        """Choose classes by rendezvous hashing: each takes the name whose hash with the scene is highest."""
 
         def best(names, role):
             return max(names, key=lambda name: _hash(scene, role, name))
@@ -108,7 +129,7 @@ class SoundScenes(Dataset):
         return first, best(self._partners[first], "second")
 
     def _render(self, scene: str, name: str, seconds: float) -> tuple[np.ndarray, Event]:
-        """Render one event, trimmed to what is audible and of unit loudness."""
+        """Render one event, trimmed to its audible part and scaled to unit loudness."""
         rng = _generator(scene, name)
         sound = CLASSES[name].render(rng, seconds)
         waveform, distant = _acoustics(rng, sound.waveform, seconds)
@@ -119,10 +140,10 @@ class SoundScenes(Dataset):
 
 
 def captions_of(item: dict, count: int | None = None, detailed: float = 0.6) -> list[Caption]:
-    """Return the three captions of an item of `SoundScenes` (also from a cache), or `count` others, and their parts.
+    """Return the three captions of an item of `SoundScenes` (also from a cache), or `count` other captions of it.
 
-    detailed: how probably an event is described at all. The other captions are drawn from the item's id, as the three
-    are, but may repeat one another.
+    detailed: the probability that details of an event are named. The other captions are drawn from the item's id, as
+    the three are, but may repeat one another.
     """
     events = [event if isinstance(event, Event) else Event(**event) for event in item["events"]]
     events = [event for event in events if event.name in item["labels"]]
@@ -136,7 +157,7 @@ def captions_of(item: dict, count: int | None = None, detailed: float = 0.6) -> 
 
 
 def is_held_out(a: str, b: str) -> bool:
-    """Tell whether two classes, in either order, are a pair kept for `test_pairs` (one in seven)."""
+    """Return whether two classes, in either order, are a pair held out for `test_pairs` (one pair in seven)."""
     return _hash("pair", *sorted((a, b))) % 7 == 0
 
 
@@ -151,8 +172,8 @@ def _generator(*names: str) -> np.random.Generator:
 # ---------------------------------------------------------------- from rendered events to a scene
 
 
-def _acoustics(rng, waveform: np.ndarray, seconds: float) -> tuple[np.ndarray, bool]:
-    """Put a sound somewhere: a tone control, and in half the cases a room; one in eight is far away."""
+def _acoustics(rng: np.random.Generator, waveform: np.ndarray, seconds: float) -> tuple[np.ndarray, bool]:
+    """Apply a tone control and, in half the cases, a room; one sound in eight is distant -> (waveform, distant)."""
     distant = rng.random() < 0.125
     tilt = rng.uniform(-0.4, 0.4)
     waveform = lfilter([1, tilt - 1, -tilt], [1, -0.995], waveform)  # and no constant part
@@ -178,7 +199,7 @@ def _frame_power(waveform: np.ndarray, frame: int = 160) -> np.ndarray:
 
 
 def _trim(waveform: np.ndarray) -> np.ndarray:
-    """Cut what is 40 dB below the loudest frame at both ends, and fade the cuts."""
+    """Cut both ends where the power is 40 dB below the loudest frame, and fade the cuts."""
     power = _frame_power(waveform)
     loud = np.flatnonzero(power > 1e-4 * power.max())
     start, end = max(0, loud[0] - 1) * 160, (loud[-1] + 1) * 160
@@ -190,13 +211,15 @@ def _trim(waveform: np.ndarray) -> np.ndarray:
 
 
 def _loudness(waveform: np.ndarray) -> float:
-    """Return the rms of the frames within 15 dB of the loudest, with the bass weighed down as the ear does."""
+    """Return the rms of the frames within 15 dB of the loudest, with the bass attenuated, roughly as the ear does."""
     power = _frame_power(lfilter([1, -0.85], [1.0], waveform) + 0.1 * waveform)
     return float(np.sqrt(power[power > 0.03 * power.max()].mean())) + 1e-9
 
 
-def _mix(rng, kind: str, parts, seconds: float, swapped=False) -> tuple[np.ndarray, list[Event], list[bool]]:
-    """Place the parts, set their levels so that each is heard, and normalise.
+def _mix(
+    rng: np.random.Generator, kind: str, parts, seconds: float, swapped=False
+) -> tuple[np.ndarray, list[Event], list[bool]]:
+    """Place the parts, set their levels so that each is audible, and normalise -> waveform, events, audibility of each.
 
     Swapped parts keep the levels that they have in the other order.
     """
@@ -223,14 +246,14 @@ def _mix(rng, kind: str, parts, seconds: float, swapped=False) -> tuple[np.ndarr
         gains[softer] = -rng.uniform(0, 10)
         for i, (_, event) in enumerate(parts):
             gains[i] -= 4 * event.distant
-    heard = [True] * len(parts)
+    audible = [True] * len(parts)
     if kind == "overlap":
         spectra = [_band_power(track) for track in tracks]
-        for _ in range(4):  # bring up what is masked, 4 dB at a time
-            heard = [_audible(spectra[i], gains[i], spectra[1 - i], gains[1 - i]) for i in (0, 1)]
-            if sum(heard) != 1:
+        for _ in range(4):  # raise a masked part, 4 dB at a time
+            audible = [_audible(spectra[i], gains[i], spectra[1 - i], gains[1 - i]) for i in (0, 1)]
+            if sum(audible) != 1:
                 break
-            gains[heard.index(False)] += 4
+            gains[audible.index(False)] += 4
     gains -= gains.max()
     total = (10 ** (gains / 20)) @ tracks
     total -= total.mean()
@@ -239,7 +262,7 @@ def _mix(rng, kind: str, parts, seconds: float, swapped=False) -> tuple[np.ndarr
         replace(event, onset=start / SAMPLE_RATE, offset=(start + length) / SAMPLE_RATE, gain=round(float(gain), 2))
         for (_, event), start, length, gain in zip(parts, starts, lengths, gains, strict=True)
     ]
-    return total.astype(np.float32), events, heard
+    return total.astype(np.float32), events, audible
 
 
 def _band_power(waveform: np.ndarray) -> np.ndarray:
@@ -251,7 +274,7 @@ def _band_power(waveform: np.ndarray) -> np.ndarray:
 
 
 def _audible(own: np.ndarray, own_gain: float, other: np.ndarray, other_gain: float) -> bool:
-    """Tell whether a sound is heard: a quarter of its energy stands clear of the other, in some band at some time."""
+    """Return whether a sound is audible: a quarter of its energy exceeds the other sound, in its band and frame."""
     own, other = own * 10 ** (own_gain / 10), other * 10 ** (other_gain / 10)
     weight = np.sqrt(own)
     return bool(weight[own > other].sum() > 0.25 * weight.sum())

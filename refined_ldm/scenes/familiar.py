@@ -1,7 +1,9 @@
-"""Which captions a conditioner can know: a word that no training caption held says nothing to it.
+"""Words that a conditioner has learned: a word that was in no training caption carries no information.
 
-`Clap.share_unseen_tokens` gave all tokens that it never saw one embedding. So the saved table itself tells which they
-are, and a caption with one of them steers a sound as if the word were any other.
+`Clap.share_unseen_tokens` gives all tokens outside the training captions one embedding. The saved table therefore
+shows which they are. Any of them conditions the sound as any other would.
+
+Notebook: 02
 """
 
 import re
@@ -12,14 +14,14 @@ import torch
 from refined_ldm.clap import Clap
 from refined_ldm.scenes.classes import CLASSES
 
-LEAST_SHARED = 1000  # tokens with one embedding: those that were never seen
+LEAST_SHARED = 1000  # tokens with one embedding that mark a vocabulary as partly unseen
 
 
 def unseen_tokens(clap: Clap) -> torch.Tensor:
-    """Return which tokens (vocabulary,) were in no training caption; none of a vocabulary that was trained whole."""
+    """Return a mask (vocabulary,) of the tokens that were in no training caption; all False if all were trained."""
     table = clap.text.get_input_embeddings().weight.detach()
     samples = range(0, len(table), max(1, len(table) // 5))
-    alike = max(((table == table[i]).all(1) for i in samples), key=torch.sum)  # most tokens of all were never seen
+    alike = max(((table == table[i]).all(1) for i in samples), key=torch.sum)  # most of the vocabulary is unseen
     return alike if alike.sum() >= LEAST_SHARED else torch.zeros_like(alike)
 
 
@@ -29,7 +31,7 @@ def unseen_words(clap: Clap, caption: str) -> list[str]:
     if not unseen.any():
         return words
     for match in re.finditer(r"\S+", caption):
-        word = caption[max(0, match.start() - 1) : match.end()]  # a piece holds the space before it
+        word = caption[max(0, match.start() - 1) : match.end()]  # a token includes the space before it
         if unseen[clap.tokenizer.encode(word)].any():
             words.append(match.group())
     return words

@@ -1,8 +1,12 @@
-"""Everyday sounds made from physically sensible random parameters: every function is `(rng, seconds) -> Sound`.
+"""Everyday sounds synthesised from physically plausible random parameters.
 
-`rng` is a numpy Generator, `seconds` the longest the sound may last. The models are the usual ones of sound design
+Every function is `(rng: np.random.Generator, seconds: float) -> Sound`.
+
+`seconds` is the longest that the sound may last. The models are the usual ones of sound design
 (Farnell, *Designing Sound*, 2010): struck bodies are sums of damped modes, voices and horns are harmonics through
 resonances, rain and fire are random grains over shaped noise.
+
+Notebook: 01
 """
 
 import numpy as np
@@ -28,8 +32,8 @@ from refined_ldm.scenes.synthesis import (
 # ---------------------------------------------------------------- weather and fire
 
 
-def rain(rng, seconds):
-    """Single drops over the hiss of all the far ones; heavy rain is mostly hiss."""
+def rain(rng: np.random.Generator, seconds: float) -> Sound:
+    """Single near drops over the hiss of the distant ones; heavy rain is mostly hiss."""
     n, drops = len(times(seconds)), log_uniform(rng, 15, 600)
     hiss = noise(rng, n, rng.uniform(500, 1500), rng.uniform(5000, 8000), rng.uniform(-2, 2))
     hiss *= swell(rng, n, 2, 0.3)
@@ -38,7 +42,7 @@ def rain(rng, seconds):
     return Sound(share * hiss + (1 - share) * near / (near.std() + 1e-9), rate=drops)
 
 
-def wind(rng, seconds):
+def wind(rng: np.random.Generator, seconds: float) -> Sound:
     """Noise through three neighbouring resonances that gusts open in turn."""
     t = times(seconds)
     center, gusts = log_uniform(rng, 220, 900), rng.uniform(0.8, 2.5)
@@ -51,7 +55,7 @@ def wind(rng, seconds):
     return Sound(total)
 
 
-def thunder(rng, seconds):
+def thunder(rng: np.random.Generator, seconds: float) -> Sound:
     """Rolling low rumble: overlapping claps arriving late and dull from along the bolt."""
     t = times(seconds * rng.uniform(0.8, 1))
     rumble = noise(rng, len(t), 30, log_uniform(rng, 90, 220), -3)
@@ -65,7 +69,7 @@ def thunder(rng, seconds):
     return Sound((rumble + rng.uniform(0.1, 0.4) * grit * flutter) * roll * held(t, 0.05))
 
 
-def fire(rng, seconds):
+def fire(rng: np.random.Generator, seconds: float) -> Sound:
     """Crackling pops of very different sizes over a soft, fluttering roar."""
     n, pops = len(times(seconds)), log_uniform(rng, 8, 45)
     roar = noise(rng, n, 60, rng.uniform(200, 450), -3) * swell(rng, n, 9, 0.6)
@@ -78,7 +82,7 @@ def fire(rng, seconds):
 # ---------------------------------------------------------------- machines and signals
 
 
-def siren(rng, seconds):
+def siren(rng: np.random.Generator, seconds: float) -> Sound:
     """A wailing, yelping or two-tone siren."""
     t = times(seconds * rng.uniform(0.85, 1))
     low, rate = log_uniform(rng, 400, 800), None
@@ -97,7 +101,7 @@ def siren(rng, seconds):
     return Sound(tone(frequency, colour) * held(t, 0.04), rate=rate)
 
 
-def engine(rng, seconds):
+def engine(rng: np.random.Generator, seconds: float) -> Sound:
     """Firing pulses of uneven cylinders through the exhaust's resonances."""
     t = times(seconds)
     firing = log_uniform(rng, 18, 110)
@@ -114,7 +118,7 @@ def engine(rng, seconds):
     return Sound(total * held(t, 0.08), rate=firing)
 
 
-def horn(rng, seconds):
+def horn(rng: np.random.Generator, seconds: float) -> Sound:
     """A car horn: two notes a third apart, bright, honked a few times."""
     low, count_rate = log_uniform(rng, 300, 520), rng.uniform(1.2, 3)
     length = rng.uniform(0.45, 0.8) / count_rate
@@ -128,7 +132,7 @@ def horn(rng, seconds):
     return Sound(place(grains, onsets, seconds), len(onsets), low)
 
 
-def alarm(rng, seconds):
+def alarm(rng: np.random.Generator, seconds: float) -> Sound:
     """Electronic beeps, square or pulse waves, in one or two pitches."""
     pitch, rate = log_uniform(rng, 700, 2600), log_uniform(rng, 2, 6)
     length = rng.uniform(0.5, 0.75) / rate
@@ -140,7 +144,7 @@ def alarm(rng, seconds):
     return Sound(place(grains, onsets, seconds), len(onsets), pitch, rate)
 
 
-def whistle(rng, seconds):
+def whistle(rng: np.random.Generator, seconds: float) -> Sound:
     """A referee's whistle: two close high tones that the pea chops up."""
     pitch, rate = log_uniform(rng, 2100, 3600), rng.uniform(1.2, 3.2)
     length = rng.uniform(0.45, 0.8) / rate
@@ -155,7 +159,7 @@ def whistle(rng, seconds):
     return Sound(place(grains, onsets, seconds), len(onsets), pitch)
 
 
-def clock(rng, seconds):
+def clock(rng: np.random.Generator, seconds: float) -> Sound:
     """The dry tick and the slightly lower tock of a small mechanism."""
     rate, length = log_uniform(rng, 1.5, 5.5), 0.05
     onsets = np.arange(1 + int(max(0.0, seconds - length) * rate)) / rate
@@ -170,7 +174,7 @@ def clock(rng, seconds):
     return Sound(place(grains, onsets, seconds), len(onsets), rate=rate)
 
 
-def typing(rng, seconds):
+def typing(rng: np.random.Generator, seconds: float) -> Sound:
     """Irregular key presses, each a plastic clack down and a lighter one up."""
     rate, n = log_uniform(rng, 4, 12), len(times(seconds))
     gaps = rng.gamma(3, 1 / (3 * rate), int(seconds * rate * 2) + 4)
@@ -190,7 +194,7 @@ def typing(rng, seconds):
 # ---------------------------------------------------------------- people, animals, things
 
 
-def footsteps(rng, seconds):
+def footsteps(rng: np.random.Generator, seconds: float) -> Sound:
     """Heel, then toe, on stone, wood or gravel."""
     rate, length = log_uniform(rng, 1.3, 3.2), 0.24
     onsets = rhythm(rng, seconds, rate, length, 2, 8, 0.08)
@@ -213,7 +217,7 @@ def footsteps(rng, seconds):
     return Sound(place(grains, onsets, seconds), len(onsets), rate=rate)
 
 
-def knock(rng, seconds):
+def knock(rng: np.random.Generator, seconds: float) -> Sound:
     """Knuckles on a wooden door."""
     rate, length = rng.uniform(3.5, 7), 0.12
     onsets = rhythm(rng, seconds, rate, length, 2, 6, 0.06)
@@ -228,7 +232,7 @@ def knock(rng, seconds):
     return Sound(place(grains, onsets, seconds), len(onsets), rate=rate)
 
 
-def drip(rng, seconds):
+def drip(rng: np.random.Generator, seconds: float) -> Sound:
     """Drops into water: each closes a bubble whose pitch rises as it shrinks (Minnaert)."""
     rate, length = log_uniform(rng, 1, 5), 0.2
     onsets = rhythm(rng, seconds, rate, length, 1, 7, 0.35)
@@ -242,7 +246,7 @@ def drip(rng, seconds):
     return Sound(place(grains, onsets, seconds), len(onsets), rate=rate)
 
 
-def glass(rng, seconds):
+def glass(rng: np.random.Generator, seconds: float) -> Sound:
     """A crash, then shards that ring high and scatter."""
     length = min(seconds, rng.uniform(0.7, 1.6))
     t = times(length)
@@ -257,7 +261,7 @@ def glass(rng, seconds):
     return Sound(total * held(t, 0.002))
 
 
-def heartbeat(rng, seconds):
+def heartbeat(rng: np.random.Generator, seconds: float) -> Sound:
     """Lub-dub: two soft thumps a beat, below 150 Hz."""
     rate, length = log_uniform(rng, 0.9, 2.6), 0.3
     gap, pitch = min(0.32, 0.35 / rate), rng.uniform(50, 95)
@@ -274,7 +278,7 @@ def heartbeat(rng, seconds):
     return Sound(place(grains, beats, seconds), len(beats), rate=rate)
 
 
-def dog(rng, seconds):
+def dog(rng: np.random.Generator, seconds: float) -> Sound:
     """Barks: a short rise and fall of a rough voice through an opening muzzle."""
     pitch, rate = log_uniform(rng, 180, 620), rng.uniform(1.5, 3.8)
     length = rng.uniform(0.12, 0.24) * (400 / pitch) ** 0.3
@@ -291,7 +295,7 @@ def dog(rng, seconds):
     return Sound(place(grains, onsets, seconds), len(onsets), pitch, rate)
 
 
-def bird(rng, seconds):
+def bird(rng: np.random.Generator, seconds: float) -> Sound:
     """A song of one syllable, a fast glide of a pure tone, repeated."""
     pitch, rate = log_uniform(rng, 2300, 5200), log_uniform(rng, 2.2, 8)
     length = rng.uniform(0.4, 0.75) / rate
@@ -307,7 +311,7 @@ def bird(rng, seconds):
     return Sound(place(grains, onsets, seconds), len(onsets), pitch, rate)
 
 
-def crickets(rng, seconds):
+def crickets(rng: np.random.Generator, seconds: float) -> Sound:
     """Several crickets: each chirps a few wing strokes of a nearly pure high tone, over and over."""
     t, total = times(seconds), 0
     rate = log_uniform(rng, 1.5, 5)
@@ -320,7 +324,7 @@ def crickets(rng, seconds):
     return Sound(total + log_uniform(rng, 3e-4, 6e-3) * noise(rng, len(t), 1000, 7000), rate=rate)
 
 
-def bell(rng, seconds):
+def bell(rng: np.random.Generator, seconds: float) -> Sound:
     """A cast bell with its hum, prime, minor third, fifth and nominal (Rossing)."""
     pitch, rate = log_uniform(rng, 220, 1300), rng.uniform(0.9, 2.4)
     onsets = rhythm(rng, seconds, rate, min(0.5, 0.8 * seconds), 1, 4, 0.05)
@@ -333,7 +337,7 @@ def bell(rng, seconds):
     return Sound(place(grains, onsets, seconds), len(onsets), pitch)
 
 
-def explosion(rng, seconds):
+def explosion(rng: np.random.Generator, seconds: float) -> Sound:
     """A blast that starts at once over the whole spectrum, darkens, and rains debris."""
     t = times(min(seconds, rng.uniform(1.0, 2.4)))
     blast = noise(rng, len(t), 40, 7500, -1) * pulse(t, 0.002, rng.uniform(0.06, 0.16))

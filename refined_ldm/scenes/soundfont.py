@@ -1,7 +1,9 @@
-"""A SoundFont 2 file read and played with numpy, and the sounds of the data set that are played on it.
+"""A SoundFont 2 player in numpy, and the sounds of the data set that are played on it.
 
-The format is public ("SoundFont Technical Specification 2.04", E-mu, 2006). Read here: presets, instruments, zones,
-sample loops, tuning, volume envelope, attenuation and the filter's open state; not read: pan, LFOs and modulators.
+The format is public ("SoundFont Technical Specification 2.04", E-mu, 2006). Supported: presets, instruments, zones,
+sample loops, tuning, volume envelope, attenuation and the filter's open state. Ignored: pan, LFOs and modulators.
+
+Notebook: 01
 """
 
 import importlib.util
@@ -17,7 +19,7 @@ from refined_ldm.scenes.synthesis import SAMPLE_RATE, Sound, log_uniform, place,
 
 PAD = 256  # source samples of silence before and of loop after a sample, so that the band limit has no edges
 OVERSAMPLING = 4  # of the source, so that linear interpolation is enough
-GENERATOR = {  # the generators we obey: number -> (name, default)
+GENERATOR = {  # the supported generators: number -> (name, default)
     2: ("start_loop", 0), 3: ("end_loop", 0), 8: ("filter", 13_500), 11: ("filter_sweep", 0),
     33: ("delay", -12_000), 34: ("attack", -12_000), 35: ("hold", -12_000), 36: ("decay", -12_000),
     37: ("sustain", 0), 38: ("release", -12_000), 43: ("keys", 127 << 8), 44: ("velocities", 127 << 8),
@@ -72,7 +74,9 @@ class SoundFont:
                 zones += instruments[fields[INSTRUMENT]] if INSTRUMENT in fields else []
             self._presets[int(header["bank"]), int(header["program"])] = zones
 
-    def note(self, program: int, key: float, seconds: float, velocity=100, bank=0, vibrato=0.0) -> np.ndarray:
+    def note(
+        self, program: int, key: float, seconds: float, velocity: int = 100, bank: int = 0, vibrato: float = 0.0
+    ) -> np.ndarray:
         """Play `key` (MIDI number, fractions allowed) held for `seconds`, and its release -> (N,) float32 at 16 kHz.
 
         `vibrato` is its depth in cents, at 5.5 Hz, growing over the first 0.3 s.
@@ -111,7 +115,7 @@ class SoundFont:
         return instruments
 
     def _band(self, zone: dict, step: float) -> tuple[np.ndarray, float, float]:
-        """Return a sample oversampled and free of what would alias at this step, and its loop's start and length."""
+        """Return a sample, oversampled and low-passed against aliasing at this step, and its loop (start, length)."""
         third = max(0, int(np.ceil(3 * np.log2(step))))  # third-octaves by which the source band must shrink
         key = (zone["sample"], zone["start_loop"], zone["end_loop"], zone["loops"], third)
         if key not in self._bands:
@@ -178,7 +182,7 @@ def _chunks(data: bytes, position: int, end: int):
 
 
 def _inside(limits: int, value: int) -> bool:
-    """Tell whether a range stored as two bytes, lowest first, holds a value."""
+    """Return whether a value lies in a range that is stored as two bytes, lowest first."""
     return (limits & 255) <= value <= (limits >> 8 & 255)
 
 
@@ -195,7 +199,7 @@ def _envelope(zone: dict, n: int, seconds: float, release: float) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def soundfont() -> SoundFont:
-    """Return the bundled SoundFont, read once a process."""
+    """Return the bundled SoundFont, read once per process."""
     return SoundFont(find_soundfont())
 
 
@@ -216,7 +220,7 @@ class Instrument:
     ring: float = 1.0  # how long a note is held, in parts of the time to the next one
     vibrato: float = 0.0  # cents
 
-    def __call__(self, rng, seconds: float) -> Sound:
+    def __call__(self, rng: np.random.Generator, seconds: float) -> Sound:
         rate = log_uniform(rng, *self.rates)
         onsets = rhythm(rng, seconds, rate, min(0.25, seconds / 2), self.least, 6, 0.05)
         program, center = int(rng.choice(self.programs)), rng.uniform(self.lowest, self.highest)
@@ -247,7 +251,7 @@ xylophone = Instrument((13,), 65, 94, rates=(3, 9), least=3)
 choir = Instrument((52,), 46, 74, rates=(0.8, 2.5))
 
 
-def drums(rng, seconds):
+def drums(rng: np.random.Generator, seconds: float) -> Sound:
     """A beat of bass drum, snare, hats and a few toms on one of six kits."""
     kit, rate = int(rng.choice((0, 8, 16, 24, 32, 40))), log_uniform(rng, 4, 9)  # eighths a second
     onsets, grains = np.arange(max(1, int((seconds - 0.1) * rate))) / rate, []
@@ -258,7 +262,7 @@ def drums(rng, seconds):
     return Sound(place(grains, onsets, seconds), rate=rate)
 
 
-def cymbal(rng, seconds):
+def cymbal(rng: np.random.Generator, seconds: float) -> Sound:
     """Crashes of a cymbal."""
     rate = rng.uniform(1, 3)
     onsets = rhythm(rng, seconds, rate, 0.4, 1, 3, 0.05)
@@ -267,7 +271,7 @@ def cymbal(rng, seconds):
     return Sound(place(grains, onsets, seconds), len(onsets), rate=rate)
 
 
-def telephone(rng, seconds):
+def telephone(rng: np.random.Generator, seconds: float) -> Sound:
     """An old telephone: its clapper strikes the bell some twenty times a second, in bursts."""
     length = min(rng.uniform(0.35, 1.0), 0.9 * seconds)
     rate = 1 / (length * rng.uniform(1.25, 1.7))

@@ -1,4 +1,7 @@
-"""Building blocks of synthesis: noise in bands, tones, damped modes, resonances, rhythms, and how grains are placed."""
+"""Building blocks of synthesis: band noise, tones, damped modes, resonances, rhythms and the placing of grains.
+
+Notebook: 01
+"""
 
 from dataclasses import dataclass
 
@@ -11,25 +14,25 @@ SAMPLE_RATE = 16_000  # Hz
 
 @dataclass(frozen=True)
 class Sound:
-    """One rendered sound and what is true of it."""
+    """One rendered sound and its properties."""
 
     waveform: np.ndarray  # (N,) float32, any level
-    count: int | None = None  # how many times it happens, None where counting makes no sense
+    count: int | None = None  # number of repetitions, None where counting makes no sense
     pitch: float | None = None  # Hz, geometric mean where there are several notes
-    rate: float | None = None  # how fast or dense: times, revolutions or drops a second
+    rate: float | None = None  # repetitions, revolutions or drops a second
 
 
 def times(seconds: float) -> np.ndarray:
-    """Return the sample times (N,) in seconds of a stretch of sound."""
+    """Return the sample times (N,) in s of a sound that lasts `seconds`."""
     return np.arange(max(2, round(seconds * SAMPLE_RATE))) / SAMPLE_RATE
 
 
-def log_uniform(rng, low: float, high: float) -> float:
-    """Draw evenly on a logarithmic scale, as pitches and rates are heard."""
+def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    """Draw uniformly on a logarithmic scale, on which pitches and rates are perceived."""
     return float(low * (high / low) ** rng.random())
 
 
-def noise(rng, n: int, low: float, high: float, slope: float = 0.0) -> np.ndarray:
+def noise(rng: np.random.Generator, n: int, low: float, high: float, slope: float = 0.0) -> np.ndarray:
     """Return (n,) Gaussian noise between `low` and `high` Hz, tilted by `slope` dB an octave, of unit rms."""
     m = next_fast_len(n, real=True)
     f = rfftfreq(m, 1 / SAMPLE_RATE).astype(np.float32) + 1e-3
@@ -40,7 +43,7 @@ def noise(rng, n: int, low: float, high: float, slope: float = 0.0) -> np.ndarra
 
 
 def tone(frequency: np.ndarray, amplitudes=(1.0,), phase: float = 0.0) -> np.ndarray:
-    """Return a sum of harmonics of a gliding `frequency` (N,) in Hz; those above 7.5 kHz are left out."""
+    """Return a sum of harmonics of a gliding `frequency` (N,) in Hz, without those above 7.5 kHz."""
     cycles = np.cumsum(frequency) / SAMPLE_RATE + phase
     angle = (2 * np.pi * (cycles - np.floor(cycles))).astype(np.float32)
     twice_cos, before, now = 2 * np.cos(angle), np.zeros_like(angle), np.sin(angle)
@@ -53,8 +56,8 @@ def tone(frequency: np.ndarray, amplitudes=(1.0,), phase: float = 0.0) -> np.nda
     return total
 
 
-def strike(rng, seconds: float, frequencies, decays, amplitudes) -> np.ndarray:
-    """Return a struck body: modes at `frequencies` Hz that die away with time constants `decays` s."""
+def strike(rng: np.random.Generator, seconds: float, frequencies, decays, amplitudes) -> np.ndarray:
+    """Return the sound of a struck body: modes at `frequencies` Hz that decay with time constants `decays` s."""
     t = times(seconds)
     total = np.zeros(len(t), np.float32)
     for frequency, decay, amplitude in zip(frequencies, decays, amplitudes, strict=True):
@@ -73,7 +76,7 @@ def resonate(waveform: np.ndarray, frequency: float, bandwidth: float) -> np.nda
     return lfilter([gain], [1, -2 * radius * np.cos(angle), radius**2], waveform)
 
 
-def swell(rng, n: int, rate: float, depth: float) -> np.ndarray:
+def swell(rng: np.random.Generator, n: int, rate: float, depth: float) -> np.ndarray:
     """Return a slow random loudness curve (n,) that changes about `rate` times a second, from 1 - depth to 1."""
     knots = rng.random(int(n / SAMPLE_RATE * rate) + 3)
     position = np.arange(n) / SAMPLE_RATE * rate + rng.random()
@@ -83,7 +86,7 @@ def swell(rng, n: int, rate: float, depth: float) -> np.ndarray:
 
 
 def pulse(t: np.ndarray, attack: float, decay: float) -> np.ndarray:
-    """Return an envelope that rises in `attack` s and dies away with time constant `decay` s."""
+    """Return an envelope that rises in `attack` s and decays with time constant `decay` s."""
     return np.minimum(1, t / attack) * np.exp(-np.maximum(0, t - attack) / decay)
 
 
@@ -92,7 +95,9 @@ def held(t: np.ndarray, rise: float) -> np.ndarray:
     return np.clip(np.minimum(t, t[-1] - t) / rise, 0, 1)
 
 
-def rhythm(rng, seconds: float, rate: float, length: float, least: int, most: int, jitter: float = 0.0) -> np.ndarray:
+def rhythm(
+    rng: np.random.Generator, seconds: float, rate: float, length: float, least: int, most: int, jitter: float = 0.0
+) -> np.ndarray:
     """Return onsets in s of `least` to `most` hits, `rate` a second, if they fit; the last has `length` s to ring."""
     fits = 1 + int(max(0.0, seconds - length) * rate / (1 + jitter))
     count = int(rng.integers(min(least, fits), min(most, fits) + 1))
@@ -101,7 +106,7 @@ def rhythm(rng, seconds: float, rate: float, length: float, least: int, most: in
 
 
 def place(grains: list[np.ndarray], onsets: np.ndarray, seconds: float) -> np.ndarray:
-    """Add each grain at its onset; what rings past `seconds` is cut and faded out."""
+    """Return the sum (N,) of all grains, each at its onset in s, faded out and cut at `seconds`."""
     n = len(times(seconds))
     total = np.zeros(n, np.float32)
     for grain, onset in zip(grains, onsets, strict=True):
@@ -112,7 +117,7 @@ def place(grains: list[np.ndarray], onsets: np.ndarray, seconds: float) -> np.nd
     return total
 
 
-def crackle(rng, n: int, per_second: float, spread: float) -> np.ndarray:
+def crackle(rng: np.random.Generator, n: int, per_second: float, spread: float) -> np.ndarray:
     """Return (n,) random impulses, `per_second` of them on average, log-normal in size by `spread`."""
     impulses = np.zeros(n)
     where = rng.integers(0, n, rng.poisson(per_second * n / SAMPLE_RATE) + 1)

@@ -1,10 +1,13 @@
-"""Training: one optimisation step at a time, and the stages in their order."""
+"""Training: the loop of optimisation steps, and the stages in their order."""
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
-    "loop": ["Step", "optimise"],
-    "stages": ["train_vae", "train_clap", "train_ldm", "train_hifigan"],
-    "pipeline": ["train_stage"],
-    "muon": ["Muon"],
-})
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "loop": ["Step", "optimise"],
+        "stages": ["train_vae", "train_clap", "train_ldm", "train_hifigan"],
+        "pipeline": ["train_stage"],
+        "muon": ["Muon"],
+    },
+)

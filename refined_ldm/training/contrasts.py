@@ -1,18 +1,23 @@
-"""A conditioner learns details: captions that differ in one thing as hard negatives, one tower at a time.
+"""Training of a conditioner on details: captions that differ in one detail are hard negatives, one tower at a time.
 
 A caption and its twin with another number, pitch, pace, loudness or order share nearly every word, so a contrastive
 loss over a batch of other scenes hardly separates them. T-CLAP (Yuan et al. 2024) and CompA (Ghosh et al. 2024) let
-language models write such twins; the grammar of `SoundScenes` writes them exactly. First the text tower learns, while
-the embeddings of the sounds stay as they are: a denoiser sees nothing but captions, so what is one point there is one
-sound. Then the audio tower follows, while the captions stay where they are (locked tuning, after Zhai et al. 2022).
+language models write such twins; the grammar of `SoundScenes` writes them exactly. First the text tower is trained
+against frozen audio embeddings: a denoiser sees only captions, so captions with equal embeddings give equal sounds.
+Then the audio tower is trained against frozen captions (locked tuning, after Zhai et al. 2022).
+
+Notebook: 02
 """
 
 import math
 import random
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -22,18 +27,18 @@ from refined_ldm.data.captioned_audio import loader
 from refined_ldm.scenes.captions import TIMES, Caption
 from refined_ldm.scenes.classes import CLASSES
 from refined_ldm.scenes.dataset import KINDS, captions_of
-from refined_ldm.training.loop import optimise
+from refined_ldm.training.loop import Step, optimise
 
 DETAILS = ("number", "pitch", "pace", "loudness", "order")
-MARGIN = 0.5  # cosine that a caption and its twin are pushed below
+MARGIN = 0.5  # largest cosine of a caption and its twin without a penalty
 
 NAMES = tuple(sorted(CLASSES))
 SLOTS = 2  # events of a caption, in the order in which they sound or, at the same time, are named
-ANSWERS = {  # of each event: what a linear layer has to read off a caption's embedding, 0 where nothing is said
+ANSWERS = {  # classes of the linear probe of a caption's embedding, for each event; index 0: the caption names none
     "class": ("", *NAMES), "number": range(len(TIMES)), "pitch": ("", "low", "high"), "pace": ("", "slow", "fast"),
     "loudness": ("", "soft", "loud"), "distance": ("", "distant"),
 }  # fmt: skip
-QUESTIONS = [len(KINDS)] + SLOTS * [len(answers) for answers in ANSWERS.values()]  # how many answers each has
+QUESTIONS = [len(KINDS)] + SLOTS * [len(answers) for answers in ANSWERS.values()]  # number of answers to each question
 
 
 def answers_of(caption: Caption) -> list[int]:
@@ -56,7 +61,7 @@ def answers_of(caption: Caption) -> list[int]:
 
 
 class WrittenClips(Dataset):
-    """The captions of scenes: a scene's own and `more` others that name every detail they can, without the sound."""
+    """The captions of scenes without the sounds: a scene's own, and `more` others that name every possible detail."""
 
     def __init__(self, clips: Dataset, more: int):
         self.rest, self.more = clips.rest, more
@@ -77,8 +82,8 @@ class ContrastedClips(Dataset):
     """Scenes, each with one of many captions drawn anew in every epoch, and twins of it.
 
     contrasted[i] is clips[i] with "written", a list of (text, answers): a caption first, then up to `twins` others that
-    differ from it in one detail. `waveforms=False` leaves the sound out; `embeddings` (len(clips), D) put its embedding
-    in.
+    differ from it in one detail. `waveforms=False` omits the waveform; `embeddings` (len(clips), D) adds the audio
+    embedding.
     """
 
     def __init__(self, clips: Dataset, twins: int = 2, embeddings: torch.Tensor | None = None, waveforms: bool = True):
@@ -106,7 +111,7 @@ class ContrastedClips(Dataset):
 
 
 def draw_twins(caption: Caption, source: random.Random, count: int) -> list[Caption]:
-    """Return up to `count` captions that differ from one in a single detail, of as many details as there are."""
+    """Return up to `count` captions that differ from `caption` in a single detail, taken from each detail in turn."""
     waiting = [source.sample(others, len(others)) for _, others in sorted(caption.contrasts().items())]
     source.shuffle(waiting)
     chosen = []
@@ -120,9 +125,9 @@ def draw_twins(caption: Caption, source: random.Random, count: int) -> list[Capt
 def twin_loss(
     audio: torch.Tensor, text: torch.Tensor, twins: torch.Tensor, row: torch.Tensor, logit_scale: torch.Tensor
 ) -> torch.Tensor:
-    """Cross-entropy of the right caption of a sound among its twins, mean over the sounds that have some.
+    """Return the cross-entropy of the right caption of a sound among its twins, the mean over sounds with twins.
 
-    audio, text: (B, D) unit norm, pairs in the same row; twins: (M, D), of the rows `row` (M,), which do not fall;
+    audio, text: (B, D) unit norm, pairs in the same row; twins: (M, D), of the rows `row` (M,), in ascending order;
     logit_scale as in `contrastive_loss`.
     """
     if not len(row):
@@ -137,33 +142,36 @@ def twin_loss(
 
 
 def nearness_loss(text: torch.Tensor, twins: torch.Tensor, row: torch.Tensor, margin: float = MARGIN) -> torch.Tensor:
-    """Mean excess of the cosine between captions (B, D) and their twins (M, D), of rows `row` (M,), over a margin."""
+    """Return the mean excess over `margin` of the cosine of captions and their twins.
+
+    text: (B, D), twins: (M, D), both of unit norm; row: (M,), the caption of each twin.
+    """
     if not len(row):
         return text.new_zeros(())
     return F.relu((text[row] * twins).sum(1) - margin).mean()
 
 
-class DetailReader(nn.Module):
-    """A conditioner and the linear layer that reads details off its caption embeddings; the layer is not kept."""
+class DetailProbe(nn.Module):
+    """A conditioner and a linear probe that predicts details from its caption embeddings; the probe is not saved."""
 
     def __init__(self, clap: Clap):
         super().__init__()
         self.clap, self.read = clap, nn.Linear(clap.embedding_dim, sum(QUESTIONS))
 
     def forward(self, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """B captions -> embeddings (B, D), logits (B, all answers of all QUESTIONS)."""
+        """Embed B captions -> embeddings (B, D), logits (B, sum of QUESTIONS)."""
         text = self.clap.embed_text(captions)
         return text, self.read(text * self.clap.embedding_dim**0.5)
 
 
-def reading_loss(logits: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
-    """logits (B, sum of QUESTIONS), answers (B, len(QUESTIONS)) -> mean cross-entropy, summed over the questions."""
+def probe_loss(logits: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
+    """Return the mean cross-entropy of logits (B, sum of QUESTIONS) and answers (B, Q), summed over the Q questions."""
     parts = logits.float().split(QUESTIONS, dim=1)
     return sum(F.cross_entropy(part, answer) for part, answer in zip(parts, answers.T, strict=True))
 
 
 def _written(batch, device):
-    """Captions, twins, the row of each twin (M,), and the answers of both (B + M, len(QUESTIONS)) of a batch."""
+    """Return captions, twins, the row of each twin (M,), and the answers of both (B + M, len(QUESTIONS)) of a batch."""
     captions = [written[0][0] for written in batch["written"]]
     twins = [text for written in batch["written"] for text, _ in written[1:]]
     row = torch.tensor([i for i, written in enumerate(batch["written"]) for _ in written[1:]], dtype=torch.long)
@@ -171,10 +179,21 @@ def _written(batch, device):
     return captions, twins, row.to(device), torch.tensor(answers, device=device)
 
 
-def train_text_details(clap, clips, settings: StageConfig, seed=0, run_dir=None, resume=False, accelerator=None):
-    """Train the text tower of `clap` to tell captions from their twins -> yields Steps; its audio tower stays.
+def train_text_details(
+    clap: Clap,
+    clips: Dataset,
+    settings: StageConfig,
+    seed: int = 0,
+    run_dir: str | Path | None = None,
+    resume: bool = False,
+    accelerator: Accelerator | None = None,
+) -> Iterator[Step]:
+    """Train the text tower of `clap` to distinguish captions from their twins and yield every Step.
 
-    clips: a cache of scenes (`cache_clips`), whose sounds are embedded once.
+    The audio tower is frozen. clips: a cache of scenes (`cache_clips`), whose sounds are embedded once.
+    Raises as `optimise` does.
+
+    Notebook: 02
     """
     device = clap.mel_bank.device
     clap.eval()
@@ -182,7 +201,7 @@ def train_text_details(clap, clips, settings: StageConfig, seed=0, run_dir=None,
     embeddings = torch.cat([embed_clips(clap, clips, part) for part in parts])
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        reader = DetailReader(clap).to(device)
+        probe = DetailProbe(clap).to(device)
 
     def losses(network, batch, generator, index):
         captions, twins, row, answers = _written(batch, device)
@@ -193,18 +212,31 @@ def train_text_details(clap, clips, settings: StageConfig, seed=0, run_dir=None,
             "pairs": contrastive_loss(audio, own, scale),
             "heard": twin_loss(audio, own, others, row, scale),
             "near": nearness_loss(own, others, row),
-            "read": reading_loss(logits, answers),
+            "read": probe_loss(logits, answers),
         }
         return {"loss": terms["pairs"] + 0.5 * terms["heard"] + terms["near"] + terms["read"], **terms}
 
     batches = loader(ContrastedClips(clips, embeddings=embeddings, waveforms=False), settings.batch_size, seed)
     with _only(clap, "text"):
-        networks = {"reader": (reader, losses)}
+        networks = {"reader": (probe, losses)}
         yield from optimise("details-text", networks, batches, settings, seed, run_dir, resume, accelerator, device)
 
 
-def train_audio_details(clap, clips, settings: StageConfig, seed=0, run_dir=None, resume=False, accelerator=None):
-    """Train the audio tower of `clap` to hear what tells captions from their twins -> yields Steps; captions stay."""
+def train_audio_details(
+    clap: Clap,
+    clips: Dataset,
+    settings: StageConfig,
+    seed: int = 0,
+    run_dir: str | Path | None = None,
+    resume: bool = False,
+    accelerator: Accelerator | None = None,
+) -> Iterator[Step]:
+    """Train the audio tower of `clap` to distinguish captions from their twins and yield every Step.
+
+    The text tower is frozen. clips: a cache of scenes (`cache_clips`). Raises as `optimise` does.
+
+    Notebook: 02
+    """
     device = clap.mel_bank.device
 
     def losses(network, batch, generator, index):
@@ -226,14 +258,14 @@ def train_audio_details(clap, clips, settings: StageConfig, seed=0, run_dir=None
 
 
 @torch.no_grad()
-def embed_clips(clap, clips, indices):
-    """The embeddings (B, D) of some clips' sounds."""
+def embed_clips(clap: Clap, clips: Dataset, indices: Iterable[int]) -> torch.Tensor:
+    """Return the audio embeddings (B, D) of the clips at B indices, on the CPU."""
     return clap.embed_audio(torch.stack([clips[i]["waveform"] for i in indices]), 16_000).cpu()
 
 
 @contextmanager
 def _only(clap, tower):
-    """Inside, one tower and its projection are all that learns."""
+    """Within the context, train one tower and its projection alone."""
     try:
         for name, parameter in clap.named_parameters():
             parameter.requires_grad_(name.startswith(tower) or (name == "logit_scale" and tower == "audio"))

@@ -1,25 +1,33 @@
-"""One optimisation step at a time: the loop that all stages share, its learning rate, and what it saves.
+"""The training loop that all stages share: one optimisation step at a time, its learning rate and its checkpoints.
 
 Every random number of a step (noise, timesteps, dropped captions, dropout) is drawn from a generator seeded by
-(seed, step), and the k-th batch depends on (seed, k) alone. So weights, optimiser, averages and the step number are all
-there is to save: a resumed run is the run that was never broken off. Accelerate places modules and gradients; each
-process takes its share of the batch and of the random numbers that one process would have drawn for it.
+(seed, step), and the k-th batch depends on (seed, k) alone. A checkpoint therefore holds weights, optimisers, averages
+and the step number, and a resumed run equals an uninterrupted one. Accelerate places modules and gradients. Each
+process takes its part of the batch, and of the random numbers that a single process would draw for the whole batch.
+
+Notebook: 03
 """
 
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import gather, gather_object
+from torch import nn
+from torch.utils.data import DataLoader
 
+from refined_ldm.config import StageConfig
 from refined_ldm.devices import pick_accelerator
 from refined_ldm.durable.loss_guard import SpikeWatch
 from refined_ldm.durable.run_state import drop_others, last_checkpoint, load_run, refuse_old, save_run
 from refined_ldm.durable.signals import Stopped, defer_signals
+from refined_ldm.integers import whole_seed
 from refined_ldm.randomness import RankGenerator, step_seed
 from refined_ldm.training.muon import Muon, split_parameters
 
@@ -28,19 +36,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Step:
-    """What one optimisation step did; `index` counts from 1. Within `step.averaged()` the network is its average."""
+    """The result of one optimisation step. Within `step.averaged()` the network has its averaged weights."""
 
-    index: int
+    index: int  # from 1
     loss: float
     losses: dict[str, float]
     lr: float
     seconds: float
-    waited: float = 0.0  # seconds of these in which the batch was loaded
+    waited: float = 0.0  # seconds of these spent loading the batch
     averaged: Callable = field(default=nullcontext, repr=False, compare=False)
 
 
 class Learner:
-    """One network under training: its optimisers, its running average, and the loss it lowers.
+    """One network under training: its optimisers, its running average and its loss.
 
     losses(network, batch, generator, index of the step) -> dict of scalars with the key "loss".
     """
@@ -52,53 +60,54 @@ class Learner:
         matrices, rest = split_parameters(network) if settings.optimizer == "muon" else ([], network.parameters())
         rest = list(rest)
         fused = all(p.device.type in ("cpu", "cuda") for p in rest)  # one pass over each tensor: a third of the time
-        self.optimizers = [torch.optim.AdamW(rest, settings.lr, settings.betas, weight_decay=settings.weight_decay,
-                                             fused=fused)]  # fmt: skip
+        self.optimizers = [
+            torch.optim.AdamW(rest, settings.lr, settings.betas, weight_decay=settings.weight_decay, fused=fused)
+        ]
         if matrices:
             dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
             self.optimizers.append(Muon(matrices, settings.lr, weight_decay=settings.weight_decay, dtype=dtype))
         self.average = {k: v.detach().clone() for k, v in network.state_dict().items()} if settings.ema_decay else None
 
     def begin_phase(self):
-        """Go on from the average, with optimisers that remember nothing: the loss is about to be another one."""
+        """Continue from the averaged weights with fresh optimiser states, before the loss changes."""
         self.finish()
         for optimizer in self.optimizers:
             optimizer.state.clear()
 
     def update(self, batch, generator, lr, index, accelerator):
-        """Lower the loss by one step -> what it was, {name: mean over the processes}.
+        """Take one optimisation step -> the losses before it, {name: mean over the processes}.
 
-        Raises FloatingPointError, before anything has changed, if the loss or its gradient is no finite number.
+        Raises FloatingPointError, before any weight changes, if the loss or its gradient is not finite.
         """
         with accelerator.autocast():
             losses = self.losses(self.network, batch, generator, index)
-        told = {k: v.item() for k, v in losses.items()}
-        if not losses["loss"].requires_grad:  # a network that waits for its turn
-            return told
+        metrics = {k: v.item() for k, v in losses.items()}
+        if not losses["loss"].requires_grad:  # the network is not trained in this phase
+            return metrics
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups:
                 group["lr"] = lr
         accelerator.backward(losses["loss"])
         norm = accelerator.clip_grad_norm_(self.bare.parameters(), self.settings.max_grad_norm or math.inf)
-        told = _mean_of_all(told, accelerator)
-        for name, value in {**told, "gradient": norm.item()}.items():
+        metrics = _mean_over_processes(metrics, accelerator)
+        for name, value in {**metrics, "gradient": norm.item()}.items():
             if not math.isfinite(value):
                 clips = ", ".join(map(str, gather_object(list(batch.get("id", ())))))
                 raise FloatingPointError(f"the {self.name} {name} is {value} at step {index}, clips {clips}")
         for optimizer in self.optimizers:
             optimizer.step()
-        if self.average is not None:  # Karras et al. 2024: the horizon grows with the run, so the start is forgotten
-            into = index - phase(index, self.settings)[0]
-            decay = min(self.settings.ema_decay, into / (into + 10))
+        if self.average is not None:  # Karras et al. 2024: the horizon grows with the run
+            elapsed = index - phase(index, self.settings)[0]
+            decay = min(self.settings.ema_decay, elapsed / (elapsed + 10))
             for name, value in self.bare.state_dict().items():
                 if value.is_floating_point():
                     self.average[name].lerp_(value, 1 - decay)
-        return told
+        return metrics
 
     @contextmanager
     def averaged(self):
-        """Inside, the network has its averaged weights; outside, those under training."""
+        """Give the network its averaged weights within the context, and those under training after it."""
         if self.average is None:
             yield
             return
@@ -110,48 +119,51 @@ class Learner:
             self.bare.load_state_dict(raw)
 
     def finish(self):
-        """From now on the network is its average."""
+        """Give the network its averaged weights for good."""
         if self.average is not None:
             self.bare.load_state_dict(self.average)
 
 
-def phase(index, settings):
-    """(start, end, peak rate) of the part of the run that step `index` is in: before discriminators join, or after."""
+def phase(index: int, settings: StageConfig) -> tuple[int, int, float]:
+    """Return (start, end, peak learning rate) of the phase of step `index`: before discriminators join, or after."""
     if index > settings.disc_start:
         return settings.disc_start, settings.max_steps, settings.disc_lr or settings.lr
     return 0, min(settings.disc_start, settings.max_steps), settings.lr
 
 
-def learning_rate(index, settings):
-    """Linear warm-up, then a half cosine to zero (Loshchilov & Hutter 2017) or constant, in each phase of the run."""
+def learning_rate(index: int, settings: StageConfig) -> float:
+    """Return the learning rate of step `index`: in each phase a linear warm-up, then a half cosine to zero or constant.
+
+    Source: Loshchilov & Hutter 2017.
+    """
     start, end, peak = phase(index, settings)
-    into = index - start
-    warm = min(1.0, into / max(1, settings.warmup_steps))
+    elapsed = index - start
+    warm = min(1.0, elapsed / max(1, settings.warmup_steps))
     if settings.lr_schedule == "constant":
         return peak * warm
-    return peak * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, (into - 1) / (end - start))))
+    return peak * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, (elapsed - 1) / (end - start))))
 
 
-def _mean_of_all(told, accelerator):
-    """{name: number} -> the means over all processes."""
+def _mean_over_processes(metrics, accelerator):
+    """Return {name: mean over all processes}."""
     if accelerator.num_processes == 1:
-        return told
-    mean = accelerator.reduce(torch.tensor([*told.values()], device=accelerator.device), "mean")
-    return dict(zip(told, mean.tolist(), strict=True))
+        return metrics
+    mean = accelerator.reduce(torch.tensor([*metrics.values()], device=accelerator.device), "mean")
+    return dict(zip(metrics, mean.tolist(), strict=True))
 
 
 def _rows_of_all(own, generator):
-    """The rows (B, D) of all processes one below the other, the own ones with their gradient."""
+    """Return the rows (B, D) of all processes stacked; only those of this process carry a gradient."""
     if generator.world_size == 1:
         return own
     rows = list(gather(own.detach()).chunk(generator.world_size))
     rows[generator.rank] = own.clone()
-    rows[generator.rank].register_hook(lambda gradient: generator.world_size * gradient)  # of which the mean will be taken
+    rows[generator.rank].register_hook(lambda gradient: generator.world_size * gradient)  # undoes the mean taken later
     return torch.cat(rows)
 
 
-def _signal_of_any(waiting, accelerator):
-    """The signal that came to this process or to another one since the last step, 0 if none did."""
+def _any_signal(waiting, accelerator):
+    """Return the signal that any process received since the last step, 0 without one."""
     number = max(waiting, default=0)
     waiting.clear()
     if accelerator.num_processes > 1:
@@ -159,19 +171,38 @@ def _signal_of_any(waiting, accelerator):
     return number
 
 
-def optimise(stage, networks, loader, settings, seed, run_dir, resume, accelerator, device):
-    """The loop all stages share. networks: {name: (module, losses)}, updated in this order in every step."""
-    accelerator = accelerator or pick_accelerator(torch.device(device).type)
+def optimise(
+    stage: str,
+    networks: dict[str, tuple[nn.Module, Callable]],
+    loader: DataLoader,
+    settings: StageConfig,
+    seed: int,
+    run_dir: str | Path | None,
+    resume: bool,
+    accelerator: Accelerator | None,
+    device: torch.device | str,
+) -> Iterator[Step]:
+    """Train the networks of a stage and yield every Step; a checkpoint is written after the Step is yielded.
+
+    networks: {name: (module, losses)}, updated in this order in every step; losses as in `Learner`.
+    Raises ValueError for a batch that the processes cannot share equally, FileExistsError for a run_dir with
+    checkpoints of the stage without `resume`, FloatingPointError for a non-finite loss, `Stopped` after a signal.
+
+    Notebook: 03
+    """
+    accelerator, seed = accelerator or pick_accelerator(torch.device(device).type), whole_seed(seed)
     shares, main = accelerator.num_processes, accelerator.is_main_process
     if settings.batch_size % shares:
-        raise ValueError(f"batch_size {settings.batch_size} cannot be shared by {shares} processes: "
-                         f"take {-(-settings.batch_size // shares) * shares}")  # fmt: skip
+        raise ValueError(
+            f"batch_size {settings.batch_size} cannot be shared by {shares} processes: "
+            f"take {-(-settings.batch_size // shares) * shares}"
+        )
     learners = [Learner(n, module.train(), losses, settings, accelerator) for n, (module, losses) in networks.items()]
     if run_dir and not resume:
         refuse_old(run_dir, stage)
     done = load_run(run_dir, stage, learners, seed) if run_dir and resume else 0
     if done and main:
-        drop_others(run_dir, stage, done)  # a run killed after it had saved did not come to it
+        drop_others(run_dir, stage, done)  # a run that was killed right after saving did not remove them
     loader.batch_sampler.start_step = done
     batches = iter(accelerator.prepare_data_loader(loader))
     about = {"seed": seed, "precision": accelerator.mixed_precision, "settings": settings.__dict__}
@@ -189,17 +220,18 @@ def optimise(stage, networks, loader, settings, seed, run_dir, resume, accelerat
                     torch.manual_seed(step_seed(seed, index) + accelerator.process_index)  # of dropout
                     generator = RankGenerator(accelerator.process_index, shares).manual_seed(step_seed(seed, index))
                     for learner in learners:
-                        of = learner.update(batch, generator, lr, index, accelerator)
-                        losses |= of if len(learners) == 1 else {f"{learner.name}/{k}": v for k, v in of.items()}
-                number = _signal_of_any(signals, accelerator)
+                        metrics = learner.update(batch, generator, lr, index, accelerator)
+                        prefix = "" if len(learners) == 1 else f"{learner.name}/"
+                        losses |= {f"{prefix}{name}": value for name, value in metrics.items()}
+                number = _any_signal(signals, accelerator)
             first = next(iter(losses.values())) if "loss" not in losses else losses["loss"]
             if (factor := spike(first)) and main:
                 log.warning("%s: the loss of step %d, %.4g, is %.1f times the usual", stage, index, first, factor)
-            kept = run_dir and (index % settings.save_every == 0 or index == settings.max_steps or number)
+            due = run_dir and (index % settings.save_every == 0 or index == settings.max_steps or number)
             try:
                 yield Step(index, first, losses, lr, time.perf_counter() - start, waited, learners[0].averaged)
-            finally:  # told first and saved then, so that whoever keeps a curve has it up to any checkpoint
-                if kept and main:
+            finally:  # saved after the yield, so that a log written by the caller reaches every checkpoint
+                if due and main:
                     save_run(run_dir, stage, learners, index, about)
             if number:
                 accelerator.wait_for_everyone()
@@ -209,8 +241,9 @@ def optimise(stage, networks, loader, settings, seed, run_dir, resume, accelerat
             learner.finish()
     except FloatingPointError as fault:
         good = last_checkpoint(run_dir, stage) or "none"
-        raise FloatingPointError(f"{fault}; last good checkpoint: {good}. Lower the learning rate, or look at "
-                                 "these clips") from fault  # fmt: skip
+        raise FloatingPointError(
+            f"{fault}; last good checkpoint: {good}. Lower the learning rate, or look at these clips"
+        ) from fault
     finally:
         for learner in learners:
             accelerator.unwrap_model(learner.network, keep_fp32_wrapper=False)

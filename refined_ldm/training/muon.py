@@ -1,18 +1,22 @@
-"""Muon: momentum whose every update is made orthogonal (Jordan et al. 2024), for the matrices inside a network.
+"""Muon: momentum with orthogonalised updates (Jordan et al. 2024), for the matrices inside a network.
 
-torch.optim.Muon takes 2-D parameters only; a U-Net is mostly convolutions, so kernels are seen here as matrices
-(out, in * height * width). Vectors, and whatever else is no matrix, are left to AdamW.
+torch.optim.Muon takes 2-D parameters only. A U-Net is mostly convolutions, whose kernels are treated here as matrices
+(out, in * height * width). AdamW trains the other parameters.
+
+Notebook: 03
 """
+
+from collections.abc import Iterable
 
 import torch
 from torch import nn
 
 
-def orthogonalise(matrix, iterations=5, dtype=torch.bfloat16):
-    """The nearest (semi-)orthogonal matrix, nearly: singular values between .7 and 1.2, by a quintic Newton-Schulz.
+def orthogonalise(matrix: torch.Tensor, iterations: int = 5, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    """Return nearly the nearest (semi-)orthogonal matrix (M, N): its singular values lie between .7 and 1.2.
 
-    The iteration works on the smaller Gram matrix, which for wide kernels is most of the cost. It forgives bfloat16,
-    which is quick where a device multiplies it and very slow where it is emulated.
+    A quintic Newton-Schulz iteration on the smaller Gram matrix. It tolerates bfloat16, which is fast on devices with
+    bfloat16 arithmetic and very slow where it is emulated.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     if matrix.shape[0] > matrix.shape[1]:
@@ -26,17 +30,25 @@ def orthogonalise(matrix, iterations=5, dtype=torch.bfloat16):
 
 
 class Muon(torch.optim.Optimizer):
-    """Updates of spectral norm lr * .2 * sqrt(larger side), AdamW's size (Liu et al. 2025), with decoupled decay.
+    """Muon with updates of spectral norm lr * .2 * sqrt(larger side), AdamW's size (Liu et al. 2025).
 
-    dtype: in which updates are made orthogonal.
+    Weight decay is decoupled. dtype: precision of the orthogonalisation.
     """
 
-    def __init__(self, params, lr=1e-3, momentum=0.95, weight_decay=0.0, dtype=torch.bfloat16):
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float = 1e-3,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        dtype: torch.dtype = torch.bfloat16,
+    ):
         self.dtype = dtype
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: None = None) -> None:
+        """Update all parameters that have a gradient."""
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:
@@ -50,8 +62,8 @@ class Muon(torch.optim.Optimizer):
                 p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update.view_as(p), alpha=-group["lr"])
 
 
-def split_parameters(module):
-    """(matrices for Muon, the rest for AdamW): kernels and linear weights, but embeddings and the outer layers not."""
+def split_parameters(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Return (matrices for Muon, the rest for AdamW); the rest includes embeddings, `conv_in` and `conv_out`."""
     matrices, rest = [], []
     tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
     for name, p in module.named_parameters():

@@ -5,7 +5,7 @@ import copy
 import torch
 
 from refined_ldm.diffusion import add_noise
-from refined_ldm.evaluation.adherence import fit_probe, judge_generated, rendered_clips, summary
+from refined_ldm.evaluation.adherence import evaluate_generated, fit_probe, rendered_clips, summary
 from refined_ldm.evaluation.embeddings.aisfx import Aisfx
 from refined_ldm.evaluation.metrics import bootstrap_interval, frechet_distance
 from refined_ldm.inference import optimize_for_inference
@@ -81,7 +81,7 @@ def few_steps(model, listener, real, items, samplers=SAMPLERS, guidance=None, on
     """
     dimensions, rows = min(64, len(items) // 3, real.shape[1]), []
     for name, how in samplers.items():
-        judged = judge_generated(listener, model, items, guidance, batch_size=16, **how)
+        judged = evaluate_generated(listener, model, items, guidance, batch_size=16, **how)
         low, high = bootstrap_interval(
             lambda a: frechet_distance(a, real, dimensions), judged.embeddings, resamples=100, centre=True
         )
@@ -114,5 +114,5 @@ def measure_few_steps(on_row=print, clips=96, probe_clips=1500):
     model = RefinedAudioLDM.from_preset("tiny")
     listener = fit_probe(Aisfx.load(), probe_clips, seconds=model.config.seconds)
     rendered = rendered_clips(2 * clips, seconds=model.config.seconds)
-    real = listener.embed(torch.stack([item["waveform"] for item in rendered]))
+    real = listener.embed_audio(torch.stack([item["waveform"] for item in rendered]))
     return few_steps(model, listener, real, rendered[:clips], on_row=on_row)

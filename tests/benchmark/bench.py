@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from ctypes.util import find_library
 from pathlib import Path
 
@@ -28,8 +29,11 @@ def bench(notebooks=False, on_row=print):
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "refined_ldm", "generate", "a dog barks", "--out", folder]
         seconds, memory = _process(command)
+        with _busy_neighbour():
+            beside, _ = _process(command)
     row("refined-ldm generate, one 2.56 s clip, a whole process", seconds, "s", 15)
     row("its peak memory", memory, "GB", 4)
+    row("beside one busy process, times as long", beside / seconds, "x", 2)
 
     import torch
     from torch.utils.data import Subset
@@ -71,6 +75,16 @@ def bench(notebooks=False, on_row=print):
     return rows
 
 
+@contextmanager
+def _busy_neighbour():
+    """One other process that computes all the time."""
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+        try:
+            yield
+        finally:
+            other.kill()
+
+
 def measure_more(peers=True, sizes=False, accuracy=False, few_steps=0, out=None, on_row=print):
     """What takes minutes -> rows; with `out`, tables to out/data and pictures to out.
 
@@ -82,7 +96,7 @@ def measure_more(peers=True, sizes=False, accuracy=False, few_steps=0, out=None,
     def keep(name, found, draw=None):
         rows.extend(found)
         if out is not None:
-            from refined_ldm.display.plots import save_figure, save_table
+            from refined_ldm.display import save_figure, save_table
 
             if draw is None:
                 save_table(found, name, Path(out).absolute())
@@ -92,9 +106,9 @@ def measure_more(peers=True, sizes=False, accuracy=False, few_steps=0, out=None,
     start = time.perf_counter()
     if peers:
         from tests.benchmark.against_peers import against_peers
-        from tests.benchmark.figures import ratio_bars
+        from tests.benchmark.figures import ratio_dots
 
-        keep("bench", against_peers(on_row), ratio_bars)
+        keep("bench", against_peers(on_row), ratio_dots)
     if sizes:
         from tests.benchmark.figures import cost_curves
         from tests.benchmark.sizes import cost_against_size

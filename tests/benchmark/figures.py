@@ -1,35 +1,48 @@
-"""Pictures of what `make bench` measured."""
+"""Pictures of what `make bench` measured: python -m tests.benchmark.figures draws them again from the stored tables."""
+
+from pathlib import Path
 
 import matplotlib.pyplot as plt
+import pandas as pd
 
+from refined_ldm.display.curves import label_lines
+from refined_ldm.display.figures import ROOT, read_json, save_figure
 from tests.benchmark.sizes import exponent
 
 
-def ratio_bars(rows):
+def ratio_dots(rows):
     """How many times as long each peer takes as ours, beside the goal. rows: those of `against_peers` -> Figure."""
     rows = [row for row in rows if row.get("ratio")]
-    figure, ax = plt.subplots(figsize=(9, 0.42 * len(rows) + 1.2), layout="constrained")
-    places = range(len(rows))
-    ax.barh(places, [row["ratio"] for row in rows], color="C0", height=0.6)
-    goals = [row["goal"] or float("nan") for row in rows]
-    ax.scatter(goals, places, marker="|", s=220, color="C3", label="goal")
+    figure, ax = plt.subplots(figsize=(10, 0.42 * len(rows) + 1.4), layout="constrained")
+    places = list(range(len(rows)))
+    faster = ["C0" if row["ratio"] >= 1 else "C3" for row in rows]
+    ax.scatter([row["ratio"] for row in rows], places, c=faster, s=50, zorder=2)
+    for row, place in zip(rows, places, strict=True):
+        ax.annotate(f"{row['ratio']:.2g}", (row["ratio"], place), (7, 0), textcoords="offset points", va="center",
+                    fontsize=9)  # fmt: skip
+    goals = [(row["goal"], place) for row, place in zip(rows, places, strict=True) if row["goal"]]
+    ax.plot(*(zip(*goals, strict=True) if goals else ((), ())), "|", color="0.4", markersize=14, label="goal")
     ax.axvline(1, color="black", linewidth=1)
-    ax.set_yticks(places, [f"{row['work'].partition(':')[0]}\n{row['peer']}" for row in rows], fontsize=8)
-    ax.set(xscale="log", xlabel="seconds of the peer / seconds of ours (right of 1: ours is faster)")
+    ax.set_yticks(places, [f"{row['work'].partition(':')[0]}\nagainst {row['peer']}" for row in rows], fontsize=8)
     ticks = (0.5, 1, 2, 5, 10)
+    ax.set(xscale="log", xlim=(0.5, 10), ylim=(len(rows) - 0.5, -0.5),
+           xlabel="seconds of the peer / seconds of ours (right of 1: ours is faster)")  # fmt: skip
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    ax.invert_yaxis()
-    ax.legend(loc="lower right")
+    ax.minorticks_off()
+    ax.grid(axis="y", color="0.92")
+    ax.legend(loc="lower right", fontsize=9)
+    ahead = sum(row["ratio"] >= 1 for row in rows)
+    figure.suptitle(f"Ours is faster in {ahead} of {len(rows)} comparisons on a CPU", x=0.01, ha="left", fontsize=12)
     return figure
 
 
 def cost_curves(rows):
     """Seconds and memory against length, batch and width, with fitted exponents. rows: of `cost_against_size`."""
-    kinds = [("length", "seconds of sound"), ("batch", "sounds at once"), ("width", "channels of the U-Net")]
-    measures = [("seconds", "seconds"), ("memory_gb", "GB at the peak")]
+    kinds = [("length", "length of the sound (s)"), ("batch", "sounds in a batch"), ("width", "channels of the U-Net")]
+    measures = [("seconds", "time (s)"), ("memory_gb", "peak memory (GB)")]
     measures = measures[: 1 + any(row["memory_gb"] is not None for row in rows)]
-    figure, axes = plt.subplots(len(measures), 3, figsize=(10, 2.8 * len(measures)), sharey="row", squeeze=False,
-                                layout="constrained")  # fmt: skip
+    figure, axes = plt.subplots(len(measures), 3, figsize=(11, 3 * len(measures)), sharey="row", sharex="col",
+                                squeeze=False, layout="constrained")  # fmt: skip
     for (against, label), column in zip(kinds, axes.T, strict=True):
         own = [row for row in rows if row["against"] == against]
         for (measure, unit), ax in zip(measures, column, strict=True):
@@ -37,15 +50,30 @@ def cost_curves(rows):
                 line = [(row["size"], row[measure]) for row in own if row["part"] == part and row[measure]]
                 if line:
                     sizes, costs = zip(*line, strict=True)
-                    grows = f"{part}, ~ size$^{{{exponent(sizes, costs):.1f}}}$"
+                    grows = f"{part}\n$\\propto$ size$^{{{exponent(sizes, costs):.1f}}}$"
                     ax.plot(sizes, costs, "o-", color=f"C{number}", label=grows)
             ticks = sorted({row["size"] for row in own})
             ax.set(xscale="log", yscale="log")
             ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             ax.minorticks_off()
-            if ax.get_lines():
-                ax.legend(fontsize=7)
+            label_lines(ax, 0.16, fontsize=8)
             if against == "length":
                 ax.set_ylabel(unit)
         column[-1].set_xlabel(label)
+    figure.suptitle("Time grows a little faster than the sound's length, memory slower (preset tiny, CPU)", x=0.01,
+                    ha="left", fontsize=12)  # fmt: skip
     return figure
+
+
+def redraw(folder=ROOT / "figures"):
+    """Draw both pictures from folder/data/NAME.csv. Their records keep the commit and the seconds of measuring."""
+    for name, draw in (("bench", ratio_dots), ("bench_sizes", cost_curves)):
+        table, origin = pd.read_csv(Path(folder) / "data" / f"{name}.csv"), Path(folder) / "data" / f"{name}.json"
+        before = read_json(origin)
+        measured = before["parameters"] or {"measured": {key: before[key] for key in ("commit", "seconds", "device")}}
+        figure = draw(table.astype(object).where(table.notna(), None).to_dict("records"))
+        save_figure(figure, name, None, measured, folder=Path(folder).absolute())
+
+
+if __name__ == "__main__":
+    redraw()

@@ -39,7 +39,7 @@ def test_few_steps_are_judged_with_intervals(monkeypatch):
     def judged(listener, model, items, guidance, batch_size, steps):
         return AdherenceResult([{"recall": steps / 9}] * 30, made[steps])
 
-    monkeypatch.setattr(accuracy, "judge_generated", judged)
+    monkeypatch.setattr(accuracy, "evaluate_generated", judged)
     real, said = generator.normal(size=(30, 6)), []
     samplers = {"a": {"steps": 3}, "b": {"steps": 9}}
     near, far = accuracy.few_steps(None, None, real, [{}] * 30, samplers, on_row=said.append)

@@ -1,7 +1,10 @@
+import shutil
+
 import numpy as np
 
+from refined_ldm.display.figures import ROOT, read_json
 from refined_ldm.text_to_audio import RefinedAudioLDM
-from tests.benchmark.figures import cost_curves, ratio_bars
+from tests.benchmark.figures import cost_curves, ratio_dots, redraw
 from tests.benchmark.sizes import cost_against_size, exponent
 from tests.support import small
 
@@ -31,6 +34,20 @@ def test_ratios_are_drawn_beside_their_goals():
     aloud = {"work": "thinking: aloud", "seconds": 1.0}
     resting = {"work": "resting", "peer": "q", "ratio": 1, "goal": None}
     rows = [aloud, aloud | {"peer": "p", "ratio": 2, "goal": 3}, resting]
-    (ax,) = ratio_bars(rows).axes
-    assert [bar.get_width() for bar in ax.patches] == [2, 1]
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["thinking\np", "resting\nq"]
+    (ax,) = ratio_dots(rows).axes
+    assert ax.collections[0].get_offsets()[:, 0].tolist() == [2, 1]
+    assert list(ax.lines[0].get_xdata()) == [3]  # the only goal
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["thinking\nagainst p", "resting\nagainst q"]
+
+
+def test_stored_tables_are_drawn_again_with_the_record_of_their_measuring(tmp_path):
+    shutil.copytree(ROOT / "figures" / "data", tmp_path / "data", ignore=lambda folder, names: [
+        name for name in names if name not in ("bench.csv", "bench.json", "bench_sizes.csv", "bench_sizes.json")
+    ])  # fmt: skip
+    before = read_json(tmp_path / "data" / "bench.json")
+    table = (tmp_path / "data" / "bench.csv").read_bytes()
+    redraw(tmp_path)
+    assert all((tmp_path / f"{name}.png").stat().st_size > 10_000 for name in ("bench", "bench_sizes"))
+    measured = read_json(tmp_path / "data" / "bench.json")["parameters"]["measured"]
+    assert measured["seconds"] == before["parameters"].get("measured", before)["seconds"]
+    assert (tmp_path / "data" / "bench.csv").read_bytes() == table

@@ -1,5 +1,6 @@
-"""What SCALE.md states is what the code makes: caches and checkpoints on disk, operations and bytes in the networks."""
+"""What docs/scale.md states is what the code makes: caches and checkpoints on disk, operations and bytes."""
 
+import csv
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +13,11 @@ from refined_ldm.data.captioned_audio import loader
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.training.stages import train_ldm
 from tests.benchmark import training_costs as scale
-from tests.benchmark.training_costs import Gpu, checkpoint_bytes, clip_bytes, count, latent_bytes, page
+from tests.benchmark.training_costs import Gpu, checkpoint_bytes, clip_bytes, count, latent_bytes
 from tests.support import small
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "SCALE.md"
+STORED = ROOT / "figures" / "data"
 TORCH = f"torch=={torch.__version__.split('+')[0]}"
 TESTED = (ROOT / "constraints.txt").read_text().splitlines()
 
@@ -55,8 +56,10 @@ def test_checkpoints_on_disk_have_the_bytes_of_the_page(tmp_path, monkeypatch):
 
 
 def test_the_page_states_the_sizes_of_its_preset():
-    text, config = PAGE.read_text(), scale.preset("paper")
+    text, config = (ROOT / "docs" / "scale.md").read_text(), scale.preset("paper")
     assert f"A clip takes {clip_bytes(config):,} bytes in `clips-train` and {latent_bytes(config):,} in" in text
+    assert f"{latent_bytes(config, 0):,} bytes for the latent" in text
+    assert f"has {scale.conditioner_parameters(config):,} parameters" in text
     for data in scale.DATA_SETS:
         assert f"| {data.clips:,} | {data.hours:,.0f} |" in text
         assert scale._size(data.clips * latent_bytes(config)) in text
@@ -66,5 +69,7 @@ def test_the_page_states_the_sizes_of_its_preset():
 
 @pytest.mark.slow
 @pytest.mark.skipif(TORCH not in TESTED, reason="another torch launches otherwise")
-def test_the_page_is_what_the_code_prints():
-    assert PAGE.read_text() == page(), "run `python -m tests.benchmark.training_costs > SCALE.md`"
+def test_the_stored_tables_are_what_the_networks_take():
+    for name, rows in scale.tables().items():
+        with open(STORED / f"{name}.csv", newline="", encoding="utf-8") as file:
+            assert list(csv.DictReader(file)) == rows, "python -m tests.benchmark.training_costs; make tables"

@@ -1,7 +1,8 @@
 """What training at the size of real data sets takes: bytes and operations counted from the networks themselves.
 
 The networks of a preset are built and differentiated on fake tensors, which have a shape and a type and no numbers: so
-a laptop counts what a GPU would hold. `python -m tests.benchmark.training_costs` prints the page that SCALE.md is.
+a laptop counts what a GPU would hold. `python -m tests.benchmark.training_costs` writes the tables
+figures/data/training_costs_*.csv, from which the tables of docs/scale.md are written.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from refined_ldm.clap import CLAP_PRESETS, Clap
 from refined_ldm.config import preset
 from refined_ldm.data.caches import encoded_at_once
+from refined_ldm.display import save_table
 from refined_ldm.durable.run_state import KEPT
 from refined_ldm.hifigan import HiFiGAN
 from refined_ldm.mel import mel_filterbank
@@ -158,90 +160,70 @@ def checkpoint_bytes(parameters: int) -> int:
     return KEPT * SAVED * FLOAT * parameters
 
 
-PAGE = """# What training takes at the size of real data sets
-
-Preset `{preset}`: clips of {seconds:g} s. This page is what `python -m tests.benchmark.training_costs` prints; a test holds it
-against the code.
-
-- **Counted** on a CPU, from the networks themselves: parameters, bytes kept for the way back, operations, their
-  launches, bytes of a cached clip and of a checkpoint.
-- **Stated by others**: clips and hours of the data sets; the speed of the GPU, {gpu} ({speed:g} TFLOP/s in bfloat16).
-- **Assumed**: training uses {used:.0%} of that speed, but starts no operation in less than {launch:g} µs; an hour
-  costs ${dollars:g}.
-
-No GPU was at hand: no hour here was measured, and the workspace of a GPU's libraries comes on top of the memory.
-
-## Data
-
-| data set | clips | hours | 16-bit mono, 16 kHz | `clips-train` | `latents-train` | encoding once, GPU hours |
-|---|---|---|---|---|---|---|
-{data}
-
-A clip takes {clip:,} bytes in `clips-train` and {both:,} in `latents-train`: {latent:,} ({kibibytes} KiB) for the
-latent and {caption:,} for its one caption. Of a longer recording, as most of WavCaps' are, the first {seconds:g} s are
-read. AudioSet has classes where captions are wanted.
-
-## Networks
-
-| trained | parameters | state | two checkpoints | kept a clip, float32 | bfloat16 | GFLOP a clip | launches a step |
-|---|---|---|---|---|---|---|---|
-{networks}
-
-State: weights, gradients, two moments and the running average, in float32. Kept: for the way back. Operations and
-launches: there and back.
-
-The conditioner (`{clap}`) has {conditioner:,} parameters. The VAE learns from whole clips, the vocoder from crops of
-{crop} frames; their discriminators are not counted.
-
-## The U-Net, {steps:,} steps
-
-| batch | GPU memory, float32 | bfloat16 | GPU hours | dollars | {epochs} |
-|---|---|---|---|---|{dashes}
-{unet}
-
-Up to a batch of {bound} the launches take longer than the arithmetic: `torch.compile` or a CUDA graph would help there.
-Memory is the U-Net's state, {idle} for the weights of the other parts, which wait beside it, and what a batch keeps for
-the way back; in bfloat16 a half copy of the U-Net's weights, too.
-"""
-
-
-def page(name="paper", gpu=None, batches=(2, 16, 64)) -> str:
-    """SCALE.md for a preset, as Markdown."""
-    config, gpu = preset(name), gpu or Gpu()
-    parts, conditioner = parts_of(config), conditioner_parameters(config)
-    unet, encoder = parts["U-Net"], parts["encoder"]
-    idle = FLOAT * (conditioner + parts["VAE"].parameters + parts["vocoder"].parameters)
-
-    data = [
-        f"| {d.name} ({d.stated_by}) | {d.clips:,} | {d.hours:,.0f} | {_size(d.hours * 3600 * 32_000)} "
-        f"| {_size(d.clips * clip_bytes(config))} | {_size(d.clips * latent_bytes(config))} "
-        f"| {_three(gpu.hours(d.clips, encoder.forward, encoder.launches / encoded_at_once(config.samples)))} |"
+def data_rows(config, gpu=None) -> list[dict]:
+    """What the caches of each public data set take on disk, and how long encoding it takes."""
+    gpu, encoder = gpu or Gpu(), parts_of(config)["encoder"]
+    launches = encoder.launches / encoded_at_once(config.samples)
+    return [
+        {
+            "data set": f"{d.name} ({d.stated_by})",
+            "clips": f"{d.clips:,}",
+            "hours": f"{d.hours:,.0f}",
+            "16-bit mono, 16 kHz": _size(d.hours * 3600 * 32_000),
+            "`clips-train`": _size(d.clips * clip_bytes(config)),
+            "`latents-train`": _size(d.clips * latent_bytes(config)),
+            "encoding once, GPU hours": _three(gpu.hours(d.clips, encoder.forward, launches)),
+        }
         for d in DATA_SETS
     ]
-    networks = [
-        f"| {part} | {counted.parameters:,} | {_size(TRAINED * FLOAT * counted.parameters)} "
-        f"| {_size(checkpoint_bytes(counted.parameters))} | {_size(counted.activations)} "
-        f"| {_size(counted.half_activations)} | {_three(counted.both / 1e9)} | {counted.launches:,} |"
-        for part, counted in parts.items()
+
+
+def network_rows(config) -> list[dict]:
+    """What each network that is trained takes."""
+    return [
+        {
+            "trained": part,
+            "parameters": f"{counted.parameters:,}",
+            "state": _size(TRAINED * FLOAT * counted.parameters),
+            "two checkpoints": _size(checkpoint_bytes(counted.parameters)),
+            "activations a clip, float32": _size(counted.activations),
+            "activations a clip, bfloat16": _size(counted.half_activations),
+            "GFLOP a clip": _three(counted.both / 1e9),
+            "kernel launches a step": f"{counted.launches:,}",
+        }
+        for part, counted in parts_of(config).items()
         if part != "encoder"
     ]
-    rows, state = [], TRAINED * FLOAT * unet.parameters + idle
+
+
+def unet_rows(config, gpu=None, batches=(2, 16, 64)) -> list[dict]:
+    """GPU memory, hours and dollars of `STEPS` steps of the U-Net, and how many epochs they are."""
+    gpu, parts = gpu or Gpu(), parts_of(config)
+    unet, rows = parts["U-Net"], []
+    idle = FLOAT * (conditioner_parameters(config) + parts["VAE"].parameters + parts["vocoder"].parameters)
+    state = TRAINED * FLOAT * unet.parameters + idle
     for batch in batches:
-        whole, half = (batch * kept for kept in (unet.activations, unet.half_activations))
         hours = gpu.hours(STEPS, batch * unet.both, unet.launches)
-        rows.append(
-            f"| {batch} | {_size(state + whole)} | {_size(state + HALF * unet.parameters + half)} | {_three(hours)} "
-            f"| {_three(hours * gpu.dollars)} | {' | '.join(_three(STEPS * batch / d.clips) for d in DATA_SETS)} |"
-        )
-    return PAGE.format(
-        preset=name, seconds=config.seconds, gpu=gpu.name, speed=gpu.flops / 1e12, used=gpu.used, dollars=gpu.dollars,
-        data="\n".join(data), clip=clip_bytes(config), both=latent_bytes(config), latent=latent_bytes(config, 0),
-        kibibytes=latent_bytes(config, 0) // 1024, caption=latent_bytes(config) - latent_bytes(config, 0),
-        networks="\n".join(networks), clap=config.clap, conditioner=conditioner,
-        crop=config.training["hifigan"].crop_frames, steps=STEPS, idle=_size(idle), launch=gpu.launch * 1e6,
-        bound=int(unet.launches * gpu.launch * gpu.flops * gpu.used / unet.both), unet="\n".join(rows),
-        epochs=" | ".join(f"epochs of {d.name.split(',')[0]}" for d in DATA_SETS), dashes="---|" * len(DATA_SETS),
-    )  # fmt: skip
+        half = state + HALF * unet.parameters + batch * unet.half_activations
+        row = {
+            "batch": str(batch),
+            "GPU memory, float32": _size(state + batch * unet.activations),
+            "GPU memory, bfloat16": _size(half),
+            "GPU hours": _three(hours),
+            "dollars": _three(hours * gpu.dollars),
+        }
+        rows.append(row | {f"epochs of {d.name.split(',')[0]}": _three(STEPS * batch / d.clips) for d in DATA_SETS})
+    return rows
+
+
+def tables(name="paper") -> dict[str, list[dict]]:
+    """The tables of docs/scale.md for a preset, by the name of their CSV file."""
+    config = preset(name)
+    return {
+        "training_costs_data": data_rows(config),
+        "training_costs_networks": network_rows(config),
+        "training_costs_unet": unet_rows(config),
+    }
 
 
 def _three(x: float) -> str:
@@ -255,4 +237,5 @@ def _size(bytes: float) -> str:
 
 
 if __name__ == "__main__":
-    print(page(), end="")
+    for table, rows in tables().items():
+        save_table(rows, table)

@@ -12,6 +12,7 @@ import pytest
 import soundfile
 
 from refined_ldm.cli import commands as cli
+from refined_ldm.cli.notebooks import NOTEBOOKS
 from refined_ldm.config import STAGES
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.training import pipeline
@@ -62,44 +63,79 @@ def test_the_same_command_writes_the_same_file_and_another_seed_another(checkpoi
 
 def test_json_tells_what_was_written(checkpoint, tmp_path, capsys):
     status, printed, _ = run(capsys, "generate", "rain", "--checkpoint", checkpoint, "--out", tmp_path / "a", "--json")
-    told = json.loads("\n".join(printed))
-    assert status == 0 and told["took"] > 0
+    found = json.loads("\n".join(printed))
+    assert status == 0 and found["took"] > 0
     file = str(tmp_path / "a" / "rain-0.wav")
-    assert told["written"] == [{"file": file, "caption": "rain", "seed": 0, "seconds": 0.32}]
+    assert found["written"] == [{"file": file, "caption": "rain", "seed": 0, "seconds": 0.32}]
 
 
-@pytest.mark.parametrize("arguments, told", [
+@pytest.mark.parametrize("arguments, message", [
     (["generate", "rain", "--checkpoint", "nowhere", "--out", "o"], "no config.yaml in nowhere"),
     (["generate", "rain", "--preset", "huge", "--out", "o"], "no preset 'huge'"),
-    (["generate", "rain", "--checkpoint", "CHECKPOINT", "--out", "o", "--seconds", "-1"], "seconds must be between"),
-    (["generate", "rain", "--checkpoint", "CHECKPOINT", "--out", "o", "--steps", "0"], "steps must be between 1"),
+    (["generate", "rain", "--checkpoint", "CHECKPOINT", "--out", "o", "--seconds", "-1"], "--seconds must be"),
+    (["generate", "rain", "--checkpoint", "CHECKPOINT", "--out", "o", "--steps", "0"], "--steps must be a whole"),
     (["generate", "rain", "--checkpoint", "CHECKPOINT", "--out", "o", "--device", "abacus"], "abacus"),
     (["generate", "rain", "--checkpoint", "CHECKPOINT", "--out", "CHECKPOINT/config.yaml"], "config.yaml"),
     (["train", "-c", "nowhere.yaml", "--run", "r"], "no configuration at nowhere.yaml"),
     (["train", "--stage", "vae", "unet", "--run", "r"], "no stage unet"),
     (["train", "-c", "SMALL", "--data", "nowhere.csv", "--run", "r", "--stage", "vae"], "nowhere.csv"),
-    (["train", "-c", "SMALL", "--stage", "vae", "--run", "r", "--max-steps", "0"], "max_steps"),
+    (["train", "-c", "SMALL", "--stage", "vae", "--run", "r", "--max-steps", "0"], "--max-steps must"),
     (["train", "-c", "SMALL", "--stage", "ldm", "--run", "r"], "vae.safetensors"),
     (["notebooks", "99"], "no notebook 99"),
     (["notebooks", "--preset", "huge"], "no preset 'huge'"),
-    (["notebooks", "--jobs", "0"], "jobs must be 1 or more, got 0"),
+    (["notebooks", "--jobs", "0"], "--jobs must be a whole number, 1 or more, got 0"),
     (["notebooks", "01", "-p", "colour", "red"], "no notebook has a parameter colour; there are "),
-    (["generate", "rain", "--checkpoint", "CHECKPOINT", "--out", "o", "--guidance", "nan"], "guidance_scale must be a"),
+    (["generate", "rain", "--checkpoint", "CHECKPOINT", "--out", "o", "--guidance", "nan"], "--guidance must be"),
 ])  # fmt: skip
-def test_bad_input_is_one_line_on_stderr_and_status_2(checkpoint, tmp_path, monkeypatch, capsys, arguments, told):
+def test_bad_input_is_one_line_on_stderr_and_status_2(checkpoint, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     small.config(seconds=1.28, clips=2).save("small.yaml")
     given = [a.replace("CHECKPOINT", checkpoint).replace("SMALL", "small.yaml") for a in arguments]
     status, printed, errors = run(capsys, *given)
     assert status == 2 and printed == []
-    assert len(errors) == 1 and errors[0].startswith(f"refined-ldm {arguments[0]}: ") and told in errors[0]
+    assert len(errors) == 1 and errors[0].startswith(f"refined-ldm {arguments[0]}: ") and message in errors[0]
+
+
+@pytest.mark.parametrize("command", [
+    ["generate", "rain", "--out", "o"], ["train"], ["evaluate", "a", "b"], ["budget"],
+    ["infer", "-c", "c", "-l", "l", "--reload_from_ckpt", "r"],
+], ids=lambda command: command[0])  # fmt: skip
+@pytest.mark.parametrize("seed", ["-1", "9223372036854775808", "0.5", "nan", "one", "1e99"])
+def test_a_seed_that_is_none_is_one_line_with_its_option(capsys, command, seed):
+    status, printed, errors = run(capsys, *command, "--seed", seed)
+    assert (status, printed, len(errors)) == (2, [], 1)
+    assert f"{command[0]}: --seed must be a whole number between 0 and 9223372036854775807, got" in errors[0]
+
+
+@pytest.mark.parametrize("arguments", [
+    ["generate", "rain", "--out", "o", "--steps", "-3"], ["generate", "rain", "--out", "o", "--steps", "2.5"],
+    ["generate", "rain", "--out", "o", "--candidates", "0"], ["generate", "rain", "--out", "o", "--seconds", "0"],
+    ["generate", "rain", "--out", "o", "--seconds", "inf"], ["train", "--max-steps", "-1"], ["train", "--lr", "0"],
+    ["train", "--lr", "nan"], ["train", "--lr", "-0.001"], ["evaluate", "a", "b", "--pca", "-3"],
+    ["evaluate", "a", "b", "--pca", "1.5"], ["evaluate", "a", "b", "--sample-rate", "16"],
+    ["evaluate", "a", "b", "--sample-rate", "0"], ["evaluate", "a", "b", "--sample-rate", "-16000"],
+    ["budget", "--clips", "1"], ["experiment", "--iterations", "0"], ["experiment", "--seeds", "-1"],
+    ["experiment", "--clips", "0"], ["notebooks", "--jobs", "1.5"],
+])  # fmt: skip
+def test_a_number_that_cannot_be_meant_is_one_line_with_its_option(capsys, arguments):
+    status, printed, errors = run(capsys, *arguments)
+    assert (status, printed, len(errors)) == (2, [], 1)
+    assert f"refined-ldm {arguments[0]}: {arguments[-2]} must be" in errors[0] and arguments[-1] in errors[0]
+
+
+def test_a_whole_number_may_be_written_with_a_point(checkpoint, tmp_path, capsys):
+    for folder, steps, seed in (("a", "2", "9007199254740993"), ("b", "2.0", "9007199254740993.0")):  # no float is that
+        arguments = ["--checkpoint", checkpoint, "--out", tmp_path / folder, "--seed", seed, "--steps", steps]
+        assert run(capsys, "generate", "rain", *arguments)[0] == 0
+    (a,), (b,) = ((tmp_path / folder).iterdir() for folder in "ab")
+    assert a.name == b.name == "rain-9007199254740993.wav" and a.read_bytes() == b.read_bytes()
 
 
 @pytest.mark.parametrize("arguments", [[], ["sing"], ["generate", "rain"], ["generate", "--out", "o"], ["infer"],
                                        ["generate", "rain", "--out", "o", "--steps", "many"]])  # fmt: skip
 def test_bad_usage_is_status_2(capsys, arguments):
     status, printed, errors = run(capsys, *arguments)
-    assert status == 2 and printed == [] and errors[0].startswith("usage: refined-ldm")
+    assert (status, printed, len(errors)) == (2, [], 1) and errors[0].startswith("refined-ldm")
 
 
 def test_help_shows_an_example_of_every_command(capsys):
@@ -165,9 +201,9 @@ def test_a_training_that_is_stopped_tells_how_to_go_on(tmp_path, capsys, monkeyp
         assert [row["step"] for row in csv.DictReader(file)] == ["1", "2", "3", "4"]
 
 
-@pytest.mark.parametrize("number, told", [(errno.ENOSPC, "No space left on device"),
+@pytest.mark.parametrize("number, message", [(errno.ENOSPC, "No space left on device"),
                                           (errno.EROFS, "Read-only file system")])  # fmt: skip
-def test_what_cannot_be_written_is_one_line(tmp_path, capsys, monkeypatch, number, told):
+def test_what_cannot_be_written_is_one_line(tmp_path, capsys, monkeypatch, number, message):
     small.use_small_clap(monkeypatch)
     small.config(seconds=1.28, clips=4).save(tmp_path / "small.yaml")
 
@@ -178,7 +214,7 @@ def test_what_cannot_be_written_is_one_line(tmp_path, capsys, monkeypatch, numbe
     arguments = ["train", "-c", tmp_path / "small.yaml", "--run", tmp_path / "run", "--stage", "vae"]
     status, printed, errors = run(capsys, *arguments)
     assert (status, printed, len(errors)) == (2, [], 1)
-    assert errors[0].startswith("refined-ldm train: [") and told in errors[0]
+    assert errors[0].startswith("refined-ldm train: [") and message in errors[0]
     assert list((tmp_path / "run" / "checkpoints" / "vae").iterdir()) == []
 
 
@@ -186,4 +222,132 @@ def test_as_a_process():
     for argument, status in (("--help", 0), ("sing", 2)):
         done = subprocess.run([sys.executable, "-m", "refined_ldm", argument], capture_output=True, text=True)
         assert done.returncode == status and "Traceback" not in done.stderr
-        assert "usage: refined-ldm" in (done.stdout if status == 0 else done.stderr)
+        assert "usage: refined-ldm" in done.stdout if status == 0 else done.stderr.startswith("refined-ldm: ")
+
+
+# --- what is there stays ---
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch, checkpoint):
+    """A working directory with a folder and a file that are precious."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "keep.txt").write_text("precious")
+    (tmp_path / "notes.txt").write_text("precious")
+    (tmp_path / "list.lst").write_text("rain\nwind\n")
+    small.config(seconds=1.28, clips=2).save("small.yaml")
+    return tmp_path
+
+
+def contents(folder):
+    """{path: bytes, or None of a folder}"""
+    return {p: None if p.is_dir() else p.read_bytes() for p in sorted(folder.rglob("*"))}
+
+
+INFER = ["infer", "-c", "checkpoint/config.yaml", "-l", "list.lst", "--reload_from_ckpt", "checkpoint"]
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["evaluate", "folder", "folder", "--out", "folder"], "folder is a folder, so it is not replaced"),
+    (["evaluate", "folder", "folder", "--out", "notes.txt"], "notes.txt is there already and no result"),
+    (["evaluate", "folder", "folder", "--out", "notes.txt/x.json"], "notes.txt is a file, where a folder is needed"),
+    (["budget", "--out", "folder"], "folder is a folder, so it is not replaced"),
+    (["budget", "--recordings", "notes.txt", "--out", "notes.txt"], "notes.txt is there already and no result"),
+    (["budget", "--out", "x" * 300], "File name too long"),
+    (["generate", "rain", "--out", "notes.txt"], "notes.txt is a file, where a folder is needed"),
+    (["generate", "rain", "--out", "notes.txt/deep/er"], "notes.txt is a file, where a folder is needed"),
+    (["generate", "rain", "--out", f"new/{'é' * 200}"], "a name may have 255 bytes here, this has 400"),
+    ([*INFER, "--out", "notes.txt"], "notes.txt is a file, where a folder is needed"),
+    (["convert", "checkpoint/vae.safetensors", "notes.txt/x.safetensors"], "notes.txt is a file"),
+    (["convert", "checkpoint/vae.safetensors", "folder", "--force"], "folder is a folder, so it is not replaced"),
+    (["train", "-c", "small.yaml", "--run", "notes.txt"], "notes.txt is a file, where a folder is needed"),
+    (["experiment", "--run", "notes.txt"], "notes.txt is a file, where a folder is needed"),
+    (["experiment", "--run", "folder", "--out", "notes.txt"], "notes.txt is a file, where a folder is needed"),
+    (["notebooks", "01", "--out", "notes.txt"], "notes.txt is a file, where a folder is needed"),
+    (["notebooks", "01", "--out", str(NOTEBOOKS)], "holds the notebooks themselves"),
+])  # fmt: skip
+def test_a_place_that_cannot_be_written_is_refused_before_any_work(place, monkeypatch, capsys, arguments, message):
+    monkeypatch.setattr(cli, "_open", lambda *_: pytest.fail("a model was built"))
+    before = contents(place)
+    status, printed, errors = run(capsys, *arguments)
+    assert (status, printed, len(errors)) == (2, [], 1) and message in errors[0]
+    assert contents(place) == before
+
+
+@pytest.mark.parametrize("name", ["vae.safetensors", "config.yaml", "ldm.csv", "discriminators/hifigan.safetensors"])
+def test_a_folder_where_a_run_will_write_a_file_is_seen_before_the_first_stage(place, capsys, name):
+    (place / "run" / name).mkdir(parents=True)
+    (place / "run" / name / "keep.txt").write_text("precious")
+    before = contents(place)
+    status, printed, errors = run(capsys, "train", "-c", "small.yaml", "--run", "run")
+    assert (status, printed, len(errors)) == (2, [], 1) and f"{name} is a folder, so it is not replaced" in errors[0]
+    assert contents(place) == before
+
+
+def test_a_folder_of_somebodys_where_a_run_keeps_its_clips_is_not_replaced(place, capsys):
+    (place / "folder").rename(place / "clips-train")
+    status, _, errors = run(capsys, "train", "-c", "small.yaml", "--run", ".", "--stage", "vae")
+    assert status == 2 and "clips-train also holds keep.txt, so it is not replaced" in errors[0]
+    assert (place / "clips-train" / "keep.txt").read_text() == "precious"
+
+
+def test_sounds_of_before_stay_and_the_new_ones_are_numbered(place, capsys):
+    long = "an engine with muffled speech behind it and then " * 4
+    for made in (["-7.wav", "-7-2.wav", "-7-3.wav"], ["-7-4.wav", "-7-5.wav", "-7-6.wav"]):
+        before = contents(place)
+        captions = (f"{long} a", f"{long} b", f"{long.upper()} c")
+        status, printed, _ = run(capsys, "generate", *captions, "--seed", 7, "--out", "o", "--steps", 1, "--picture",
+                                 "--checkpoint", "checkpoint", "--device", "cpu")  # fmt: skip
+        assert status == 0 and [path[path.rindex("-7") :] for path in printed] == made
+        after = contents(place)
+        assert all(after[path] == content for path, content in before.items() if content is not None)
+    assert {path.name for path in (place / "o").glob("*.png")} == {"spectrograms.png", "spectrograms-2.png"}
+    for seed, made in ((1, ["o/rain.wav", "o/wind.wav"]), (2, ["o/rain-2.wav", "o/wind-2.wav"])):
+        status, printed, _ = run(capsys, *INFER, "--out", "o", "--seed", seed, "--steps", 1, "--device", "cpu")
+        assert (status, printed) == (0, made)
+    assert (place / "o/rain.wav").read_bytes() != (place / "o/rain-2.wav").read_bytes()
+
+
+def test_an_earlier_result_is_replaced_and_that_is_said(place, capsys):
+    cli._check_result(place / "new.csv", b"way,")
+    assert capsys.readouterr().err == ""
+    (place / "old.csv").write_text("way,measure\n")
+    cli._check_result(place / "old.csv", b"way,")
+    assert capsys.readouterr().err == f"{place}/old.csv will be replaced by the new result\n"
+
+
+def test_a_run_that_is_not_there_does_not_go_on(place, capsys):
+    for run_dir in ("mistyped", "folder"):
+        before = contents(place)
+        status, printed, errors = run(capsys, "train", "-c", "small.yaml", "--run", run_dir, "--resume")
+        assert (status, printed) == (2, []) and f"no run at {run_dir} that could go on" in errors[0]
+        assert contents(place) == before
+
+
+# --- what is said ---
+
+
+def test_random_weights_are_told(place, monkeypatch, capsys):
+    monkeypatch.setattr(RefinedAudioLDM, "from_preset", lambda *_: RefinedAudioLDM.load("checkpoint"))
+    monkeypatch.setattr("refined_ldm.evaluation.budget.error_budget", lambda *_: [])
+    for command in (["generate", "rain", "--out", "o", "--steps", 1], ["budget"]):
+        for preset, warned in (("colab", True), ("tiny", False)):
+            status, _, errors = run(capsys, *command, "--preset", preset, "--device", "cpu")
+            assert status == 0
+            assert any("colab has random weights, so what it makes is noise" in line for line in errors) == warned
+
+
+@pytest.mark.parametrize("number", ["-1e1", "-1E+1", "-.5e0", "-10", "-inf"])
+def test_negative_numbers_of_any_spelling_are_numbers(place, capsys, number):
+    status, _, errors = run(capsys, "generate", "rain", "--out", "o", "--checkpoint", "checkpoint", "--steps", 1,
+                            "--guidance", number)  # fmt: skip
+    assert "expected one argument" not in " ".join(errors) and status in (0, 2)
+
+
+def test_a_published_file_where_a_run_is_wanted_is_to_be_converted_first(place, capsys):
+    (place / "pipeline").mkdir()
+    (place / "pipeline" / "model_index.json").write_text("{}")
+    for given in ("notes.txt", "pipeline"):
+        status, _, errors = run(capsys, "generate", "rain", "--out", "o", "--checkpoint", given)
+        assert status == 2 and f"convert it first (`refined-ldm convert {given} FOLDER`)" in errors[0]

@@ -1,8 +1,21 @@
+import ast
+import os
+import re
+import subprocess
+import sys
+
 import nbformat
 import pytest
 
 from refined_ldm.cli.commands import main
-from refined_ldm.cli.notebooks import execute_notebooks, find_notebooks, parameters_for
+from refined_ldm.cli.notebooks import (
+    PATHS,
+    WRITTEN,
+    execute_notebooks,
+    find_notebooks,
+    parameters_for,
+    paths_from_here,
+)
 
 CELLS = ["clips = 3", "if clips < 2: raise ValueError('clips must be 2 or more')",
          "import os; print(os.environ.get('OMP_NUM_THREADS'), clips)"]  # fmt: skip
@@ -31,6 +44,113 @@ def test_parameters_go_where_they_are_known(two):
     assert parameters_for(find_notebooks(["01"]), "tiny", {"clips": 5}) == {two / "01_small.ipynb": {"clips": 5}}
     with pytest.raises(ValueError, match="no notebook has a parameter colour; there are clips"):
         parameters_for(find_notebooks(), "tiny", {"colour": "red"})
+
+
+@pytest.mark.parametrize("name, given, meant", [
+    ("01", {"index": 5.0, "iterations": 3, "seed": 0.0}, {"index": 5, "iterations": 3, "seed": 0}),
+    ("02", {"lr": 1, "max_steps": 10.0}, {"lr": 1, "max_steps": 10}),
+    ("05", {"steps": 15.0, "write_figures": True}, {"steps": 15, "write_figures": True}),
+])  # fmt: skip
+def test_a_parameter_is_of_the_kind_that_the_notebook_gives_it(name, given, meant):
+    ((found),) = parameters_for(find_notebooks([name]), "tiny", given).values()
+    assert found == {"preset": "tiny", **meant}
+    assert {key: type(found[key]) for key in meant} == {key: type(value) for key, value in meant.items()}
+
+
+@pytest.mark.parametrize("name, value, message", [
+    ("index", "5.5", "index must be a whole number, 0 or more, got 5.5"),
+    ("index", "-1", "index must be a whole number, 0 or more, got -1"),
+    ("index", "five", "index must be a whole number, 0 or more, got 'five'"),
+    ("iterations", "true", "iterations must be a whole number, 0 or more, got True"),
+    ("seed", "-1", "seed must be a whole number between 0 and 9223372036854775807, got -1"),
+    ("lr", "NaN", "lr must be a finite number, got nan"), ("lr", "fast", "lr must be a finite number, got 'fast'"),
+    ("write_figures", "1", "write_figures must be true or false, got 1"),
+])  # fmt: skip
+def test_a_parameter_that_cannot_be_meant_is_reported_before_anything_runs(tmp_path, capsys, name, value, message):
+    assert main(["notebooks", "-p", name, value, "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr() == ("", f"refined-ldm notebooks: {message}\n") and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("path", find_notebooks(), ids=lambda path: path.stem)
+def test_a_notebook_takes_whole_floats_for_all_its_integers(path):
+    cells = {tag: cell for cell in nbformat.read(path, as_version=4).cells for tag in cell.metadata.get("tags", [])}
+    (whole,) = [c for c in nbformat.read(path, as_version=4).cells if "whole_numbers(" in c.source]
+    given = {}
+    exec(cells["parameters"].source, given)
+    integers = {name: value for name, value in given.items() if type(value) is int}
+    assert integers
+    for name in integers:
+        changed = given | {other: float(value) for other, value in integers.items()}
+        exec(whole.source, changed)
+        assert {k: changed[k] for k in integers} == integers and all(type(changed[k]) is int for k in integers)
+        with pytest.raises(ValueError, match=f"{name} must be a whole number"):
+            exec(whole.source, given | {name: 2.5})
+
+
+def parameters_of(path):
+    """{parameter: its default} of a notebook."""
+    (cell,) = [c for c in nbformat.read(path, 4).cells if "parameters" in c.metadata.get("tags", [])]
+    return {line.targets[0].id: ast.literal_eval(line.value) for line in ast.parse(cell.source).body}
+
+
+def test_every_parameter_that_is_text_is_a_path_or_known_not_to_be():
+    texts = {name for path in find_notebooks() for name, value in parameters_of(path).items() if isinstance(value, str)}
+    assert texts - PATHS == {"preset", "parts"} and PATHS <= texts
+
+
+@pytest.mark.parametrize("name", sorted(PATHS))
+def test_paths_are_meant_from_where_the_command_is_run(tmp_path, monkeypatch, name):
+    (tmp_path / "here" / "sub").mkdir(parents=True)
+    (tmp_path / "here" / "sub" / "a.wav").touch()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    there = str(tmp_path / "here" / "sub" / "a.wav")
+    for value in ("sub/a.wav", "./sub/a.wav", "~/here/sub/a.wav", there):
+        assert os.path.normpath(paths_from_here({name: value, "steps": 3})[name]) == there
+    assert paths_from_here({name: "", "steps": 3}) == {name: "", "steps": 3}
+    assert paths_from_here({name: "sub/*.tar"})[name] == str(tmp_path / "here" / "sub" / "*.tar")
+    if name in WRITTEN:
+        assert paths_from_here({name: "new"})[name] == str(tmp_path / "here" / "new")
+    else:
+        with pytest.raises(FileNotFoundError, match=f"{name} is nowhere, and there is no .*here/nowhere"):
+            paths_from_here({name: "nowhere"})
+
+
+def test_a_relative_path_reaches_the_notebook(two, tmp_path, monkeypatch, capsys):
+    notebook = nbformat.read(two / "01_small.ipynb", 4)
+    notebook.cells[0].source += '\nrecording = ""\ndata = ""'
+    notebook.cells[2].source = "print(open(recording).read(), data)"
+    nbformat.write(notebook, two / "01_small.ipynb")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "7").write_text("heard")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["notebooks", "01", "--out", "out", "-p", "recording", "7", "-p", "data", "7"]) == 0  # no number
+    executed = nbformat.read("out/01_small.ipynb", 4)
+    assert executed.cells[-1].outputs[0].text == f"heard {tmp_path / 'elsewhere' / '7'}\n"
+    assert main(["notebooks", "01", "--out", "out", "-p", "recording", "8"]) == 2
+    assert capsys.readouterr().err.startswith("refined-ldm notebooks: recording is 8, and there is no ")
+
+
+def test_a_kernels_threads_sleep_while_they_wait(two):
+    notebook = nbformat.read(two / "01_small.ipynb", 4)
+    notebook.cells[2].source = "import os; print(os.environ['OMP_WAIT_POLICY'])"
+    nbformat.write(notebook, two / "01_small.ipynb")
+    outside = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    code = f"""from pathlib import Path; import refined_ldm.cli.notebooks as n
+n.execute_notebook(Path({str(two)!r}, "01_small.ipynb"), {{}}, Path({str(two)!r}, "out"))"""
+    (two / "out").mkdir()
+    for given, found in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
+        subprocess.run([sys.executable, "-c", code], env=outside | given, check=True, capture_output=True)
+        assert nbformat.read(two / "out" / "01_small.ipynb", 4).cells[-1].outputs[0].text == f"{found}\n"
+
+
+@pytest.mark.parametrize("path", find_notebooks(), ids=lambda path: path.stem)
+def test_no_notebook_stops_at_how_good_a_model_is(path):
+    """What a weak model does is reported (`display.report_unless`); assertions are of what always holds."""
+    code = "\n".join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code")
+    judged = r"generated|shuffled|recall\[|distance\[|score\[|by_name.*(<|>)|shipped|near\[|lower\[|linear formula"
+    assert not [line for line in code.splitlines() if re.search(rf"^\s*assert .*({judged})", line)
+                and "and it is the real one" not in line]  # fmt: skip
 
 
 def test_a_notebook_that_fails_is_told_in_one_line(two, capsys):

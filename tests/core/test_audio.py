@@ -10,6 +10,7 @@ import soundfile
 import torch
 
 from refined_ldm.audio import audio_seconds, load_audio, normalize, pad_or_trim, save_audio
+from refined_ldm.lengths import parse_frame
 
 
 def tone(rate: int, hertz: float = 440.0, seconds: float = 0.5) -> np.ndarray:
@@ -111,7 +112,7 @@ def test_one_sample_is_a_sound_unless_resampling_leaves_none(tmp_path):
     soundfile.write(tmp_path / "one.wav", np.array([0.25]), 16_000)
     assert load_audio(tmp_path / "one.wav").tolist() == [0.25]
     soundfile.write(tmp_path / "fast.wav", np.array([0.25]), 48_000)
-    with pytest.raises(ValueError, match="fast.wav: too short, what it holds at 48000 Hz is no sample at 16000 Hz"):
+    with pytest.raises(ValueError, match="fast.wav: too short, its samples at 48000 Hz are less than one at 16000 Hz"):
         load_audio(tmp_path / "fast.wav")
 
 
@@ -146,7 +147,7 @@ def test_of_a_file_of_hours_no_more_is_read_than_is_wanted(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac"])
-def test_a_header_that_promises_more_than_memory_is_told_before_it_is_believed(tmp_path, suffix):
+def test_a_header_that_promises_more_than_memory_is_refused_first(tmp_path, suffix):
     path = tmp_path / f"lies.{suffix}"
     soundfile.write(path, tone(16_000), 16_000)
     data = bytearray(path.read_bytes())
@@ -168,7 +169,7 @@ def test_a_header_that_promises_more_than_memory_is_told_before_it_is_believed(t
 @pytest.mark.parametrize("rate", [1, 999, 2_000_000])
 def test_a_rate_that_no_sound_has_is_refused(tmp_path, rate):
     soundfile.write(tmp_path / "a.wav", tone(16_000), rate)  # at 1 Hz it would become 128 million samples
-    with pytest.raises(ValueError, match=f"a.wav: a sample rate of {rate} Hz is none of sound"):
+    with pytest.raises(ValueError, match=f"a.wav: the sample rate must be 1000 to 1000000 Hz, got {rate} Hz"):
         load_audio(tmp_path / "a.wav")
 
 
@@ -184,7 +185,7 @@ def test_values_beyond_float32_are_no_sound(tmp_path):
     ("mp3", None), ("flac", None), ("au", "PCM_16"), ("aiff", "PCM_16"), ("w64", "PCM_16"), ("caf", "PCM_16"),
     ("wav", "IMA_ADPCM"), ("wav", "GSM610"),
 ])  # fmt: skip
-def test_half_a_file_of_any_format_is_told(tmp_path, suffix, subtype):
+def test_half_a_file_of_any_format_is_refused(tmp_path, suffix, subtype):
     path = tmp_path / f"half.{suffix}"
     soundfile.write(path, np.random.default_rng(0).uniform(-0.3, 0.3, 64_000), 16_000, subtype=subtype)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -248,3 +249,113 @@ def test_normalize_is_audioldms_level():
     out = normalize(waveform + 0.1)
     torch.testing.assert_close(out.abs().amax(dim=1), torch.tensor([0.5, 0.5, 0.0]), atol=2e-3, rtol=0)
     torch.testing.assert_close(out.mean(dim=1), torch.zeros(3), atol=1e-3, rtol=0)
+
+
+def mp3(path, seconds=3.0, rate=44_100, channels=1, kind="", **how):
+    """Noise behind silence as an MP3; "headless": without the frame that tells its length, "joined": twice."""
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, (round(seconds * rate / 2), channels))
+    soundfile.write(path, np.concatenate([0 * noise, noise]), rate, **how)
+    raw = path.read_bytes()
+    header = parse_frame(raw[:48])
+    assert header.is_header
+    path.write_bytes({"": raw, "headless": raw[header.size :], "joined": raw + raw}[kind])
+    return path
+
+
+VARIABLE = {"bitrate_mode": "VARIABLE", "compression_level": 0.0}
+
+
+@pytest.mark.parametrize("how", [{}, VARIABLE], ids=["constant", "variable"])
+@pytest.mark.parametrize("rate, channels", [(44_100, 1), (16_000, 2), (11_025, 1)])
+def test_an_mp3_is_as_long_as_its_frames_whatever_its_header_says(tmp_path, rate, channels, how):
+    assert audio_seconds(mp3(tmp_path / "a.mp3", 3, rate, channels, **how)) == pytest.approx(3, abs=0.001)
+    headless, joined = (mp3(tmp_path / f"{k}.mp3", 3, rate, channels, k, **how) for k in ("headless", "joined"))
+    for path, seconds in ((headless, 3), (joined, 6)):
+        assert audio_seconds(path) == pytest.approx(seconds, abs=0.4)
+        whole = load_audio(path)
+        assert len(whole) / 16_000 == pytest.approx(audio_seconds(path), abs=0.001)
+        assert len(load_audio(path, seconds=0.5, start=seconds - 1)) == 8_000
+    noise = load_audio(joined)[5 * 16_000 - 4_000 : 5 * 16_000]
+    assert noise.square().mean() > 0.01  # the second file's
+
+
+def test_tags_around_and_between_the_frames_of_an_mp3_are_no_sound(tmp_path):
+    plain = mp3(tmp_path / "a.mp3", kind="headless", bitrate_mode="VARIABLE", compression_level=0.0)
+    raw, picture = plain.read_bytes(), b"ID3\x04\x00\x00\x00\x00\x02\x01" + b"\xff\xfb\x90\x00" * 64 + b"x"
+    (tmp_path / "tagged.mp3").write_bytes(picture + raw + b"TAG" + bytes(125) + picture + raw)
+    assert audio_seconds(tmp_path / "tagged.mp3") == pytest.approx(2 * audio_seconds(plain), abs=0.1)
+
+
+def test_an_mp3_whose_length_nobody_can_tell_is_refused(tmp_path):
+    other = mp3(tmp_path / "other.mp3", rate=48_000, kind="headless").read_bytes()
+    mixed = mp3(tmp_path / "mixed.mp3", kind="headless")
+    mixed.write_bytes(mixed.read_bytes() + other)
+    for read in (load_audio, audio_seconds):
+        with pytest.raises(ValueError, match="mixed.mp3: its length is unknown .*its frames differ.*; convert it"):
+            read(mixed)
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_an_ogg_that_is_cut_or_two_in_one_is_refused(tmp_path, subtype):
+    path = tmp_path / "a.ogg"
+    soundfile.write(path, tone(48_000, seconds=8), 48_000, subtype=subtype, format="OGG")
+    raw = path.read_bytes()
+    assert audio_seconds(path) == pytest.approx(8)
+    last = raw.rindex(b"OggS")
+    for part, message in ((raw[: len(raw) // 2], "truncated, it ends within a page"),
+                       (raw[:last], "truncated, its last page"),
+                       (raw + raw, "several sounds one behind the other")):  # fmt: skip
+        path.write_bytes(part)
+        for read in (load_audio, audio_seconds):
+            with pytest.raises(ValueError, match=f"a.ogg: {message}"):
+                read(path)
+
+
+def test_a_flac_that_was_streamed_and_does_not_tell_its_length_is_refused(tmp_path):
+    soundfile.write(tmp_path / "a.flac", tone(16_000), 16_000)
+    raw = bytearray((tmp_path / "a.flac").read_bytes())
+    raw[21:26] = bytes((raw[21] & 0xF0, 0, 0, 0, 0))
+    (tmp_path / "a.flac").write_bytes(raw)
+    for read in (load_audio, audio_seconds):
+        with pytest.raises(ValueError, match="a.flac: its length is unknown, its header does not have it"):
+            read(tmp_path / "a.flac")
+
+
+@pytest.mark.parametrize("rate", [16, 0, -16_000, 2_000_000, 16_000.5, "16000", True, float("nan")])
+def test_a_sample_rate_that_no_sound_has_is_refused_and_a_whole_float_is_an_integer(tmp_path, rate):
+    save_audio(tmp_path / "a.wav", torch.zeros(16_000), 16_000.0)
+    for whole in (8_000.0, np.int64(8_000), torch.tensor(8_000)):
+        assert len(load_audio(tmp_path / "a.wav", whole)) == 8_000
+    message = r"sample_rate \(Hz\) must be a whole number between 1000 and 1000000, got"
+    with pytest.raises(ValueError, match=message):
+        load_audio(tmp_path / "a.wav", rate)
+    with pytest.raises(ValueError, match=message):
+        save_audio(tmp_path / "b.wav", torch.zeros(9), rate)
+    assert not (tmp_path / "b.wav").exists()
+
+
+@pytest.mark.parametrize("part", [{"seconds": 0}, {"seconds": -1}, {"seconds": float("nan")}, {"start": -1.0}])
+def test_a_part_that_there_is_not_is_refused(tmp_path, part):
+    save_audio(tmp_path / "a.wav", torch.zeros(16_000))
+    with pytest.raises(ValueError, match="seconds must be positive and start 0 or more"):
+        load_audio(tmp_path / "a.wav", **part)
+
+
+def test_a_part_of_a_file_that_cannot_be_searched_is_read(tmp_path):
+    wave = 0.3 * np.sin(2 * np.pi * 300 * np.arange(24_000) / 8000)
+    soundfile.write(tmp_path / "a.wav", wave, 8000, subtype="GSM610")
+    whole = load_audio(tmp_path / "a.wav", 8000)
+    part = load_audio(tmp_path / "a.wav", 8000, seconds=1, start=1)
+    torch.testing.assert_close(part, whole[8000:16_000])
+
+
+@pytest.mark.parametrize("samples", [16_000, 16_001])
+@pytest.mark.parametrize("ending, subtype", [("wav", "PCM_16"), ("wav", "PCM_U8"), ("flac", "PCM_16")])
+def test_joined_files_are_refused_instead_of_read_in_part(tmp_path, ending, subtype, samples):
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, samples)
+    one, two = tmp_path / f"one.{ending}", tmp_path / f"two.{ending}"
+    soundfile.write(one, noise, 16_000, subtype=subtype)
+    two.write_bytes(2 * one.read_bytes())
+    assert len(load_audio(one)) == samples
+    with pytest.raises(ValueError, match=f"two.{ending}: several sounds one behind the other"):
+        load_audio(two)

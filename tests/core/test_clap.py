@@ -66,7 +66,7 @@ def test_longer_clips_keep_their_start_and_shorter_ones_repeat(clap):
 
 
 @torch.no_grad()
-def test_a_random_part_of_a_longer_clip_is_heard_on_request(clap):
+def test_a_random_part_of_a_longer_clip_is_embedded_on_request(clap):
     waveform = noise(2, 60_000)
     first, again, other = (
         clap.embed_audio(waveform, 16_000, "random", torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
@@ -87,8 +87,8 @@ def test_the_average_hears_all_of_a_longer_clip_and_a_shorter_one_as_it_is(clap)
     expected = torch.nn.functional.normalize(clap.audio_projection(pooled), dim=-1)
     torch.testing.assert_close(clap.embed_audio(waveform, 16_000, "average"), expected, atol=1e-5, rtol=0)
     for samples in (30_000, 40_960):
-        heard = (clap.embed_audio(waveform[:, :samples], 16_000, crop) for crop in ("start", "random", "average"))
-        start, *others = heard
+        embeddings = (clap.embed_audio(waveform[:, :samples], 16_000, crop) for crop in ("start", "random", "average"))
+        start, *others = embeddings
         assert all(torch.equal(start, other) for other in others)
     with pytest.raises(ValueError, match='crop must be "start", "random" or "average", got .middle.'):
         clap.embed_audio(waveform, 16_000, "middle")
@@ -179,7 +179,7 @@ def test_a_saved_conditioner_comes_back_small_and_equal(tmp_path):
 
 
 @torch.no_grad()
-def test_a_word_never_heard_says_nothing():
+def test_untrained_words_share_one_embedding():
     torch.manual_seed(0)
     clap = Clap(CLAP_PRESETS["tiny-gpt2"]).eval()
     clap.share_unseen_tokens(["a dog barks"])

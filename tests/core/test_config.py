@@ -1,5 +1,6 @@
 from dataclasses import FrozenInstanceError, fields, is_dataclass, replace
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
@@ -49,27 +50,67 @@ def test_sizes_that_do_not_fit_each_other_are_refused():
         preset("tiny", vae=VAEConfig(latent_channels=4))
 
 
-@pytest.mark.parametrize("changes, told", [
+@pytest.mark.parametrize("changes, message", [
     ({"parameterization": "epsilon"}, "must be eps, v, x0, gaussian or caption-gaussian, got 'epsilon'"),
     ({"vocoder": "hifi-gan"}, "vocoder must be hifigan or griffin_lim, got 'hifi-gan'"),
 ])  # fmt: skip
-def test_a_choice_that_there_is_not_is_refused(changes, told):
-    with pytest.raises(ValueError, match=told):
+def test_a_choice_that_there_is_not_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
         preset("tiny", **changes)
 
 
-@pytest.mark.parametrize("changes, told", [
+@pytest.mark.parametrize("changes, message", [
     ({"optimizer": "sgd"}, "optimizer must be adamw or muon, got 'sgd'"),
     ({"lr_schedule": "linear"}, "lr_schedule must be cosine or constant, got 'linear'"),
     ({"max_steps": 0}, "max_steps and lr must be positive, got 0 and 0.001"),
     ({"lr": 0.0}, "max_steps and lr must be positive, got 1000 and 0.0"),
-    ({"lr": float("nan")}, "max_steps and lr must be positive, got 1000 and nan"),
+    ({"lr": float("nan")}, "lr must be a finite number, got nan"),
     ({"batch_size": 0}, "batch_size and save_every must be positive, got 0 and 500"),
+    ({"max_steps": 2.5}, "max_steps must be a whole number, got 2.5"),
+    ({"max_steps": True}, "max_steps must be a whole number, got True"),
+    ({"lr": float("inf")}, "lr must be a finite number, got inf"),
+    ({"warmup_steps": -1}, "warmup_steps must be 0 or more, got -1"),
+    ({"crop_frames": -1}, "crop_frames must be 0 or more, got -1"),
+    ({"weight_decay": -0.1}, "weight_decay must be 0 or more, got -0.1"),
+    ({"ema_decay": 1.0}, "ema_decay and betas must be from 0 to below 1, got 1.0"),
+    ({"betas": (0.9, -0.1)}, "ema_decay and betas must be from 0 to below 1"),
     ({"save_every": -1}, "batch_size and save_every must be positive, got 16 and -1"),
 ])  # fmt: skip
-def test_training_that_cannot_be_is_refused(changes, told):
-    with pytest.raises(ValueError, match=told):
+def test_training_that_cannot_be_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
         StageConfig(**changes)
+
+
+@pytest.mark.parametrize("of", [float, np.int64, np.float64])
+def test_whole_floats_in_settings_are_integers(of):
+    changed = preset("tiny", steps=of(50), guidance_interval=[of(0), of(500)])
+    assert changed == preset("tiny", steps=50, guidance_interval=(0, 500)) and type(changed.steps) is int
+    unet = replace(preset("tiny").unet, channel_mult=[of(1), of(2), of(2)])
+    assert unet == preset("tiny").unet and {type(mult) for mult in unet.channel_mult} == {int}
+    assert StageConfig(of(7)) == StageConfig(7) and MelConfig(n_mels=of(64)) == MelConfig()
+
+
+@pytest.mark.parametrize("make, message", [
+    (lambda: MelConfig(sample_rate=16), r"sample_rate \(Hz\) must be a whole number between 1000 and 1000000, got 16"),
+    (lambda: MelConfig(n_mels=64.5), "n_mels must be a whole number, got 64.5"),
+    (lambda: MelConfig(fmax=float("nan")), "fmax must be a finite number, got nan"),
+    (lambda: VAEConfig(channel_mult=(1, 2.5)), "channel_mult must be a whole number, got 2.5"),
+    (lambda: preset("tiny", steps=2.5), "steps must be a whole number, got 2.5"),
+    (lambda: preset("tiny", candidates=-1), "candidates must be at least 1, got -1"),
+    (lambda: preset("tiny", guidance_scale=float("inf")), "guidance_scale must be a finite number, got inf"),
+    (lambda: preset("tiny", hifigan=replace(preset("tiny").hifigan, mel_corrections=-1)),
+     "hifigan.mel_corrections must be at least 0, got -1"),
+])  # fmt: skip
+def test_numbers_that_no_setting_can_be_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_whole_floats_in_yaml_are_integers(tmp_path):
+    text = "{preset: tiny, steps: 50.0, clips: 1e3, guidance_interval: [0.0, 5e2], training: {vae: {max_steps: 1e5}}}"
+    config = load_config(written(tmp_path, text))
+    assert (config.steps, config.clips, config.guidance_interval) == (50, 1000, (0, 500))
+    assert config.training["vae"].max_steps == 100_000 and type(config.training["vae"].max_steps) is int
 
 
 def written(tmp_path, text):
@@ -108,7 +149,7 @@ def test_yaml_anchors_work_and_no_preset_means_the_paper(tmp_path):
     assert config.training["clap"] == StageConfig()
 
 
-@pytest.mark.parametrize("text, told", [
+@pytest.mark.parametrize("text, message", [
     ("sekonds: 3", "unknown key 'sekonds'"),
     ("preset: huge", "no preset 'huge'"),
     ("vae: {chanels: 3}", "some.yaml: vae: unknown key 'chanels'"),
@@ -160,8 +201,8 @@ def test_yaml_anchors_work_and_no_preset_means_the_paper(tmp_path):
     ("mel: {n_mels: 48}", "mel.n_mels=48 is not a whole number of 32 = VAE 4 x U-Net 8"),
     ("mel: {n_mels: 96}", "vocoder reads 64 mel bands, mel has 96"),
 ])  # fmt: skip
-def test_yaml_that_makes_no_sense_is_refused(tmp_path, text, told):
-    with pytest.raises(ValueError, match=told):
+def test_yaml_that_makes_no_sense_is_refused(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
         load_config(written(tmp_path, text))
 
 
@@ -207,3 +248,11 @@ def test_any_value_of_a_setting_is_taken_or_told(tmp_path_factory, name, value):
         assert load_config(path).name
     except ValueError as fault:
         assert "fuzzed.yaml" in str(fault)
+
+
+def test_a_configuration_does_not_take_the_place_of_a_folder(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "vae.safetensors").write_text("precious")
+    with pytest.raises(IsADirectoryError, match="run is a folder, so it is not replaced"):
+        preset("tiny").save(tmp_path / "run")
+    assert (tmp_path / "run" / "vae.safetensors").read_text() == "precious"

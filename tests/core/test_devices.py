@@ -54,22 +54,26 @@ def test_the_machine_is_measured_once(monkeypatch):
     assert pick_precision("cpu") == first
 
 
-@pytest.mark.parametrize("settings, told", [
-    ({"mixed_precision": "fp16"}, "fp16 is not trained in"),
-    ({"distributed_type": DistributedType.FSDP}, "FSDP is not trained with yet"),
+@pytest.mark.parametrize("settings, message", [
+    ({"mixed_precision": "fp16"}, "training in fp16 is not supported"),
+    ({"distributed_type": DistributedType.FSDP}, "training with FSDP is not supported"),
 ])  # fmt: skip
-def test_what_cannot_be_trained_with_is_refused(monkeypatch, settings, told):
+def test_unsupported_ways_of_training_are_refused(monkeypatch, settings, message):
     for name, value in settings.items():
         monkeypatch.setattr(Accelerator, name, value)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         pick_accelerator("cpu", precision="no")
 
 
 def test_a_run_that_goes_on_keeps_its_precision_and_a_launcher_decides(monkeypatch):
     made = []
     monkeypatch.setattr("accelerate.state.is_initialized", lambda: False)
-    monkeypatch.setattr("accelerate.Accelerator", lambda **settings: made.append(settings) or SimpleNamespace(
-        mixed_precision="no", distributed_type=DistributedType.NO))  # fmt: skip
+    monkeypatch.setattr(
+        "accelerate.Accelerator",
+        lambda **settings: (
+            made.append(settings) or SimpleNamespace(mixed_precision="no", distributed_type=DistributedType.NO)
+        ),
+    )
     monkeypatch.setattr("refined_ldm.devices.pick_precision", lambda device_type: "measured")
     pick_accelerator("cpu"), pick_accelerator("cpu", precision="bf16")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "launched")

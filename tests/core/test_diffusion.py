@@ -44,18 +44,40 @@ def test_unit_variance_stays_unit_variance_at_every_step():
     assert (z_t.view(20, -1).std(1) - 1).abs().max() < 0.06
 
 
-def test_dpmpp_refuses_steps_that_do_not_move():
-    with pytest.raises(ValueError, match="1000 linspace steps come twice"):
-        dpmpp_sample(lambda z, t, c: z, batch(1, 1, 2, 2), None, SCHEDULE, 1000, spacing="linspace")
-
-
 @pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])
-@pytest.mark.parametrize("steps", [1, 7, 25, 200, 500])
-def test_timesteps_fall_from_noise_to_sound(spacing, steps):
-    timesteps = SCHEDULE.timesteps(steps, spacing)
-    assert len(timesteps) == steps and all(0 <= t <= 999 for t in timesteps)
-    assert all(a > b for a, b in pairwise(timesteps))
-    assert timesteps[0] == 999 or spacing == "leading"
+@pytest.mark.parametrize("length", [1, 7, 1000, 1001])
+def test_timesteps_fall_from_noise_to_sound_for_every_number_of_steps(spacing, length):
+    schedule = NoiseSchedule.ldm(length)
+    for steps in range(1, length + 1):
+        timesteps = schedule.timesteps(steps, spacing)
+        assert len(timesteps) == steps and 0 <= timesteps[-1] and timesteps[0] < length
+        assert all(a > b for a, b in pairwise(timesteps))
+        assert timesteps[0] == length - 1 or (spacing == "leading" and length - timesteps[0] < length / steps)
+        gaps = [a - b for a, b in pairwise(timesteps)]
+        assert max(gaps, default=1) - min(gaps, default=1) <= 1  # even
+
+
+def test_leading_is_audioldms_list_where_that_has_as_many_steps_as_were_asked_for():
+    """`make_ddim_timesteps` of AudioLDM, "uniform": a single step begins at the clean end, 1000 leave the schedule."""
+    equal = []
+    for steps in range(2, 1000):
+        theirs = [t + 1 for t in range(0, 1000, 1000 // steps)][::-1]
+        ours = SCHEDULE.timesteps(steps, "leading")
+        assert len(theirs) >= len(ours) and abs(theirs[0] - ours[0]) < 1000 / steps  # both go to the noisy end
+        if len(theirs) == steps:
+            equal.append(steps)
+            assert ours == theirs
+    assert equal == [2, 4, 5, 8, 10, 20, 25, 40, 50, 100, 125, 200, 250, 500]
+
+
+@pytest.mark.parametrize("steps", [3, 7, 60, 150, 300, 334, 501, 600, 667, 999, 1000])
+@pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])
+def test_ddim_comes_near_the_solution_for_every_number_of_steps(steps, spacing):
+    variance, (first, last) = 4.0, SCHEDULE.alpha_bar[[0, 999]].tolist()
+    exact = ((first * variance + 1 - first) / (last * variance + 1 - last)) ** 0.5
+    found = gain(ddim_sample, variance, steps, eta=0.0, spacing=spacing)
+    assert abs(found / exact - 1) < 0.01 + 1.5 / steps
+    assert abs(gain(dpmpp_sample, variance, steps, spacing=spacing) / exact - 1) < 0.01 + 1.5 / steps
 
 
 def test_timesteps_known_by_hand_and_refused():
@@ -63,7 +85,7 @@ def test_timesteps_known_by_hand_and_refused():
     assert SCHEDULE.timesteps(4, "leading") == [751, 501, 251, 1]
     assert SCHEDULE.timesteps(3, "linspace") == [999, 666, 333]
     for steps in (0, 1001):
-        with pytest.raises(ValueError, match="between 1 and 1000"):
+        with pytest.raises(ValueError, match="sampling steps must be a whole number between 1 and 1000"):
             SCHEDULE.timesteps(steps)
     with pytest.raises(ValueError, match="spacing"):
         SCHEDULE.timesteps(10, "even")
@@ -200,18 +222,18 @@ def test_stochastic_ddim_gives_data_of_the_right_variance():
 
 
 def test_samplers_are_reproducible_and_report_each_step():
-    z_T, told = batch(2, 2, 4, 4), []
+    z_T, calls = batch(2, 2, 4, 4), []
 
     def sample(seed):
         generator = torch.Generator().manual_seed(seed)
-        return ddim_sample(wide(1.0), z_T, None, SCHEDULE, 5, 1.0, generator, on_step=lambda k, n: told.append((k, n)))
+        return ddim_sample(wide(1.0), z_T, None, SCHEDULE, 5, 1.0, generator, on_step=lambda k, n: calls.append((k, n)))
 
     one = sample(0)
-    assert told == [(1, 5), (2, 5), (3, 5), (4, 5), (5, 5)]
+    assert calls == [(1, 5), (2, 5), (3, 5), (4, 5), (5, 5)]
     assert torch.equal(one, sample(0)) and not torch.equal(one, sample(1))
-    told.clear()
-    dpmpp_sample(wide(1.0), z_T, None, SCHEDULE, 3, on_step=lambda k, n: told.append(k))
-    assert told == [1, 2, 3]
+    calls.clear()
+    dpmpp_sample(wide(1.0), z_T, None, SCHEDULE, 3, on_step=lambda k, n: calls.append(k))
+    assert calls == [1, 2, 3]
 
 
 def test_the_condition_reaches_the_denoiser_with_the_timestep():
@@ -224,3 +246,14 @@ def test_the_condition_reaches_the_denoiser_with_the_timestep():
     dpmpp_sample(denoise, batch(2, 1, 2, 2), c, SCHEDULE, 2)
     ddim_sample(denoise, batch(2, 1, 2, 2), c, SCHEDULE, 2)
     assert seen == [([999, 999], True), ([499, 499], True), ([501, 501], True), ([1, 1], True)]
+
+
+def test_whole_floats_are_steps_and_other_numbers_are_refused():
+    z_T = torch.randn(1, 2, 4, 4)
+    for sample in (ddim_sample, dpmpp_sample):
+        one, other = (sample(lambda z, t, c: z, z_T, None, SCHEDULE, steps) for steps in (3, 3.0))
+        assert torch.equal(one, other)
+        for wrong in (0, -1, 2.5, True, float("nan"), "3"):
+            with pytest.raises(ValueError, match="sampling steps must be a whole number between 1 and 1000"):
+                sample(lambda z, t, c: z, z_T, None, SCHEDULE, wrong)
+    assert torch.equal(NoiseSchedule.ldm(10.0).alpha_bar, NoiseSchedule.ldm(10).alpha_bar)

@@ -5,13 +5,7 @@ import pytest
 import torch
 from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
-from refined_ldm.discriminators import (
-    Discriminators,
-    DiscriminatorsConfig,
-    discriminator_loss,
-    generator_loss,
-    stft_loss,
-)
+from refined_ldm.discriminators import generator_loss
 from refined_ldm.hifigan import HiFiGAN, HiFiGANConfig, Snake, fold_weight_norm
 from refined_ldm.mel import MelSpectrogram, griffin_lim
 
@@ -111,43 +105,11 @@ def test_a_vocoder_on_griffin_lim_starts_there_and_learns_from_it():
     start = griffin_lim(mel, iterations=4)
     with torch.no_grad():
         torch.testing.assert_close(model(mel), start, atol=1e-5, rtol=0)
-        torch.testing.assert_close(model(mel)[1:], model(mel[1:]), atol=1e-5, rtol=0)  # no clip hears the others
+        torch.testing.assert_close(model(mel)[1:], model(mel[1:]), atol=1e-5, rtol=0)  # clips are independent
     model(mel).square().mean().backward()
     assert model.conv_post.weight.grad.abs().max() > 0
     with pytest.raises(ValueError, match="griffin_lim_iterations is for the inverse-STFT head"):
         HiFiGAN(replace(SMALL, griffin_lim_iterations=4))
-
-
-def test_discriminators_judge_any_length_and_pass_gradients():
-    torch.manual_seed(0)
-    judge = Discriminators(DiscriminatorsConfig(width=4))
-    real, fake = torch.randn(2, 2503), torch.randn(2, 2503, requires_grad=True)
-    outputs = judge(fake)
-    assert len(outputs) == 5 + 3
-    assert all(logits.ndim == 2 and len(logits) == 2 for logits, _ in outputs)
-    assert [len(features) for _, features in outputs] == [6] * 5 + [8] * 3
-    loss, terms = generator_loss(judge(real), outputs, torch.zeros(2, 1, 4, 64), torch.ones(2, 1, 4, 64))
-    assert terms.keys() == {"adversarial", "features", "mel"} and terms["mel"] == 1
-    torch.testing.assert_close(loss, terms["adversarial"] + 2 * terms["features"] + 45 * terms["mel"])
-    (loss + discriminator_loss(judge(real), judge(fake.detach()))).backward()
-    assert fake.grad.abs().sum() > 0 and all(p.grad.isfinite().all() for p in judge.parameters())
-
-
-def test_published_discriminators_have_the_published_size():
-    with torch.device("meta"):
-        judge = Discriminators()
-    assert round(sum(p.numel() for p in judge.mpd.parameters()) / 1e6, 1) == 41.1
-    assert round(sum(p.numel() for p in judge.msd.parameters()) / 1e6, 1) == 29.6
-
-
-def test_losses_are_zero_at_their_optimum():
-    right, wrong = [(torch.ones(2, 3), [])], [(torch.zeros(2, 3), [])]
-    assert discriminator_loss(right, wrong) == 0 and discriminator_loss(wrong, right) == 2
-    mel = torch.zeros(1, 1, 4, 64)
-    assert generator_loss(right, right, mel, mel)[0] == 0 and generator_loss(right, wrong, mel, mel)[0] == 1
-    assert generator_loss([], [], mel, mel + 1)[0] == 45
-    sound = torch.randn(1, 4000, generator=torch.Generator().manual_seed(0))
-    assert stft_loss(sound, sound) == 0 and stft_loss(0.1 * sound, sound) > 1
 
 
 @pytest.mark.parametrize("config", [HiFiGANConfig(channels=32, rates=(5, 4, 8), kernels=(15, 8, 16)), ISTFT])
@@ -177,7 +139,7 @@ def test_what_is_too_loud_is_turned_down_as_a_whole():
     made = model(torch.zeros(2, 1, 10, 64))
     assert made[0].abs().max() == 1 and (made[0].abs() == 1).sum() == 1 and made[1].abs().max() < 0.2
     torch.testing.assert_close(made[0], loud[0] / loud[0].abs().max())
-    assert torch.equal(model.train()(torch.zeros(2, 1, 10, 64)), loud)  # in training, who shouts must learn
+    assert torch.equal(model.train()(torch.zeros(2, 1, 10, 64)), loud)  # in training the level itself is learnt
 
 
 def test_mel_corrections_bring_the_mel_nearer():
@@ -205,16 +167,3 @@ def test_snake_is_a_line_with_a_ripple():
     alphas = [p for name, p in model.named_parameters() if name.endswith("alpha")]
     assert alphas and all(p.grad.abs().max() > 0 for p in alphas)
     assert HiFiGAN(ISTFT).state_dict().keys() == {k for k in model.state_dict() if not k.endswith("alpha")}
-
-
-def test_judges_of_spectrograms_come_last_and_see_every_window():
-    torch.manual_seed(0)
-    judge = Discriminators(DiscriminatorsConfig(width=4, periods=(2,), scales=1, resolutions=(128, 256)))
-    quiet, tone = torch.zeros(1, 4000), torch.sin(torch.arange(4000)[None] * 0.3)
-    outputs = judge(tone)
-    assert len(outputs) == 4 and [len(features) for _, features in outputs[2:]] == [6, 6]
-    assert [features[0].shape[2] for _, features in outputs[2:]] == [126, 63]  # frames: hops of 32 and 64 samples
-    assert all((a - b).abs().max() > 0 for (a, _), (b, _) in zip(outputs, judge(quiet), strict=True))
-    moved = judge(-tone)  # the same magnitudes: the others hear the sign, these do not
-    torch.testing.assert_close(moved[2][0], outputs[2][0])
-    assert (moved[0][0] - outputs[0][0]).abs().max() > 1e-4

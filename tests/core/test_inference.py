@@ -34,7 +34,7 @@ def test_in_float32_the_sounds_stay_the_same(model):
 def test_a_convolution_in_time_is_one_of_a_picture_one_pixel_high(layer):
     x = torch.randn(2, 6, 50)
     with torch.no_grad():
-        found = fast._as_picture(layer)(x)
+        found = fast._as_image(layer)(x)
         torch.testing.assert_close(found, layer(x))
     assert found[:, :, None].is_contiguous(memory_format=torch.channels_last)  # the next one need not turn it
 
@@ -79,8 +79,16 @@ def test_bfloat16_is_near_and_norms_and_ends_stay_exact(model):
 
 def test_the_vocoder_with_an_inverse_stft_too(monkeypatch):
     small.use_small_clap(monkeypatch)
-    head = HiFiGANConfig(n_mels=16, channels=16, rates=(2,), kernels=(4,), res_kernels=(3,), res_dilations=((1, 3),),
-                         istft_n_fft=320, istft_hop=80)  # fmt: skip
+    head = HiFiGANConfig(
+        n_mels=16,
+        channels=16,
+        rates=(2,),
+        kernels=(4,),
+        res_kernels=(3,),
+        res_dilations=((1, 3),),
+        istft_n_fft=320,
+        istft_hop=80,
+    )
     model = RefinedAudioLDM(small.config(hifigan=head), seed=3).eval()
     mel = F.pad(torch.randn(1, 1, 12, 16), (0, 0, 2, 2), value=-8.0)
     with torch.no_grad():

@@ -1,3 +1,5 @@
+import os
+import re
 import subprocess
 import sys
 
@@ -19,6 +21,18 @@ assert took < 0.3, took
 def test_import_is_silent_quick_and_loads_no_torch():
     done = subprocess.run([sys.executable, "-W", "error", "-c", QUICK], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at what GNU's OpenMP says of itself")
+@pytest.mark.parametrize("given, spins", [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+@pytest.mark.parametrize("code", ["import refined_ldm, torch", "from refined_ldm.cli import main; import numpy, torch",
+                                  "from refined_ldm import NoiseSchedule"])  # fmt: skip
+def test_torchs_threads_sleep_while_they_wait_unless_the_user_says_otherwise(code, given, spins):
+    """Spinning threads make everything several times slower beside one busy process."""
+    outside = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    done = subprocess.run([sys.executable, "-c", code], env=outside | given | {"OMP_DISPLAY_ENV": "true"},
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    assert re.findall(r"OMP_WAIT_POLICY = '(\w+)'", done.stderr) == [spins]
 
 
 def test_every_public_name_is_there():

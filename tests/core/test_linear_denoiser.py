@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from refined_ldm.linear_denoiser import ConditionalLinearDenoiser, GaussianDenoiser
+from refined_ldm.linear_denoiser import ConditionalLinearDenoiser, GaussianDenoiser, shrinkage
 
 CHANNELS, BINS, BLOCK = 2, 3, 4
 SIZE = CHANNELS * BINS * BLOCK
@@ -70,9 +70,43 @@ def test_block_layout_survives_the_way_there_and_back():
     torch.testing.assert_close(denoiser.noise(z, torch.full((5, 1, 1, 1), 0.36)), 0.8 * z)
 
 
-def test_too_little_and_misshapen_data_are_refused():
-    with pytest.raises(ValueError, match="24 blocks .* more clips"):
-        GaussianDenoiser(CHANNELS, BINS, BLOCK).fit(torch.randn(12, CHANNELS, 8, BINS))
+def likelihood(denoiser, latents):
+    """Mean log likelihood of the blocks of latents, up to a constant."""
+    left = (denoiser._to_blocks(latents).flatten(0, 1) - denoiser.mean) @ denoiser.basis
+    return -(left.square() / denoiser.variance + denoiser.variance.log()).sum(1).mean()
+
+
+@pytest.mark.parametrize("clips", [1, 3, 12, 15])
+def test_few_clips_give_a_covariance_that_is_shrunk(clips):
+    """24 blocks or fewer span less than the 24 dimensions: what they do not show is taken for average."""
+    few = GaussianDenoiser(CHANNELS, BINS, BLOCK).fit(correlated(clips, seed=5)[0])
+    assert few.variance.min() > 0.1
+    others = correlated(500, seed=6)[0]
+    ignorant = GaussianDenoiser(CHANNELS, BINS, BLOCK)
+    ignorant.mean.copy_(few.mean), ignorant.variance.fill_(few.variance.mean())
+    assert likelihood(few, others) >= likelihood(ignorant, others) - 1e-3 + (clips > 1)  # what they show helps
+    noise = few.noise(others, torch.full((500, 1, 1, 1), 0.5))
+    assert noise.isfinite().all() and (few.residual(level(0.999, 0.5)) > 0.01).all()
+
+
+def test_shrinkage_is_sklearns_for_few_samples_and_vanishes_for_many():
+    covariance = pytest.importorskip("sklearn.covariance")
+    for count in (2, 10, 24):
+        samples = torch.randn(count, 24, generator=torch.Generator().manual_seed(count)).double() * torch.arange(1, 25)
+        centred = samples - samples.mean(0)
+        found = shrinkage(torch.linalg.eigvalsh(centred.T @ centred / count), count)
+        assert found == pytest.approx(covariance.oas(samples.numpy())[1], rel=1e-6)
+    assert shrinkage(torch.arange(1.0, 25), 5000) < 1e-3
+
+
+def test_a_single_block_and_one_that_repeats_are_fitted():
+    one = GaussianDenoiser(CHANNELS, BINS, BLOCK).fit(torch.randn(1, CHANNELS, BLOCK, BINS))
+    assert (one.variance == 1).all()  # as scaled latents have it
+    same = GaussianDenoiser(CHANNELS, BINS, BLOCK).fit(torch.ones(3, CHANNELS, BLOCK, BINS))
+    assert same.noise(torch.ones(1, CHANNELS, BLOCK, BINS), level(0.5)).isfinite().all()
+
+
+def test_misshapen_data_are_refused():
     for shape in ((1, CHANNELS, 7, BINS), (1, CHANNELS, 8, BINS + 1)):
         with pytest.raises(ValueError, match="multiple of 4"):
             fitted().noise(torch.zeros(shape), level(0.5))
@@ -96,8 +130,7 @@ def test_a_caption_tells_the_mean_and_the_variance():
     denoiser = ConditionalLinearDenoiser(CHANNELS, BINS, 2, 16, slow=4).fit(z, embeddings, ridge=1e-3)
     for row, (mean, spread) in enumerate(((-1.0, 0.3), (1.0, 1.2))):
         expected = torch.full((1, 16, CHANNELS * BINS), mean)
-        torch.testing.assert_close(denoiser.expected(embeddings[row, :1], 16), expected,
-                                   atol=0.1, rtol=0)  # fmt: skip
+        torch.testing.assert_close(denoiser.conditional_mean(embeddings[row, :1], 16), expected, atol=0.1, rtol=0)
         assert denoiser._variances(embeddings[row, :1], 16).mean().sqrt() == pytest.approx(
             spread, rel=0.3
         )  # shares are kept from zero
@@ -105,16 +138,18 @@ def test_a_caption_tells_the_mean_and_the_variance():
 
 def test_captions_bring_the_formula_nearer_to_the_noise():
     z, embeddings = captioned(2000)
-    deaf = embeddings.mean(0, keepdim=True).expand_as(embeddings)
-    hearing, plain = (ConditionalLinearDenoiser(CHANNELS, BINS, 2, 16, slow=4).fit(z, e) for e in (embeddings, deaf))
-    new, told = captioned(1000, seed=5)
+    constant = embeddings.mean(0, keepdim=True).expand_as(embeddings)
+    conditional, unconditional = (
+        ConditionalLinearDenoiser(CHANNELS, BINS, 2, 16, slow=4).fit(z, e) for e in (embeddings, constant)
+    )
+    new, captions = captioned(1000, seed=5)
     eps = torch.randn(new.shape, generator=torch.Generator().manual_seed(1))
     for alpha_bar in (0.9, 0.5, 0.1):
         here = torch.full((len(new), 1, 1, 1), alpha_bar)
         z_t = alpha_bar**0.5 * new + (1 - alpha_bar) ** 0.5 * eps
-        errors = [((d.noise(z_t, here, told[:, 0]) - eps) ** 2).mean() for d in (hearing, plain)]
+        errors = [((d.noise(z_t, here, captions[:, 0]) - eps) ** 2).mean() for d in (conditional, unconditional)]
         assert errors[0] < 0.9 * errors[1]
-        torch.testing.assert_close(errors[1], plain.residual(here)[0], rtol=0.05, atol=0)
+        torch.testing.assert_close(errors[1], unconditional.residual(here)[0], rtol=0.05, atol=0)
 
 
 def test_the_caption_formula_equals_an_explicit_inverse():
@@ -124,18 +159,32 @@ def test_the_caption_formula_equals_an_explicit_inverse():
     waves, width = denoiser._cosines(16, z).double(), CHANNELS * BINS
     full = torch.kron(waves, denoiser.basis.double())  # (T * CF, T * CF): rows of time, then of channel and bin
     covariance = full @ denoiser._variances(c, 16).double().flatten().diag() @ full.T
-    left = denoiser._to_rows(z_t).double().flatten() - alpha_bar**0.5 * denoiser.expected(c, 16).double().flatten()
+    mean = denoiser.conditional_mean(c, 16).double().flatten()
+    left = denoiser._to_rows(z_t).double().flatten() - alpha_bar**0.5 * mean
     inverse = torch.linalg.inv(alpha_bar * covariance + (1 - alpha_bar) * torch.eye(16 * width, dtype=torch.double))
     expected = ((1 - alpha_bar) ** 0.5 * inverse @ left).view(1, 16, width).float()
     found = denoiser.noise(z_t, torch.full((1, 1, 1, 1), alpha_bar), c)
     torch.testing.assert_close(denoiser._to_rows(found), expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("clips", [1, 3])
+def test_the_caption_formula_is_fitted_to_few_clips(clips):
+    z, embeddings = captioned(clips)
+    denoiser = ConditionalLinearDenoiser(CHANNELS, BINS, 2, 16, slow=4).fit(z, embeddings)
+    assert denoiser.variance.min() > 1e-3 and all(value.isfinite().all() for value in denoiser.state_dict().values())
+    new, captions = captioned(50, seed=5)
+    eps = torch.randn(new.shape, generator=torch.Generator().manual_seed(1))
+    for alpha_bar in (0.99, 0.5):
+        z_t = alpha_bar**0.5 * new + (1 - alpha_bar) ** 0.5 * eps
+        here = torch.full((50, 1, 1, 1), alpha_bar)
+        assert denoiser.noise(z_t, here, captions[:, 0]).isfinite().all() and denoiser.residual(here)[0] > 0.01
+
+
 def test_the_caption_formula_takes_clips_of_any_length_and_refuses_others():
     z, embeddings = captioned(500)
     denoiser = ConditionalLinearDenoiser(CHANNELS, BINS, 2, 16, slow=4).fit(z, embeddings)
     for frames in (2, 8, 40):
-        mean = denoiser.expected(embeddings[1, :1], frames)
+        mean = denoiser.conditional_mean(embeddings[1, :1], frames)
         torch.testing.assert_close(mean.mean(), torch.tensor(1.0), atol=0.15, rtol=0)  # as loud at every length
         assert denoiser.noise(torch.randn(1, CHANNELS, frames, BINS), level(0.5), embeddings[1, :1]).isfinite().all()
     with pytest.raises(ValueError, match=r"C \* F = 6"):

@@ -130,7 +130,7 @@ def test_matching_a_mel_brings_it_nearer_and_leaves_what_fits():
     error = [(to_mel(match_mel(rough, target, iterations=k)) - target).abs().mean().item() for k in (0, 1, 4, 16)]
     assert error[0] > 1.3 * error[1] and error == sorted(error, reverse=True) and error[-1] < 0.5 * error[0]
     one = match_mel(rough[:1], target[:1])
-    torch.testing.assert_close(one, match_mel(rough, target)[:1], atol=1e-5, rtol=1e-4)  # no clip hears the others
+    torch.testing.assert_close(one, match_mel(rough, target)[:1], atol=1e-5, rtol=1e-4)  # clips are independent
 
 
 def test_matching_a_mel_passes_gradients_and_refuses_other_lengths():
@@ -142,3 +142,14 @@ def test_matching_a_mel_passes_gradients_and_refuses_other_lengths():
         match_mel(torch.zeros(1, 1440), mel)
     assert match_mel(torch.zeros(1, 320), mel[:, :, :2]).shape == (1, 320)  # shorter than half a window
     assert match_mel(torch.zeros(1, 1600), mel).isfinite().all()
+
+
+def test_whole_floats_are_iterations_and_other_numbers_are_refused():
+    mel = MelSpectrogram()(torch.randn(1, 16_000, generator=torch.Generator().manual_seed(0)) * 0.1)
+    sound = griffin_lim(mel, iterations=2)
+    assert torch.equal(griffin_lim(mel, iterations=2.0), sound)
+    assert torch.equal(match_mel(sound, mel, iterations=1.0), match_mel(sound, mel, iterations=1))
+    for wrong in (-1, 1.5, True, float("nan"), "2"):
+        for call in (lambda n: griffin_lim(mel, iterations=n), lambda n: match_mel(sound, mel, iterations=n)):
+            with pytest.raises(ValueError, match="iterations must be a whole number, 0 or more, got"):
+                call(wrong)

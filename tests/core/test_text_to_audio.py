@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,7 +19,7 @@ def model():
     small.awake(model.unet)
     model.scale.fill_(0.7)
     for p in model.vocoder.parameters():
-        p.data *= 2  # loud enough to hear differences
+        p.data *= 2  # large enough for clear differences
     return model.eval()
 
 
@@ -71,7 +72,7 @@ def test_guidance(model):
     def sample(embedding, **settings):
         return model.sample_latent(embedding, z_T, **settings)
 
-    assert torch.equal(sample(one, guidance_scale=0), sample(other, guidance_scale=0))  # it does not hear its caption
+    assert torch.equal(sample(one, guidance_scale=0), sample(other, guidance_scale=0))  # the caption has no effect
     plain = sample(one, guidance_scale=1)
     assert (plain - sample(other, guidance_scale=1)).abs().max() > 1e-4
     assert (plain - sample(one, guidance_scale=4)).abs().max() > 1e-4
@@ -79,7 +80,7 @@ def test_guidance(model):
     torch.testing.assert_close(sample(one, guidance_scale=4, unconditional=one), plain, atol=1e-5, rtol=1e-4)
 
 
-def test_the_negative_caption_is_heard(model):
+def test_the_negative_caption_has_an_effect(model):
     one = model.generate(CAPTIONS[:1])
     assert torch.equal(one, model.generate(CAPTIONS[:1], negative_caption=""))
     assert not torch.equal(one, model.generate(CAPTIONS[:1], negative_caption="rain"))
@@ -132,8 +133,8 @@ def test_a_saved_model_sounds_the_same(monkeypatch, tmp_path, parameterization):
     model = small.awake_model(monkeypatch, parameterization=parameterization)
     model.scale.fill_(1.9)
     if model.gaussian is not None:
-        told = (torch.randn(40, 3, 12),) if parameterization == "caption-gaussian" else ()
-        model.gaussian.fit(torch.randn(40, 2, 8, 4, generator=torch.Generator().manual_seed(0)), *told)
+        condition = (torch.randn(40, 3, 12),) if parameterization == "caption-gaussian" else ()
+        model.gaussian.fit(torch.randn(40, 2, 8, 4, generator=torch.Generator().manual_seed(0)), *condition)
     model.save(tmp_path)
     loaded = RefinedAudioLDM.load(tmp_path)
     assert loaded.config == model.config and not loaded.training
@@ -150,7 +151,9 @@ def test_files_that_do_not_fit_are_refused(model, monkeypatch, tmp_path):
     model.save(tmp_path)
     with pytest.raises(ValueError, match="no setting stepz"):
         RefinedAudioLDM.load(tmp_path, stepz=1)
-    with pytest.raises(ValueError, match="ldm.safetensors does not fit .*'gaussian': gaussian.basis"):
+    with pytest.raises(
+        ValueError, match="ldm.safetensors does not fit .*'gaussian': it holds scale, unet where gaussian"
+    ):
         RefinedAudioLDM.load(tmp_path, parameterization="gaussian")
     (tmp_path / "vae.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match="vae.safetensors is not a whole"):
@@ -160,7 +163,7 @@ def test_files_that_do_not_fit_are_refused(model, monkeypatch, tmp_path):
         RefinedAudioLDM.load(tmp_path)
 
 
-@pytest.mark.parametrize("arguments, told", [
+@pytest.mark.parametrize("arguments, message", [
     ({"captions": "a dog"}, r"list of strings, got one string: write \['a dog'\]"),
     ({"captions": []}, "captions is empty"),
     ({"sampler": "euler"}, "sampler must be dpmpp or ddim, got 'euler'"),
@@ -169,14 +172,50 @@ def test_files_that_do_not_fit_are_refused(model, monkeypatch, tmp_path):
     ({"seconds": 1e-6}, "seconds must be between"),
     ({"seconds": float("nan")}, "seconds must be between"),
     ({"seconds": 121}, "seconds must be between"),
-    ({"steps": 0}, "sampling steps must be between 1 and 1000, got 0"),
-    ({"steps": 1001}, "sampling steps must be between 1 and 1000, got 1001"),
+    ({"steps": 0}, "sampling steps must be a whole number between 1 and 1000, got 0"),
+    ({"steps": 1001}, "sampling steps must be a whole number between 1 and 1000, got 1001"),
     ({"guidance_scale": float("inf")}, "guidance_scale must be a finite number, got inf"),
-    ({"candidates": 0}, "candidates must be at least 1, got 0"),
+    ({"candidates": 0}, "candidates must be a whole number, 1 or more, got 0"),
+    ({"candidates": 1.5}, "candidates must be a whole number, 1 or more, got 1.5"),
+    ({"steps": 2.5}, "sampling steps must be a whole number between 1 and 1000, got 2.5"),
+    ({"steps": True}, "sampling steps must be a whole number between 1 and 1000, got True"),
+    ({"steps": "3"}, "sampling steps must be a whole number between 1 and 1000, got '3'"),
+    ({"seed": -1}, "seed must be a whole number between 0 and 9223372036854775807, got -1"),
+    ({"seed": 2**63}, "seed must be a whole number between 0 and"),
+    ({"seed": 0.5}, "seed must be a whole number between 0 and"),
+    ({"seed": float("nan")}, "seed must be a whole number between 0 and"),
+    ({"seed": None}, "seed must be a whole number between 0 and"),
+    ({"sampler": "ddim", "eta": -1.0}, "eta must be between 0 and 1, got -1.0"),
+    ({"sampler": "ddim", "eta": float("nan")}, "eta must be between 0 and 1, got nan"),
+    ({"guidance_interval": (0, 10.5)}, "guidance_interval must be a whole number, 0 or more, got 10.5"),
+    ({"captions": [3]}, "a caption must be a string, got 3"),
+    ({"captions": ["rain \ud83d"]}, r"the caption 'rain \\ud83d' is no text"),
 ])  # fmt: skip
-def test_bad_requests_are_refused(model, arguments, told):
-    with pytest.raises(ValueError, match=told):
+def test_bad_requests_are_refused(model, arguments, message):
+    with pytest.raises(ValueError, match=message):
         model.generate(**{"captions": CAPTIONS} | arguments)
+
+
+@pytest.mark.parametrize("of", [float, np.int64, np.float32, torch.tensor])
+def test_a_whole_float_is_the_same_sound_as_its_integer(model, of):
+    given = {"steps": 2, "seed": 3, "candidates": 2}
+    same = {name: of(number) for name, number in given.items()}
+    assert torch.equal(model.generate(CAPTIONS, **given), model.generate(CAPTIONS, **same))
+    for sampler in ("ddim", "dpmpp"):
+        given = {"steps": 2, "sampler": sampler, "guidance_interval": (0, 500)}
+        same = {"steps": of(2), "sampler": sampler, "guidance_interval": (of(0), of(500))}
+        assert torch.equal(model.generate(CAPTIONS, **given), model.generate(CAPTIONS, **same))
+
+
+def test_the_largest_seed_is_one(model):
+    assert model.generate(["rain"], steps=1, seed=2**63 - 1).isfinite().all()
+
+
+@pytest.mark.parametrize("caption", ["a dog\nbarks", "a dog\tbarks", "a dog\r\nbarks", " a dog barks \n",
+                                     "a dog\u2028barks", "a dog\x00barks", "\ta dog barks"])  # fmt: skip
+def test_a_caption_is_one_line_as_in_a_list(model, caption):
+    plain = model.generate(["a dog barks", "rain"], steps=2, negative_caption="a dog barks")
+    assert torch.equal(model.generate([caption, "rain"], steps=2, negative_caption=caption), plain)
 
 
 def test_parts_that_do_not_meet_are_refused(monkeypatch):
@@ -230,9 +269,9 @@ def test_silence_is_never_without_a_word(model, monkeypatch, stage, part, made):
 
 
 def test_progress_is_told(model):
-    told = []
-    model.generate(CAPTIONS[:1], steps=4, on_step=lambda k, n: told.append((k, n)))
-    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    progress = []
+    model.generate(CAPTIONS[:1], steps=4, on_step=lambda k, n: progress.append((k, n)))
+    assert progress == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
 @pytest.mark.parametrize("shipped", [True, False])
@@ -243,3 +282,11 @@ def test_tiny_preset_generates(monkeypatch, tmp_path, shipped):
     assert not model.training
     waveform = model.generate(["a dog barks"], seconds=2.56, steps=1, guidance_scale=1)
     assert waveform.shape == (1, 40_960) and waveform.isfinite().all() and waveform.abs().max() <= 1
+
+
+def test_a_model_is_saved_over_no_folder_and_none_of_it_before(tmp_path, monkeypatch):
+    model = small.awake_model(monkeypatch)
+    (tmp_path / "m" / "config.yaml").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError, match="config.yaml is a folder, so it is not replaced"):
+        model.save(tmp_path / "m")
+    assert [path.name for path in (tmp_path / "m").iterdir()] == ["config.yaml"]

@@ -138,7 +138,7 @@ def test_captions_must_be_a_list_of_str(gpt2, captions):
 @example("\ud800")  # half of a character, as an undecodable argument of a command has it
 @example("<|endoftext|>")
 @example("\x00\x1b[31m\r\n")
-def test_any_text_has_tokens_or_is_told(gpt2, caption):
+def test_any_text_has_tokens_or_is_refused(gpt2, caption):
     try:
         ids, mask = gpt2([caption], max_tokens=20)
     except ValueError as fault:

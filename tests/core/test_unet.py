@@ -6,9 +6,19 @@ from torch import nn
 from refined_ldm.conditioning import drop_condition
 from refined_ldm.diffusion import NoiseSchedule, diffusion_loss, stratified_timesteps
 from refined_ldm.unet import GEGLU, SelfAttention, Transformer, UNet, UNetConfig, timestep_embedding
+from refined_ldm.weights import load_into, read_weights, save_weights
 
-SMALL = dict(latent_channels=2, model_channels=16, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(2,),
-             head_channels=8, attention_layers=1, embedding_dim=6, norm_groups=4)  # fmt: skip
+SMALL = dict(
+    latent_channels=2,
+    model_channels=16,
+    channel_mult=(1, 2),
+    num_res_blocks=1,
+    attention_resolutions=(2,),
+    head_channels=8,
+    attention_layers=1,
+    embedding_dim=6,
+    norm_groups=4,
+)
 
 
 def awake(module):
@@ -27,8 +37,11 @@ def small(**changes):
 
 def inputs(B=3, C=2, T=12, F=4, D=6):
     generator = torch.Generator().manual_seed(2)
-    return (torch.randn(B, C, T, F, generator=generator), torch.arange(B) * 300,
-            nn.functional.normalize(torch.randn(B, D, generator=generator)))  # fmt: skip
+    return (
+        torch.randn(B, C, T, F, generator=generator),
+        torch.arange(B) * 300,
+        nn.functional.normalize(torch.randn(B, D, generator=generator)),
+    )
 
 
 @torch.no_grad()
@@ -55,13 +68,13 @@ def test_published_sizes():
 
 def test_bad_inputs_and_settings_are_refused():
     unet, (latent, t, c) = small(), inputs()
-    for wrong, told in (
+    for wrong, message in (
         ((latent[:, :1], t, c), r"latent must be \(B, 2, T, F\)"),
         ((latent[:, :, :5], t, c), "multiples of 2"),
         ((latent, t[:1], c), r"timestep must be \(3,\)"),
         ((latent, t, c[:, :5]), r"embedding must be \(3, 6\), got \(3, 5\)"),
     ):
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             unet(*wrong)
     with pytest.raises(ValueError, match="level width 20 = 1 x model_channels 20"):
         UNetConfig(model_channels=20)
@@ -124,7 +137,7 @@ def test_embedding_gain_is_a_gain():
 
 
 def test_it_learns_one_batch_by_heart():
-    """Two captions, two latents: with the caption the noise can be told, with the wrong one it cannot."""
+    """Two captions, two latents: with the caption the noise is predicted, with the other caption it is not."""
     unet, schedule = small(film_scale=True, embedding_gain=2.5), NoiseSchedule.ldm()
     z_0, _, c = inputs(B=2, T=8)
     z_0, c = z_0.repeat(8, 1, 1, 1), c.repeat(8, 1)
@@ -144,11 +157,11 @@ def test_it_learns_one_batch_by_heart():
 # --- attention to the tokens of a caption ---
 
 
-def reading(**changes):
+def with_cross_attention(**changes):
     return awake(small(tokens=3, token_width=5, **changes))
 
 
-def told(B=3, tokens=3):
+def condition(B=3, tokens=3):
     """An embedding and the states of `tokens` tokens, the rest of the three zero."""
     generator = torch.Generator().manual_seed(4)
     states = torch.randn(B, 3, 5, generator=generator)
@@ -157,20 +170,38 @@ def told(B=3, tokens=3):
 
 
 @torch.no_grad()
-def test_token_states_are_heard_in_any_place_but_padding_is_not():
-    unet, (latent, timestep, _) = reading(), inputs()
-    full, two = unet(latent, timestep, told()), unet(latent, timestep, told(tokens=2))
+def test_token_states_count_in_any_position_and_padding_does_not():
+    unet, (latent, timestep, _) = with_cross_attention(), inputs()
+    full, two = unet(latent, timestep, condition()), unet(latent, timestep, condition(tokens=2))
     assert full.shape == latent.shape and not torch.allclose(full, two)
-    other = told(tokens=2)
+    other = condition(tokens=2)
     states = other[:, 6:].view(-1, 3, 5)
     states[:, :2] = states[:, :2].flip(1).clone()  # a set to attention; order is in the states themselves
     torch.testing.assert_close(unet(latent, timestep, other), two, atol=1e-5, rtol=1e-4)
-    assert unet(latent, timestep, told(tokens=0)).isfinite().all()
+    assert unet(latent, timestep, condition(tokens=0)).isfinite().all()
+
+
+@torch.no_grad()
+def test_weights_stored_under_earlier_names_are_loaded(tmp_path):
+    """`cross_attention` was `reading` and `null_token` was `nothing`: in files of our own and in plain state dicts."""
+    unet, (latent, timestep, _) = with_cross_attention(), inputs()
+    earlier = {
+        name.replace("cross_attention", "reading").replace("null_token", "nothing"): tensor
+        for name, tensor in unet.state_dict().items()
+    }
+    assert any(name.endswith(".reading.nothing") for name in earlier)
+    assert any(name.endswith(".reading_norm.bias") for name in earlier)
+    save_weights(tmp_path / "unet.safetensors", earlier)
+    read = load_into(UNet(unet.config), read_weights(tmp_path / "unet.safetensors")[0], "unet.safetensors")
+    plain = UNet(unet.config)
+    plain.load_state_dict(earlier)
+    for loaded in (read, plain):
+        assert torch.equal(loaded(latent, timestep, condition()), unet(latent, timestep, condition()))
 
 
 def test_a_condition_of_another_width_is_refused():
     latent, timestep, embedding = inputs()
     with pytest.raises(ValueError, match=r"embedding must be \(3, 21\), got \(3, 6\)"):
-        reading()(latent, timestep, embedding)
+        with_cross_attention()(latent, timestep, embedding)
     with pytest.raises(ValueError, match="tokens and token_width go together"):
         UNetConfig(tokens=3)

@@ -121,11 +121,11 @@ def test_it_learns_one_batch_by_heart(vae):
     assert history[-1] < 0.35 * flat < history[0]
 
 
-def test_patches_are_judged_where_they_are():
+def test_patches_are_classified_where_they_are():
     torch.manual_seed(0)
-    judge = PatchDiscriminator(PatchDiscriminatorConfig(channels=8))
+    discriminator = PatchDiscriminator(PatchDiscriminatorConfig(channels=8))
     mel = mels(1, 1, 128, 64)
-    logits, features = judge(mel)
+    logits, features = discriminator(mel)
     assert logits.shape == (1, 1, 14, 6) and len(features) == 4
     with torch.device("meta"):
         published = PatchDiscriminator()
@@ -134,9 +134,9 @@ def test_patches_are_judged_where_they_are():
 
 def test_the_discriminator_adds_two_terms_and_no_gradient_to_itself_or_to_a_settled_encoder(vae):
     torch.manual_seed(0)
-    judge, mel = PatchDiscriminator(PatchDiscriminatorConfig(channels=8)), mels(2, 1, 32, 64)
+    discriminator, mel = PatchDiscriminator(PatchDiscriminatorConfig(channels=8)), mels(2, 1, 32, 64)
     copy, posterior = vae(mel, freeze_encoder=True)
-    real, fake = judge(mel), judge(copy)
+    real, fake = discriminator(mel), discriminator(copy)
     terms = vae_loss(mel, copy, posterior, real=real, fake=fake, adversarial_weight=0.5)
     plain = vae_loss(mel, copy, posterior)
     expected = plain["loss"] + 0.5 * (terms["adversarial"] + terms["perceptual"])
@@ -144,7 +144,7 @@ def test_the_discriminator_adds_two_terms_and_no_gradient_to_itself_or_to_a_sett
     terms["loss"].backward()
     assert all(p.grad is None for p in vae.encoder.parameters())
     assert all(p.grad is not None for p in vae.decoder.parameters())
-    same = vae_loss(mel, mel, posterior, real=real, fake=judge(mel))
+    same = vae_loss(mel, mel, posterior, real=real, fake=discriminator(mel))
     assert same["perceptual"] == 0 and same["l1"] == 0
     vae(mel)[0].sum().backward()
     assert all(p.grad is not None for p in vae.encoder.parameters())

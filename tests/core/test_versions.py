@@ -1,7 +1,7 @@
 """The same seed gives the same sound on every supported set of versions, within rounding.
 
-`tests/support/sound.npz` was made with the tested set: python -m tests.core.test_versions. CI runs this on the oldest and the
-newest set too.
+`tests/support/sound.npz` was made with the tested set: python -m tests.core.test_versions. CI runs this on the oldest
+and the newest set too.
 """
 
 from importlib.metadata import version

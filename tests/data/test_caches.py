@@ -24,9 +24,9 @@ class Counted(Dataset):
 
 
 def test_clips_are_made_once_and_read_back_within_16_bits(tmp_path):
-    data, told = Counted(70), []
-    kept = cache_clips(tmp_path / "clips", data, {"seed": 0}, lambda done, of: told.append((done, of)))
-    assert data.made == 70 and told == [(64, 70), (70, 70)]
+    data, found = Counted(70), []
+    kept = cache_clips(tmp_path / "clips", data, {"seed": 0}, lambda done, of: found.append((done, of)))
+    assert data.made == 70 and found == [(64, 70), (70, 70)]
     for i in (0, 69):
         assert (kept[i]["waveform"] - data.clips[i]["waveform"]).abs().max() <= 0.5001 / 32767
         assert kept[i]["id"] == f"clip-{i}" and kept[i]["captions"] == list(data.clips[i]["captions"])

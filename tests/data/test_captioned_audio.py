@@ -377,3 +377,182 @@ def test_any_bytes_are_captions_or_told(content):
         assert "rain.txt" in str(fault)
     else:
         assert captions and not any(re.search(CONTROL, caption) or caption != caption.strip() for caption in captions)
+
+
+# What lies in a folder
+
+
+def captioned(folder, **how):
+    return {recording.id: recording.captions for recording in CaptionedAudio.from_folder(folder, **how).recordings}
+
+
+def beside(folder, sounds, texts):
+    """A folder of sounds, and of texts {name: contents}."""
+    for name in sounds:
+        record(folder / name, seconds=0.1)
+    for name, content in texts.items():
+        (folder / name).write_text(content)
+    return folder
+
+
+@pytest.mark.parametrize("texts, captions", [
+    ({"RAIN.TXT": "rain"}, {"rain.wav": ("rain",)}),
+    ({"rain.wav.txt": "rain"}, {"rain.wav": ("rain",)}),
+    ({"Rain.WAV.Txt": "rain"}, {"rain.wav": ("rain",)}),
+    ({"rain.json": '{"caption": "rain", "label": "x"}'}, {"rain.wav": ("rain",)}),
+    ({"RAIN.JSON": '{"captions": ["rain", "hail"]}'}, {"rain.wav": ("rain", "hail")}),
+    ({"rain.wav.json": '{"text": "rain"}'}, {"rain.wav": ("rain",)}),
+    ({"rain.flac.txt": "rain"}, {"rain.wav": ("rain",)}),  # the sound was converted
+    ({"rain.txt": "rain", "rain.json": '{"caption": "no"}'}, {"rain.wav": ("rain",)}),
+    ({"rain.wav.txt": "rain", "rain.txt": "no"}, {"rain.wav": ("rain",)}),  # the whole name goes first
+    ({"rain.json": '{"rate": 3}'}, {"rain.wav": ("rain",)}),  # by its name
+])  # fmt: skip
+def test_a_text_beside_a_sound_is_read_however_it_is_called(tmp_path, texts, captions):
+    assert captioned(beside(tmp_path, ["rain.wav"], texts)) == captions
+
+
+@pytest.mark.parametrize("sounds, texts, captions", [
+    (["clip.1.wav", "clip.2.wav"], {"clip.1.txt": "one", "clip.2.txt": "two"}, ["one", "two"]),
+    (["clip.1.wav", "clip.2.wav"], {"clip.txt": "none of them", "clip.2.txt": "two"}, ["clip.1", "two"]),
+    (["RAIN.wav", "rain.wav"], {"rain.txt": "small", "RAIN.txt": "large"}, ["large", "small"]),
+    (["RAIN.wav", "rain.wav"], {"rain.txt": "small"}, ["RAIN", "small"]),
+    (["rain.flac", "rain.wav"], {"rain.wav.txt": "wav", "rain.flac.txt": "flac"}, ["flac", "wav"]),
+    (["rain.flac", "rain.wav"], {"rain.wav.txt": "wav"}, ["rain", "wav"]),
+    (["a/rain.wav", "b/rain.wav"], {"a/rain.txt": "a"}, ["a", "rain"]),
+    (["cafe\u0301.wav"], {"caf\u00e9.txt": "coffee"}, ["coffee"]),  # one accent written in two ways
+])  # fmt: skip
+def test_no_sound_gets_the_caption_of_its_neighbour(tmp_path, sounds, texts, captions):
+    found = captioned(beside(tmp_path, sounds, texts))
+    assert [found[name][0] for name in sounds] == captions
+
+
+def test_two_texts_for_one_sound_are_refused(tmp_path):
+    beside(tmp_path, ["rain.wav"], {"rain.txt": "small", "RAIN.txt": "large"})
+    with pytest.raises(ValueError, match="rain.wav has 2 files of captions, RAIN.txt and rain.txt: keep one"):
+        CaptionedAudio.from_folder(tmp_path)
+    (tmp_path / "rain.txt").unlink()
+    (tmp_path / "RAIN.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="RAIN.txt: not a text in UTF-8"):
+        CaptionedAudio.from_folder(tmp_path)
+    (tmp_path / "RAIN.txt").rename(tmp_path / "rain.json")
+    with pytest.raises(ValueError, match="rain.json: not a JSON file in UTF-8"):
+        CaptionedAudio.from_folder(tmp_path)
+
+
+def test_what_is_passed_over_is_said_in_one_line(tmp_path, caplog):
+    beside(tmp_path, ["b.wav", "rain.wav"], {"rain.txt": "rain", "hail.txt": "no sound", "notes.md": "", "c.raw": ""})
+    (tmp_path / ".hidden.wav").touch()
+    captioned(tmp_path)
+    over, by_name = caplog.messages
+    assert over == f"{tmp_path}: 2 sounds; passed over: 1 .md, 1 .raw, 1 .txt"
+    assert by_name == f"{tmp_path}: 1 of 2 sounds have no text beside them and are captioned by their names: b.wav"
+    captioned(tmp_path)
+    assert len(caplog.messages) == 2  # once
+    write_csv(tmp_path, "file,caption", "rain.wav,It rains").rename(tmp_path / "Captions.CSV")
+    assert captioned(tmp_path) == {"rain.wav": ("It rains",)}
+    assert caplog.messages[2:] == [f"{tmp_path}: 1 of 2 sounds are not in Captions.CSV, and not used"]
+
+
+def test_a_text_that_captions_two_sounds_is_logged_once(tmp_path, caplog):
+    for name in ("rain.wav", "rain.flac", "wind.wav"):
+        soundfile.write(tmp_path / name, np.zeros(1_600), 16_000)
+    (tmp_path / "rain.txt").write_text("rain falls")
+    (tmp_path / "wind.txt").write_text("wind blows")
+    for _ in range(2):
+        captions = [r.captions for r in CaptionedAudio.from_folder(tmp_path).recordings]
+    assert captions == [("rain falls",), ("rain falls",), ("wind blows",)]
+    assert caplog.messages == [
+        f"{tmp_path}: 1 texts caption several sounds each: rain.txt captions rain.flac and rain.wav"
+    ]
+
+
+def test_a_folder_in_which_all_is_used_is_silent(tmp_path, caplog):
+    captioned(beside(tmp_path, ["rain.wav", "b/hail.flac"], {"rain.txt": "rain", "b/hail.flac.txt": "hail"}))
+    captioned(beside(tmp_path / "named", ["dog_barks.wav", "rain.wav"], {}))
+    assert not caplog.messages
+
+
+FORMATS = sorted(set(soundfile.available_formats()) - {"RAW", "XI"})  # XI is refused, RAW has no header
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_folder_takes_every_format_that_libsndfile_reads(tmp_path, form):
+    subtype = soundfile.default_subtype(form) or next(iter(soundfile.available_subtypes(form)))
+    noise, rate = np.random.default_rng(0).uniform(-0.1, 0.1, 8_000), 8_000 if form == "WVE" else 16_000
+    soundfile.write(tmp_path / f"a.{form.lower()}", noise, rate, format=form, subtype=subtype)
+    assert CaptionedAudio.from_folder(tmp_path, seconds=0.1)[0]["waveform"].abs().max() > 0.3
+
+
+@pytest.mark.parametrize("ending, form", [
+    ("aifc", "AIFF"), ("wave", "WAV"), ("WAVE", "WAV"), ("bwf", "WAV"), ("snd", "AU"), ("nist", "NIST"),
+    ("sph", "NIST"), ("oga", "OGG"), ("mpga", "MP3"), ("mp2", "MP3"),
+    ("8svx", "SVX"), ("iff", "SVX"), ("sf", "IRCAM"), ("mat", "MAT5"),
+])  # fmt: skip
+def test_a_folder_takes_every_usual_ending(tmp_path, ending, form):
+    subtype = soundfile.default_subtype(form) or next(iter(soundfile.available_subtypes(form)))
+    noise = np.random.default_rng(0).uniform(-0.1, 0.1, 8_000)
+    soundfile.write(tmp_path / f"a.{ending}", noise, 16_000, format=form, subtype=subtype)
+    assert list(captioned(tmp_path)) == [f"a.{ending}"]
+
+
+@pytest.mark.parametrize("name", ["table.mat", "picture.iff", "features.htk"])
+def test_what_shares_its_ending_with_a_sound_is_passed_over(tmp_path, caplog, name):
+    assert list(captioned(beside(tmp_path, ["a.wav"], {name: "no sound"}))) == ["a.wav"]
+    assert f"passed over: 1 {name[name.index('.'):]}" in caplog.text
+
+
+def test_links_to_folders_are_followed_once_and_not_in_circles(tmp_path, caplog):
+    beside(tmp_path / "big", ["a.wav", "deep/b.wav"], {"deep/b.txt": "bells"})
+    beside(tmp_path / "data", ["c.wav"], {})
+    (tmp_path / "data" / "link").symlink_to(tmp_path / "big")
+    assert captioned(tmp_path / "data") == {"c.wav": ("c",), "link/a.wav": ("a",), "link/deep/b.wav": ("bells",)}
+    assert "passed over" not in caplog.text
+    (tmp_path / "big" / "deep" / "up").symlink_to(tmp_path / "data")
+    (tmp_path / "data" / "again").symlink_to(tmp_path / "big" / "deep")
+    assert sorted(recording.path.name for recording in CaptionedAudio.from_folder(tmp_path / "data").recordings) == [
+        "a.wav", "b.wav", "c.wav"
+    ]  # fmt: skip
+    assert "passed over: 2 folders that a link leads to again" in caplog.text
+    (tmp_path / "alone").symlink_to(tmp_path / "big")
+    assert len(CaptionedAudio.from_folder(tmp_path / "alone")) == 3
+
+
+# Numbers
+
+
+@pytest.mark.parametrize("make", [
+    lambda folder, n: StepSampler(n, 4), lambda folder, n: StepSampler(4, n), lambda folder, n: loader([0], n),
+    lambda folder, n: loader([0], 1, start_step=n), lambda folder, n: loader([0], 1, num_workers=n),
+    lambda folder, n: CaptionedAudio.from_folder(folder, seed=n),
+    lambda folder, n: CaptionedAudio.from_folder(folder)[n],
+])  # fmt: skip
+def test_whole_floats_are_integers_and_what_is_none_is_refused(tmp_path, make):
+    record(tmp_path / "a.wav")
+    record(tmp_path / "b.wav")
+    make(tmp_path, 1.0), make(tmp_path, np.int32(1)), make(tmp_path, torch.tensor(1))
+    for wrong in (1.5, True, float("nan"), "1", None, torch.ones(2)):
+        with pytest.raises(ValueError, match="must be a whole number"):
+            make(tmp_path, wrong)
+
+
+def test_a_whole_float_as_seed_is_the_same_seed(tmp_path):
+    assert next(iter(StepSampler(9, 9.0, seed=3.0))) == next(iter(StepSampler(9, 9, seed=3)))
+    record(tmp_path / "a.wav", seconds=2)
+    crops = [CaptionedAudio.from_folder(tmp_path, 0.1, "random", seed)[0]["waveform"] for seed in (3, 3.0)]
+    assert torch.equal(*crops)
+    for seed in (-1, 2**63):
+        with pytest.raises(ValueError, match="seed must be a whole number between 0 and 9223372036854775807, got"):
+            CaptionedAudio.from_folder(tmp_path, seed=seed)
+
+
+def test_a_row_that_ends_early_and_a_path_with_backslashes_name_their_cause(tmp_path):
+    record(tmp_path / "sub" / "a.wav")
+    table = tmp_path / "captions.csv"
+    table.write_text("file,caption\nsub\\a.wav,a dog\n")
+    with pytest.raises(ValueError, match=r"line 2: sub\\a.wav: no such .*, but sub/a.wav is there: write / between"):
+        CaptionedAudio.from_csv(table)
+    table.write_text("file,caption\nsub/a.wav,an engine with muffled\nspeech behind\n")
+    with pytest.raises(ValueError, match="line 3: the row ends before the column 'caption'; .* line break in quotes"):
+        CaptionedAudio.from_csv(table)
+    table.write_text('file,caption\nsub/a.wav,"an engine with muffled\nspeech behind"\n')
+    assert CaptionedAudio.from_csv(table)[0]["caption"] == "an engine with muffled speech behind"

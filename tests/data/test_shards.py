@@ -17,7 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from refined_ldm.cli import commands as cli
-from refined_ldm.data.captioned_audio import AUDIO_SUFFIXES, CaptionedAudio, loader
+from refined_ldm.data.captioned_audio import CaptionedAudio, loader
 from refined_ldm.data.shards import find_shards, shard_sounds
 from refined_ldm.weights import read_weights
 from tests.support import small
@@ -217,7 +217,7 @@ def test_any_bytes_are_a_shard_or_told(tmp_path_factory, patches, length):
         raw[header + 148 : header + 156] = b"%06o\x00 " % sum(block)
     path = tmp_path_factory.getbasetemp() / "fuzzed.tar"
     path.write_bytes(raw[:length])
-    for _, sound_of in shard_sounds([path], AUDIO_SUFFIXES):
+    for _, sound_of in shard_sounds([path]):
         try:
             member, *_ = sound_of()
             with member.open() as file:
@@ -237,3 +237,35 @@ def _whole():
 
 
 test_any_bytes_are_a_shard_or_told.whole = _whole()
+
+
+@pytest.mark.parametrize("members, captions", [
+    (["a.1.wav", "a.2.wav", "a.1.txt", "a.2.txt"], {"a.1.wav": "a.1.txt", "a.2.wav": "a.2.txt"}),
+    (["a.1.wav", "a.2.wav", "a.1.wav.txt", "a.2.wav.txt"], {"a.1.wav": "a.1.wav.txt", "a.2.wav": "a.2.wav.txt"}),
+    (["a.v1.wav", "a.v2.wav", "a.txt"], {"a.v1.wav": "a.txt", "a.v2.wav": "a.txt"}),  # WebDataset's sample "a"
+    (["a.v1.wav", "a.v2.wav", "a.txt", "a.v2.txt"], {"a.v1.wav": "a.txt", "a.v2.wav": "a.v2.txt"}),
+    (["RAIN.WAV", "RAIN.TXT"], {"RAIN.WAV": "RAIN.TXT"}),
+    (["x/A.wav", "x/a.txt", "y/a.wav", "y/a.txt"], {"x/A.wav": "x/a.txt", "y/a.wav": "y/a.txt"}),
+    (["a.wave", "a.txt", "b.aifc", "b.txt"], {"a.wave": "a.txt", "b.aifc": "b.txt"}),
+])  # fmt: skip
+def test_names_with_points_are_paired_by_all_of_them(tmp_path, members, captions):
+    content = {"txt": lambda name: name.encode(), "aifc": lambda name: sound(form="AIFF")}
+    write_tar(tmp_path / "set.tar", [
+        (name, content.get(name.lower().rpartition(".")[2], lambda name: sound())(name)) for name in members
+    ])  # fmt: skip
+    found = CaptionedAudio.from_shards(tmp_path / "set.tar", seconds=0.05)
+    assert {r.id.removeprefix("set/"): r.captions for r in found.recordings} == {k: (v,) for k, v in captions.items()}
+
+
+def test_two_texts_for_one_member_are_refused(tmp_path):
+    write_tar(tmp_path / "set.tar", [("a.wav", sound()), ("A.txt", b"large"), ("a.txt", b"small")])
+    with pytest.raises(ValueError, match="a.wav has 2 files of captions, A.txt and a.txt: keep one"):
+        CaptionedAudio.from_shards(tmp_path / "set.tar")
+
+
+def test_what_a_shard_and_its_folder_hold_beside_sounds_is_said(tmp_path, caplog):
+    write_tar(tmp_path / "set.TAR", [("a.wav", sound()), ("a.txt", b"A"), ("a.npy", b""), ("lonely.txt", b"B")])
+    (tmp_path / "more.tar.gz").touch()
+    (tmp_path / "loose.wav").write_bytes(sound())
+    assert len(CaptionedAudio.from_shards(tmp_path)) == 1
+    assert caplog.messages == [f"{tmp_path}: 1 sounds in 1 shards; passed over: 1 .gz, 1 .npy, 1 .txt, 1 .wav"]

@@ -32,19 +32,19 @@ def finished(run):
     return run
 
 
-@pytest.mark.parametrize("loss, told", [
+@pytest.mark.parametrize("loss, message", [
     (lambda run: (run / "vae.csv").write_text("step,lr,seconds,loss\n1,0.1,0.09,0.50000001\n"), "curve differs"),
     (lambda run: (run / "vae.csv").write_text("step,lr,seconds,loss\n"), "curve differs"),
     (lambda run: save_file({"a": torch.tensor([1, 1, 1 + 1e-7])}, run / "vae.safetensors"), "vae.safetensors differs"),
     (lambda run: (run / "vae.safetensors").unlink(), "unreadable"),
-    (lambda run: (run / ".clips-train.7.new.tmp").mkdir(), "left behind: ['.clips-train.7.new.tmp']"),
+    (lambda run: (run / ".refined-ldm-x.tmp").mkdir(), "left behind: ['.refined-ldm-x.tmp']"),
     (lambda run: (run / "checkpoints" / "vae" / "step-0000004").mkdir(), "checkpoints kept"),
     (lambda run: (run / "checkpoints" / "vae" / "step-0000008").rename(run / "gone"), "checkpoint differs"),
 ])  # fmt: skip
-def test_a_loss_is_seen(tmp_path, loss, told):
+def test_a_loss_is_seen(tmp_path, loss, message):
     campaign = faults.Campaign.__new__(faults.Campaign)
     campaign.config, run = faults.small.config(), finished(tmp_path / "run")
     campaign.expected = {"vae": campaign.outcome("vae", finished(tmp_path / "unbroken"))}
     assert campaign.faults("vae", run) == []
     loss(run)
-    assert told in "; ".join(campaign.faults("vae", run))
+    assert message in "; ".join(campaign.faults("vae", run))

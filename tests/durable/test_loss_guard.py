@@ -19,8 +19,8 @@ def test_a_loss_that_jumps_is_told_by_how_much():
 def test_the_first_losses_are_no_jumps_and_what_lasts_becomes_usual():
     assert not any(SpikeWatch()(loss) for loss in (0.1, 5.0, 40.0))
     spike = SpikeWatch()
-    told = [spike(loss) for loss in [1.0] * 20 + [10.0] * 40]
-    assert told[20] == 10.0 and not any(told[21:])  # told once, then usual
+    found = [spike(loss) for loss in [1.0] * 20 + [10.0] * 40]
+    assert found[20] == 10.0 and not any(found[21:])  # reported once, then usual
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

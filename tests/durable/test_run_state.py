@@ -1,5 +1,4 @@
 import math
-import subprocess
 from types import SimpleNamespace
 
 import pytest
@@ -8,14 +7,8 @@ from torch import nn
 
 from refined_ldm.durable import run_state
 from refined_ldm.durable.run_state import drop_others, load_run, precision_of, save_run
+from refined_ldm.files import PREFIX, _machine
 from refined_ldm.training.muon import Muon
-
-
-def dead_process():
-    """The number of a process that has ended."""
-    process = subprocess.Popen(["true"])
-    process.wait()
-    return process.pid
 
 
 def learner(seed, steps=0):
@@ -52,7 +45,7 @@ def test_all_of_a_learner_comes_back(tmp_path):
 
 
 def test_the_last_two_are_kept_and_what_a_killed_run_left_is_removed(tmp_path):
-    (tmp_path / "stage" / f".step-0000002.{dead_process()}.new.tmp").mkdir(parents=True)
+    (tmp_path / "stage" / f"{PREFIX}{_machine()}-x.tmp").mkdir(parents=True)
     for index in (5, 10, 1000):
         save_run(tmp_path, "stage", [learner(index)], index, {})
     assert folders(tmp_path) == ["step-0000010", "step-0001000"]
@@ -138,7 +131,10 @@ def test_after_a_fall_back_the_damaged_go_and_the_good_stay(tmp_path):
     for index in (2, 4, 6):
         save_run(tmp_path, "stage", [learner(index)], index, {})
     assert folders(tmp_path) == ["step-0000004", "step-0000006"]
+    (tmp_path / "stage" / f"{PREFIX}{_machine()}-x.tmp").mkdir()
+    (tmp_path / "stage" / "step-0000001-my-copy").mkdir()  # is nobody else's to remove
     drop_others(tmp_path, "stage", 4)  # the run goes on from step 4, since 6 is damaged
+    (tmp_path / "stage" / "step-0000001-my-copy").rmdir()
     assert folders(tmp_path) == ["step-0000004"]
     save_run(tmp_path, "stage", [learner(5)], 5, {})
     assert folders(tmp_path) == ["step-0000004", "step-0000005"]

@@ -10,12 +10,12 @@ from refined_ldm.evaluation.adherence import (
     ESC50_PROMPTS,
     AdherenceResult,
     accept_conditioner,
-    adherence,
+    evaluate_embeddings,
+    evaluate_generated,
+    evaluate_rendered,
+    evaluate_shuffled,
     fit_probe,
-    judge_embeddings,
-    judge_generated,
-    judge_rendered,
-    judge_shuffled,
+    measure_adherence,
     read_esc50,
     rendered_clips,
     summary,
@@ -50,7 +50,7 @@ class Echo(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def listener():
+def probed():
     return fit_probe(stub_judge, size=96, seed=0)
 
 
@@ -59,50 +59,51 @@ def items():
     return rendered_clips(24, kinds=("event",))
 
 
-def test_the_probe_hears_rendered_clips_and_the_labels_of_others_are_chance(listener, items):
-    judged = judge_rendered(listener, items)
-    assert judged.recall.mean() > 0.3 > 0.15 > judge_shuffled(listener, judged, items).recall.mean()
-    assert [row["labels"] for row in judged.rows] == [item["labels"][0] for item in items]
-    for row in judged.rows:
+def test_the_probe_names_rendered_clips_and_labels_of_other_clips_are_chance(probed, items):
+    result = evaluate_rendered(probed, items)
+    assert result.recall.mean() > 0.3 > 0.15 > evaluate_shuffled(probed, result, items).recall.mean()
+    assert [row["labels"] for row in result.rows] == [item["labels"][0] for item in items]
+    for row in result.rows:
         assert row["recall"] == float(row["heard"] == row["labels"])
 
 
-def test_generated_clips_are_made_in_batches_from_their_own_captions(listener, items):
+def test_generated_clips_are_made_in_batches_from_their_own_captions(probed, items):
     model, done = Echo({item["caption"]: item["waveform"] for item in items}), []
-    judged = judge_generated(listener, model, items, 2.0, 5, seed=7, batch_size=10, on_clips=lambda *n: done.append(n))
+    result = evaluate_generated(probed, model, items, 2.0, 5, seed=7, batch_size=10, on_clips=lambda *n: done.append(n))
     assert model.calls == [(n, 2.56, 5, 2.0, 7) for n in (10, 10, 4)]
     assert done == [(10, 24), (20, 24), (24, 24)]
-    np.testing.assert_allclose(judged.embeddings, judge_rendered(listener, items).embeddings, rtol=1e-4)
+    np.testing.assert_allclose(result.embeddings, evaluate_rendered(probed, items).embeddings, rtol=1e-4)
 
 
-def test_two_captioned_events_give_half_a_recall_for_one_of_them(listener):
+def test_two_captioned_events_give_half_a_recall_for_one_of_them(probed):
     class Fixed:
         classes = ("a", "b", "c")
 
         def logits(self, x):
             return x
 
-    listener = type(listener)(stub_judge, Fixed())
+    probed = type(probed)(stub_judge, Fixed())
     item = {"id": "x", "kind": "overlap", "caption": "a with b", "labels": ("a", "b")}
-    judged = judge_embeddings(listener, np.array([[3.0, 1, 2], [2, 3, 1]]), [item, item])
-    assert judged.recall.tolist() == [0.5, 1.0] and judged.rows[0]["heard"] == "a + c"
-    with pytest.raises(ValueError, match="one clip an item"):
-        judge_embeddings(listener, np.ones((1, 3)), [item, item])
+    result = evaluate_embeddings(probed, np.array([[3.0, 1, 2], [2, 3, 1]]), [item, item])
+    assert result.recall.tolist() == [0.5, 1.0] and result.rows[0]["heard"] == "a + c"
+    with pytest.raises(ValueError, match="one clip for each item"):
+        evaluate_embeddings(probed, np.ones((1, 3)), [item, item])
 
 
 def test_summary_has_an_interval_and_a_distance():
     rng = np.random.default_rng(0)
     rows = [{"recall": float(i % 4 > 0)} for i in range(100)]
-    told = summary(AdherenceResult(rows, rng.normal(size=(100, 6))), AdherenceResult(rows, rng.normal(size=(100, 6)) + 2))
-    assert told["recall"] == 0.75 and 0.6 < told["low"] < 0.75 < told["high"] < 0.9
-    assert 20 < told["frechet"] < 30 and (told["clips"], told["pca"]) == (100, 6)  # six dimensions, each 2 apart
+    results = [AdherenceResult(rows, rng.normal(size=(100, 6)) + mean) for mean in (0, 2)]
+    found = summary(*results)
+    assert found["recall"] == 0.75 and 0.6 < found["low"] < 0.75 < found["high"] < 0.9
+    assert 20 < found["frechet"] < 30 and (found["clips"], found["pca"]) == (100, 6)  # six dimensions, each 2 apart
 
 
-def test_adherence_compares_four_kinds_of_sound_on_two_kinds_of_clips(listener):
+def test_adherence_compares_four_kinds_of_sound_on_two_kinds_of_clips(probed):
     clips = [*rendered_clips(6, kinds=("event",)), *rendered_clips(6)]
-    table, judged = adherence(listener, Echo({c["caption"]: torch.zeros(40_960) for c in clips}), count=6)
+    table, results = measure_adherence(probed, Echo({c["caption"]: torch.zeros(40_960) for c in clips}), count=6)
     assert [row["sound"] for row in table] == 2 * ["rendered", "copied", "generated", "shuffled"]
-    assert {len(j.rows) for j in judged.values()} == {6}
+    assert {len(j.rows) for j in results.values()} == {6}
     assert table[1]["recall"] == table[0]["recall"] and table[0]["frechet"] == pytest.approx(0, abs=1e-6)
     assert table[2]["frechet"] > 1
 
@@ -111,7 +112,7 @@ def test_adherence_compares_four_kinds_of_sound_on_two_kinds_of_clips(listener):
 
 
 class Tones:
-    """Stands for a conditioner: hears which multiple of 440 Hz a tone is, and knows which class has which."""
+    """Stands for a conditioner: finds which multiple of 440 Hz a tone is, and knows which class has which."""
 
     config = SimpleNamespace(sample_rate=48_000)
 
@@ -129,7 +130,7 @@ class Tones:
         return torch.stack([torch.eye(3)[self.known.index(caption)] for caption in captions])
 
 
-def test_esc50_is_named_with_the_published_prompts_at_the_rate_of_the_conditioner(tmp_path):
+def test_esc50_is_classified_with_the_published_prompts_at_the_rate_of_the_conditioner(tmp_path):
     folder = write_esc50(tmp_path / "ESC-50-master")
     names = ["dog", "sea waves", "hand saw"]  # 440, 880 and 1320 Hz
     for prompt in ESC50_PROMPTS.values():
@@ -162,5 +163,5 @@ def test_a_conditioner_is_accepted_within_one_point_of_the_published_figure(name
     for accuracy in (published, published - 0.009, published + 0.009):
         accept_conditioner(name, accuracy)
     for accuracy in (published - 0.011, published + 0.011, 0.60, float("nan")):
-        with pytest.raises(ValueError, match="Nothing is trained on embeddings that fail this"):
+        with pytest.raises(ValueError, match="no model is trained on its embeddings"):
             accept_conditioner(name, accuracy)

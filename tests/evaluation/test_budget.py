@@ -19,7 +19,7 @@ def model(monkeypatch):
 
 
 def judge(waveform, rate):
-    """Levels of 8 pieces of a clip: an embedding that hears loudness alone."""
+    """Levels of 8 pieces of a clip: an embedding of loudness alone."""
     assert rate == 16_000
     return waveform.unflatten(1, (8, -1)).square().mean(2).sqrt()
 
@@ -48,10 +48,10 @@ def few(monkeypatch):
     monkeypatch.setattr(budget, "played_notes", notes)
 
 
-def test_every_way_is_measured_and_the_clips_themselves_are_the_floor(model, few):
-    heard = []
-    costs = error_budget(model, judge, tracker, clips=12, on_way=heard.append)
-    assert heard == list(WAYS)
+def test_every_way_is_measured_and_the_original_clips_are_the_baseline(model, few):
+    ways = []
+    costs = error_budget(model, judge, tracker, clips=12, on_way=ways.append)
+    assert ways == list(WAYS)
     by = {(cost.way, cost.measure): cost for cost in costs}
     assert len(by) == len(costs) == 6 * 5 + 2  # from captions there is no clip to be near, and no note
     for (way, measure), cost in by.items():
@@ -76,7 +76,7 @@ def test_copies_go_the_way_they_are_named(model):
     torch.testing.assert_close(made["vae_vocoder"], through, atol=1e-5, rtol=1e-4)
 
 
-def test_faults_are_told_from_sounds():
+def test_faults_are_separated_from_sounds():
     good = 0.1 * torch.randn(5, 4000, generator=torch.Generator().manual_seed(0))
     bad = good.clone()
     bad[1] = 0
@@ -112,5 +112,6 @@ def test_the_command_writes_its_table(monkeypatch, tmp_path, capsys):
     assert row == "vocoder,log-mel L1,0.1,0.08,0.12,0.0,5,1"
     assert cli.main(["budget", "--clips", "5", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["faulty"] == 1
-    assert cli.main(["budget", "--clips", "1"]) == 2
-    assert "--clips must be 2 or more" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["budget", "--clips", "1"])
+    assert "--clips must be a whole number, 2 or more, got 1" in capsys.readouterr().err

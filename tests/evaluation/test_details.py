@@ -123,7 +123,7 @@ def test_a_judge_learns_and_comes_back_from_its_file(tmp_path):
     first, second = (judge_details(j, waveforms, captions) for j in (judge, again))
     np.testing.assert_allclose(first.classes, second.classes)
     assert first.of_class == second.of_class
-    with pytest.raises(ValueError, match="one caption a sound: got 1 and 2"):
+    with pytest.raises(ValueError, match="one caption for each sound, got 1 captions and 2 sounds"):
         judge_details(judge, waveforms, captions[:1])
 
 

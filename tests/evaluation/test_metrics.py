@@ -10,13 +10,13 @@ from refined_ldm.evaluation.metrics import (
     bootstrap_interval,
     clap_score,
     class_recall,
-    floor,
     frechet_distance,
     frechet_infinity,
     inception_score,
     kernel_distance,
     kl_divergence,
     label_matrix,
+    real_vs_real,
     recall_at_k,
     zero_shot,
 )
@@ -133,8 +133,10 @@ def test_kernel_distance_equals_scikit_learns_kernels():
     pairwise = pytest.importorskip("sklearn.metrics.pairwise", reason="scikit-learn is not here")
     a, b = features(30, 24, 0), features(40, 24, 1) + 0.5
     width = np.median(pairwise.euclidean_distances(b.double())[np.triu_indices(40, k=1)])
-    kernels = {"polynomial": lambda x, y: pairwise.polynomial_kernel(x, y, degree=3, coef0=1),
-               "gaussian": lambda x, y: 100 * pairwise.rbf_kernel(x, y, gamma=1 / (2 * width**2))}  # fmt: skip
+    kernels = {
+        "polynomial": lambda x, y: pairwise.polynomial_kernel(x, y, degree=3, coef0=1),
+        "gaussian": lambda x, y: 100 * pairwise.rbf_kernel(x, y, gamma=1 / (2 * width**2)),
+    }
     for name, kernel in kernels.items():
         aa, bb, ab = (kernel(x.double(), y.double()) for x, y in ((a, a), (b, b), (a, b)))
         expected = aa[~np.eye(30, dtype=bool)].mean() + bb[~np.eye(40, dtype=bool)].mean() - 2 * ab.mean()
@@ -176,13 +178,14 @@ def test_kl_divergence_is_audioldm_evals_softmax_variant():
     real, generated = (torch.from_numpy(3 * normal(50, 20, seed)) for seed in (0, 1))
     files = [f"{i}.wav" for i in range(50)]
     shuffled = torch.randperm(50, generator=torch.Generator().manual_seed(0))
-    told, *_ = audioldm_eval("kl").calculate_kl(
+    expected, *_ = audioldm_eval("kl").calculate_kl(
         {"logits": generated[shuffled], "file_path_": [files[i] for i in shuffled]},
-        {"logits": real, "file_path_": files}, "logits",
-    )  # fmt: skip
+        {"logits": real, "file_path_": files},
+        "logits",
+    )
     value = kl_divergence(real.softmax(1), generated.softmax(1))
-    assert value == pytest.approx(told["kullback_leibler_divergence_softmax"], rel=1e-4)
-    assert abs(value - told["kullback_leibler_divergence_sigmoid"]) > 0.1
+    assert value == pytest.approx(expected["kullback_leibler_divergence_softmax"], rel=1e-4)
+    assert abs(value - expected["kullback_leibler_divergence_sigmoid"]) > 0.1
 
 
 def test_inception_score_equals_its_formula():
@@ -318,11 +321,11 @@ def test_bootstrap_interval_of_a_frechet_distance_must_be_centred():
     assert centred[1] - centred[0] == pytest.approx(plain[1] - plain[0])
 
 
-def test_floor_is_what_equal_distributions_score():
+def test_real_vs_real_is_the_score_of_equal_distributions():
     real = normal(800, 8, 0)
-    value = floor(real, frechet_distance)
+    value = real_vs_real(real, frechet_distance)
     assert 0 < value < 0.3 and value == pytest.approx(frechet_distance(normal(400, 8, 1), normal(400, 8, 2)), abs=0.1)
-    assert floor(real, frechet_distance) == value < frechet_distance(real + 1, real)
+    assert real_vs_real(real, frechet_distance) == value < frechet_distance(real + 1, real)
 
 
 # Bad input
@@ -336,7 +339,7 @@ def test_bad_input_is_refused_by_name():
         frechet_distance(broken, x)
     with pytest.raises(ValueError, match="same width"):
         kernel_distance(x, normal(10, 5, 0))
-    with pytest.raises(ValueError, match="pca must be 1 to 4"):
+    with pytest.raises(ValueError, match="pca, for .* must be a whole number between 1 and 4, got 64"):
         frechet_distance(x, x, pca=64)
     with pytest.raises(ValueError, match="row i of a belongs to row i of b"):
         clap_score(x, x[:5])
@@ -344,3 +347,22 @@ def test_bad_input_is_refused_by_name():
         inception_score(x)
     with pytest.raises(ValueError, match="'cat'"):
         label_matrix(["cat"], ["dog"])
+
+
+def test_whole_floats_are_integers_and_other_numbers_are_refused():
+    x, y = normal(12, 4, 0), normal(12, 4, 1)
+    assert frechet_distance(x, y, pca=2.0) == frechet_distance(x, y, pca=2)
+    assert frechet_infinity(x, y, 2.0, 5.0, 3.0) == frechet_infinity(x, y, 2, 5, 3)
+    assert recall_at_k(x, y, 3.0) == recall_at_k(x, y, 3)
+    assert inception_score(np.eye(4), 2.0) == inception_score(np.eye(4), 2)
+    interval = bootstrap_interval(np.mean, x, resamples=9.0, seed=1.0)
+    assert interval == bootstrap_interval(np.mean, x, resamples=9, seed=1)
+    assert real_vs_real(x, frechet_distance, 2.0, 1.0) == real_vs_real(x, frechet_distance, 2, 1)
+    for call in (lambda n: frechet_distance(x, y, n), lambda n: frechet_infinity(x, y, sizes=n),
+                 lambda n: frechet_infinity(x, y, seed=n), lambda n: recall_at_k(x, y, n),
+                 lambda n: inception_score(np.eye(4), n), lambda n: bootstrap_interval(np.mean, x, resamples=n),
+                 lambda n: bootstrap_interval(np.mean, x, seed=n), lambda n: real_vs_real(x, frechet_distance, n),
+                 lambda n: real_vs_real(x, frechet_distance, seed=n)):  # fmt: skip
+        for wrong in (-1, 1.5, True, float("nan"), "2"):
+            with pytest.raises(ValueError, match="must be a whole number"):
+                call(wrong)

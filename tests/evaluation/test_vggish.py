@@ -1,16 +1,13 @@
-import importlib
+import json
 import math
-import sys
-import types
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from refined_ldm.evaluation.embeddings.vggish import VGGISH_FILE, VGGish
+from tests.support import embedding_references as references
 from tests.support.peers import noise, randomised
 
 
@@ -61,29 +58,13 @@ def test_equals_its_layers_written_out():
     assert (expected < 0).any()  # no ReLU at the end
 
 
-def test_equals_torchvggish_read_from_its_file(tmp_path, monkeypatch):
-    """As FAD uses it: `postprocess` off and the last ReLU taken away."""
-    found = find_spec("torchvggish")
-    if not found:
-        pytest.skip("torchvggish is not here: pip install --no-deps torchvggish")
-    monkeypatch.setitem(sys.modules, "resampy", types.ModuleType("resampy"))  # it would only resample
-    peer = importlib.import_module("torchvggish.torchvggish")
-    examples = importlib.import_module("torchvggish.vggish_input").waveform_to_examples
-    layers = [layer if not isinstance(layer, nn.Conv2d)
-              else nn.Conv2d(max(1, layer.in_channels // 32), layer.out_channels // 32, 3, padding=1)
-              for layer in peer.make_layers()]  # fmt: skip
-    with torch.device("meta"):  # 0.3 GB, of which every layer is replaced by a narrow one
-        network = peer.VGG(nn.Sequential(), postprocess=False)
-    network.features = nn.Sequential(*layers)
-    network.embeddings = nn.Sequential(nn.Linear(16 * 24, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
-    randomised(network, scale=0.2)
-    torch.save(network.state_dict(), tmp_path / "vggish.pth")
-    waveform = 0.3 * noise(2, 33_000)
-    with torch.no_grad():
-        expected = torch.stack([network(examples(clip.double().numpy(), 16_000)) for clip in waveform])
-    embedding = VGGish.load(tmp_path / "vggish.pth")(waveform)
-    assert embedding.shape == expected.shape == (2, 2, 4)
-    torch.testing.assert_close(embedding, expected, rtol=1e-4, atol=1e-4)
+def test_equals_the_authors_network_read_from_its_file(tmp_path):
+    """As FAD uses it, against numbers of torchvggish 0.2."""
+    torch.save(references.vggish_weights(), tmp_path / "vggish.pth")
+    expected = torch.tensor(json.loads(references.REFERENCES.read_text())["vggish"])
+    embedding = VGGish.load(tmp_path / "vggish.pth")(references.waveforms(references.VGGISH_SAMPLES))
+    assert embedding.shape == (2, 2, 8)
+    torch.testing.assert_close(embedding, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_the_published_size():

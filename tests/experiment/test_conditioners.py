@@ -20,7 +20,7 @@ def test_the_oracle_tells_order_and_kind_and_nothing_else():
 def test_the_oracle_cannot_read_and_can_be_told_more():
     scenes = SoundScenes("test_order", 8)
     oracle = Oracle([scenes[0]], 256)
-    with pytest.raises(ValueError, match="cannot read '.*': it has to be told its scene first"):
+    with pytest.raises(ValueError, match="no scene for '.*': add its scene with `learn`"):
         oracle.embed_text(scenes[2]["captions"])
     oracle.learn([scenes[2]])
     assert oracle.embed_text(scenes[2]["captions"]).any(1).all()

@@ -110,9 +110,8 @@ def test_every_claim_of_the_seed_is_in_the_ledger_in_its_own_words():
 def test_a_changed_digit_of_any_claim_makes_the_command_fail(tmp_path, capsys):
     (tmp_path / "figures").mkdir()
     shutil.copytree(ROOT / "figures" / "data", tmp_path / "figures" / "data")
-    for name in ("README.md", "notebooks"):
-        source = ROOT / name
-        shutil.copytree(source, tmp_path / name) if source.is_dir() else shutil.copy(source, tmp_path / name)
+    for name in ("docs", "notebooks"):
+        shutil.copytree(ROOT / name, tmp_path / name)
     copy = tmp_path / "figures" / "claims.yaml"
     original = LEDGER.read_text()
     copy.write_text(original)

@@ -9,18 +9,18 @@ from refined_ldm.experiment.pretraining import (
     NAMES,
     PRETRAINING,
     TASKS,
-    Hearing,
-    hearing_loss,
+    TEXT_LM,
+    AudioMultitask,
+    multitask_loss,
     task_targets,
-    train_hearing,
-    train_reading,
+    train_audio_multitask,
+    train_text_lm,
     vocabulary_of,
 )
-from refined_ldm.experiment.pretraining import READING as SETTINGS
 from refined_ldm.scenes.dataset import SoundScenes
 from tests.support.small import CLAP
 
-STEPS = replace(SETTINGS, max_steps=25, batch_size=8, lr=3e-3, warmup_steps=5)
+STEPS = replace(TEXT_LM, max_steps=25, batch_size=8, lr=3e-3, warmup_steps=5)
 
 
 def scenes(count=12):
@@ -35,12 +35,12 @@ def clap(name):
     return Clap(CLAP if name == "tiny-gpt2" else replace(CLAP, **changes))
 
 
-def test_targets_say_what_the_metadata_say_and_no_more():
+def test_targets_are_those_of_the_metadata():
     items = scenes()
     targets = task_targets(items)
     for row, item in enumerate(items):
-        heard = {NAMES[k] for k in targets["class"][0][row].nonzero()[:, 0]}
-        assert heard == set(item["labels"])
+        present = {NAMES[k] for k in targets["class"][0][row].nonzero()[:, 0]}
+        assert present == set(item["labels"])
         first = [NAMES[k] for k in targets["order"][0][row].nonzero()[:, 0]]
         assert bool(targets["order"][1][row].all()) == (item["kind"] == "sequence")
         if item["kind"] == "sequence":
@@ -52,38 +52,38 @@ def test_targets_say_what_the_metadata_say_and_no_more():
         assert bool(targets["loudness"][1][row]) == (len(item["events"]) == 2)
 
 
-def test_what_is_not_known_costs_nothing():
+def test_unknown_targets_do_not_count():
     items = scenes()
     targets = task_targets(items)
-    answers = {name: torch.zeros(len(items), n) for name, n in TASKS.items()}
-    before = hearing_loss(answers, targets)
-    for name, answer in answers.items():
-        answer[~targets[name][1]] = 100.0
-    assert hearing_loss(answers, targets)["loss"] == before["loss"]
+    predictions = {name: torch.zeros(len(items), n) for name, n in TASKS.items()}
+    before = multitask_loss(predictions, targets)
+    for name, prediction in predictions.items():
+        prediction[~targets[name][1]] = 100.0
+    assert multitask_loss(predictions, targets)["loss"] == before["loss"]
     with pytest.raises(ValueError, match="no task smell"):
-        Hearing(clap("tiny-gpt2"), ("class", "smell"))
+        AudioMultitask(clap("tiny-gpt2"), ("class", "smell"))
 
 
 @pytest.mark.parametrize("name", PRETRAINING)
-def test_towers_learn_their_history_and_leave_the_rest_alone(name):
-    items, model, history = scenes(), clap(name), PRETRAINING[name]
+def test_pretraining_trains_its_tower_and_leaves_the_rest_alone(name):
+    items, model, pretraining = scenes(), clap(name), PRETRAINING[name]
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    steps = list(train_hearing(model, loader(items, 8), history.hearing, STEPS))
-    assert set(steps[0].losses) == {"loss", *history.hearing}
+    steps = list(train_audio_multitask(model, loader(items, 8), pretraining.tasks, STEPS))
+    assert set(steps[0].losses) == {"loss", *pretraining.tasks}
     assert steps[-1].loss < steps[0].loss
     after = {k: v.clone() for k, v in model.state_dict().items()}
     changed = {k.split(".")[0] for k in before if not torch.equal(before[k], after[k])}
     assert changed == {"audio"}
     captions = [c for item in items for c in item["captions"]]
-    steps = list(train_reading(model, loader(items, 8), history.reading, captions, replace(STEPS, lr=0.1)))
+    steps = list(train_text_lm(model, loader(items, 8), pretraining.text, captions, replace(STEPS, lr=0.1)))
     assert sum(s.loss for s in steps[-5:]) < 0.95 * sum(s.loss for s in steps[:5])
     changed = {k.split(".")[0] for k in before if not torch.equal(after[k], model.state_dict()[k])}
     assert changed == {"text"}
 
 
-def test_only_tokens_of_captions_are_guessed_and_other_readings_are_refused():
+def test_only_tokens_of_captions_are_predicted_and_other_objectives_are_refused():
     model = clap("tiny-gpt2")
     found = vocabulary_of(model, ["a dog barks", "a dog"])
     assert found.tolist() == sorted({*model.tokenizer(["a dog barks"], 77)[0].flatten().tolist()})
     with pytest.raises(ValueError, match="next token"):
-        next(train_reading(model, None, "previous token", ["a dog"]))
+        next(train_text_lm(model, None, "previous token", ["a dog"]))

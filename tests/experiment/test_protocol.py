@@ -1,4 +1,6 @@
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,18 +13,35 @@ from refined_ldm.experiment.runs import run_arm
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from tests.support.small import config, use_small_clap
 
+STORED_RUNS = Path(__file__).parents[2] / "figures" / "data" / "experiment"
 CARD = Card(0.25, "v", "v", 0.0, 0.1, 16.0, 256, "stratified", "val-64")
 
 
 def test_losses_are_refused_with_every_difference_named():
     comparable(CARD, replace(CARD, drop=0.19, parameterization="eps"))  # converted, and with captions alone
-    with pytest.raises(ValueError, match=r"differ in scale: 0\.25 and 0\.31$"):
-        comparable(CARD, replace(CARD, scale=0.31, drop=0.2))
+    with pytest.raises(ValueError, match=r"differ in latent_scale: 0\.25 and 0\.31$"):
+        comparable(CARD, replace(CARD, latent_scale=0.31, drop=0.2))
     with pytest.raises(
         ValueError, match=r"parameterization: v and eps; audio_share: 0\.0 and 0\.5; drop: 0\.1 and 0\.19"
     ):
         comparable(CARD, replace(CARD, parameterization="eps", audio_share=0.5, drop=0.19), TRAINING_LOSS)
     comparable(CARD, replace(CARD, norm=1.0), TRAINING_LOSS, but=("norm",))
+
+
+def test_stored_records_have_the_arms_of_the_plan():
+    """Records of every age: without "wide", with the names that settings had then, and with labels that stayed."""
+    planned, seen = {run.name: run for run in plan(1500, 3)}, 0
+    for path in sorted(STORED_RUNS.glob("*.json")):
+        record = json.loads(path.read_text())
+        arm, card = Arm.from_record(record["arm"]), Card.from_record(record["card"])
+        assert card.latent_scale == record["card"].get("scale", record["card"].get("latent_scale"))
+        if path.stem in planned:
+            arm = replace(arm, guidance=planned[path.stem].arm.guidance)  # of judging: runs of rates were not judged again
+            assert (arm, record["label"]) == (planned[path.stem].arm, planned[path.stem].label), path.name
+            seen += 1
+    assert seen > 60
+    with pytest.raises(TypeError, match="loudness"):
+        Arm.from_record({"loudness": 1})
 
 
 def test_arms_differ_in_what_is_named_and_in_nothing_else():
@@ -32,7 +51,8 @@ def test_arms_differ_in_what_is_named_and_in_nothing_else():
     assert differences("B", "C") == differences("D", "E") == differences("D", "oracle") == {"conditioner"}
     assert differences("B", "E") == differences("C", "D")
     assert differences("D", "tokens") == {"tokens"}
-    assert PUBLISHED.lr_schedule == "constant" and PUBLISHED.conditioner_dropout and PUBLISHED.scale_from == "first batch"
+    assert PUBLISHED.lr_schedule == "constant" and PUBLISHED.conditioner_dropout
+    assert PUBLISHED.scale_from == "first batch"
 
 
 def test_the_plan_names_every_run_once_and_gives_every_arm_its_seeds():

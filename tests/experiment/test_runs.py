@@ -8,12 +8,12 @@ import pytest
 from refined_ldm.devices import pick_accelerator
 from refined_ldm.experiment.arms import ARMS, Arm, Run
 from refined_ldm.experiment.protocol import GRID, open_experiment
-from refined_ldm.experiment.runs import iteration_seconds, marks, run_arm
+from refined_ldm.experiment.runs import eval_steps, iteration_seconds, run_arm
 from refined_ldm.experiment.statistics import collect
 
 
-def test_marks_are_even_in_the_logarithm():
-    found = sorted(marks(1500))
+def test_evaluation_steps_are_even_in_the_logarithm():
+    found = sorted(eval_steps(1500))
     assert found[-1] == 1500 and len(found) == 12
     assert np.ptp(np.diff(np.log(found))) < 0.1
 
@@ -26,7 +26,7 @@ def small(tmp_path_factory):
 def test_a_run_is_judged_written_and_not_repeated(small, tmp_path):
     run = Run("oracle", Arm("oracle"), 4, 0, "controls")
     record = run_arm(small, run, tmp_path)
-    assert record["card"]["scale"] == pytest.approx(small.scale, rel=1e-4)
+    assert record["card"]["latent_scale"] == pytest.approx(small.scale, rel=1e-4)
     assert 0 <= record["recall"] <= 1 and record["frechet"] > 0 and record["iterations"] == 4
     assert record["precision"] == pick_accelerator("cpu").mixed_precision
     errors = pd.read_csv(tmp_path / "oracle-4-0.csv")

@@ -70,7 +70,7 @@ def test_a_long_list_of_long_captions_is_read(tmp_path):
     assert max(len(line.file.encode()) for line in lines) < 200
 
 
-@pytest.mark.parametrize("text, told", [
+@pytest.mark.parametrize("text, message", [
     ("", "list.lst holds no caption"),
     (" \n\t\n", "list.lst holds no caption"),
     (b"\xff\xfe\x00", "list.lst is not a text in UTF-8"),
@@ -78,8 +78,8 @@ def test_a_long_list_of_long_captions_is_read(tmp_path):
     ("/etc/x|wind", "line 1"), ("a\\b|wind", "line 1"), ("..|wind", "line 1"), ("|wind", "line 1"), ("x|", "line 1"),
     ("|", "line 1"), (f"{'x' * 201}|wind", "line 1"), ("a\x00b|wind", "line 1"),
 ])  # fmt: skip
-def test_a_list_that_cannot_be_followed_is_refused(tmp_path, text, told):
-    with pytest.raises(ValueError, match=told.replace("|", r"\|")):
+def test_a_list_that_cannot_be_followed_is_refused(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message.replace("|", r"\|")):
         read_list(listed(tmp_path, text))
 
 
@@ -90,9 +90,9 @@ def test_bad_lines_are_all_named_or_left_out_and_listed(model, tmp_path, capsys)
     path = listed(tmp_path, BAD_LINES)
     with pytest.raises(ValueError) as caught:
         read_list(path)
-    told = str(caught.value).splitlines()
-    assert [line.split(": ")[0].split(", ")[-1] for line in told[:3]] == ["line 2", "line 3", "line 4"]
-    assert "--skip-bad" in told[3]
+    message = str(caught.value).splitlines()
+    assert [line.split(": ")[0].split(", ")[-1] for line in message[:3]] == ["line 2", "line 3", "line 4"]
+    assert "--skip-bad" in message[3]
     status, printed, errors = run(capsys, *INFER, "run", "--out", "o", "--device", "cpu", "--steps", 1)
     assert (status, printed) == (2, []) and not (tmp_path / "o").exists()  # nothing is made in vain
     status, printed, errors = run(capsys, *INFER, "run", "--out", "o", "--device", "cpu", "--steps", 1, "--skip-bad")
@@ -174,8 +174,8 @@ def test_a_published_checkpoint_and_a_run_of_the_same_weights_sound_the_same(mod
     for checkpoint, out in (("run", "a"), ("audioldm.ckpt", "b")):
         status, printed, _ = run(capsys, *INFER, checkpoint, "--out", out, "--seed", 3, "--steps", 2, "--guidance", 2,
                                  "--device", "cpu", "--json")  # fmt: skip
-        (told,) = json.loads("".join(printed))["written"]
-        assert status == 0 and told == {"file": f"{out}/rain.wav", "caption": "rain", "seed": 3, "seconds": 0.32}
+        (found,) = json.loads("".join(printed))["written"]
+        assert status == 0 and found == {"file": f"{out}/rain.wav", "caption": "rain", "seed": 3, "seconds": 0.32}
     assert (tmp_path / "a/rain.wav").read_bytes() == (tmp_path / "b/rain.wav").read_bytes()
 
 
@@ -185,7 +185,7 @@ def test_without_a_vocoder_sounds_come_from_griffin_lim(model, tmp_path):
     assert open_model(load_config("c.yaml"), "mute.ckpt").config.vocoder == "griffin_lim"
 
 
-@pytest.mark.parametrize("changes, checkpoint, told", [
+@pytest.mark.parametrize("changes, checkpoint, message", [
     ({}, "nowhere.ckpt", "no checkpoint at nowhere.ckpt"),
     ({}, "c.yaml", "c.yaml"),
     ({"parameterization": "eps", "beta_end": 0.02}, "run",
@@ -196,13 +196,13 @@ def test_without_a_vocoder_sounds_come_from_griffin_lim(model, tmp_path):
     ({"clap_checkpoint": "other.pth"}, "audioldm.ckpt", "clap_checkpoint"),
     ({}, "vae.ckpt", "vae.ckpt holds no unet, only vae"),
 ])  # fmt: skip
-def test_a_checkpoint_that_does_not_do_is_one_line(model, tmp_path, capsys, changes, checkpoint, told):
+def test_a_checkpoint_that_does_not_do_is_one_line(model, tmp_path, capsys, changes, checkpoint, message):
     listed(tmp_path, "rain")
     published_yaml.first_stage("vae.ckpt", model)
     load_config("c.yaml").changed(**changes).save("c.yaml")
     status, printed, errors = run(capsys, *INFER, checkpoint, "--device", "cpu")
     assert (status, printed, len(errors)) == (2, [], 1) and errors[0].startswith("refined-ldm infer: ")
-    assert told in errors[0] and not (tmp_path / "runs").exists()
+    assert message in errors[0] and not (tmp_path / "runs").exists()
 
 
 # --- the commands of the seed ---
@@ -254,3 +254,38 @@ def test_a_conditioner_that_is_nowhere_is_told_before_clips_are_decoded(workplac
     status, _, errors = run(capsys, *TRAIN)
     assert status == 2 and "the U-Net needs a conditioner: name its file with --clap-checkpoint" in errors[-1]
     assert "CLAP_weights_2023.pth" in errors[-1] and not (workplace / "runs/shrunken/clips-train").exists()
+
+
+# --- what is said of other folders and names ---
+
+
+@pytest.mark.parametrize("row, message", [
+    (".hidden|rain", "a name that begins with a dot is hidden"), ("con|rain", "keep this name for a device"),
+    ("|rain", "there is no name"), ("x|", "there is no caption"), ("é" * 101 + "|rain", "the name has 202 bytes"),
+])  # fmt: skip
+def test_a_name_that_some_system_cannot_keep_is_reported(tmp_path, row, message):
+    with pytest.raises(ValueError, match=f"list.lst, line 2: expected `caption` or .*{message}"):
+        read_list(listed(tmp_path, f"wind\n{row}\n"))
+
+
+def test_a_list_that_is_no_file_is_told(tmp_path):
+    with pytest.raises(ValueError, match="/dev/null holds no caption"):
+        read_list("/dev/null")
+    with pytest.raises(IsADirectoryError, match="is a folder: give a list of captions"):
+        read_list(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no list of captions at"):
+        read_list(tmp_path / "nowhere")
+
+
+def test_a_folder_that_is_no_run_is_told_with_the_one_to_give(model, tmp_path):
+    step = tmp_path / "r" / "checkpoints" / "ldm" / "step-0000003"
+    step.parent.mkdir(parents=True)
+    config = load_config("c.yaml")
+    for place in (step.parent, tmp_path / "r"):
+        with pytest.raises(ValueError, match="is no run's folder .* no U-Net was trained there yet"):
+            open_model(config, place)
+    step.mkdir()
+    (step / "unet.safetensors").touch()
+    for place in (step.parent, tmp_path / "r"):
+        with pytest.raises(ValueError, match=f"no pipeline: give {step}"):
+            open_model(config, place)

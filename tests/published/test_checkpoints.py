@@ -1,9 +1,8 @@
 import argparse
 import io
-import json
 import os
 import pickle
-import stat
+import re
 import subprocess
 import sys
 import zipfile
@@ -15,13 +14,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
 from safetensors.torch import save, save_file
 from torch import nn
 
 from refined_ldm.clap import Clap, ClapConfig
 from refined_ldm.cli import commands as cli
 from refined_ldm.hifigan import HiFiGAN, HiFiGANConfig
+from refined_ldm.published import unpickling
 from refined_ldm.published.checkpoints import (
     convert_checkpoint,
     detect_checkpoint_type,
@@ -31,119 +30,15 @@ from refined_ldm.published.checkpoints import (
     read_tensors,
 )
 from refined_ldm.published.unpickling import forbidden, unpickle
+from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.vae import MelVAE, VAEConfig
-from refined_ldm.weights import is_ours, load_into, read_weights, save_weights
+from refined_ldm.weights import is_ours, read_weights, save_weights
 from tests.support import small
-
-
-@pytest.fixture
-def module():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5))  # with integer and float buffers
-
-
-def test_weights_settings_and_notes_come_back_equal(module, tmp_path):
-    path = tmp_path / "deep" / "model.safetensors"
-    save_weights(path, module, VAEConfig(channels=24), step=7, note="né")
-    state, metadata = read_weights(path)
-    assert state.keys() == module.state_dict().keys()
-    for name, value in module.state_dict().items():
-        assert torch.equal(state[name], value) and state[name].dtype == value.dtype
-    told = metadata["config"] | {"channel_mult": tuple(metadata["config"]["channel_mult"])}  # JSON knows no tuples
-    assert VAEConfig(**told) == VAEConfig(channels=24)
-    assert metadata["step"] == 7 and metadata["note"] == "né"
-
-
-def test_half_precision_on_disk_is_float32_in_memory(module, tmp_path):
-    path = tmp_path / "model.safetensors"
-    save_weights(path, module, dtype=torch.float16)
-    with safe_open(path, framework="pt") as file:
-        assert file.get_tensor("0.weight").dtype == torch.float16
-    state, metadata = read_weights(path)
-    assert state["0.weight"].dtype == torch.float32 and metadata["config"] is None
-    assert state["1.num_batches_tracked"].dtype == torch.int64
-    torch.testing.assert_close(state["0.weight"], module[0].weight.detach(), atol=1e-3, rtol=1e-3)
-    assert not torch.equal(state["0.weight"], module[0].weight)
-
-
-@pytest.mark.parametrize("largest", [7, 2**15 - 1, 2**15, 2**40])
-def test_integers_come_back_whatever_their_size(tmp_path, largest):
-    integers = torch.tensor([-largest, 0, largest])
-    save_weights(tmp_path / "a.safetensors", {"integers": integers})
-    found = read_weights(tmp_path / "a.safetensors")[0]["integers"]
-    assert torch.equal(found, integers) and found.dtype == torch.int64
-
-
-def test_shared_and_transposed_tensors_can_be_saved(tmp_path):
-    weight = torch.randn(4, 6)
-    save_weights(tmp_path / "a.safetensors", {"transposed": weight.T, "parameter": nn.Parameter(weight)})
-    state, _ = read_weights(tmp_path / "a.safetensors")
-    assert torch.equal(state["transposed"], weight.T)
-
-
-@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
-def test_a_saved_file_is_as_readable_as_the_umask_says(module, tmp_path, mask):
-    before = os.umask(mask)
-    try:
-        save_weights(tmp_path / "a.safetensors", module)
-    finally:
-        os.umask(before)
-    assert stat.S_IMODE((tmp_path / "a.safetensors").stat().st_mode) == 0o666 & ~mask
-
-
-def test_a_broken_off_save_leaves_the_earlier_file(module, tmp_path, monkeypatch):
-    path = tmp_path / "model.safetensors"
-    save_weights(path, module)
-    before = path.read_bytes()
-
-    def power_cut(tensors, file, metadata):
-        file.write_bytes(b"half")
-        raise OSError("power cut")
-
-    monkeypatch.setattr("refined_ldm.weights.save_file", power_cut)
-    with pytest.raises(OSError, match="power cut"):
-        save_weights(path, {k: v + 1 for k, v in module.state_dict().items()})
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_missing_truncated_empty_and_foreign_files_get_a_clear_error(module, tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere.safetensors"):
-        read_weights(tmp_path / "nowhere.safetensors")
-    path = tmp_path / "model.safetensors"
-    save_weights(path, module)
-    whole = path.read_bytes()
-    for content in (b"", whole[:-5], whole[:40], b"not a checkpoint at all", json.dumps({"a": 1}).encode()):
-        path.write_bytes(content)
-        with pytest.raises(ValueError, match="model.safetensors is not a whole safetensors file"):
-            read_weights(path)
-
-
-def test_load_into_copies_every_tensor(module):
-    other = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5))
-    assert load_into(other, module.state_dict(), "memory") is other
-    assert all(torch.equal(other.state_dict()[name], tensor) for name, tensor in module.state_dict().items())
-
-
-@pytest.mark.parametrize("changes, told", [
-    ({"0.bias": None}, "1 missing: 0.bias"),
-    ({"extra": torch.zeros(1)}, "1 unexpected: extra"),
-    ({"0.weight": torch.zeros(5, 4)}, r"1 of another shape: 0.weight \(5, 4\) for \(5, 3\)"),
-    ({"0.bias": None, "extra": torch.zeros(1)}, "1 missing: 0.bias; 1 unexpected: extra"),
-])  # fmt: skip
-def test_load_into_names_what_does_not_fit(module, changes, told):
-    before = {k: v.clone() for k, v in module.state_dict().items()}
-    wrong = {k: v + 1 for k, v in before.items()} | changes
-    with pytest.raises(ValueError, match=f"file.x does not fit Sequential: .*{told}"):
-        load_into(module, {k: v for k, v in wrong.items() if v is not None}, "file.x")
-    assert all(torch.equal(before[k], v) for k, v in module.state_dict().items())  # nothing was copied
-
-
-# --- files of others: pickles ---
+from tests.support.peers import published_ms_clap
 
 
 class Asks:
-    """A pickle of this calls `function(*arguments)` when it is read by whoever lets it."""
+    """A pickle of this calls `function(*arguments)` when an unsafe reader loads it."""
 
     def __init__(self, function, *arguments):
         self.call = function, arguments
@@ -167,15 +62,15 @@ def test_a_pickle_that_would_run_code_is_refused_by_name_and_nothing_runs(
     torch.save(harmful, "older.ckpt", _use_new_zipfile_serialization=False)
     for protocol in (2, 4):
         Path(f"plain{protocol}.pth").write_bytes(pickle.dumps({"model": Asks(function, *arguments)}, protocol))
-    for path in ("zip.ckpt", "older.ckpt", "plain2.pth", "plain4.pth"):
-        if named == "torch.hub.load" and path == "plain4.pth":
-            continue  # torch does not read protocol 4, and nobody else knows torch's name for forbidden
+    torch.save(harmful, "zip4.ckpt", pickle_protocol=4)
+    torch.save(harmful, "older5.ckpt", pickle_protocol=5, _use_new_zipfile_serialization=False)
+    for path in ("zip.ckpt", "older.ckpt", "plain2.pth", "plain4.pth", "zip4.ckpt", "older5.ckpt"):
         for read in (unpickle, read_tensors, read_parts, read_audioldm):
             with pytest.raises(ValueError, match=rf"^{path} was refused: it asks to run .*{named}"):
                 read(path)
         if named != "torch.hub.load":  # which only torch knows for forbidden, and says so when it reads
-            told = inspect_checkpoint(path)
-            assert told.kind == "refused" and named in told.forbidden and told.groups == ()
+            found = inspect_checkpoint(path)
+            assert found.kind == "refused" and named in found.forbidden and found.groups == ()
         assert cli.main(["inspect", path]) == 2
         assert f"{path} was refused: it asks to run" in capsys.readouterr().err
         assert cli.main(["convert", path, "out.safetensors"]) == 2
@@ -184,7 +79,9 @@ def test_a_pickle_that_would_run_code_is_refused_by_name_and_nothing_runs(
     assert not Path("RAN").exists() and not Path("out.safetensors").exists()
 
 
-def test_what_lightning_puts_around_a_state_dict_is_read(tmp_path):
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_lightning_puts_around_a_state_dict_is_read(tmp_path, protocol, zipped):
     contents = {
         "state_dict": OrderedDict(w=nn.Parameter(torch.ones(2, 3))), "epoch": 3, "pytorch-lightning_version": "1.9.5",
         "best": np.float64(0.25), "step": np.int64(7), "rates": np.float32(1.5), "hparams": argparse.Namespace(lr=1e-4),
@@ -192,12 +89,22 @@ def test_what_lightning_puts_around_a_state_dict_is_read(tmp_path):
         "callbacks": {"ModelCheckpoint{'mode': 'min'}": {"best_k_models": {"/a": torch.tensor(1.0)}, "dirpath": None}},
         "root": tmp_path, "size": torch.Size([2]), "kinds": {1, 2}, "type": dict,
     }  # fmt: skip
-    torch.save(contents, tmp_path / "a.ckpt")
+    torch.save(contents, tmp_path / "a.ckpt", pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
     found = unpickle(tmp_path / "a.ckpt")
     assert (found["best"], found["step"], found["rates"], found["hparams"].lr) == (0.25, 7, 1.5, 1e-4)
     assert found["optimizer_states"][0]["state"][0]["exp_avg"].shape == (2,) and str(found["root"]) == str(tmp_path)
     assert forbidden(tmp_path / "a.ckpt") == []
-    assert list(read_tensors(tmp_path / "a.ckpt")) == ["w"]
+    tensors = read_tensors(tmp_path / "a.ckpt")
+    assert list(tensors) == ["w"] and torch.equal(tensors["w"], torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("module, name", [
+    ("torch", "load"), ("torch.serialization", "load"), ("torch.storage", "_load_from_bytes"), ("builtins", "getattr"),
+    ("numpy", "load"), ("torch._utils", "os.system"), ("torch._utils", "_import_dotted_name"), ("os", "system"),
+])  # fmt: skip
+def test_a_pickle_of_protocol_4_finds_only_what_is_listed(module, name):
+    with pytest.raises(pickle.UnpicklingError, match=rf"GLOBAL {module}.{name} "):
+        unpickling._Restricted(io.BytesIO()).find_class(module, name)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at the memory map of a process")
@@ -210,7 +117,7 @@ def test_tensors_stay_on_disk_until_they_are_used(tmp_path):
 PNG, WAV = b"\x89PNG\r\n\x1a\n" + bytes(60), b"RIFF\x24\x00\x00\x00WAVEfmt " + bytes(60)
 
 
-@pytest.mark.parametrize("content, told", [
+@pytest.mark.parametrize("content, message", [
     (b"", r"empty \(0 bytes\)"), (PNG, "a PNG picture"), (WAV, "a WAV recording"), (b'{"model": 1}', "JSON"),
     (b"not a checkpoint at all", "text"), (b"<!DOCTYPE html><html>quota exceeded</html>", "a web page"),
     (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a pointer that git LFS left"),
@@ -221,7 +128,7 @@ PNG, WAV = b"\x89PNG\r\n\x1a\n" + bytes(60), b"RIFF\x24\x00\x00\x00WAVEfmt " + b
     ("PACKED", "a compressed archive"),
 ])  # fmt: skip
 @pytest.mark.parametrize("name", ["a.ckpt", "a.pth", "a.safetensors"])
-def test_what_is_no_checkpoint_gets_one_clear_line(tmp_path, capsys, name, content, told):
+def test_what_is_no_checkpoint_gets_one_clear_line(tmp_path, capsys, name, content, message):
     path = tmp_path / name
     if content == "LIST":
         torch.save([torch.ones(2)], path)
@@ -241,9 +148,9 @@ def test_what_is_no_checkpoint_gets_one_clear_line(tmp_path, capsys, name, conte
     else:
         path.write_bytes(content)
     if name == "a.safetensors" and content in ("ZIP", "PICKLE", "LIST", "NUMBERS", "ARCHIVE", "PACKED"):
-        told = "a pickle under the name of safetensors"
+        message = "a pickle under the name of safetensors"
     for read in (read_tensors, read_parts, read_audioldm, inspect_checkpoint):
-        with pytest.raises(ValueError, match=f"{name} was refused: it (is )?{told}") as error:
+        with pytest.raises(ValueError, match=f"{name} was refused: it (is )?{message}") as error:
             read(path)
         assert "\n" not in str(error.value)
     for command in (["inspect", str(path)], ["convert", str(path), str(tmp_path / "out")]):
@@ -260,14 +167,14 @@ def test_no_file_and_a_directory_are_told(tmp_path):
         inspect_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "generator", "model_state_dict"])
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "generator", "model_state_dict", "ema", "module"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_forward_module."])
 def test_tensors_come_out_of_whichever_wrapper(tmp_path, wrapper, prefix):
     tensors = {f"{prefix}module_list.0.weight": torch.ones(3), f"{prefix}b": torch.zeros(1)}
     torch.save({wrapper: tensors, "epoch": 1} if wrapper else tensors, tmp_path / "a.pt")
     assert set(read_tensors(tmp_path / "a.pt")) == {"module_list.0.weight", "b"}
-    told = inspect_checkpoint(tmp_path / "a.pt")
-    assert (told.wrapper, told.kind, told.python) == (wrapper, "unknown", "none")
+    found = inspect_checkpoint(tmp_path / "a.pt")
+    assert (found.wrapper, found.kind, found.python) == (wrapper, "unknown", "none")
     save_file(tensors, tmp_path / "renamed.ckpt")  # by what it holds, not by its name
     assert set(read_tensors(tmp_path / "renamed.ckpt")) == {"module_list.0.weight", "b"}
 
@@ -277,6 +184,8 @@ def test_tensors_come_out_of_whichever_wrapper(tmp_path, wrapper, prefix):
     (["film_emb.weight", "input_blocks.0.0.weight"], "unet"), (["class_embedding.weight"], "unet"),
     (["encoder.conv_in.weight", "loss.logvar"], "vae"), (["conv_pre.weight_g", "ups.0.bias"], "hifigan"),
     (["conv_pre.parametrizations.weight.original0"], "hifigan"), (["unet.film_embed.weight", "scale"], "ldm"),
+    (["model_ema.diffusion_modelout2bias"], "audioldm"), (["film_emb.bias"], "unet"), (["conv_post.bias"], "hifigan"),
+    (["decoder.conv_out.bias"], "vae"), (["caption_encoder.base.ln_f.bias"], "ms-clap-2023"),
     (["audio_encoder.base.htsat.bn0.bias", "caption_encoder.base.wte.weight"], "ms-clap-2023"),
     (["audio_branch.bn0.bias", "text_branch.embeddings.word_embeddings.weight"], "laion-clap"),
     (["audio_branch.patch_embed.mel_conv2d.weight", "text_branch.embeddings.LayerNorm.bias"], "laion-clap fusion"),
@@ -290,10 +199,10 @@ def test_a_file_is_recognised_by_the_names_of_its_tensors(names, kind):
 def test_a_fusion_checkpoint_is_refused_with_what_to_take_instead(tmp_path):
     names = ("audio_branch.patch_embed.mel_conv2d.weight", "text_branch.embeddings.word_embeddings.weight")
     torch.save({"state_dict": {f"module.{name}": torch.ones(2, 2) for name in names}}, tmp_path / "fusion.pt")
-    told = "fusion.pt is no laion-clap checkpoint: feature fusion is not supported; take 630k-audioset-best.pt"
-    with pytest.raises(ValueError, match=told):
+    message = "fusion.pt is no laion-clap checkpoint: feature fusion is not supported; take 630k-audioset-best.pt"
+    with pytest.raises(ValueError, match=message):
         Clap.load("laion-clap", tmp_path / "fusion.pt")
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         convert_checkpoint(tmp_path / "fusion.pt", tmp_path / "out.safetensors")
     found = inspect_checkpoint(tmp_path / "fusion.pt")
     assert found.kind == "laion-clap fusion" and "take 630k-audioset-best.pt" in found.python
@@ -347,27 +256,6 @@ def test_any_bytes_at_all_are_no_checkpoint(tmp_path_factory, content):
 # --- inspection and conversion ---
 
 
-def published_ms_clap(clap):
-    """Tensors of a `Clap` as MS-CLAP's authors name them: the names that `ms_clap_state` reads."""
-    state, published = clap.state_dict(), {}
-    for name, tensor in state.items():
-        if ".attention.self.query." in name:
-            parts = (state[name.replace(".query.", f".{part}.")] for part in ("query", "key", "value"))
-            name, tensor = name.replace(".attention.self.query.", ".attn.qkv."), torch.cat(list(parts))
-        elif ".attention.self.key." in name or ".attention.self.value." in name:
-            continue
-        for ours, theirs in (("mel_bank", "audio.audio_encoder.logmel_extractor.melW"), (".batch_norm.", ".bn0."),
-                             (".attention.output.dense.", ".attn.proj."), (".attention.self.", ".attn."),
-                             (".intermediate.dense.", ".mlp.fc1."), (".output.dense.", ".mlp.fc2."),
-                             (".layernorm_before.", ".norm1."), (".layernorm_after.", ".norm2."),
-                             ("audio.audio_encoder.", "audio_encoder.base.htsat."),
-                             ("audio_projection.", "audio_encoder.projection."), ("text.", "caption_encoder.base."),
-                             ("text_projection.", "caption_encoder.projection.")):  # fmt: skip
-            name = name.replace(ours, theirs) if not name.startswith("caption_encoder.") else name
-        published[name] = tensor.T.contiguous() if name.endswith("melW") else tensor
-    return published
-
-
 @pytest.fixture
 def ms_clap(tmp_path):
     """(a small MS-CLAP, the file its authors would have written)"""
@@ -380,8 +268,8 @@ def ms_clap(tmp_path):
 @torch.no_grad()
 def test_a_conditioner_is_converted(ms_clap, tmp_path, capsys):
     clap, path = ms_clap
-    told = inspect_checkpoint(path)
-    assert (told.kind, told.wrapper) == ("ms-clap-2023", "model") and f'"ms-clap-2023", "{path}"' in told.python
+    found = inspect_checkpoint(path)
+    assert (found.kind, found.wrapper) == ("ms-clap-2023", "model") and f'"ms-clap-2023", "{path}"' in found.python
     out = tmp_path / "deep" / "clap.safetensors"
     assert cli.main(["convert", str(path), str(out)]) == 0 and capsys.readouterr().out == f"{out}\n"
     expected, again = Clap.load("ms-clap-2023", path), Clap.load("ms-clap-2023", out)
@@ -402,10 +290,10 @@ def test_a_conditioner_of_another_name_is_refused(ms_clap, tmp_path):
     torch.save({"model": {"weights": torch.zeros(3)}}, tmp_path / "towerless.pth")
     with pytest.raises(ValueError, match="towerless.pth is no ms-clap-2023 checkpoint: no conditioner is among"):
         Clap.load("ms-clap-2023", tmp_path / "towerless.pth")
-    deaf = {name: tensor for name, tensor in published_ms_clap(ms_clap[0]).items() if "htsat" not in name}
-    torch.save({"model": deaf}, tmp_path / "deaf.pth")
-    with pytest.raises(ValueError, match="deaf.pth is no ms-clap-2023 checkpoint: it holds no HTS-AT"):
-        Clap.load("ms-clap-2023", tmp_path / "deaf.pth")
+    towerless = {name: tensor for name, tensor in published_ms_clap(ms_clap[0]).items() if "htsat" not in name}
+    torch.save({"model": towerless}, tmp_path / "no-htsat.pth")
+    with pytest.raises(ValueError, match="no-htsat.pth is no ms-clap-2023 checkpoint: it holds no HTS-AT"):
+        Clap.load("ms-clap-2023", tmp_path / "no-htsat.pth")
 
 
 def test_what_is_there_is_replaced_only_when_asked(ms_clap, tmp_path):
@@ -419,7 +307,7 @@ def test_what_is_there_is_replaced_only_when_asked(ms_clap, tmp_path):
     with pytest.raises(ValueError, match="one file: give a name that ends in .safetensors, got .*folder"):
         convert_checkpoint(path, tmp_path / "folder")
     (tmp_path / "folder.safetensors").mkdir()
-    with pytest.raises(FileExistsError, match="folder.safetensors is a folder, so it is not replaced"):
+    with pytest.raises(IsADirectoryError, match="folder.safetensors is a folder, so it is not replaced"):
         convert_checkpoint(path, tmp_path / "folder.safetensors", force=True)
 
 
@@ -439,6 +327,34 @@ def test_our_own_files_and_unknown_ones_are_told_apart(tmp_path, capsys):
     save_file({"weight": torch.ones(2)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="other.safetensors is unknown: what is converted is"):
         convert_checkpoint(tmp_path / "other.safetensors", tmp_path / "out.safetensors")
+
+
+@pytest.mark.parametrize("part", ["vae", "hifigan"])
+def test_whichever_tensor_a_lone_part_lacks_it_is_named(tmp_path, capsys, part):
+    module = MelVAE(VAEConfig(2, 32, (1, 2), 1)) if part == "vae" else HiFiGAN(HiFiGANConfig(n_mels=16, channels=32))
+    for normed in [False, True] if part == "hifigan" else [False]:
+        whole = (module.add_weight_norm() if normed else module).state_dict()
+        for missing in {name.split(".")[0] + name[-12:]: name for name in whole}.values():
+            torch.save({"state_dict": {k: v for k, v in whole.items() if k != missing}}, tmp_path / "a.ckpt")
+            assert cli.main(["convert", str(tmp_path / "a.ckpt"), str(tmp_path / "out.safetensors")]) == 2
+            fault = capsys.readouterr().err
+            assert len(fault.splitlines()) == 1 and "a.ckpt" in fault and re.search("lacks|1 missing", fault)
+            assert missing in fault
+
+
+def test_a_run_that_lacks_a_tensor_or_has_a_scale_with_an_axis(tmp_path, monkeypatch):
+    model = small.awake_model(monkeypatch)
+    model.save(tmp_path)
+    path = tmp_path / "ldm.safetensors"
+    state, _ = read_weights(path)
+    save_weights(path, state | {"scale": state["scale"].reshape(1)}, model.config.unet)
+    assert torch.equal(RefinedAudioLDM.load(tmp_path).scale, model.scale)
+    for changes, message in (({"scale": torch.ones(2)}, "scale is of"), ({"scale": None}, "scale, unet were expected"),
+                          ({"unet.conv_in.bias": None}, "1 missing: conv_in.bias")):  # fmt: skip
+        changed = {k: v for k, v in (state | changes).items() if v is not None}
+        save_weights(path, changed, model.config.unet)
+        with pytest.raises(ValueError, match=f"ldm.safetensors.*{message}"):
+            RefinedAudioLDM.load(tmp_path)
 
 
 def test_a_vocoder_of_another_size_is_refused(tmp_path):

@@ -83,8 +83,8 @@ def test_ms_clap_random_crop_is_heard_as_its_own_clip(ms_clap):
 def test_ms_clap_averages_a_longer_mel_as_its_model_does(ms_clap, frames, windows):
     peer, clap = ms_clap
     waveform = noise(1, 320 * (frames - 1))
-    heard = clap._windows(clap.log_mel(waveform, 44_100, "average"))
-    assert heard.shape[:4] == (1, windows, 1, 1024 if frames == 1024 else 689)
+    windowed = clap._windows(clap.log_mel(waveform, 44_100, "average"))
+    assert windowed.shape[:4] == (1, windows, 1, 1024 if frames == 1024 else 689)
     expected = F.normalize(peer.model.audio_encoder(waveform)[0], dim=-1)
     torch.testing.assert_close(clap.embed_audio(waveform, 44_100, "average"), expected, **CLOSE)
 
@@ -131,10 +131,10 @@ def test_ms_clap_of_older_versions_is_read_and_other_changes_are_refused_by_name
 
 
 def test_random_weights_are_not_accepted(ms_clap, tmp_path):
-    """The whole path of the acceptance in notebook 02, on a made-up ESC-50."""
+    """The whole path of the acceptance in notebook 02, on an ESC-50 of synthetic clips."""
     result = zero_shot_esc50(ms_clap[1], ESC50_PROMPTS["ms-clap-2023"], write_esc50(tmp_path / "esc50"))
     assert result.scores.shape == (6, 3) and np.abs(result.scores).max() <= 1
-    with pytest.raises(ValueError, match=r"ms-clap-2023 names \S+ of ESC-50, published are 93.9%"):
+    with pytest.raises(ValueError, match=r"ms-clap-2023 classifies \S+ of ESC-50, published are 93.9%"):
         accept_conditioner("ms-clap-2023", result.accuracy)
 
 
@@ -190,7 +190,7 @@ def test_ms_clap_wrapper_hears_a_long_file_differently_each_time(ms_clap, ms_wra
 
 @torch.no_grad()
 def test_ms_clap_wrapper_plays_the_channels_of_a_stereo_file_one_after_the_other(ms_clap, ms_wrapper, tmp_path):
-    """Two equal channels are the same sound as one, and ours hears them so; its wrapper hears a clip twice as long,
+    """Two equal channels are the same sound as one, and ours embeds them so; its wrapper embeds a clip twice as long,
     here longer than the window, and takes a random part of it.
     """
     mono = soundfile.read(saved(tmp_path / "mono.wav", 200_000), dtype="float32")[0]
@@ -316,15 +316,15 @@ def test_laion_clap_with_other_tensors_is_refused_by_name(laion_clap):
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["ms-clap-2023", "laion-clap"])
 def test_front_end_equals_torchlibrosa(name):
-    torchlibrosa = pytest.importorskip("torchlibrosa")  # what msclap and laion_clap listen with
+    torchlibrosa = pytest.importorskip("torchlibrosa")  # the mel spectrogram of msclap and laion_clap
     config = CLAP_PRESETS[name]
     small = dict(audio_depths=(1,), audio_heads=(1,), audio_width=8, text_width=8, text_layers=1, text_heads=1)
     clap = Clap(replace(config, **small)).eval()
     waveform = (0.3 * noise(1, config.samples)).clamp(-1, 1)
-    heard = clap._fit(waveform)
+    fitted = clap._fit(waveform)
     spectrogram = torchlibrosa.Spectrogram(1024, config.hop_length, 1024)
     to_decibels = torchlibrosa.LogmelFilterBank(config.mel_rate, 1024, 64, 50, 14_000, top_db=None)
-    expected = to_decibels(spectrogram(heard))
+    expected = to_decibels(spectrogram(fitted))
     torch.testing.assert_close(clap.log_mel(waveform, config.sample_rate), expected, atol=1e-3, rtol=0)  # decibels
     assert expected.shape == (1, 1, {"ms-clap-2023": 965, "laion-clap": 1001}[name], 64) and expected.std() > 2
 

@@ -6,10 +6,12 @@ Both are optional (`pip install diffusers`, `pip install --no-deps audioldm eino
 import copy
 import importlib
 import json
+import re
 import shutil
 import sys
 import types
 import warnings
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,19 +23,23 @@ from transformers import RobertaConfig, RobertaModel
 
 from refined_ldm.clap import CLAP_PRESETS, Clap
 from refined_ldm.cli import commands as cli
-from refined_ldm.published.audioldm_weights import unet_config, unet_from_audioldm
+from refined_ldm.published import checkpoints
+from refined_ldm.published.audioldm_weights import audioldm_parts, unet_config, unet_from_audioldm
 from refined_ldm.published.checkpoints import (
     convert_checkpoint,
+    detect_checkpoint_type,
     inspect_checkpoint,
     read_audioldm,
     read_parts,
     read_tensors,
 )
+from refined_ldm.published.clap_weights import clap_from_published, clap_kind
 from refined_ldm.published.swap import fit_film
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.tokenizer import roberta_tokenizer
 from refined_ldm.unet import UNetConfig
 from tests.support import small
+from tests.support.peers import published_ms_clap
 
 CLOSE = dict(atol=1e-4, rtol=0)
 CAPTIONS = ["rain", "a dog barks twice, then a bell rings", " ".join(["thunder and wind"] * 60)]  # the last: 181 tokens
@@ -256,16 +262,16 @@ def test_converted_it_is_a_folder_that_every_command_reads(published, loaded, vo
     assert soundfile.info(tmp_path / "sounds" / "rain-0.wav").frames == 5120
     with pytest.raises(FileExistsError, match="converted is there already"):
         convert_checkpoint(path, folder)
-    told = inspect_checkpoint(folder)
-    assert (told.kind, len(told.files)) == ("run", 4) and "generate" in told.command
+    reported = inspect_checkpoint(folder)
+    assert (reported.kind, len(reported.files)) == ("run", 4) and "generate" in reported.command
 
 
 def test_inspection_tells_what_is_in_it(published, capsys):
     theirs, path = published
-    told = inspect_checkpoint(path)
-    assert (told.kind, told.wrapper, told.bytes) == ("audioldm", "state_dict", path.stat().st_size)
-    assert "from_audioldm" in told.python and "convert" in told.command and len(told.sha256) == 64
-    groups = {group.prefix: group for group in told.groups}
+    found = inspect_checkpoint(path)
+    assert (found.kind, found.wrapper, found.bytes) == ("audioldm", "state_dict", path.stat().st_size)
+    assert "from_audioldm" in found.python and "convert" in found.command and len(found.sha256) == 64
+    groups = {group.prefix: group for group in found.groups}
     unet = groups["model.diffusion_model"]
     own = list(theirs.model.diffusion_model.parameters())
     assert (unet.tensors, unet.parameters) == (len(own), sum(p.numel() for p in own))
@@ -331,7 +337,7 @@ def test_a_swap_fitted_on_enough_captions_changes_nothing(published, loaded, voc
     swapped = RefinedAudioLDM.from_audioldm(published[1], "ms-clap-2023", "x.pth", vocabulary, captions[:700])
     fit = swapped.film_fit
     assert fit.captions == 701 and fit.residual < 1e-4
-    assert fit.left_out < 0.1  # some of 512 directions are known by a single caption
+    assert fit.loo_error < 0.1  # some of 512 directions are known by a single caption
     z_t, t = noise(2, 8, 12, 32), torch.tensor([7, 801])
     for pair in (captions[:2], ["", captions[650]], captions[-2:]):  # fitted, the empty one, never seen
         expected = loaded.denoise(z_t, t, loaded.clap.embed_text(pair))
@@ -361,7 +367,7 @@ def test_a_swap_warm_starts_all_but_the_layer_the_caption_enters(published, load
     spread = (old[fitted_on] - old[fitted_on].mean(0)).square().mean()
     known, held = (((new - old)[part].square().mean() / spread).sqrt() for part in (fitted_on, ~fitted_on))
     assert abs(known - fitted.film_fit.residual) < 1e-3
-    assert abs(held - fitted.film_fit.left_out) < 0.3
+    assert abs(held - fitted.film_fit.loo_error) < 0.3
 
 
 def test_film_is_fitted_to_what_can_be_fitted():
@@ -371,9 +377,9 @@ def test_film_is_fitted_to_what_can_be_fitted():
     noisy = c @ W.T + 0.5 * noise(400, 20, seed=3)  # half a unit of spread that no layer explains
     fit = fit_film(c[:200], noisy[:200])
     held_out = (c[200:] @ fit.weight.T + fit.bias - noisy[200:]).norm() / (noisy[200:] - noisy[:200].mean(0)).norm()
-    assert fit.residual < fit.left_out and abs(float(held_out) - fit.left_out) < 0.05
-    few = fit_film(c[:10], noisy[:10])  # fewer captions than dimensions: told to be no good for new ones
-    assert few.left_out > 0.9 and few.weight.isfinite().all()
+    assert fit.residual < fit.loo_error and abs(float(held_out) - fit.loo_error) < 0.05
+    few = fit_film(c[:10], noisy[:10])  # fewer captions than dimensions: a large error for new ones
+    assert few.loo_error > 0.9 and few.weight.isfinite().all()
     with pytest.raises(ValueError, match="at least 3 captions"):
         fit_film(c[:2], noisy[:2])
 
@@ -399,19 +405,166 @@ def test_what_is_missing_for_a_swap_is_named(published, vocabulary, tmp_path, mo
 def test_a_checkpoint_that_lacks_a_part_is_refused_by_name(published, tmp_path):
     theirs, _ = published
     state = {k: v for k, v in contiguous(theirs).items() if not k.startswith("cond_stage_model.")}
-    for name, gone, told in (
+    for name, gone, message in (
         ("a", "first_stage_model.vocoder.", "holds no hifigan"),
         ("b", "model_ema.diffusion_modelout2weight", "running average of the U-Net lacks out.2.weight"),
         ("c", "first_stage_model.decoder.conv_in.bias", "does not fit MelVAE: 1 missing: decoder.conv_in.bias"),
-        ("d", "model.diffusion_model.film_emb.", "hears no caption vector"),
+        ("d", "model.diffusion_model.film_emb.", "has no input for a caption embedding"),
         ("e", None, "noise schedule from 0.0015 to 0.0195 is not AudioLDM's"),
     ):
         path = tmp_path / f"{name}.safetensors"
         if gone is None:
             state["betas"] = torch.linspace(0.0015, 0.0195, 1000)
         save_file({k: v for k, v in state.items() if not gone or not k.startswith(gone)}, path)
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             RefinedAudioLDM.from_audioldm(path, "tiny-gpt2")
+
+
+def in_memory(monkeypatch, tensors, wrapper="state_dict"):
+    """From now on every file holds these tensors."""
+    monkeypatch.setattr(checkpoints, "_tensors", lambda path: (wrapper, tensors))
+
+
+def one_of_each_kind(names):
+    """The first of the names that differ in their numbers alone."""
+    return {re.sub(r"\d+", "0", name): name for name in reversed(list(names))}.values()
+
+
+NOT_NEEDED = r"first_stage_model\.loss\.|logvar|model_ema\.(decay|num_updates)|.*_cumprod|posterior_|.*attn_mask$"
+
+
+@pytest.mark.parametrize("average", [True, False])
+def test_whichever_tensor_is_missing_it_is_named_and_no_size_is_misread(published, monkeypatch, average):
+    """Sizes are read off tensors: without one of them they are the same still, or the tensor is named."""
+    whole = {name: tensor for name, tensor in contiguous(published[0]).items() if "cond_stage" not in name}
+    in_memory(monkeypatch, whole)
+    config, parts = read_audioldm("a.ckpt", average)
+    held = {(part, name) for part, tensors in parts.items() for name in tensors}
+    refused = 0
+    for missing in one_of_each_kind(whole):
+        in_memory(monkeypatch, {name: tensor for name, tensor in whole.items() if name != missing})
+        try:
+            found, parts = read_audioldm("a.ckpt", average)
+        except ValueError as fault:
+            assert re.match(rf"a.ckpt: .* lacks .*{missing[-4:]}", str(fault)) and "\n" not in str(fault), missing
+            refused += 1
+            continue
+        gone = held - {(part, name) for part, tensors in parts.items() for name in tensors}
+        unused = re.match(NOT_NEEDED, missing) or (not average and missing.startswith("model_ema."))
+        assert found == config and len(gone) == (not unused), missing  # which `load_into` then refuses by name
+    assert refused > 10
+
+
+@pytest.mark.parametrize("kind", ["laion-clap", "ms-clap-2023"])
+def test_whichever_tensor_a_conditioner_lacks_it_is_named(published, kind):
+    whole = {name.removeprefix("cond_stage_model.model."): tensor for name, tensor in contiguous(published[0]).items()
+             if name.startswith("cond_stage_model.model.")}  # fmt: skip
+    if kind == "ms-clap-2023":
+        wide = dict(text_width=64, text_heads=1, embedding_dim=1024, text_positions=90)
+        whole = published_ms_clap(Clap(replace(small.CLAP, **wide)))
+    sizes, state = clap_from_published(CLAP_PRESETS[kind], whole)
+    for missing in one_of_each_kind(whole):
+        assert clap_kind(whole.keys() - {missing}) == kind
+        try:
+            found, rest = clap_from_published(CLAP_PRESETS[kind], {k: v for k, v in whole.items() if k != missing})
+        except ValueError as fault:
+            assert re.match(r".* lacks the tensor .*(weight|table)", str(fault)), missing
+            continue
+        assert found == sizes and (rest.keys() < state.keys() or rest.keys() == state.keys()), missing
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_checkpoint_of_any_precision_is_read_as_float32(published, vocabulary, tmp_path, monkeypatch, kind):
+    whole = contiguous(published[0])
+    cast = {name: tensor.to(kind) if tensor.is_floating_point() else tensor for name, tensor in whole.items()}
+    in_memory(monkeypatch, whole)
+    config, expected = read_audioldm("a.ckpt")
+    monkeypatch.undo()
+    save_file(cast, tmp_path / "a.safetensors")
+    found, parts = read_audioldm(tmp_path / "a.safetensors")
+    assert found == config  # noise schedule included, whose ends are as they were chosen
+    for part, tensors in parts.items():
+        for name, tensor in tensors.items():
+            assert tensor.dtype == expected[part][name].dtype
+            torch.testing.assert_close(tensor, expected[part][name], rtol=2e-2, atol=1e-3)
+    model = RefinedAudioLDM.from_audioldm(tmp_path / "a.safetensors", tokenizer=vocabulary)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert model.generate(["rain"], 0.32, 1).isfinite().all()
+
+
+def test_integers_are_no_weights(published, tmp_path):
+    state = {k: v for k, v in contiguous(published[0]).items() if "cond_stage" not in k}
+    name = "first_stage_model.decoder.conv_in.weight"
+    save_file(state | {name: state[name].char()}, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match="MelVAE: 1 of another type: decoder.conv_in.weight int8 for float32"):
+        RefinedAudioLDM.from_audioldm(tmp_path / "a.safetensors", "tiny-gpt2")
+
+
+@pytest.mark.parametrize(
+    "shape, message", [((1,), None), ((1, 1, 1, 1), None), ((2,), r"scale_factor is of shape \(2,\)")]
+)
+def test_a_scale_with_axes_is_one_number(published, tmp_path, shape, message):
+    state = {k: v for k, v in contiguous(published[0]).items() if "cond_stage" not in k}
+    save_file(state | {"scale_factor": torch.full(shape, 0.9138)}, tmp_path / "a.safetensors")
+    if message:
+        with pytest.raises(ValueError, match=message):
+            RefinedAudioLDM.from_audioldm(tmp_path / "a.safetensors", "tiny-gpt2")
+        return
+    model = RefinedAudioLDM.from_audioldm(tmp_path / "a.safetensors", "tiny-gpt2")
+    assert model.scale.shape == () and abs(float(model.scale) - 0.9138) < 1e-6
+
+
+def put(prefix, before):
+    """Names with a word that a wrapper puts into them, where `before` stands."""
+    return lambda name: name.replace(before, prefix + before, 1)
+
+
+@pytest.mark.parametrize("rename", [
+    lambda name: f"_forward_module.{name}", lambda name: f"module._orig_mod.{name}", put("_orig_mod.", "input_blocks"),
+    lambda name: name.replace("model.diffusion_model.", "model.diffusion_model._orig_mod.").replace(
+        "model_ema.diffusion_model", "model_ema.diffusion_model_orig_mod"),
+    lambda name: name.replace("first_stage_model.", "first_stage_model._orig_mod.module."),
+    put("_fsdp_wrapped_module._checkpoint_wrapped_module.", "middle_block."), put("module.", "vocoder."),
+])  # fmt: skip
+def test_what_wrappers_put_into_names_is_taken_out(published, monkeypatch, rename):
+    whole = {k: v for k, v in contiguous(published[0]).items() if "cond_stage" not in k}
+    in_memory(monkeypatch, whole)
+    config, parts = read_audioldm("a.ckpt")
+    renamed = {rename(name): tensor for name, tensor in whole.items()}
+    assert renamed.keys() != whole.keys()
+    in_memory(monkeypatch, renamed)
+    found, again = read_audioldm("a.ckpt")
+    assert found == config and detect_checkpoint_type(read_tensors("a.ckpt")) == "audioldm"
+    for part, tensors in parts.items():
+        assert tensors.keys() == again[part].keys()
+        assert all(torch.equal(tensor, again[part][name]) for name, tensor in tensors.items())
+    in_memory(monkeypatch, whole | renamed)
+    with pytest.raises(ValueError, match="a.ckpt was refused: it holds .* twice"):
+        read_tensors("a.ckpt")
+
+
+def test_a_running_average_alone_is_the_unet(published, monkeypatch):
+    whole = {k: v for k, v in contiguous(published[0]).items() if "cond_stage" not in k}
+    in_memory(monkeypatch, whole)
+    config, parts = read_audioldm("a.ckpt")
+    in_memory(monkeypatch, {k: v for k, v in whole.items() if not k.startswith("model.diffusion_model.")})
+    found, again = read_audioldm("a.ckpt")
+    assert found == config and again["unet"].keys() == parts["unet"].keys()
+    assert all(torch.equal(tensor, again["unet"][name]) for name, tensor in parts["unet"].items())
+    with pytest.raises(ValueError, match="a.ckpt: it holds the U-Net's running average alone: take average=True"):
+        read_audioldm("a.ckpt", average=False)
+
+
+@pytest.mark.parametrize("name", ["audioldm-s-full", "audioldm-m-full", "audioldm-l-full"])
+def test_the_names_of_a_running_average_get_their_dots_back(audioldm, name):
+    settings = audioldm("utils").default_audioldm_config(name)["model"]["params"]["unet_config"]["params"]
+    with torch.device("meta"):
+        names = audioldm("latent_diffusion.openaimodel").UNetModel(**settings).state_dict().keys()
+    averages = {f"model_ema.diffusion_model{name.replace('.', '')}": name for name in names}
+    assert len(averages) == len(names) > 300
+    parts = audioldm_parts(averages)  # the tensor of a name is here the name that it had
+    assert parts["unet"] == unet_from_audioldm({name: name for name in names})
 
 
 def test_single_parts_are_read(published, tmp_path):
@@ -523,8 +676,8 @@ def test_a_converted_pipeline_brings_its_vocabulary(pipeline, tmp_path):
     again = RefinedAudioLDM.load(convert_checkpoint(folder, tmp_path / "converted"))
     expected = RefinedAudioLDM.from_audioldm(folder)
     assert torch.equal(again.generate(["rain"], 0.32, 2), expected.generate(["rain"], 0.32, 2))
-    told = inspect_checkpoint(folder)
-    assert told.kind == "pipeline" and [file.kind for file in told.files] == ["unet", "vae", "hifigan", "laion-clap"]
+    found = inspect_checkpoint(folder)
+    assert found.kind == "pipeline" and [file.kind for file in found.files] == ["unet", "vae", "hifigan", "laion-clap"]
 
 
 def edited(folder, out, part, **changes):
@@ -566,14 +719,14 @@ def test_a_number_of_heads_that_nobody_set_is_told(pipeline, tmp_path):
     assert config.unet.head_channels == 32
 
 
-@pytest.mark.parametrize("part, changes, told", [
+@pytest.mark.parametrize("part, changes, message", [
     ("unet", {"class_embed_type": None}, "class_embed_type is None, AudioLDM has 'simple_projection'"),
     ("unet", {"attention_head_dim": [1, 1, 1]}, "heads of .64.0, 96.0. channels; all levels"),
     ("vocoder", {"sampling_rate": 48_000}, "sampling_rate is 48000, AudioLDM has 16000"),
     ("scheduler", {"beta_schedule": "linear"}, "beta_schedule is 'linear'"),
 ])  # fmt: skip
-def test_another_pipeline_is_refused_by_name(pipeline, tmp_path, part, changes, told):
-    with pytest.raises(ValueError, match=told):
+def test_another_pipeline_is_refused_by_name(pipeline, tmp_path, part, changes, message):
+    with pytest.raises(ValueError, match=message):
         RefinedAudioLDM.from_audioldm(edited(pipeline[1], tmp_path / "edited", part, **changes))
 
 
@@ -595,6 +748,119 @@ def test_a_directory_that_lacks_a_part_says_which(pipeline, tmp_path):
         RefinedAudioLDM.from_audioldm(folder)
     with pytest.raises(FileNotFoundError, match="no config.json in .*AudioLDMPipeline"):
         RefinedAudioLDM.from_audioldm(tmp_path)
+
+
+PIPELINES_SETTINGS = [
+    *(("unet", key) for key in ("class_embed_type", "class_embeddings_concat", "block_out_channels",
+                                "attention_head_dim", "num_attention_heads", "down_block_types")),
+    *(("vae", key) for key in ("scaling_factor", "norm_num_groups")),
+    *(("vocoder", key) for key in ("sampling_rate", "model_in_dim", "upsample_initial_channel", "upsample_rates",
+                                   "upsample_kernel_sizes", "resblock_kernel_sizes", "resblock_dilation_sizes",
+                                   "leaky_relu_slope", "normalize_before")),
+    *(("scheduler", key) for key in ("beta_schedule", "num_train_timesteps", "beta_start", "beta_end",
+                                     "prediction_type")),
+]  # fmt: skip
+OTHER_VALUES = [..., None, "x", "1", True, -1, 0, 7, 10**9, 0.5, [], [1], [[1, 3, 5]], ["x", 2], {}, {"a": 1}]
+
+
+@pytest.mark.parametrize("part, key", PIPELINES_SETTINGS)
+def test_a_setting_that_is_missing_or_of_another_type_is_named(pipeline, monkeypatch, part, key):
+    """Whatever is there: an experiment in which all other settings are the same, or one line that names the key."""
+    _, folder = pipeline
+    settings = {name: checkpoints._settings(folder / name) for name in checkpoints.PIPELINE_PARTS}
+    tensors = {name: read_tensors(checkpoints._weights(folder / name)) for name in settings if name != "scheduler"}
+    monkeypatch.setattr(checkpoints, "_weights", lambda path: path)
+    monkeypatch.setattr(checkpoints, "read_tensors", lambda path: tensors[path.name])
+    found = 0
+    for value in OTHER_VALUES:
+        changed = {name: dict(held) for name, held in settings.items()}
+        changed[part][key] = value
+        if value is ...:
+            del changed[part][key]
+        monkeypatch.setattr(checkpoints, "_settings", lambda path, changed=changed: changed[path.name])
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about a number of heads that nobody set
+                config, parts = read_audioldm(folder)
+            assert parts.keys() == {"unet", "vae", "hifigan", "clap", "scale"} and config.hifigan.rates
+        except ValueError as fault:
+            assert key in str(fault) or key == "attention_head_dim" and "heads of" in str(fault), value
+            assert "\n" not in str(fault)
+            found += 1
+    assert found >= 3 or key in ("num_attention_heads", "normalize_before")
+
+
+@pytest.mark.parametrize("content", ["[]", "3", '"x"', "null", "{", "\ufeff"])
+def test_settings_that_are_no_object_are_told(pipeline, tmp_path, content):
+    folder = edited(pipeline[1], tmp_path / "edited", "vae")
+    (folder / "vae" / "config.json").write_text(content)
+    with pytest.raises(ValueError, match="vae/config.json (holds|is no JSON)"):
+        read_audioldm(folder)
+
+
+def split(path, index, shards=3, **changes):
+    """A file of weights in shards, listed by an index beside them."""
+    tensors, listed = read_tensors(path), {}
+    path.unlink()
+    for k in range(shards):
+        shard = path.with_name(f"{path.stem}-{k + 1:05d}-of-{shards:05d}.safetensors")
+        part = {name: tensor for i, (name, tensor) in enumerate(tensors.items()) if i % shards == k}
+        save_file(part, shard)
+        listed |= dict.fromkeys(part, shard.name)
+    path.with_name(index).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": listed | changes}))
+    return path.with_name(index)
+
+
+def same_parts(folder, other):
+    config, parts = read_audioldm(folder)
+    again, others = read_audioldm(other)
+    return config == again and all(
+        torch.equal(tensor, others[part][name]) for part, tensors in parts.items() for name, tensor in tensors.items()
+    )
+
+
+def test_sharded_weights_are_read_through_their_index(pipeline, tmp_path):
+    folder = edited(pipeline[1], tmp_path / "edited", "vae")
+    index = split(folder / "unet" / "diffusion_pytorch_model.safetensors",
+                  "diffusion_pytorch_model.safetensors.index.json")  # fmt: skip
+    split(folder / "text_encoder" / "model.safetensors", "model.safetensors.index.fp16.json", 2)
+    assert same_parts(pipeline[1], folder)
+    assert inspect_checkpoint(index).kind == "unet" and read_parts(index).keys() == {"unet"}
+    next(index.parent.glob("*-00002-of-00003.safetensors")).unlink()
+    with pytest.raises(FileNotFoundError, match="index.json names .*-00002-of-00003.safetensors, which is not beside"):
+        read_audioldm(folder)
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"x": "../vae/diffusion_pytorch_model.safetensors"}, "has no weight_map of tensors and the files beside it"),
+    ({"x": "/etc/passwd"}, "has no weight_map"), ({"x": 3}, "has no weight_map"),
+    ({"x": "diffusion_pytorch_model-00001-of-00003.safetensors"}, "names x, which .*00001.* does not hold"),
+])  # fmt: skip
+def test_an_index_lists_files_beside_it_and_what_they_hold(pipeline, tmp_path, changes, message):
+    folder = edited(pipeline[1], tmp_path / "edited", "vae")
+    split(folder / "unet" / "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json",
+          **changes)  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        read_audioldm(folder)
+
+
+@pytest.mark.parametrize("variant, kind", [("fp16", torch.float16), ("bf16", torch.bfloat16), ("fp32", torch.float64),
+                                           ("non_ema", torch.float32)])  # fmt: skip
+def test_variants_of_weights_are_read(pipeline, tmp_path, variant, kind):
+    folder = edited(pipeline[1], tmp_path / "edited", "vae")
+    expected, before = read_audioldm(folder)
+    for path in [
+        path for part in ("unet", "vae", "vocoder", "text_encoder") for path in (folder / part).glob("*.saf*")
+    ]:
+        tensors = {k: v.to(kind) if v.is_floating_point() else v for k, v in read_tensors(path).items()}
+        path.unlink()
+        save_file(tensors, path.with_name(f"{path.stem}.{variant}.safetensors"))
+    config, parts = read_audioldm(folder)
+    assert config == expected
+    for part, tensors in before.items():
+        for name, tensor in tensors.items():
+            assert parts[part][name].dtype == tensor.dtype
+            torch.testing.assert_close(parts[part][name], tensor, rtol=2e-2, atol=1e-3)
 
 
 def test_a_conditioner_of_ours_stands_for_a_published_one(published, tmp_path, monkeypatch):

@@ -66,8 +66,8 @@ class Hub(BaseHTTPRequestHandler):
         tree = [{"type": "file", "path": path, "size": len(body), "oid": "0" * 40,
                  "lfs": {"oid": hashlib.sha256(body).hexdigest(), "size": len(body), "pointerSize": 1}}
                 for path, body in files.items()]  # fmt: skip
-        told = tree if "/tree/" in self.path else {"id": repository, "sha": COMMIT, "siblings": []}
-        body = json.dumps(told).encode()
+        found = tree if "/tree/" in self.path else {"id": repository, "sha": COMMIT, "siblings": []}
+        body = json.dumps(found).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
@@ -91,7 +91,7 @@ def hub():
 
 def run(name, tmp_path, hub=None, offline=False):
     """fetch(name) in a process of its own -> the finished process."""
-    address = f"http://127.0.0.1:{hub.server_port}" if hub else "http://127.0.0.1:9"  # where nobody listens
+    address = f"http://127.0.0.1:{hub.server_port}" if hub else "http://127.0.0.1:9"  # where no server runs
     environment = {**os.environ, "HF_ENDPOINT": address, "HF_HUB_OFFLINE": str(int(offline)), "HF_HOME": str(tmp_path),
                    "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}  # fmt: skip
     environment.pop("HF_HUB_CACHE", None)
@@ -108,8 +108,8 @@ def test_a_broken_download_is_resumed_told_before_and_fetched_once(hub, tmp_path
     assert path.startswith(str(tmp_path))
     digest = hashlib.sha256(WEIGHTS).hexdigest()
     address = f"http://127.0.0.1:{hub.server_port}"
-    told = f"downloading CLAP_weights_2023.pth from {address}/microsoft/msclap: 0.02 GB, MS-PL, sha256 {digest}, into "
-    assert done.stderr.startswith(told + str(tmp_path))
+    message = f"downloading CLAP_weights_2023.pth from {address}/microsoft/msclap: 0.02 GB, MS-PL, sha256 {digest}, into "
+    assert done.stderr.startswith(message + str(tmp_path))
     ranges = [asked for method, _, asked in hub.seen if method == "GET"]
     assert ranges[0] is None and len(ranges) == 2
     assert 0 < int(ranges[1].removeprefix("bytes=").rstrip("-")) <= 15_000_000  # not from the start again
@@ -170,8 +170,8 @@ def test_what_only_a_person_can_download_says_where(tmp_path):
     for name, file in PUBLISHED.items():
         assert bool(file.repository) != bool(file.page)
         if file.page:
-            with pytest.raises(FileNotFoundError, match=r"by hand from https://zenodo.org/records/\d+") as told:
+            with pytest.raises(FileNotFoundError, match=r"by hand from https://zenodo.org/records/\d+") as found:
                 fetch(name)
-            assert str(told.value) == how_to_get(name) and "\n" not in how_to_get(name)
+            assert str(found.value) == how_to_get(name) and "\n" not in how_to_get(name)
     with pytest.raises(ValueError, match="nothing published is called 'CLAP'"):
         fetch("CLAP")

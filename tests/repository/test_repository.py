@@ -1,7 +1,6 @@
 """What the repository promises of itself: its dependencies, its tested set, notebooks that know where it lives."""
 
 import ast
-import importlib.util
 import subprocess
 import sys
 import tomllib
@@ -13,23 +12,19 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.support.scripts import load_script
+
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 REQUIRED = [Requirement(line) for line in PROJECT["project"]["dependencies"]]
 OPTIONAL = [Requirement(line) for extra in PROJECT["project"]["optional-dependencies"].values() for line in extra]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+badges = load_script("notebooks/badges.py")
 
 
 def pinned() -> dict[str, str]:
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     return dict(line.split("==") for line in lines)
-
-
-def badges():
-    spec = importlib.util.spec_from_file_location("badges", ROOT / ".ci" / "badges.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize("requirement", REQUIRED, ids=str)
@@ -63,19 +58,21 @@ def test_badges_point_a_new_notebook_at_the_repository():
     parameters = nbformat.v4.new_code_cell("steps = 25", metadata={"tags": ["parameters"]})
     title, last = nbformat.v4.new_markdown_cell("# Title\nA question."), nbformat.v4.new_code_cell("steps")
     notebook = nbformat.v4.new_notebook(cells=[title, parameters, last])
-    for repository in ("owner/name", "someone/else.where"):
-        badges().point_notebook(notebook, "01_a.ipynb", repository)
+    for repository in ("some/one", "someone/else.where"):
+        badges.point_notebook(notebook, "01_a.ipynb", repository)
         assert notebook.cells[0].source.startswith("# Title\n\n[![Open in Colab]")
         assert notebook.cells[0].source.endswith(f"github/{repository}/blob/main/notebooks/01_a.ipynb)\n\nA question.")
         assert f"github.com/{repository}" in notebook.cells[2].source and len(notebook.cells) == 4
         exec(notebook.cells[2].source, {})  # the package is there, so nothing is installed
+    badges.point_notebook(notebook, "01_a.ipynb", badges.UNSET)
+    assert notebook.cells[0].source == "# Title\n\nA question."
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_a_notebook_has_the_badge_and_bootstrap_of_the_one_setting(path):
     notebook = nbformat.read(path, as_version=4)
     before = [cell.source for cell in notebook.cells]
-    badges().point_notebook(notebook, path.name, PROJECT["tool"]["refined-ldm"]["repository"])
+    badges.point_notebook(notebook, path.name, PROJECT["tool"]["refined-ldm"]["repository"])
     assert [cell.source for cell in notebook.cells] == before, "run `make badges`"
 
 
@@ -88,3 +85,13 @@ def test_a_notebook_keeps_to_the_house_rules(path):
     (parameters,) = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
     for assignment in ast.parse(parameters.source).body:
         ast.literal_eval(assignment.value)
+
+
+def test_a_wheel_holds_what_notebooks_read_of_the_figures():
+    """Where the package came as a wheel, notebook 06 finds its tables and claims in it (`display.stored_figures`)."""
+    forced = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    assert forced == {f"figures/{name}": f"refined_ldm/figures/{name}" for name in ("data", "claims.yaml")}
+    assert all((ROOT / source).exists() for source in forced)
+    for path in NOTEBOOKS:
+        code = "\n".join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code")
+        assert "display.ROOT" not in code and "REPOSITORY" not in code  # all go through `display`

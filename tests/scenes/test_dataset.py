@@ -160,7 +160,7 @@ def test_captions_are_three_different_sentences_without_slots_left(items):
 
 def test_counts_in_captions_are_the_counts_rendered():
     dataset = SoundScenes("train", size=240, kinds=("event",))
-    told = 0
+    named = 0
     for i in range(240):
         item = dataset[i]
         (event,) = item["events"]
@@ -170,8 +170,8 @@ def test_counts_in_captions_are_the_counts_rendered():
             found += [n for n in range(2, 7) if re.search(rf"\b{NUMBERS[n]} {things}", caption)]
             found += [1] * bool(re.search(r"\b(single|a) (low |high )?(note|chord|step)\b", caption))
             assert set(found) <= {event.count}, (caption, event)
-            told += bool(found)
-    assert told > 40
+            named += bool(found)
+    assert named > 40
 
 
 def test_attributes_in_captions_are_true():
@@ -219,8 +219,8 @@ def test_what_is_masked_is_brought_up_or_not_captioned():
     assert scenes._audible(scenes._band_power(quiet), 80, scenes._band_power(loud), 0)
     event = scenes.Event("dog", 0, 2.56, 300, 1, 0.0, 1.0, False)
     parts = [(quiet, event), (loud, scenes.replace(event, name="rain"))]
-    _, events, heard = scenes._mix(np.random.default_rng(1), "overlap", parts, 2.56)
-    assert heard == [False, True] or events[0].gain > events[1].gain + 10
+    _, events, audible = scenes._mix(np.random.default_rng(1), "overlap", parts, 2.56)
+    assert audible == [False, True] or events[0].gain > events[1].gain + 10
 
 
 # ---------------------------------------------------------------- choices
@@ -264,3 +264,13 @@ def test_wrong_choices_are_refused(wrong, message):
 def test_an_index_past_the_end_is_refused():
     with pytest.raises(IndexError):
         SoundScenes(size=3)[3]
+
+
+def test_whole_floats_are_integers_and_other_numbers_are_refused():
+    dataset = SoundScenes("test", 4.0, seed=0.0, sources="procedural")
+    assert dataset.fingerprint() == SoundScenes("test", 4, seed=0, sources="procedural").fingerprint()
+    assert dataset[1.0]["id"] == dataset[1]["id"] == "test-0-1-sequence" and len(dataset) == 4
+    for wrong in (1.5, True, float("nan"), "1", -1):
+        for call in (lambda n: SoundScenes("test", n), lambda n: SoundScenes("test", seed=n), lambda n: dataset[n]):
+            with pytest.raises((ValueError, IndexError), match="must be a whole number|scene -1 of 4"):
+                call(wrong)

@@ -30,8 +30,8 @@ def test_a_conditioner_that_shares_no_embedding_says_nothing(clap):
 
 def test_generate_says_what_it_does_not_know(tmp_path, capsys):
     assert main(["generate", "a cat meows", "--steps", "1", "--json", "--out", str(tmp_path)]) == 0
-    told = capsys.readouterr()
-    assert "cat, meows" in told.err and "the nearest captions" in json.loads(told.out)["notes"][0]
+    printed = capsys.readouterr()
+    assert "cat, meows" in printed.err and "the nearest captions" in json.loads(printed.out)["notes"][0]
 
 
 def test_familiar_captions_need_no_note():

@@ -91,5 +91,8 @@ def test_a_missing_font_says_what_to_do(monkeypatch):
 
 
 def test_the_font_is_found_without_importing_pretty_midi():
-    code = "import sys; from refined_ldm.scenes import soundfont as s; s.soundfont(); assert 'pretty_midi' not in sys.modules"
+    code = (
+        "import sys; from refined_ldm.scenes import soundfont as s; "
+        "s.soundfont(); assert 'pretty_midi' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -28,6 +28,27 @@ def randomised(module, scale=0.05, seed=0):
     return module.eval()
 
 
+def published_ms_clap(clap):
+    """Tensors of a `Clap` as MS-CLAP's authors name them: the names that `ms_clap_state` reads."""
+    state, published = clap.state_dict(), {}
+    for name, tensor in state.items():
+        if ".attention.self.query." in name:
+            parts = (state[name.replace(".query.", f".{part}.")] for part in ("query", "key", "value"))
+            name, tensor = name.replace(".attention.self.query.", ".attn.qkv."), torch.cat(list(parts))
+        elif ".attention.self.key." in name or ".attention.self.value." in name:
+            continue
+        for ours, theirs in (("mel_bank", "audio.audio_encoder.logmel_extractor.melW"), (".batch_norm.", ".bn0."),
+                             (".attention.output.dense.", ".attn.proj."), (".attention.self.", ".attn."),
+                             (".intermediate.dense.", ".mlp.fc1."), (".output.dense.", ".mlp.fc2."),
+                             (".layernorm_before.", ".norm1."), (".layernorm_after.", ".norm2."),
+                             ("audio.audio_encoder.", "audio_encoder.base.htsat."),
+                             ("audio_projection.", "audio_encoder.projection."), ("text.", "caption_encoder.base."),
+                             ("text_projection.", "caption_encoder.projection.")):  # fmt: skip
+            name = name.replace(ours, theirs) if not name.startswith("caption_encoder.") else name
+        published[name] = tensor.T.contiguous() if name.endswith("melW") else tensor
+    return published
+
+
 def write_esc50(folder, classes=("dog", "sea_waves", "hand_saw"), each=2):
     """A folder laid out as ESC-50 is: a tone for each class, 5 s at 44.1 kHz -> the folder."""
     (folder / "meta").mkdir(parents=True)

@@ -17,7 +17,7 @@ from refined_ldm.training.contrasts import (
     answers_of,
     draw_twins,
     nearness_loss,
-    reading_loss,
+    probe_loss,
     train_audio_details,
     train_text_details,
     twin_loss,
@@ -52,13 +52,13 @@ def test_twins_are_never_true_of_their_scene(seed):
         true = {str(c) for c in captions_of(item)}
         assert true == set(item["captions"])
         for caption in captions_of(item) + captions_of(item, 3, detailed=1.0):
-            said = [clause.said() for clause in caption.clauses]
+            named = [clause.said() for clause in caption.clauses]
             for detail, others in caption.contrasts().items():
                 for other in others:
                     assert str(other) != str(caption)
-                    told = [clause.said() for clause in other.clauses]
+                    named_by_twin = [clause.said() for clause in other.clauses]
                     if detail != "order":
-                        pairs = list(zip(said, told, strict=True))
+                        pairs = list(zip(named, named_by_twin, strict=True))
                         changed = [k for a, b in pairs for k in a.keys() | b.keys() if a.get(k) != b.get(k)]
                         assert changed == [detail]
 
@@ -112,7 +112,7 @@ def test_only_what_is_nearer_than_the_margin_is_pushed_away():
 def test_reading_is_perfect_where_the_logits_are():
     answers = torch.tensor([answers_of(THEN)])
     logits = torch.cat([100 * F.one_hot(answers[:, i], n) for i, n in enumerate(QUESTIONS)], dim=1)
-    assert reading_loss(logits, answers) < 1e-3 < reading_loss(0.0 * logits, answers)
+    assert probe_loss(logits, answers) < 1e-3 < probe_loss(0.0 * logits, answers)
 
 
 @pytest.fixture

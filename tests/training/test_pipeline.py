@@ -1,4 +1,5 @@
 import json
+import re
 import tarfile
 from dataclasses import replace
 
@@ -12,9 +13,11 @@ from refined_ldm.published.warm_start import load_named_parts
 from refined_ldm.scenes.dataset import SoundScenes
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.training.pipeline import (
+    DETAILS,
     STAGES,
     cached_clips,
     check_files,
+    check_run,
     default_stages,
     open_data,
     prepare_latents,
@@ -80,8 +83,10 @@ def test_all_stages_feed_each_other_and_the_result_is_a_model(recordings, tmp_pa
         model = RefinedAudioLDM(config, seed=4)
         assert [s.index for s in train_stage(model, stage, run)] == [1, 2]
     files = {p.name for p in run.iterdir()}
-    assert files == {"checkpoints", "clips-train", "latents-train", "embeddings-train", "config.yaml", "vae.safetensors", "ldm.safetensors",
-                     "hifigan.safetensors", "discriminators", "clap-tiny-gpt2.safetensors"}  # fmt: skip
+    assert files == {
+        "checkpoints", "clips-train", "latents-train", "embeddings-train", "discriminators", "config.yaml",
+        "vae.safetensors", "ldm.safetensors", "hifigan.safetensors", "clap-tiny-gpt2.safetensors",
+    }  # fmt: skip
     loaded = RefinedAudioLDM.load(run)
     assert loaded.config == config and loaded.scale != 1
     assert loaded.generate(["bell"]).shape == (1, 20_480)
@@ -92,15 +97,15 @@ def test_all_stages_feed_each_other_and_the_result_is_a_model(recordings, tmp_pa
 
 
 def test_latents_have_unit_variance_and_follow_the_vae(recordings, tmp_path):
-    model, told = RefinedAudioLDM(settings(recordings)), []
+    model, calls = RefinedAudioLDM(settings(recordings)), []
     clips = cached_clips(model.config, tmp_path)
 
     def prepare():
-        told.clear()
-        return prepare_latents(model, clips, tmp_path, on_clips=lambda *progress: told.append(progress))
+        calls.clear()
+        return prepare_latents(model, clips, tmp_path, on_clips=lambda *progress: calls.append(progress))
 
     latents = prepare()
-    assert told == [(10, 10)] and len(latents) == 10
+    assert calls == [(10, 10)] and len(latents) == 10
     all_latents = torch.stack([latents[i]["latent"] for i in range(10)])
     assert all_latents.shape == (10, 2, 8, 4) and abs((model.scale * all_latents).std() - 1) < 0.01
     with torch.no_grad():
@@ -109,10 +114,10 @@ def test_latents_have_unit_variance_and_follow_the_vae(recordings, tmp_path):
         expected = model.clap.embed_text(clips[2]["captions"])
         torch.testing.assert_close(latents[2]["embeddings"], expected, atol=1e-3, rtol=0)
     prepare()
-    assert told == []  # taken from disk
+    assert calls == []  # taken from disk
     model.vae.encoder.conv_in.weight.data += 1
     prepare()
-    assert told == [(10, 10)]  # another VAE, other latents
+    assert calls == [(10, 10)]  # another VAE, other latents
 
 
 def test_the_linear_denoiser_knows_the_scaled_latents(recordings, tmp_path):
@@ -124,12 +129,12 @@ def test_the_linear_denoiser_knows_the_scaled_latents(recordings, tmp_path):
 
 
 def test_clips_are_decoded_once(recordings, tmp_path):
-    told = []
+    calls = []
     config = settings(recordings)
-    clips = cached_clips(config, tmp_path, on_clips=lambda *progress: told.append(progress))
+    clips = cached_clips(config, tmp_path, on_clips=lambda *progress: calls.append(progress))
     torch.testing.assert_close(clips[4]["waveform"], open_data(config)[4]["waveform"], atol=1 / 32767, rtol=0)
-    again = cached_clips(config, tmp_path, on_clips=lambda *progress: told.append(progress))
-    assert told == [(10, 10)] and torch.equal(again[4]["waveform"], clips[4]["waveform"])
+    again = cached_clips(config, tmp_path, on_clips=lambda *progress: calls.append(progress))
+    assert calls == [(10, 10)] and torch.equal(again[4]["waveform"], clips[4]["waveform"])
     assert len(cached_clips(settings(recordings, seconds=0.64), tmp_path)[0]["waveform"]) == 10_240
 
 
@@ -160,7 +165,7 @@ def test_recordings_that_cannot_be_used_are_left_out_counted_and_listed(recordin
     assert "2 faulty entries" in capsys.readouterr().err
     (recordings / "captions.csv").write_text("\n".join(["file,caption", *rows[:10]]))
     assert cli.main(command) == 2
-    assert "captions.csv, line 4: " in (told := capsys.readouterr().err) and "bell_2.wav: truncated" in told
+    assert "captions.csv, line 4: " in (printed := capsys.readouterr().err) and "bell_2.wav: truncated" in printed
     assert not (tmp_path / "run" / "clips-train").exists()
     (recordings / "captions.csv").write_text("\n".join(["file,caption", *rows]))
     with pytest.warns(UserWarning, match="3 faulty entries"):
@@ -173,19 +178,21 @@ def test_recordings_that_cannot_be_used_are_left_out_counted_and_listed(recordin
     assert [item["id"] for item in clips.rest] == [f"bell_{i}.wav" for i in range(10) if i != 2]
 
 
-def test_unheard_words_share_one_embedding(recordings, tmp_path):
+def test_untrained_words_share_one_embedding(recordings, tmp_path):
     model = RefinedAudioLDM(settings(recordings))
     list(train_stage(model, "clap", tmp_path / "run"))
     with torch.no_grad():
-        unheard, heard = model.clap.embed_text(["zebra", "piano"]), model.clap.embed_text(["bell 1", "bell 2"])
-    assert (heard[0] - heard[1]).abs().max() > 1e-4
+        unseen, seen = model.clap.embed_text(["zebra", "piano"]), model.clap.embed_text(["bell 1", "bell 2"])
+    assert (seen[0] - seen[1]).abs().max() > 1e-4
     table = model.clap.text.get_input_embeddings().weight
-    assert len(table.unique(dim=0)) < 40 and unheard.isfinite().all()
+    assert len(table.unique(dim=0)) < 40 and unseen.isfinite().all()
 
 
 def test_stages_in_the_wrong_order_or_unknown_are_refused(recordings, tmp_path):
     model = RefinedAudioLDM(settings(recordings))
-    with pytest.raises(ValueError, match="no stage 'unet': choose from vae, clap, ldm, hifigan"):
+    with pytest.raises(
+        ValueError, match="no stage 'unet': choose from vae, clap, details-text, details-audio, ldm, hifigan"
+    ):
         next(train_stage(model, "unet", tmp_path))
     with pytest.raises(FileNotFoundError, match="vae.safetensors"):
         next(train_stage(model, "ldm", tmp_path / "empty"))
@@ -268,11 +275,11 @@ def test_a_unet_of_another_conditioner_keeps_all_but_the_layer_captions_enter_by
     for name, tensor in fresh.unet.state_dict().items():
         assert torch.equal(tensor, before[name] if "film_embed" in name else donor.unet.state_dict()[name]), name
     fresh.config = fresh.config.changed(clap_checkpoint=str(tmp_path / "clap.safetensors"))
-    with pytest.warns(UserWarning, match="listened to another conditioner than tiny-gpt2"):
+    with pytest.warns(UserWarning, match="was trained with another conditioner than tiny-gpt2"):
         next(train_stage(fresh, "ldm", tmp_path / "run"))
 
 
-@pytest.mark.parametrize("named, error, told", [
+@pytest.mark.parametrize("named, error, message", [
     ({"start_from": "no.ckpt"}, FileNotFoundError, r"start_from \(reload_from_ckpt in AudioLDM's YAML\) is no.ckpt"),
     ({"vae_checkpoint": "no.ckpt"}, FileNotFoundError, "first_stage_config.params.reload_from_ckpt.*--stage vae ldm"),
     ({"vae_checkpoint": "a/vae_mel_16k_64bins.ckpt"}, FileNotFoundError, "it is published at https://zenodo"),
@@ -281,9 +288,9 @@ def test_a_unet_of_another_conditioner_keeps_all_but_the_layer_captions_enter_by
     ({"start_from": "VAE"}, ValueError, "vae.ckpt holds no unet, only vae"),
     ({"vocoder_checkpoint": "VAE"}, ValueError, "vae.ckpt holds no hifigan, only vae"),
 ])  # fmt: skip
-def test_a_file_that_is_missing_or_another_is_named(donor, tmp_path, named, error, told):
+def test_a_file_that_is_missing_or_another_is_named(donor, tmp_path, named, error, message):
     named = {setting: path.replace("VAE", str(tmp_path / "vae.ckpt")) for setting, path in named.items()}
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=message):
         load_named_parts(RefinedAudioLDM(donor.config.changed(**named)))
 
 
@@ -299,15 +306,16 @@ def test_files_are_missed_before_a_model_is_built(donor, tmp_path):
         with pytest.raises(FileNotFoundError, match="vae_checkpoint"):
             check_files(config, stages, tmp_path / "run")
     check_files(config, ["clap", "hifigan"], tmp_path / "run")
-    donor.save_part("vae", tmp_path / "run")
-    check_files(config, ["ldm"], tmp_path / "run")  # the run has one of its own
+    for part in ("vae", "clap"):
+        donor.save_part(part, tmp_path / "run")
+    check_files(config, ["ldm"], tmp_path / "run")  # the run has its own
     with pytest.raises(FileNotFoundError, match="no recordings at gone.csv"):
         check_files(config.changed(data="gone.csv"), ["ldm"], tmp_path / "run")
 
 
 def test_what_has_no_file_is_trained(donor):
-    config = donor.config
-    assert default_stages(config) == STAGES and config.data == "scenes"
+    config = donor.config.changed(data="scenes")
+    assert default_stages(config) == STAGES
     assert default_stages(config.changed(data="a.csv")) == ("vae", "clap", "ldm", "hifigan")
     assert default_stages(config.changed(clap_checkpoint="a")) == ("vae", "ldm")
     assert default_stages(config.changed(vae_checkpoint="a")) == ("ldm",)
@@ -319,8 +327,10 @@ def test_the_unet_learns_from_published_parts_alone_and_the_run_is_a_model(donor
                                   clap_checkpoint=str(tmp_path / "clap.safetensors"))  # fmt: skip
     run = tmp_path / "run"
     assert [step.index for step in train_stage(RefinedAudioLDM(config), "ldm", run)] == [1, 2]
-    assert {path.name for path in run.iterdir()} == {"checkpoints", "clips-train", "latents-train", "embeddings-train", "config.yaml",
-                                                     "vae.safetensors", "ldm.safetensors"}  # fmt: skip
+    assert {path.name for path in run.iterdir()} == {
+        "checkpoints", "clips-train", "latents-train", "embeddings-train", "config.yaml", "vae.safetensors",
+        "ldm.safetensors",
+    }  # fmt: skip
     loaded = RefinedAudioLDM.load(run)  # the conditioner stays where it is, and no file has a vocoder
     assert loaded.config == config.changed(vocoder="griffin_lim")
     assert same(loaded.vae, donor.vae) and same(loaded.clap, donor.clap) and loaded.scale not in (0.7, 1)
@@ -368,14 +378,16 @@ def test_discriminators_are_kept_and_go_on_with_their_vocoder(recordings, tmp_pa
     first, second = tmp_path / "first", tmp_path / "second"
     model = RefinedAudioLDM(settings(recordings))
     list(train_stage(model, "hifigan", first))
-    judges, _ = read_weights(first / "discriminators/hifigan.safetensors")
+    discriminators, _ = read_weights(first / "discriminators/hifigan.safetensors")
     other = RefinedAudioLDM(settings(recordings, vocoder_checkpoint=str(first / "hifigan.safetensors")), seed=5)
     list(train_stage(other, "hifigan", second, max_steps=1, lr=1e-9))  # which changes next to nothing
     for name, value in model.vocoder.state_dict().items():
         torch.testing.assert_close(other.vocoder.state_dict()[name], value, atol=1e-6, rtol=0)
     found, _ = read_weights(second / "discriminators/hifigan.safetensors")
-    for name in (name for name in judges if not name.endswith(("_u", "_v", ".0._u", ".0._v"))):  # spectral norm's own
-        torch.testing.assert_close(found[name], judges[name], atol=1e-5, rtol=1e-5)
+    for name in (
+        name for name in discriminators if not name.endswith(("_u", "_v", ".0._u", ".0._v"))
+    ):  # spectral norm's own
+        torch.testing.assert_close(found[name], discriminators[name], atol=1e-5, rtol=1e-5)
     list(train_stage(RefinedAudioLDM(settings(recordings)), "hifigan", tmp_path / "third", adversarial=False))
     assert not (tmp_path / "third" / "discriminators/hifigan.safetensors").exists()
 
@@ -383,11 +395,11 @@ def test_discriminators_are_kept_and_go_on_with_their_vocoder(recordings, tmp_pa
 def test_a_vae_has_a_discriminator_if_it_is_to_weigh_something(recordings, tmp_path):
     list(train_stage(RefinedAudioLDM(settings(recordings)), "vae", tmp_path / "alone"))
     assert not (tmp_path / "alone" / "discriminators/vae.safetensors").exists()
-    config, judged = settings(recordings), replace(small.STAGE, adversarial_weight=0.1, disc_start=2)
-    config = replace(config, vae_discriminator=PatchDiscriminatorConfig(8, 2), training={**config.training, "vae": judged})
-    steps = list(train_stage(RefinedAudioLDM(config), "vae", tmp_path / "judged"))
+    config, vae = settings(recordings), replace(small.STAGE, adversarial_weight=0.1, disc_start=2)
+    config = replace(config, vae_discriminator=PatchDiscriminatorConfig(8, 2), training={**config.training, "vae": vae})
+    steps = list(train_stage(RefinedAudioLDM(config), "vae", tmp_path / "adversarial"))
     assert [step.losses["patches/loss"] > 0 for step in steps] == [False] * 2 + [True] * 4
-    assert (tmp_path / "judged" / "discriminators/vae.safetensors").is_file()
+    assert (tmp_path / "adversarial" / "discriminators/vae.safetensors").is_file()
 
 
 def test_a_vocoder_learns_from_the_vae_of_its_run(recordings, tmp_path):
@@ -400,3 +412,101 @@ def test_a_vocoder_learns_from_the_vae_of_its_run(recordings, tmp_path):
     assert len(list(train_stage(model, "hifigan", tmp_path / "run"))) == 6
     trained, _ = read_weights(tmp_path / "run" / "vae.safetensors")
     assert all(torch.equal(model.vae.state_dict()[name], value) for name, value in trained.items())
+
+
+# --- what is finished stays, and what can be known is known before ---
+
+
+def digests(run):
+    return {path.name: path.read_bytes() for path in run.glob("*.*")}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_finished_part_is_not_replaced(donor, tmp_path, stage, monkeypatch):
+    run = tmp_path / "run"
+    monkeypatch.setattr(donor.clap, "stages", tuple(DETAILS))
+    donor.save(run)  # a whole run, whose checkpoints were removed to save disk
+    before, stage_named = digests(run), stage if stage in DETAILS else f"{stage}.*is there already"
+    with pytest.raises(FileExistsError, match="is there already, finished.*: give another --run") as refusal:
+        list(train_stage(RefinedAudioLDM(donor.config), stage, run))
+    assert re.search(stage_named, str(refusal.value))
+    with pytest.raises(FileExistsError, match="is there already, finished"):
+        check_run(donor.config, STAGES if stage == "vae" else [stage], run)
+    check_run(donor.config, [stage], run, resume=True)
+    assert list(train_stage(RefinedAudioLDM(donor.config), stage, run, resume=True)) == []
+    assert digests(run) == before and not (run / "clips-train").exists()
+
+
+def test_a_finished_part_stays_though_all_its_checkpoints_are_damaged(recordings, tmp_path):
+    run = tmp_path / "run"
+    list(train_stage(RefinedAudioLDM(settings(recordings)), "vae", run))
+    before = digests(run)
+    for path in (run / "checkpoints" / "vae").rglob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:-1])
+    assert list(train_stage(RefinedAudioLDM(settings(recordings), seed=5), "vae", run, resume=True, max_steps=3)) == []
+    assert digests(run) == before
+
+
+@pytest.mark.parametrize("finished, changes, message", [
+    ("ldm", {"parameterization": "eps"}, r"parameterization eps \(the run: v\)"),
+    ("ldm", {"beta_end": 0.02}, "beta_end"),
+    ("vae", {"mel": replace(small.config().mel, fmax=4000.0)}, "mel.fmax"),
+    ("hifigan", {"mel": replace(small.config().mel, fmin=50.0)}, "mel.fmin"),
+])  # fmt: skip
+def test_the_settings_of_a_finished_part_are_not_replaced(donor, tmp_path, finished, changes, message):
+    run, stage = tmp_path / "run", "clap"
+    donor.save_part(finished, run)
+    donor.config.save(run / "config.yaml")
+    check_run(donor.config, [stage], run)
+    with pytest.raises(ValueError, match=f"not those of the finished {finished} in .*{message}.*another --run"):
+        check_run(donor.config.changed(**changes), [stage], run)
+    check_run(donor.config.changed(steps=7), [stage], run)  # which no weights depend on
+
+
+def test_an_attempt_that_saved_nothing_goes_on_and_a_mistyped_run_does_not(recordings, tmp_path):
+    config = settings(recordings)
+    (tmp_path / "empty").mkdir()
+    check_run(config, STAGES, tmp_path / "empty", resume=True)
+    for place in ("mistyped", "recordings"):
+        with pytest.raises(FileNotFoundError, match=f"no run at .*{place} that could go on"):
+            check_run(config, STAGES, tmp_path / place, resume=True)
+
+
+def test_what_a_later_stage_lacks_is_told_before_the_first(recordings, tmp_path):
+    config = settings(recordings)
+    with pytest.raises(FileNotFoundError, match="no weights at .*vae.safetensors to learn.*--stage vae clap ldm"):
+        check_files(config, ["clap", "ldm"], tmp_path / "run")
+    with pytest.raises(FileNotFoundError, match="the U-Net needs a conditioner: .*--stage clap ldm"):
+        check_files(config, ["vae", "ldm"], tmp_path / "run")
+    with pytest.raises(FileNotFoundError, match="the U-Net needs a conditioner: .*CLAP_weights_2023.pth"):
+        check_files(config.changed(clap="ms-clap-2023"), ["vae", "ldm"], tmp_path / "run")
+    learns = replace(config, training={**config.training, "hifigan": replace(small.STAGE, vae_mels=True)})
+    with pytest.raises(FileNotFoundError, match="no weights at .*vae.safetensors to learn from"):
+        check_files(learns, ["clap", "hifigan"], tmp_path / "run")
+    check_files(learns, STAGES, tmp_path / "run")
+
+
+@pytest.mark.parametrize("parameterization", ["gaussian", "caption-gaussian"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_few_clips_train_all_stages(tmp_path, monkeypatch, count, parameterization):
+    """One clip of 0.32 s has two blocks of the 32 numbers whose covariance the linear denoiser knows."""
+    small.use_small_clap(monkeypatch)
+    for i, item in enumerate(small.clips(count)):
+        save_audio(tmp_path / "recordings" / f"bell_{i}.wav", item["waveform"])
+    config = settings(tmp_path / "recordings", parameterization=parameterization)
+    for stage in default_stages(config):
+        steps = list(train_stage(RefinedAudioLDM(config, seed=4), stage, tmp_path / "run"))
+        assert [s.index for s in steps] == [1, 2]
+        assert all(0 <= s.loss < {"ldm": 5, "hifigan": 1000}.get(stage, 100) for s in steps), stage
+    sound = RefinedAudioLDM.load(tmp_path / "run").generate(["bell 0"], steps=3)
+    assert sound.shape == (1, 5120) and sound.isfinite().all()
+
+
+@pytest.mark.parametrize("setting, message", [
+    ("start_from", "an AudioLDM checkpoint, or go on with that run by --run and --resume"),
+    ("vae_checkpoint", "the vae.safetensors in it"), ("clap_checkpoint", "clap-….safetensors in it"),
+])  # fmt: skip
+def test_a_run_where_a_published_file_is_wanted_is_told(donor, tmp_path, setting, message):
+    donor.config.save(tmp_path / "other" / "config.yaml")
+    with pytest.raises(ValueError, match=f"{setting} is .*other, the folder of a run: give .*{message}"):
+        check_files(donor.config.changed(**{setting: str(tmp_path / "other")}), STAGES, tmp_path / "run")

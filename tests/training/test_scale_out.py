@@ -68,9 +68,9 @@ def test_two_processes_train_as_one_and_either_goes_on(settings, tmp_path, monke
              str(port), "--module", launched.__name__, *command("two", ["vae", "clap"], "--resume"), "--",
              *command("two", ["ldm", "hifigan"])]  # fmt: skip
     done = subprocess.run(words, capture_output=True, text=True, timeout=300, cwd=LAUNCH.parent)
-    told = re.sub(", [0-9]+% of the time waiting for data", "", done.stdout).splitlines()
+    lines = re.sub(", [0-9]+% of the time waiting for data", "", done.stdout).splitlines()
     assert done.returncode == 0, done.stderr
-    assert sorted(told) == sorted(["statuses 0 143"] * 2 + [
+    assert sorted(lines) == sorted(["statuses 0 143"] * 2 + [
         f"{stage}: 6 steps, loss {float(rows[-1][3]):.4f}, written to {tmp_path / 'two'}"
         for stage, rows in curves(tmp_path / "two").items() if stage != "hifigan"])  # fmt: skip
     assert last_checkpoint(tmp_path / "two" / "checkpoints", "hifigan").name == "step-0000003"  # both stopped there

@@ -112,8 +112,8 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_clips(tmp_path):
     before = {name: p.clone() for name, p in model.vae.named_parameters()}
     data[2]["waveform"] = data[2]["waveform"].clone()
     data[2]["waveform"][100] = math.nan
-    told = r"vae loss is nan at step 4, clips .*clip-2.*; last good checkpoint: .*step-0000003\. Lower the learning"
-    with pytest.raises(FloatingPointError, match=told):
+    message = r"vae loss is nan at step 4, clips .*clip-2.*; last good checkpoint: .*step-0000003\. Lower the learning"
+    with pytest.raises(FloatingPointError, match=message):
         list(train.train_vae(model, loader(data, 4), run_dir=tmp_path, resume=True))
     assert all(torch.equal(p, before[name]) for name, p in model.vae.named_parameters())
     assert not model.vae.training

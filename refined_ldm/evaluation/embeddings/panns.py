@@ -1,13 +1,15 @@
-"""PANNs: the listener behind most published figures of text-to-audio models (Kong et al. 2020).
+"""PANNs: the classifier behind most published figures of text-to-audio models (Kong et al. 2020).
 
-audioldm_eval takes its Frechet distance from the 2048 numbers before Cnn14's last layer, KL divergence and inception
-score from the 527 classes of AudioSet after it. The weights are not part of this project: `PANNS_FILES` says where.
+audioldm_eval computes its Frechet distance from the 2048 features before Cnn14's last layer, KL divergence and
+inception score from the 527 AudioSet classes after it. The weights are not part of this project (`PANNS_FILES`).
 """
+
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from refined_ldm.evaluation.embeddings.aisfx import ConvBlock
 from refined_ldm.published.checkpoints import read_tensors
@@ -27,19 +29,20 @@ NUMPY_ARRAYS = [  # the files also hold the order that the training drew its cli
 
 
 class Cnn14(nn.Module):
-    """waveform (B, N) at `sample_rate` Hz -> embedding (B, 2048), logits (B, 527), of the whole clip.
+    """Waveform (B, N) at `sample_rate` Hz -> embedding (B, 2048), logits (B, 527), of the whole clip.
 
-    As audioldm_eval does, the mean is taken off and clips shorter than 32,000 samples are followed by silence.
+    As in audioldm_eval, the mean is subtracted and clips shorter than 32,000 samples are padded with silence. Raises
+    ValueError for another shape.
     """
 
     n_mels = 64
     shortest = 32_000  # samples
 
-    def __init__(self, n_fft=512, width=64, classes=527):
+    def __init__(self, n_fft: int = 512, width: int = 64, classes: int = 527):
         super().__init__()
         self.sample_rate, self.n_fft = SAMPLE_RATES[n_fft], n_fft
         self.bn0 = nn.BatchNorm2d(self.n_mels)
-        self.conv_block1 = ConvBlock(1, width, pool=1)  # which pools by the maximum: here the mean follows
+        self.conv_block1 = ConvBlock(1, width, pool=1)  # no max pooling: Cnn14 pools by the mean
         self.conv_block2 = ConvBlock(width, 2 * width, pool=1)
         self.conv_block3 = ConvBlock(2 * width, 4 * width, pool=1)
         self.conv_block4 = ConvBlock(4 * width, 8 * width, pool=1)
@@ -51,14 +54,18 @@ class Cnn14(nn.Module):
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
 
     @classmethod
-    def load(cls, path):
-        """Read a published Cnn14, of 16 or 32 kHz and of the widths in the file -> the network in evaluation mode."""
+    def load(cls, path: str | Path) -> "Cnn14":
+        """Read a published Cnn14, of 16 or 32 kHz and of the widths in the file -> the network in evaluation mode.
+
+        Raises FileNotFoundError, or ValueError for another file.
+        """
         with torch.serialization.safe_globals(NUMPY_ARRAYS):
             state = read_tensors(path)
         sines, _ = (state.pop(f"{FFT}.conv_{part}.weight", torch.empty(0)) for part in ("real", "imag"))
         n_fft, names = sines.shape[-1], {"conv_block1.conv1.weight", "fc_audioset.bias", "logmel_extractor.melW"}
         if n_fft not in SAMPLE_RATES or not names <= state.keys():
-            raise ValueError(f"{path} is not Cnn14 of PANNs at 16 or 32 kHz: get {PANNS_FILES}")
+            lacking = ", ".join(sorted(names - state.keys())) or f"{FFT}.conv_real.weight of such a rate"
+            raise ValueError(f"{path} is not Cnn14 of PANNs at 16 or 32 kHz, it lacks {lacking}: get {PANNS_FILES}")
         state["mel_bank"] = state.pop("logmel_extractor.melW")
         network = cls(n_fft, len(state["conv_block1.conv1.weight"]), len(state["fc_audioset.bias"]))
         for block in load_into(network, state, path).eval().blocks:
@@ -66,19 +73,20 @@ class Cnn14(nn.Module):
         return network.requires_grad_(False)
 
     @property
-    def blocks(self):
+    def blocks(self) -> list[ConvBlock]:
         """The six blocks, each two convolutions."""
         return [getattr(self, f"conv_block{k}") for k in range(1, 7)]
 
-    def log_mel(self, waveform):
-        """waveform (B, N) -> decibels (B, 1, T, 64), T = 1 + N // hop, 100 frames a second."""
-        spectrum = torch.stft(waveform, self.n_fft, self.sample_rate // 100, window=self.window, pad_mode="reflect",
-                              return_complex=True)  # (B, n_fft // 2 + 1, T)  # fmt: skip
+    def log_mel(self, waveform: Tensor) -> Tensor:
+        """Waveform (B, N) -> decibels (B, 1, T, 64), T = 1 + N // hop, 100 frames a second."""
+        spectrum = torch.stft(
+            waveform, self.n_fft, self.sample_rate // 100, window=self.window, pad_mode="reflect", return_complex=True
+        )  # (B, n_fft // 2 + 1, T)
         power = (spectrum.real**2 + spectrum.imag**2).transpose(1, 2) @ self.mel_bank
         return 10 * power.clamp(min=1e-10).log10()[:, None]
 
     @torch.inference_mode()
-    def forward(self, waveform):
+    def forward(self, waveform: Tensor) -> tuple[Tensor, Tensor]:
         if waveform.ndim != 2 or waveform.shape[1] == 0:
             raise ValueError(f"waveform must be (B, N) with N > 0, got {tuple(waveform.shape)}")
         waveform = waveform.to(self.window) - waveform.to(self.window).mean(dim=1, keepdim=True)

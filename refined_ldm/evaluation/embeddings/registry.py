@@ -1,14 +1,17 @@
-"""Embeddings by name: the networks through which sets of sounds are compared, each as its authors listen.
+"""Embeddings by name: the networks in which sets of sounds are compared, each with its authors' front end.
 
-`aisfx` comes from a wheel and `tiny-gpt2` with this package; of the others the published file is read.
+`aisfx` comes from a wheel and `tiny-gpt2` with this package; for the others the published file is needed.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
+from refined_ldm.clap import SHIPPED, Clap
 from refined_ldm.evaluation.embeddings.aisfx import AISFX_SHA256, Aisfx
 from refined_ldm.evaluation.embeddings.panns import PANNS_FILES, Cnn14
 from refined_ldm.evaluation.embeddings.vggish import VGGISH_FILE, VGGish
@@ -21,21 +24,23 @@ EMBEDDINGS = ("aisfx", *CLAPS, "panns", "vggish")
 
 @dataclass(frozen=True)
 class Embedding:
-    """An embedding, ready to listen."""
+    """A loaded embedding."""
 
-    version: str  # whose weights they are
+    version: str  # of the weights
     sha256: str  # of their file
     sample_rate: int  # Hz
-    hear: Callable  # waveform (1, N) at that rate -> rows (K, D), probabilities of classes (1, C) or None
-    read: Callable | None = None  # n captions -> (n, D), where sounds and captions share the space
-    seconds: float | None = None  # the start of a clip that is heard; None: all of it
+    embed_audio: Callable[[Tensor], tuple[Tensor, Tensor | None]]  # (1, N) -> rows (K, D), class probabilities (1, C)
+    embed_text: Callable[[list[str]], np.ndarray] | None = None  # n captions -> (n, D), in the space of the sounds
+    seconds: float | None = None  # length of the part used, from the start of a clip; None: the whole clip
     shortest: int = 1  # samples
 
 
-def open_embedding(name, checkpoint=None, tokenizer=None, device="cpu"):
-    """The Embedding of a name in EMBEDDINGS; `checkpoint` is its published file, `tokenizer` LAION-CLAP's directory.
+def open_embedding(
+    name: str, checkpoint: str | Path | None = None, tokenizer: str | Path | None = None, device: str = "cpu"
+) -> Embedding:
+    """Load an embedding by its name in EMBEDDINGS; `checkpoint`: its published file, `tokenizer`: LAION-CLAP's folder.
 
-    Raises ValueError for another name or a file that does not fit, FileNotFoundError saying what to get.
+    Raises ValueError for another name or a file that does not fit, FileNotFoundError naming the file to download.
     """
     if name not in EMBEDDINGS:
         raise ValueError(f"no embedding {name!r}: choose one of {', '.join(EMBEDDINGS)}")
@@ -49,51 +54,50 @@ def open_embedding(name, checkpoint=None, tokenizer=None, device="cpu"):
     return {"panns": _panns, "vggish": _vggish}[name](Path(checkpoint), device)
 
 
-def _aisfx(checkpoint, device):
-    judge = Aisfx.load(checkpoint).to(device)
+def _aisfx(checkpoint: str | Path | None, device: str) -> Embedding:
+    network = Aisfx.load(checkpoint).to(device)
 
     @torch.inference_mode()
-    def hear(waveform):  # as `judge(waveform)` does, but a minute at a time
-        blocks = judge.blocks(judge.log_mel(waveform.to(judge.window)))[0]
-        return torch.cat([judge.embed(part) for part in blocks.split(64)]).mean(dim=0, keepdim=True), None
+    def embed_audio(waveform: Tensor) -> tuple[Tensor, None]:  # equal to `network(waveform)`, a minute at a time
+        blocks = network.blocks(network.log_mel(waveform.to(network.window)))[0]
+        return torch.cat([network.embed(part) for part in blocks.split(64)]).mean(dim=0, keepdim=True), None
 
-    return Embedding("aisfx 0.1.2", AISFX_SHA256, judge.sample_rate, hear)
+    return Embedding("aisfx 0.1.2", AISFX_SHA256, network.sample_rate, embed_audio)
 
 
-def _clap(name, checkpoint, tokenizer, device):
-    from refined_ldm.clap import SHIPPED, Clap  # transformers takes its time to import
-
+def _clap(name: str, checkpoint: str | Path | None, tokenizer: str | Path | None, device: str) -> Embedding:
     file = checkpoint or (SHIPPED[name] if name in SHIPPED else fetch(CONDITIONERS[name]))
     clap = Clap.load(name, file, tokenizer).to(device)
     rate = clap.config.sample_rate
 
     @torch.inference_mode()
-    def hear(waveform):
+    def embed_audio(waveform: Tensor) -> tuple[Tensor, None]:
         return clap.embed_audio(waveform, rate), None
 
     @torch.inference_mode()
-    def read(captions):
+    def embed_text(captions: list[str]) -> np.ndarray:
         parts = [clap.embed_text(captions[start : start + 64]).cpu() for start in range(0, len(captions), 64)]
         return torch.cat(parts).numpy()
 
-    return Embedding(f"{name}, {Path(file).name}", sha256(file), rate, hear, read, clap.config.seconds)
+    version = f"{name}, {Path(file).name}"
+    return Embedding(version, sha256(file), rate, embed_audio, embed_text, clap.config.seconds)
 
 
-def _panns(checkpoint, device):
+def _panns(checkpoint: Path, device: str) -> Embedding:
     network = Cnn14.load(checkpoint).to(device)
 
-    def hear(waveform):
+    def embed_audio(waveform: Tensor) -> tuple[Tensor, Tensor]:
         embedding, logits = network(waveform)
-        return embedding, logits.cpu().double().softmax(dim=1)  # over all classes, as AudioGen and AudioLDM count them
+        return embedding, logits.cpu().double().softmax(dim=1)  # over all classes, as in AudioGen and AudioLDM
 
-    return Embedding(f"Cnn14 of PANNs, {checkpoint.name}", sha256(checkpoint), network.sample_rate, hear)
+    return Embedding(f"Cnn14 of PANNs, {checkpoint.name}", sha256(checkpoint), network.sample_rate, embed_audio)
 
 
-def _vggish(checkpoint, device):
+def _vggish(checkpoint: Path, device: str) -> Embedding:
     network = VGGish.load(checkpoint).to(device)
 
-    def hear(waveform):
-        return network(waveform)[0], None  # one row a window
+    def embed_audio(waveform: Tensor) -> tuple[Tensor, None]:
+        return network(waveform)[0], None  # one row for each window
 
-    return Embedding(f"VGGish, {checkpoint.name}", sha256(checkpoint), network.sample_rate, hear,
-                     shortest=network.shortest)  # fmt: skip
+    version = f"VGGish, {checkpoint.name}"
+    return Embedding(version, sha256(checkpoint), network.sample_rate, embed_audio, shortest=network.shortest)

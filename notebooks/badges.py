@@ -1,7 +1,9 @@
-"""Point the notebooks at the project's address on GitHub: the Colab badge and the cell that installs the package.
+"""Point the notebooks and the README at the project's address on GitHub: Colab badges, and the cell that installs.
 
-python .ci/badges.py owner/name    sets the address in pyproject.toml and rewrites the notebooks and the README
-python .ci/badges.py               rewrites them from the address that is set
+python notebooks/badges.py owner/name    sets the address in pyproject.toml and rewrites the notebooks and the README
+python notebooks/badges.py               rewrites them from the address that is set
+
+Until an address is set there are no badges, because they would lead nowhere.
 """
 
 import re
@@ -12,7 +14,9 @@ import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTING = re.compile(r'^(repository = )"([^"]*)"', re.MULTILINE)
-BADGE = re.compile(r"\[!\[[^]]*\]\([^)]*colab-badge\.svg\)\]\([^)]*/notebooks/([^)]+\.ipynb)\)")
+UNSET = "owner/name"
+BADGE = re.compile(r" ?\[!\[[^]]*\]\([^)]*colab-badge\.svg\)\]\([^)]*\)")
+NOTEBOOK_LINK = re.compile(r"\[[^]]+\]\(notebooks/([^)]+\.ipynb)\)")
 IMAGE = "https://colab.research.google.com/assets/colab-badge.svg"
 
 BOOTSTRAP = """\
@@ -29,7 +33,9 @@ if importlib.util.find_spec("refined_ldm") is None:
     install = [sys.executable, "-m", "pip", "install", "--quiet"]
     package = "refined-audio-ldm @ git+https://github.com/{repository}"
     subprocess.run([*install, "--constraint", "kept.txt", package], check=True)
-    subprocess.run([*install, "--no-deps", "aisfx==0.1.2"], check=True)  # it declares versions that it does not need"""
+    subprocess.run([*install, "--no-deps", "aisfx==0.1.2"], check=True)  # it declares versions that it does not need
+
+importlib.import_module("refined_ldm")  # before torch, to whose threads it says that they sleep while they wait"""
 
 
 def badge(repository: str, notebook: str) -> str:
@@ -37,18 +43,20 @@ def badge(repository: str, notebook: str) -> str:
     return f"[![Open in Colab]({IMAGE})]({address})"
 
 
-def point_text(text: str, repository: str) -> str:
-    """Every Colab badge in a Markdown text, rewritten for `repository`."""
-    return BADGE.sub(lambda found: badge(repository, found[1]), text)
+def point_readme(text: str, repository: str) -> str:
+    """Return the README with a badge behind every link to a notebook, or with none if no address is set."""
+    text = BADGE.sub("", text)
+    if repository == UNSET:
+        return text
+    return NOTEBOOK_LINK.sub(lambda found: f"{found[0]} {badge(repository, found[1])}", text)
 
 
 def point_notebook(notebook: nbformat.NotebookNode, name: str, repository: str) -> None:
     """Rewrite the badge below the title and the cell tagged `bootstrap`; the latter is added after the parameters."""
     first = notebook.cells[0]
-    if not BADGE.search(first.source):
-        title, _, rest = first.source.partition("\n")
-        first.source = f"{title}\n\n{badge(repository, name)}\n\n{rest.lstrip()}"
-    first.source = point_text(first.source, repository)
+    title, _, rest = BADGE.sub("", first.source).partition("\n")
+    badges = [] if repository == UNSET else [badge(repository, name)]
+    first.source = "\n\n".join(filter(None, [title, *badges, rest.strip()]))
 
     bootstrap = _tagged(notebook, "bootstrap")
     if bootstrap is None:
@@ -67,7 +75,7 @@ def main(arguments: list[str]) -> None:
     project.write_text(SETTING.sub(rf'\1"{repository}"', text))
 
     readme = ROOT / "README.md"
-    readme.write_text(point_text(readme.read_text(), repository))
+    readme.write_text(point_readme(readme.read_text(), repository))
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
         point_notebook(notebook, path.name, repository)

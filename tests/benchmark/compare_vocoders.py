@@ -1,4 +1,6 @@
-"""Vocoders and judges at equal cost, the figure 04_heads: python .ci/compare_vocoders.py runs/tiny [SECONDS]
+"""Vocoders and discriminators at equal cost, the table that notebook 04 draws.
+
+    python -m tests.benchmark.compare_vocoders runs/tiny [SECONDS]
 
 Every head starts from nothing and learns for the same CPU seconds on spectral distances; every set of judges joins the
 shipped vocoder for the same CPU seconds. Then 100 test clips go through each. runs/tiny holds the rendered clips.
@@ -9,7 +11,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
@@ -75,7 +76,6 @@ def measured(model, waveform, judge, reference):
 
 
 def main(run, seconds):
-    started = time.perf_counter()
     torch.set_num_threads(1)
     judge, tiny = Aisfx.load(), RefinedAudioLDM.from_preset("tiny")
     clips = cached_clips(tiny.config, run)
@@ -102,25 +102,7 @@ def main(run, seconds):
         judges = None if config is None else Discriminators(config)
         steps = trained(model, clips, seconds, StageConfig(10_000, lr=2e-4, **common), judges)
         add("judges, of the shipped vocoder", name, model, steps)
-    draw(table, {"seconds": seconds}, started)
-
-
-def draw(table, parameters, started):
-    groups = list(dict.fromkeys(row["group"] for row in table))
-    measures = list(dict.fromkeys(row["measure"] for row in table))
-    counts = [len({row["name"] for row in table if row["group"] == group}) for group in groups]
-    figure, axes = plt.subplots(2, 3, figsize=(11, 4.8), sharey="row", height_ratios=counts, layout="constrained")
-    for group, line in zip(groups, axes, strict=True):
-        for measure, ax in zip(measures, line, strict=True):
-            rows = [row for row in table if row["group"] == group and row["measure"] == measure]
-            value = np.array([row["value"] for row in rows])
-            error = np.abs(np.array([[row["low"], row["high"]] for row in rows]).T - value)
-            ax.barh([f"{row['name']} ({row['steps']} steps)" for row in rows], value, xerr=error, color="C0")
-            ax.set_title(measure if group == groups[0] else "")
-        line[0].invert_yaxis()
-        line[0].set_ylabel(group.replace(", ", ",\n"))
-    figure.suptitle(f"Less is better: {parameters['seconds']:.0f} CPU seconds each")
-    display.save_figure(figure, "04_heads", table, parameters, started)
+    display.save_table(table, "04_heads")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Execute notebooks at their defaults and store in them what reads well on the web: no players, no widgets.
 
-python .ci/store_outputs.py [notebooks/NAME.ipynb …]    all of them if none is named
+python notebooks/store_outputs.py [notebooks/NAME.ipynb …]    all of them if none is named
 """
 
 import base64
@@ -13,7 +13,7 @@ import nbformat
 from nbclient import NotebookClient
 from PIL import Image
 
-FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
+FOLDER = Path(__file__).resolve().parent
 PLAYER = re.compile(r"<audio.*?</audio>", re.DOTALL)
 WIDGET = "application/vnd.jupyter.widget-view+json"
 LIMIT = 500_000  # bytes
@@ -27,6 +27,8 @@ def tidy(notebook: nbformat.NotebookNode) -> None:
         if cell.cell_type == "code":
             shown = [output for output in cell.outputs if output.get("name") != "stderr"]
             cell.outputs = [output for output in shown if WIDGET not in output.get("data", {})]
+            if "bootstrap" in cell.metadata.get("tags", []):
+                cell.outputs = []  # where the package was found on this machine
             for data in [output.data for output in cell.outputs if "data" in output]:
                 if "text/html" in data:
                     data["text/html"] = PLAYER.sub("<em>Run the cell to listen.</em>", data["text/html"])

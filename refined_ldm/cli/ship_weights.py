@@ -1,8 +1,10 @@
-"""Turn a finished run of `tiny` into the shipped weights and their card: python .ci/ship_weights.py runs/tiny [PART …]
+"""Turn a finished run of `tiny` into the shipped weights and their card.
+
+    python -m refined_ldm.cli.ship_weights runs/tiny [PART …]
 
 Half precision, refined_ldm/weights/tiny/*.safetensors; card.json and README.md beside them hold the commands, the
-training curves' last values and what was measured on the very files that are shipped. PART, if only some of it is to be
-measured anew: conditioners, budget, adherence.
+training curves' last values and what was measured on the very files that are shipped. PART, to measure only
+some of it: conditioners, budget, adherence.
 """
 
 import json
@@ -10,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +25,7 @@ import torch
 from refined_ldm import display
 from refined_ldm.clap import Clap
 from refined_ldm.discriminators import Discriminators
-from refined_ldm.evaluation.adherence import adherence, class_prompt, fit_probe, rendered_clips
+from refined_ldm.evaluation.adherence import class_prompt, fit_probe, measure_adherence, rendered_clips
 from refined_ldm.evaluation.budget import error_budget
 from refined_ldm.evaluation.embeddings.aisfx import Aisfx
 from refined_ldm.evaluation.metrics import recall_at_k, zero_shot
@@ -41,19 +44,27 @@ COMMANDS = {
     "clap-tiny-roberta": "refined-ldm train --conditioner tiny-roberta --stage clap --lr 5e-4 --run runs/tiny-roberta",
 }
 SHOWN = {  # losses drawn, and what to call them
-    "vae": {"vae/l1": "mel L1", "vae/perceptual": "perceptual"},
-    "hifigan": {"vocoder/mel": "mel L1", "vocoder/stft": "STFT distance"},
+    "vae": {"vae/l1": "mel L1 (nats)", "vae/perceptual": "perceptual"},
+    "hifigan": {"vocoder/mel": "mel L1 (nats)", "vocoder/stft": "STFT distance"},
+    "clap": {"loss": "contrastive loss (nats)"},
+    "clap-tiny-roberta": {"loss": "contrastive loss (nats)"},
+    "ldm": {"loss": "denoising loss (MSE)"},
 }
+TITLES = {"vae": "VAE", "clap": "CLAP, HTS-AT + GPT-2", "ldm": "U-Net", "hifigan": "vocoder",
+          "clap-tiny-roberta": "CLAP, HTS-AT + RoBERTa"}  # fmt: skip
 
 
-def ship(run):
+def ship(run: Path) -> None:
     """Write the model's parts and their discriminators in float16, and the second conditioner if there is one."""
     model = RefinedAudioLDM.load(run)
     model.save(FOLDER, torch.float16)
-    judges = {"hifigan": Discriminators(model.config.discriminators), "vae": PatchDiscriminator(model.config.vae_discriminator)}
+    discriminators = {
+        "hifigan": Discriminators(model.config.discriminators),
+        "vae": PatchDiscriminator(model.config.vae_discriminator),
+    }
     for stage, name in DISCRIMINATOR_FILES.items():
-        load_into(judges[stage], read_weights(run / name)[0], run / name)
-        save_weights(FOLDER / name, judges[stage], judges[stage].config, torch.float16)
+        load_into(discriminators[stage], read_weights(run / name)[0], run / name)
+        save_weights(FOLDER / name, discriminators[stage], discriminators[stage].config, torch.float16)
     other = run.parent / "tiny-roberta" / "clap-tiny-roberta.safetensors"
     if other.is_file():
         Clap.load("tiny-roberta", other).save(FOLDER / other.name, torch.float16)
@@ -63,29 +74,48 @@ def ship(run):
     print(f"{total / 1e6:.1f} MB")
 
 
-def curves(run):
+def curves(run: Path) -> dict[str, dict]:
     """For every stage: steps, seconds, and losses averaged over the last 200 steps; and a figure of all."""
-    told, figure = {}, plt.figure(figsize=(10, 4.4), layout="constrained")
-    for ax, (stage, command) in zip(figure.subplots(2, 3).flat, COMMANDS.items(), strict=False):
+    summary, tables = {}, {}
+    for stage, command in COMMANDS.items():
         path = (run.parent / "tiny-roberta" / "clap.csv") if stage == "clap-tiny-roberta" else run / f"{stage}.csv"
-        table = pd.read_csv(path)
-        told[stage] = {"command": command, "seed": 0, "steps": int(table["step"].iloc[-1]),
-                       "seconds": round(table["seconds"].sum()),
-                       "losses": table.drop(columns=["step", "lr", "seconds"])[-200:].mean().to_dict()}  # fmt: skip
-        shown = SHOWN.get(stage, {"loss": "loss"})
-        display.loss_curve({label: table[column].to_numpy() for column, label in shown.items()}, ax, 200, title=stage)
-        low, high = np.nanpercentile(table[list(shown)], (0, 98))
-        ax.set(ylim=(min(0, low), 1.2 * high), ylabel="")
+        tables[stage] = table = pd.read_csv(path)
+        summary[stage] = {"command": command, "seed": 0, "steps": int(table["step"].iloc[-1]),
+                          "seconds": round(table["seconds"].sum()),
+                          "losses": table.drop(columns=["step", "lr", "seconds"])[-200:].mean().to_dict()}  # fmt: skip
         shutil.copy(path, "figures/data/training_tiny_" + stage + ".csv")
-    figure.delaxes(figure.axes[-1])
-    display.save_figure(figure, "training_tiny")
-    return told
+    display.save_figure(draw_curves(tables), "training_tiny")
+    return summary
+
+
+def draw_curves(tables: dict[str, pd.DataFrame]) -> plt.Figure:
+    """{stage: its CSV table} -> figure: a panel a stage, losses over steps, with their running mean over 200 steps."""
+    display.set_style()
+    figure = plt.figure(figsize=(11, 5), layout="constrained")
+    for ax, (stage, table) in zip(figure.subplots(2, 3).flat, tables.items(), strict=False):
+        shown = SHOWN.get(stage, {"loss": "loss"})
+        minutes = table["seconds"].sum() / 60
+        for column, label in shown.items():
+            (line,) = ax.plot(table["step"], table[column], linewidth=0.5, alpha=0.25, label="_")
+            mean = display.running_mean(table[column].to_numpy(), 200)
+            ax.plot(table["step"], mean, color=line.get_color(), label=label)
+        _, high = np.nanpercentile(table[list(shown)], (0, 98))
+        ax.set(title=f"{TITLES[stage]}, {minutes:.0f} min", xlabel="training step", ylim=(0, 1.2 * high))
+        ax.set_ylabel(next(iter(shown.values())) if len(shown) == 1 else "loss")
+        if len(shown) > 1:
+            display.label_lines(ax, fontsize=9)
+    for ax in figure.axes[len(tables) :]:
+        figure.delaxes(ax)
+    figure.suptitle(
+        "Every stage of tiny was trained until its losses flattened (pale: single steps)", x=0.01, ha="left"
+    )
+    return figure
 
 
 @torch.no_grad()
-def conditioners():
+def conditioners() -> dict[str, dict[str, float]]:
     """Retrieval among 200 mixed test scenes and naming of 200 one-event ones, for each shipped conditioner."""
-    told, mixed, single = {}, rendered_clips(200), rendered_clips(200, kinds=("event",))
+    scores, mixed, single = {}, rendered_clips(200), rendered_clips(200, kinds=("event",))
     names = sorted({label for item in single for label in item["labels"]})
     for path in sorted(FOLDER.glob("clap-*.safetensors")):
         name = path.stem.removeprefix("clap-")
@@ -93,16 +123,16 @@ def conditioners():
         audio, alone = (clap.embed_audio(waveforms(items), 16_000) for items in (mixed, single))
         text = clap.embed_text([item["caption"] for item in mixed])
         truth = [names.index(item["labels"][0]) for item in single]
-        told[name] = {
+        scores[name] = {
             "R@1 text to audio": recall_at_k(text, audio, 1), "R@10 text to audio": recall_at_k(text, audio, 10),
             "R@10 audio to text": recall_at_k(audio, text, 10),
             "zero-shot": zero_shot(alone, clap.embed_text([class_prompt(n) for n in names]), truth).accuracy,
         }  # fmt: skip
-    return told
+    return scores
 
 
-def budget(model, judge):
-    """What each stage costs, on 250 test clips -> rows; and the figure of it."""
+def budget(model: RefinedAudioLDM, judge: Aisfx) -> list[dict]:
+    """The error that each stage adds on 250 test clips -> rows; also draws the figure."""
     started = time.perf_counter()
     costs = [asdict(cost) for cost in error_budget(model, judge, Crepe.load())]
     figure = display.plot_budget(costs, "What each stage costs: 250 test clips, 50 notes; dashed, the clips themselves")
@@ -110,19 +140,20 @@ def budget(model, judge):
     return costs
 
 
-def waveforms(items):
+def waveforms(items: list[dict]) -> torch.Tensor:
+    """The waveforms of B clips: (B, N)."""
     return torch.stack([item["waveform"] for item in items])
 
 
-def main(run, parts):
-    """Ship the run and measure `parts` of the card anew; what is not named stays as the card has it."""
+def main(run: Path, parts: Sequence[str]) -> None:
+    """Ship the run and measure `parts` of the card again, or all if there are none."""
     start = time.perf_counter()
     ship(run)
     judge, model = Aisfx.load(), RefinedAudioLDM.from_preset("tiny")
     measure = {
         "conditioners": conditioners,
         "budget": lambda: budget(model, judge),
-        "adherence": lambda: adherence(fit_probe(judge, 3000), model, 200)[0],
+        "adherence": lambda: measure_adherence(fit_probe(judge, 3000), model, 200)[0],
     }
     unknown = set(parts) - measure.keys()
     if unknown:
@@ -141,16 +172,24 @@ def main(run, parts):
             draw_adherence(card, start)
 
 
-def draw_adherence(card, started):
+def draw_adherence(card: dict, started: float) -> None:
     """The figure that notebook 05 shows in place of its own quick measurement."""
     figure, ax = plt.subplots(figsize=(8, 3.2))
-    display.bars(card["adherence"], "sound", "recall", group="clips of", ylabel="class recall", ax=ax,
-                 title="Between chance and ceiling (200 clips a bar)")  # fmt: skip
+    display.bars(
+        card["adherence"],
+        "sound",
+        "recall",
+        group="clips of",
+        ylabel="class recall",
+        ax=ax,
+        title="Between chance and ceiling (200 clips a bar)",
+    )
     ax.set_ylim(0, 1.05)
     display.save_figure(figure, "05_adherence", card["adherence"], {"clips": 200, "probe_clips": 3000}, started)
 
 
-def write(card):
+def write(card: dict) -> None:
+    """Replace card.json, whole or not at all."""
     temporary = FOLDER / "card.json.tmp"
     temporary.write_text(json.dumps(card, indent=1))
     temporary.replace(FOLDER / "card.json")

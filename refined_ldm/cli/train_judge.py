@@ -1,7 +1,9 @@
-"""Train the judge of details, write it where it is shipped, and say how often it is right: python .ci/train_judge.py
+"""Train the judge of details, write it where it is shipped, and print its accuracy.
 
-It learns from scenes of `val`, seed 1, that no model is trained on, and is measured on those of `test`. A broken-off
-run goes on where it was.
+    python -m refined_ldm.cli.train_judge [SCENES]
+
+It is trained on scenes of `val` with seed 1, which no model is trained on, and measured on `test`. An interrupted run
+is resumed.
 """
 
 import sys

@@ -1,0 +1,433 @@
+"""Write the tables and numbers of the documents from the stored measurements: `make tables`.
+
+In a document everything between `<!-- NAME -->` and `<!-- /NAME -->` is written by the function `NAME` below, which
+reads figures/data, the card of the shipped weights, or docs/sounds. `make test` fails where a document is not what this
+writes.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from refined_ldm.evaluation.budget import WAYS
+from refined_ldm.experiment.ledger import read_ledger
+from refined_ldm.experiment.statistics import collect
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PLACE = re.compile(r"<!-- (\w+) -->.*?<!-- /\1 -->", re.DOTALL)
+WRITERS: dict[str, Callable[[], str]] = {}
+
+
+def writer(function: Callable[[], str]) -> Callable[[], str]:
+    """Register a function under its name."""
+    WRITERS[function.__name__] = function
+    return function
+
+
+def render(text: str) -> str:
+    """Return a document with every place filled anew. Raises ValueError for a name that no function here has."""
+
+    def fill(place: re.Match) -> str:
+        name = place[1]
+        if name not in WRITERS:
+            raise ValueError(f"no table {name!r}: there are {', '.join(WRITERS)}")
+        return f"<!-- {name} -->{WRITERS[name]()}<!-- /{name} -->"
+
+    return PLACE.sub(fill, text)
+
+
+def markdown(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Return a Markdown table with blank lines around it."""
+    header = list(header)
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n\n" + "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n\n"
+
+
+def read(name: str) -> pd.DataFrame:
+    return pd.read_csv(ROOT / "figures" / "data" / f"{name}.csv")
+
+
+def card() -> dict:
+    return json.loads((ROOT / "refined_ldm" / "weights" / "tiny" / "card.json").read_text(encoding="utf-8"))
+
+
+def spread(value: float, low: float, high: float, decimals: int) -> str:
+    """Return "value (low–high)", with a true minus sign."""
+    return f"{value:.{decimals}f} ({low:.{decimals}f}–{high:.{decimals}f})".replace("-", "−")
+
+
+# --- results ---
+
+
+@writer
+def adherence() -> str:
+    """How many of the captioned classes are recognised in a sound, by where the sound comes from."""
+    names = {
+        "rendered": "the rendered clips themselves",
+        "copied": "the same clips through mel, VAE and vocoder: the ceiling of this model",
+        "generated": "**generated from the caption**",
+        "shuffled": "generated, compared with another caption: chance",
+    }
+    kinds = ("one event", "all kinds")
+    rows = {
+        (row["sound"], row["clips of"]): spread(row["recall"], row["low"], row["high"], 3)
+        for row in card()["adherence"]
+    }
+    lines = [
+        [name, *(rows[sound, kind] for kind in kinds)] for sound, name in names.items() if (sound, kinds[0]) in rows
+    ]
+    return markdown(["class recall", "captions of one event", "captions of all kinds"], lines)
+
+
+@writer
+def budget() -> str:
+    """The error of every way back from a mel spectrogram to sound, on rendered clips."""
+    return _budget(pd.DataFrame(card()["budget"]))
+
+
+@writer
+def budget_recordings() -> str:
+    """The same on real recordings."""
+    return _budget(read("04_budget_recordings"), ("log-mel L1", "STFT distance", "Fréchet distance"))
+
+
+def _budget(table: pd.DataFrame, measures: tuple[str, ...] | None = None) -> str:
+    decimals = {"log-mel L1": 3, "STFT distance": 2, "Fréchet distance": 1, "kernel distance": 2, "pitch error": 1}
+    units = {"pitch error": "pitch error, cents", "Fréchet distance": "aiSFX Fréchet distance"}
+    measures = measures or tuple(table["measure"].unique())
+    lines = []
+    for way in [way for way in WAYS if way in set(table["way"])]:
+        line = [WAYS[way]]
+        for measure in measures:
+            found = table[(table["way"] == way) & (table["measure"] == measure)]
+            cells = [spread(r["value"], r["low"], r["high"], decimals[measure]) for r in found.to_dict("records")]
+            line.append(cells[0] if cells else "–")
+        lines.append(line)
+    return markdown(["from the mel spectrogram back to sound", *(units.get(m, m) for m in measures)], lines)
+
+
+@writer
+def conditioners() -> str:
+    """Retrieval and zero-shot classification of the two shipped conditioners."""
+    found = card()["conditioners"]
+    measures = list(next(iter(found.values())))
+    return markdown(
+        ["conditioner", *measures], [[f"`{n}`", *(f"{v[m]:.3f}" for m in measures)] for n, v in found.items()]
+    )
+
+
+@writer
+def few_steps() -> str:
+    """The quality of the shipped model by sampler and number of steps."""
+    errors = read("bench_accuracy").dropna(subset="sampler").set_index("sampler")["latent_error"]
+    return markdown(
+        ["sampler and steps", "aiSFX Fréchet distance", "class recall", "distance from 1000 steps of DDIM"],
+        [
+            [
+                r["sampler"].replace("dpmpp", "DPM-Solver++,").replace("ddim", "DDIM,"),
+                spread(r["frechet"], r["low"], r["high"], 1),
+                spread(r["recall"], r["recall_low"], r["recall_high"], 3),
+                f"{errors[r['sampler']]:.1%}",
+            ]
+            for r in read("bench_few_steps").to_dict("records")
+        ],
+    )
+
+
+# --- speed ---
+
+
+@writer
+def speed() -> str:
+    """Our seconds beside those of other implementations, on two machines."""
+    table, other = read("bench"), read("bench_without_bf16").set_index(["work", "peer"])["ratio"]
+    ours = table[table["peer"].isna() & table["where"].notna()].set_index("work")
+    lines = []
+    for work, row in ours.iterrows():
+        peers = table[(table["work"] == work) & table["peer"].notna()]
+        for peer in peers.to_dict("records") or [{"peer": "–", "ratio": None, "goal": row["goal"], "seconds": None}]:
+            alone = peer["seconds"] is None
+            goal = "–" if pd.isna(peer["goal"]) else f"≤ {peer['goal']:g} s" if alone else f"≥ {peer['goal']:g}"
+            ratio = "–" if alone else f"{peer['ratio']:.2f}"
+            slow = other.get((work, peer["peer"]))
+            lines.append(
+                [
+                    work,
+                    f"{row['seconds']:.2f} s",
+                    peer["peer"],
+                    ratio,
+                    goal,
+                    "–" if slow is None or pd.isna(slow) else f"{slow:.2f}",
+                ]
+            )
+    return markdown(["work", "ours", "other implementation", "times as fast", "goal", "without fast bfloat16"], lines)
+
+
+@writer
+def precision() -> str:
+    """What `optimize_for_inference` changes in the output."""
+    rows = read("bench_accuracy").dropna(subset="way").to_dict("records")
+    return markdown(
+        ["arithmetic", "relative error of the U-Net", "at the worst timestep", "log-mel L1 of VAE and vocoder"],
+        [
+            [
+                r["way"].replace("hastened", "optimised"),
+                f"{r['unet_error']:g}",
+                f"{r['unet_error_worst']:g}",
+                f"{r['mel_l1']:.4f} ({r['mel_l1_change']:+.2%})",
+            ]
+            for r in rows
+        ],
+    )
+
+
+@writer
+def bf16_gain() -> str:
+    """How many times as fast this machine multiplies in bfloat16 as in float32."""
+    machine = read("bench").iloc[0]
+    return f"{machine['bf16_gflops'] / machine['fp32_gflops']:.1f}"
+
+
+# --- the experiment ---
+
+
+@writer
+def bounds() -> str:
+    """What other real clips score in the measures of the experiment."""
+    real = read("06_bounds").set_index("sound").loc["other real clips"]
+    return f"a Fréchet distance of {real['frechet']:.1f} and a recall of {real['recall']:.2f}"
+
+
+@writer
+def arms() -> str:
+    """Every arm at every number of iterations: mean and range over seeds."""
+    names = {
+        "A": "A: as published",
+        "B": "B: corrected and tuned",
+        "C": "C: B with the other conditioner",
+        "D": "D: C with our recipe",
+        "E": "E: B with our recipe",
+        "B, wide": "B, twice the channels",
+        "D, wide": "D, twice the channels",
+    }
+    runs = collect(ROOT / "figures" / "data" / "experiment")
+    runs = runs[runs["label"].isin(names) & runs["frechet"].notna() & (runs["name"] != "B-again-6000-0")]
+    lines = []
+    for label, name in names.items():
+        for iterations, group in runs[runs["label"] == label].groupby("iterations"):
+            bf16 = "" if "precision" not in group or group["precision"].isna().all() else " *"
+            linear = label == "D" and iterations == 0
+            cells = [_range(group[m], d) for m, d in (("error_250", 4), ("frechet", 1), ("recall", 3))]
+            cells[0] = "–" if label == "A" else cells[0]
+            lines.append(
+                [
+                    "linear denoiser of D, no network" if linear else name,
+                    f"{iterations:,}",
+                    len(group),
+                    *cells,
+                    f"{group['seconds'].min():,.0f}{bf16}",
+                ]
+            )
+    return markdown(
+        ["arm", "iterations", "seeds", "noise error, t ≥ 250", "aiSFX Fréchet distance", "class recall", "seconds"],
+        lines,
+    )
+
+
+def _range(values: pd.Series, decimals: int) -> str:
+    if len(values) == 1:
+        return f"{values.iloc[0]:.{decimals}f}"
+    return spread(values.mean(), values.min(), values.max(), decimals)
+
+
+@writer
+def encoder() -> str:
+    """What the conditioner alone changes, seed by seed."""
+    measures = {
+        "error_250": ("noise error, t ≥ 250", 5),
+        "frechet": ("aiSFX Fréchet distance", 1),
+        "recall": ("class recall", 3),
+    }
+    lines = [
+        [
+            r["difference"].replace("-", "minus"),
+            f"{r['iterations']:,}",
+            measures[r["measure"]][0],
+            f"{r['mean']:+.{d}f} ({r['low']:+.{d}f} to {r['high']:+.{d}f})".replace("-", "−"),
+            f"{r['times fewer']:.2f} ({r['at least']:.2f}–{r['at most']:.2f})",
+        ]
+        for r in read("06_encoder").to_dict("records")
+        for d in (measures[r["measure"]][1],)
+    ]
+    return markdown(["arms", "iterations", "measure", "difference, 95 % interval", "times fewer iterations"], lines)
+
+
+@writer
+def reached() -> str:
+    """How many times fewer iterations an arm needs than a baseline."""
+    names = {"error_250": "noise error", "frechet": "Fréchet distance", "recall": "class recall"}
+    table, shortest = read("06_reached"), {150, 600, 1500}
+    lines = []
+    for (base, its, arm), group in table.groupby(["baseline", "its iterations", "arm"], sort=False):
+        cells = {r["measure"]: r for r in group.to_dict("records")}
+        line = [base, f"{its:,}", arm, int(group["seeds"].iloc[0])]
+        for measure in names:
+            r = cells.get(measure)
+            if r is None:
+                line.append("–")
+            elif r["reached after"] in shortest:
+                line.append(f"at least {r['factor']:.0f}")
+            elif r["low"] == r["high"]:
+                line.append(f"{r['factor']:.1f}")
+            else:
+                line.append(spread(r["factor"], r["low"], r["high"], 1))
+        lines.append(line)
+    return markdown(["baseline", "its iterations", "arm", "seeds", *names.values()], lines)
+
+
+@writer
+def ablations() -> str:
+    """The recipe with one ingredient left out."""
+    names = {
+        "D": "the whole recipe",
+        "D, last weights": "last weights instead of averaged ones",
+        "D, uniform timesteps": "timesteps drawn independently",
+        "D, AdamW": "AdamW instead of Muon",
+        "D, faint captions": "caption embeddings of norm 1",
+        "D, formula deaf to captions": "unconditional linear denoiser",
+        "D, unconditional linear denoiser": "unconditional linear denoiser",
+        "D, no formula": "no linear denoiser",
+        "D, no linear denoiser": "no linear denoiser",
+    }
+    rows = read("06_ladder").to_dict("records")
+    return markdown(
+        ["300 iterations, one seed", "aiSFX Fréchet distance", "class recall", "the whole recipe is as good after"],
+        [
+            [
+                names.get(r["label"], r["label"]),
+                f"{r['frechet']:.1f}",
+                f"{r['recall']:.3f}",
+                _after(r["D after, by frechet"]),
+            ]
+            for r in rows
+        ],
+    )
+
+
+def _after(iterations: float) -> str:
+    return f"{iterations:.0f} iterations" if iterations else "none: its linear denoiser already is"
+
+
+@writer
+def controls() -> str:
+    """The recipe with other conditioners."""
+    names = {
+        "D": "the pooled vector (arm D)",
+        "tokens": "the vectors of all tokens beside it",
+        "oracle": "an oracle: the true classes and their order",
+        "random": "a text tower that was never trained",
+    }
+    rows = read("06_controls").to_dict("records")
+    return markdown(
+        ["conditioner, 500 iterations, one seed", "aiSFX Fréchet distance", "class recall"],
+        [[names.get(r["label"], r["label"]), f"{r['frechet']:.1f}", f"{r['recall']:.3f}"] for r in rows],
+    )
+
+
+@writer
+def order() -> str:
+    """How often the two sounds of a caption come in the right order."""
+    rows = read("06_order").to_dict("records")
+    return markdown(
+        ["sounds of “A, then B”", "in the right order"],
+        [[r["label"], spread(r["value"], r["low"], r["high"], 3)] for r in rows],
+    )
+
+
+@writer
+def probes() -> str:
+    """What the two conditioners can tell apart."""
+    table = read("06_probes").dropna(subset="chance")
+    columns = list(dict.fromkeys(table["conditioner"]))
+    lines = []
+    for probe, group in table.groupby("probe", sort=False):
+        cells = {r["conditioner"]: spread(r["value"], r["low"], r["high"], 3) for r in group.to_dict("records")}
+        lines.append([probe, *(cells.get(c, "–") for c in columns), f"{group['chance'].iloc[0]:.3g}"])
+    return markdown(["probe", *columns, "chance"], lines)
+
+
+@writer
+def claims() -> str:
+    """The claims the project was started from, and what was found."""
+    rows = [
+        [c["words"], c["status"], " ".join(c["found"].split())]
+        for c in read_ledger(ROOT / "figures" / "claims.yaml")
+        if c["status"] != "measured"
+    ]
+    return markdown(["claim", "status", "found"], rows)
+
+
+# --- training at scale, and something to hear ---
+
+
+def _stored(name: str) -> str:
+    table = pd.read_csv(ROOT / "figures" / "data" / f"{name}.csv", dtype=str)
+    return markdown(table.columns, table.to_numpy())
+
+
+@writer
+def scale_data() -> str:
+    return _stored("training_costs_data")
+
+
+@writer
+def scale_networks() -> str:
+    return _stored("training_costs_networks")
+
+
+@writer
+def scale_unet() -> str:
+    return _stored("training_costs_unet")
+
+
+def _sounds() -> list[dict]:
+    return pd.read_csv(ROOT / "docs" / "sounds" / "sounds.csv").to_dict("records")
+
+
+@writer
+def listen() -> str:
+    """The sounds as links."""
+    return markdown(
+        ["caption", "sound", "does it follow the caption?"],
+        [
+            [r["caption"], f"[listen](docs/sounds/{r['name']}.mp3)", f"**{r['verdict']}**: {r['reason']}"]
+            for r in _sounds()
+        ],
+    )
+
+
+@writer
+def players() -> str:
+    """The sounds as HTML5 players."""
+    player = '<audio controls preload="none" src="sounds/{0}.mp3"></audio> [MP3](sounds/{0}.mp3)'
+    return markdown(
+        ["caption", "sound", "does it follow the caption?"],
+        [[r["caption"], player.format(r["name"]), f"**{r['verdict']}**: {r['reason']}"] for r in _sounds()],
+    )
+
+
+def main() -> None:
+    for path in DOCUMENTS:
+        text = path.read_text(encoding="utf-8")
+        written = render(text)
+        if written != text:
+            path.write_text(written, encoding="utf-8")
+            print(path.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""What a cell shows beside plots and sounds: source code, sliders that call a function, claims and expectations."""
+
+import inspect
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+from refined_ldm.display.figures import ROOT
+
+
+def show_source(item: Callable | type) -> None:
+    """Show the source of a function, a method or a class, with its file and line."""
+    from IPython.display import Markdown, display
+
+    item = inspect.unwrap(item)
+    lines, first = inspect.getsourcelines(item)
+    path = Path(inspect.getsourcefile(item)).resolve()
+    name = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
+    display(Markdown(f"`{name}`, line {first}\n```python\n{textwrap.dedent(''.join(lines)).rstrip()}\n```"))
+
+
+def explore(function: Callable, **controls) -> None:
+    """Show sliders and menus that call `function` anew; they start at its defaults.
+
+    controls: (low, high) or (low, high, step) for a slider, a list for a menu, text for a field, a bool for a box.
+    """
+    try:
+        import ipywidgets
+    except ImportError:
+        print("The sliders need ipywidgets (pip install ipywidgets); the plot above shows their first position.")
+        return
+    from IPython.display import display
+    from IPython.utils.capture import capture_output
+
+    knobs, screen = ipywidgets.interactive(function, {"manual": True}, **controls).kwargs_widgets, ipywidgets.Output()
+
+    # What `function` shows is caught here and handed to the screen as a whole. An Output used as a context asks the
+    # client to answer, which now and then stops papermill and nbconvert for good (nbclient issue 312).
+    def call(_=None):
+        with capture_output() as shown:
+            try:
+                function(**{knob.description: knob.value for knob in knobs})
+                plt.show()
+            except ValueError as fault:
+                print(fault)
+        text = [{"output_type": "stream", "name": "stdout", "text": shown.stdout}] if shown.stdout else []
+        rich = [{"output_type": "display_data", "data": i.data, "metadata": i.metadata} for i in shown.outputs]
+        screen.outputs = text + rich
+
+    for knob in knobs:
+        knob.style, knob.layout.width = {"description_width": "120px"}, "420px"
+        if hasattr(knob, "continuous_update"):
+            knob.continuous_update = False  # once the slider is let go
+        knob.observe(call, "value")
+    plt.show()  # what the cell has drawn so far stays outside
+    call()
+    display(ipywidgets.VBox([*knobs, screen]))
+
+
+def report_unless(holds: bool, expected: str) -> None:
+    """Print that what was expected of a measurement is not so in this run, unless it holds: no reason to stop."""
+    if not holds:
+        print(f"NOT in this run: {expected}. The model is weak, or what was measured is too little")
+
+
+def claims_table(ledger: Sequence[dict]):
+    """Each claim of `claims.read_ledger` with its status and its result -> a pandas table that wraps its text."""
+    import pandas as pd
+
+    rows = [{"claimed": claim["words"], "status": claim["status"], "found": " ".join(claim["found"].split())}
+            for claim in ledger if claim["status"] != "measured"]  # fmt: skip
+    wrapped = {"white-space": "pre-wrap", "text-align": "left", "max-width": "32em", "vertical-align": "top"}
+    return pd.DataFrame(rows).style.set_properties(**wrapped).hide(axis="index")

@@ -1,0 +1,82 @@
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from refined_ldm.experiment import measures
+from refined_ldm.experiment.arms import ARMS, Arm, Run
+from refined_ldm.experiment.protocol import open_experiment
+from refined_ldm.experiment.runs import run_arm
+from refined_ldm.experiment.statistics import collect
+
+TABLES = Path(__file__).parents[2] / "figures" / "data"
+
+
+@pytest.fixture(scope="module")
+def table():
+    return collect(TABLES / "experiment")
+
+
+@pytest.fixture(scope="module")
+def ended(table):
+    return table[table["part"].isin(["arms", "target", "plateau", "wide", "formula"]) & table["frechet"].notna()]
+
+
+def equal(found, name):
+    stored = pd.read_csv(TABLES / f"{name}.csv")
+    pd.testing.assert_frame_equal(found.reset_index(drop=True)[list(stored)], stored, check_dtype=False, rtol=1e-4)
+
+
+def test_the_stored_tables_come_out_of_the_stored_runs(table, ended):
+    equal(measures.targets_reached(ended, 1500), "06_reached")
+    equal(measures.encoder_effects(ended, 1500), "06_encoder")
+    ladder = measures.ablations(table, ended, 300)
+    assert ladder["label"].iloc[0] == "D" and ladder["D after, by frechet"].iloc[0] == pytest.approx(300)
+    arms = table[table["label"].isin(list("ABCDE")) & table["iterations"].isin([1500, 6000])]
+    equal(measures.error_curves(TABLES / "experiment", arms).round(6), "06_arms")
+
+
+def test_a_baseline_that_was_not_run_has_no_row(ended):
+    found = measures.targets_reached(ended[ended["label"] != "B, wide"], 1500)
+    assert set(found["baseline"]) == {"A", "B"} and (found["factor"] >= 1).all()
+
+
+def test_a_summary_has_the_interval_over_seeds(ended):
+    row = measures.summary(ended[(ended["label"] == "B") & (ended["iterations"] == 1500)], ["frechet"]).iloc[0]
+    assert row["seeds"] == 3 and row["frechet_low"] < row["frechet"] < row["frechet_high"]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("measures")
+    shared = open_experiment(folder, clips=24, held_out=4, judged=6, probe=96)
+    run_arm(shared, Run("oracle", Arm("oracle"), 4, 0, "controls"), folder / "out", judge=False)
+    return shared
+
+
+def test_what_was_not_trained_here_is_said(small):
+    with pytest.raises(FileNotFoundError, match="none of the runs of this sweep"):
+        measures.guidance_sweep(small, 12)
+    assert measures.mels_along_training(small, 12) == {}
+
+
+def test_reference_scores_and_the_order_of_an_oracle_are_measured(small, monkeypatch):
+    floor, ceiling = measures.reference_scores(small)
+    assert floor["clips"] == ceiling["clips"] == 6 and 0 <= ceiling["recall"] <= 1
+    monkeypatch.setitem(ARMS, "oracle", Arm("oracle"))
+    rows = measures.order_scores(small, 12, count=12)
+    assert [row["label"] for row in rows] == ["the clips themselves", "oracle"]
+    assert rows[0]["value"] > 0.5
+
+
+def test_confounds_are_those_of_arm_c(small, monkeypatch):
+    arm, given = Arm("random"), {}
+    monkeypatch.setitem(ARMS, "C", arm)
+    monkeypatch.setattr(measures, "ten_ways", lambda *args: given.update(args=args) or [])
+    monkeypatch.setattr(small, "scale_of", lambda arm, seed: seed)
+    monkeypatch.setattr(small, "trained", lambda run: small.model(run.arm, run.seed, run.iterations)[0])
+    measures.loss_confounds(small, 4)
+    _, latents, text, seen, seen_text, sounds, scales = given["args"]
+    assert len(latents) == len(text) == len(sounds) == 4 and len(seen) == len(seen_text) == 24
+    assert scales == list(range(20)) and torch.isfinite(sounds).all()
