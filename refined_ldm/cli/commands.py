@@ -179,11 +179,11 @@ def _train(options, signals):
     if unknown:
         raise ValueError(f"no stage {', '.join(sorted(unknown))}: choose from {', '.join(STAGES)}")
     check_files(config, wanted, run_dir, options.resume)
-    if os.environ.get("RANK", "0") == "0":  # of the processes that accelerate launched, one probes the folder
-        check_run(config, wanted, run_dir, options.resume)
     for stage in wanted:
         stage_settings(config, stage, options.max_steps, options.lr)
-    run_dir.mkdir(parents=True, exist_ok=True)  # from now on --resume finds it
+    if os.environ.get("RANK", "0") == "0":  # of the processes that accelerate launched, one writes to the folder
+        check_run(config, wanted, run_dir, options.resume)
+        run_dir.mkdir(parents=True, exist_ok=True)  # from now on --resume finds it
     device = pick_device(options.device)
     accelerator = accelerator_of(Path(run_dir) / "checkpoints", device.type, options.resume)
     if accelerator.num_processes > 1:
