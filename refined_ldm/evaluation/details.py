@@ -65,8 +65,8 @@ class DetailJudge(nn.Module):
         self.recurrent = nn.GRU(inner, inner // 2, batch_first=True, bidirectional=True)
         self.heard = nn.Linear(2 * inner, len(NAMES))
         self.query = nn.Embedding(len(NAMES), inner)
-        self.key, self.value = nn.Linear(2 * inner, inner), nn.Linear(2 * inner, inner)
-        self.answer = nn.Sequential(nn.Linear(5 * inner, inner), nn.GELU(), nn.Linear(inner, sum(SIZES.values())))
+        self.key, self.value, self.whole = (nn.Linear(2 * inner, inner) for _ in range(3))
+        self.answer = nn.Sequential(nn.Linear(6 * inner, inner), nn.GELU(), nn.Linear(inner, sum(SIZES.values())))
 
     def frames(self, mel: torch.Tensor) -> torch.Tensor:
         """Log-mel (B, 1, T, F) -> features (B, T / 4, 2 * width), 40 ms each."""
@@ -94,7 +94,8 @@ class DetailJudge(nn.Module):
         where = (gate * seconds * value).sum(1) / 16
         mean = (gate * value).sum(1) / gate.sum(1).clamp(min=1e-3)
         loudest = (gate * value).amax(1)
-        said = self.answer(torch.cat([summed, where, mean, loudest, query], dim=1))
+        whole = F.gelu(self.whole(frames)).amax(1)  # what else there is, which loudness is relative to
+        said = self.answer(torch.cat([summed, where, mean, loudest, query, whole], dim=1))
         return heard, dict(zip(SIZES, said.split(list(SIZES.values()), dim=1), strict=True))
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.float16) -> None:
@@ -141,16 +142,17 @@ def targets_of(items: Sequence[dict]) -> tuple[torch.Tensor, torch.Tensor, torch
 def judge_loss(
     heard: torch.Tensor, answers: dict[str, torch.Tensor], targets: torch.Tensor, events: dict[str, tuple]
 ) -> dict[str, torch.Tensor]:
-    """Sum of the cross-entropies of classes and choices and the absolute errors of seconds and tens of dB."""
+    """Sum of the cross-entropies of classes and choices and four times the squared errors of seconds and tens of dB."""
     losses = {"heard": 10 * F.binary_cross_entropy_with_logits(heard, targets)}
     for name, answer in answers.items():
         value, known = (x.to(answer.device) for x in events[name])
         if SIZES[name] > 1:
             error = F.cross_entropy(answer, value.long(), reduction="none")
         elif name == "distant":
-            error = F.binary_cross_entropy_with_logits(answer[:, 0], value, reduction="none")
+            rare = torch.tensor(3.0, device=value.device)  # one event in eight is far
+            error = F.binary_cross_entropy_with_logits(answer[:, 0], value, reduction="none", pos_weight=rare)
         else:
-            error = (answer[:, 0] - value).abs()
+            error = 4 * (answer[:, 0] - value).square()
         losses[name] = (error * known).sum() / known.sum().clamp(min=1)
     return {"loss": sum(losses.values()), **losses}
 
@@ -160,10 +162,10 @@ def disturb(mel: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     B, bands = len(mel), mel.shape[3]
     level, tilt, floor, grain, blur = draw(torch.rand, (B, 5), generator).to(mel.device).T[:, :, None, None, None]
     mel = mel + 1.2 * (level - 0.5) + 1.5 * (tilt - 0.5) * torch.linspace(-1, 1, bands, device=mel.device)
-    mel = torch.maximum(mel, -11.5 + 4.0 * floor)
+    mel = torch.maximum(mel, -11.5 + 3.0 * floor)
     smooth = F.avg_pool2d(F.pad(mel, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    mel = torch.lerp(mel, smooth, (1.5 * blur - 0.5).clamp(min=0))
-    return mel + 0.4 * grain * draw(torch.randn, mel.shape, generator).to(mel)
+    mel = torch.lerp(mel, smooth, (1.5 * blur - 0.7).clamp(min=0))
+    return mel + 0.3 * grain * draw(torch.randn, mel.shape, generator).to(mel)
 
 
 def train_judge(
