@@ -373,7 +373,7 @@ def _evaluate_details(options):
 
     if options.details < 2:
         raise ValueError(f"--details must be 2 or more, got {options.details}: chance needs another caption")
-    judge, device = DetailJudge.load(), pick_device(options.device)
+    judge, device = DetailJudge.load(options.checkpoint), pick_device(options.device)
     folder = options.generated
     model = RefinedAudioLDM.load(folder, device) if folder else RefinedAudioLDM.from_preset("tiny", device)
     with tqdm(desc="clips", disable=None) as bar:
