@@ -109,7 +109,9 @@ class DetailJudge(nn.Module):
         """Read a file written by `save` (None: the shipped one) -> the judge in evaluation mode."""
         path = WEIGHTS if path is None else Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"no judge of details at {path}: name its file, or train one (python -m refined_ldm.cli.train_judge)")
+            raise FileNotFoundError(
+                f"no judge of details at {path}: name its file, or train one (python -m refined_ldm.cli.train_judge)"
+            )
         state, metadata = read_weights(path)
         sizes = {k: tuple(v) if isinstance(v, list) else v for k, v in metadata["config"].items()}
         return load_into(cls(JudgeConfig(**sizes)), state, path).eval()
