@@ -124,7 +124,7 @@ class Config:
     data: str = "scenes"  # the built-in SoundScenes, or a CSV file, a folder of recordings, a dataset_root.json
     data_sets: tuple[str, ...] = ()  # names in AudioLDM's dataset_root.json; empty: all
     clips: int = 4000  # scenes of the training split
-    more_captions: int = 0  # additional captions of a scene, which name every possible detail
+    more_captions: int = 0  # additional captions of a scene, which name every possible detail; none of recordings
     seconds: float = 10.24  # s, length of one clip
 
     steps: int = 25  # of DPM-Solver++

@@ -404,7 +404,8 @@ def encode_clips(
 ) -> Dataset:
     """Encode clips and captions once, into run_dir, with the model's VAE and conditioner.
 
-    With `more_captions`, captions are embedded during training instead. Returns items as `prepare_latents` does.
+    With `more_captions`, which a grammar writes for scenes, they are embedded during training instead. Returns items as
+    `prepare_latents` does.
     """
     model.eval()
 
@@ -419,7 +420,7 @@ def encode_clips(
         {**clips.made_of, "vae": weights_digest(model.vae)},
         on_clips,
     )
-    if model.config.more_captions:  # too many for a cache
+    if model.config.more_captions and model.config.data == "scenes":  # too many for a cache
         return Joined(latents, WrittenClips(clips, model.config.more_captions))
     made_of = {**clips.made_of, "clap": weights_digest(model.clap)}
     folder = Path(run_dir) / "embeddings-train"

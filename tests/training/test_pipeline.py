@@ -493,7 +493,7 @@ def test_few_clips_train_all_stages(tmp_path, monkeypatch, count, parameterizati
     small.use_small_clap(monkeypatch)
     for i, item in enumerate(small.clips(count)):
         save_audio(tmp_path / "recordings" / f"bell_{i}.wav", item["waveform"])
-    config = settings(tmp_path / "recordings", parameterization=parameterization)
+    config = settings(tmp_path / "recordings", more_captions=3, parameterization=parameterization)
     for stage in default_stages(config):
         steps = list(train_stage(RefinedAudioLDM(config, seed=4), stage, tmp_path / "run"))
         assert [s.index for s in steps] == [1, 2]
