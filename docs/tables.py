@@ -84,6 +84,26 @@ def adherence() -> str:
 
 
 @writer
+def details() -> str:
+    """Which details of a caption are right in the sound, by the judge of details."""
+    names = {
+        "class": "the kinds of sound", "nothing else": "these kinds and no other", "number": "number",
+        "pitch": "pitch: low or high", "pace": "pace: slow or quick", "order": "order of two sounds",
+    }  # fmt: skip
+    kinds = ("rendered", "copied", "generated", "chance")
+    table = read("05_details").set_index(["detail", "sound"])
+    lines = [
+        [name, int(table.loc[(detail, "generated"), "clips"])]
+        + [spread(*table.loc[(detail, kind), ["value", "low", "high"]], 2) for kind in kinds]
+        for detail, name in names.items()
+    ]
+    silent = table.loc[("silent", "generated")]
+    lines.append(["silent", int(silent["clips"]), "", "", spread(*silent[["value", "low", "high"]], 3), ""])
+    header = ["share that is right", "captions", "rendered clips", "through VAE and vocoder", "**generated**", "chance"]
+    return markdown(header, lines)
+
+
+@writer
 def budget() -> str:
     """The error of every way back from a mel spectrogram to sound, on rendered clips."""
     return _budget(pd.DataFrame(card()["budget"]))

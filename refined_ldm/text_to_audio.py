@@ -30,6 +30,7 @@ from refined_ldm.weights import load_into, read_weights, save_weights
 
 WEIGHTS = Path(__file__).parent / "weights"  # shipped with the package: weights/tiny
 REDRAWN = 3  # times that a silent sound is sampled again
+REDRAWN_BELOW = 0.6  # of the timesteps: a sound is drawn again with guidance below this one only
 VOCABULARY = ("vocab.json", "merges.txt", "tokenizer.json")  # files copied from a tokenizer's directory
 
 
@@ -195,7 +196,7 @@ class RefinedAudioLDM(nn.Module):
         repeated = [caption for caption in captions for _ in range(candidates)]
         embedding, unconditional = self.clap.embed_text(repeated), self.clap.embed_text([negative_caption])[0]
 
-        def draw(rows, seed):
+        def draw(rows, seed, interval):
             some = [repeated[row] for row in rows]
             generators = self._generators(some, seed)
             noise = noise_like(embedding.new_empty(len(some), *self._latent_shape(seconds)), generators)
@@ -209,7 +210,7 @@ class RefinedAudioLDM(nn.Module):
                 eta,
                 generators,
                 on_step,
-                guidance_interval,
+                interval,
             )
             check_sound("latent", latent, some)
             mel = self.decode(latent)
@@ -219,13 +220,16 @@ class RefinedAudioLDM(nn.Module):
             silent = (is_constant(latent), is_silent_mel(mel, self.config.mel.floor), is_silent_waveform(waveform))
             return waveform, torch.stack(silent)  # (B, N), (3, B)
 
-        waveform, silent = draw(list(range(len(repeated))), seed)
+        interval = self.config.guidance_interval if guidance_interval is None else guidance_interval
+        waveform, silent = draw(list(range(len(repeated))), seed, interval)
+        # Where there is nearly only noise, guidance turns a sound that is mostly silence into silence.
+        interval = (interval[0], max(interval[0], min(interval[1], round(REDRAWN_BELOW * self.schedule.steps))))
         for again in range(1, REDRAWN + 1):
             if not (rows := silent.any(0).nonzero()[:, 0].tolist()):
                 break
             for row in rows:
                 note(f"the sound of {repeated[row]!r:.60} was silent and is drawn again ({again} of {REDRAWN} times)")
-            waveform[rows], silent[:, rows] = draw(rows, f"{seed}, again {again}")
+            waveform[rows], silent[:, rows] = draw(rows, f"{seed}, again {again}", interval)
         for stage, of_stage in zip(("latent", "mel", "waveform"), silent, strict=True):
             check_sound(stage, waveform, repeated, of_stage)
         if candidates == 1:

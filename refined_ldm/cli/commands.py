@@ -8,6 +8,7 @@ import time
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import closing
+from itertools import compress
 from pathlib import Path
 
 from refined_ldm.cli.arguments import parser
@@ -41,6 +42,7 @@ def generate(options: Namespace) -> None:
     """Write one WAV file for each caption."""
     from tqdm import tqdm
 
+    from refined_ldm.audio import is_silent_waveform
     from refined_ldm.data.names import SoundFolder, caption_name
     from refined_ldm.devices import pick_device
     from refined_ldm.files import atomic_write, check_folder
@@ -62,10 +64,13 @@ def generate(options: Namespace) -> None:
             on_step=lambda *_: bar.update(),
             on_note=notes.append,
         ).cpu()
+    sounds, silent = SoundFolder(options.out), is_silent_waveform(waveforms).tolist()
+    notes += [f"the sound of {c!r:.60} is silent and was not written" for c in compress(options.captions, silent)]
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
-    sounds = SoundFolder(options.out)
-    for caption, stem, waveform in zip(options.captions, stems, waveforms, strict=True):
+    for caption, stem, waveform, is_silent in zip(options.captions, stems, waveforms, silent, strict=True):
+        if is_silent:
+            continue
         path = sounds.add(stem, waveform, model.config.mel.sample_rate)
         written.append({"file": str(path), "caption": caption, "seed": options.seed,
                         "seconds": waveform.shape[-1] / model.config.mel.sample_rate})  # fmt: skip
@@ -368,7 +373,7 @@ def _evaluate_details(options):
 
     if options.details < 2:
         raise ValueError(f"--details must be 2 or more, got {options.details}: chance needs another caption")
-    judge, device = DetailJudge.load(), pick_device(options.device)
+    judge, device = DetailJudge.load(options.checkpoint), pick_device(options.device)
     folder = options.generated
     model = RefinedAudioLDM.load(folder, device) if folder else RefinedAudioLDM.from_preset("tiny", device)
     with tqdm(desc="clips", disable=None) as bar:

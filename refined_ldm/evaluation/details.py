@@ -6,6 +6,7 @@ that a scene of two sounds gives the details of each. Its accuracy on rendered c
 beside the values of generated clips and of chance.
 """
 
+import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import nn
 
 from refined_ldm.config import StageConfig
 from refined_ldm.data.captioned_audio import loader
+from refined_ldm.diffusion import add_noise
 from refined_ldm.evaluation.metrics import share
 from refined_ldm.mel import MelConfig, MelSpectrogram
 from refined_ldm.randomness import draw
@@ -106,6 +108,10 @@ class DetailJudge(nn.Module):
     def load(cls, path: str | Path | None = None) -> "DetailJudge":
         """Read a file written by `save` (None: the shipped one) -> the judge in evaluation mode."""
         path = WEIGHTS if path is None else Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"no judge of details at {path}: name its file, or train one (python -m refined_ldm.cli.train_judge)"
+            )
         state, metadata = read_weights(path)
         sizes = {k: tuple(v) if isinstance(v, list) else v for k, v in metadata["config"].items()}
         return load_into(cls(JudgeConfig(**sizes)), state, path).eval()
@@ -387,3 +393,44 @@ def show_table(rows: list[dict]) -> str:
         cells = [f"{of[s]['value']:.2f} ({of[s]['low']:.2f}-{of[s]['high']:.2f})" if s in of else "" for s in sounds]
         lines.append(f"{detail:14} {of['generated']['clips']:5} " + " ".join(f"{cell:>16}" for cell in cells))
     return "\n".join(lines)
+
+
+@torch.no_grad()
+def twin_gaps(
+    model: "RefinedAudioLDM", asked: Sequence[Asked], timesteps: Sequence[int] = (500, 700, 900), seed: int = 0
+) -> list[dict]:
+    """By how much a caption with one detail changed makes the noise harder to predict -> rows, without any sampling.
+
+    For each scene, detail and timestep: the loss (in units of what the U-Net predicts) under a twin of the caption
+    minus that under the caption itself, for the same noise. A denoiser that ignores a detail has a mean gap of 0 and a
+    share of .5. detail "other scene" is the caption of another scene: what a class is worth.
+    """
+    waveforms = torch.stack([a.item["waveform"] for a in asked]).to(model.device)
+    z_0 = torch.cat([model.encode(part) for part in waveforms.split(16)])
+    source, pairs = random.Random(seed), {}
+    for i, one in enumerate(asked):
+        for detail, others in one.caption.contrasts().items():
+            pairs.setdefault(detail, []).append((i, str(source.choice(others))))
+        other = asked[(i + len(asked) // 2) % len(asked)]
+        pairs.setdefault("other scene", []).append((i, str(other.caption)))
+    own = model.clap.embed_text([str(one.caption) for one in asked])
+    generator, rows = torch.Generator().manual_seed(seed), []
+    for timestep in timesteps:
+        t = torch.full((len(z_0),), timestep, device=z_0.device)
+        eps = torch.randn(z_0.shape, generator=generator).to(z_0)
+        z_t, weight = add_noise(z_0, eps, t, model.schedule), model.loss_weight(t)
+
+        def losses(places: list[int], embedding: torch.Tensor, z_t=z_t, t=t, eps=eps, weight=weight) -> torch.Tensor:
+            found = []
+            for where, c in zip(torch.tensor(places).split(32), embedding.split(32), strict=True):
+                error = (model.denoise(z_t[where], t[where], c) - eps[where]).square()
+                found.append(weight[where] * error.flatten(1).mean(1))
+            return torch.cat(found)
+
+        right = losses(list(range(len(asked))), own)
+        for detail, twins in pairs.items():
+            places = [i for i, _ in twins]
+            gap = losses(places, model.clap.embed_text([text for _, text in twins])) - right[places]
+            rows.append({"timestep": timestep, "detail": detail, "gap": float(gap.mean()),
+                         **share((gap > 0).cpu().numpy().astype(float))})  # fmt: skip
+    return rows

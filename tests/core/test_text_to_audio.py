@@ -290,3 +290,17 @@ def test_a_model_is_saved_over_no_folder_and_none_of_it_before(tmp_path, monkeyp
     with pytest.raises(IsADirectoryError, match="config.yaml is a folder, so it is not replaced"):
         model.save(tmp_path / "m")
     assert [path.name for path in (tmp_path / "m").iterdir()] == ["config.yaml"]
+
+
+def test_a_silent_sound_is_drawn_again_with_guidance_where_it_does_no_harm(model, monkeypatch):
+    sample, intervals, notes = model.sample_latent, [], []
+
+    def silent_at_first(embedding, z_T, *others):
+        intervals.append((len(embedding), others[-1]))
+        latent = sample(embedding, z_T, *others)
+        return latent if len(intervals) > 1 else torch.cat([0 * latent[:1], latent[1:]])
+
+    monkeypatch.setattr(model, "sample_latent", silent_at_first)
+    waveforms = model.generate(CAPTIONS[:2], on_note=notes.append)
+    assert intervals == [(2, (0, 1000)), (1, (0, 600))]
+    assert (waveforms.abs().amax(1) > 0).all() and len(notes) == 1 and "drawn again (1 of 3 times)" in notes[0]

@@ -20,10 +20,12 @@ from refined_ldm.evaluation.details import (
     table_of,
     targets_of,
     train_judge,
+    twin_gaps,
     wanted_of,
 )
 from refined_ldm.scenes.captions import Caption, Clause
 from refined_ldm.scenes.dataset import SoundScenes
+from tests.support import small
 
 DOG = Clause("dog", "a *dog|barks|barking|", count=2, counted=True, adjective="big")
 BIRD = Clause("bird", "a *bird|chirps|chirping|", count=4, manner=" rapidly")
@@ -137,3 +139,12 @@ def test_tables_have_a_line_for_each_detail():
 def test_evaluate_wants_folders_or_details(capsys):
     assert cli.main(["evaluate"]) == 2 and "--details" in capsys.readouterr().err
     assert cli.main(["evaluate", "--details", "1"]) == 2 and "2 or more, got 1" in capsys.readouterr().err
+
+
+def test_a_denoiser_that_hears_no_caption_has_no_gap_and_one_that_does_has(monkeypatch):
+    model = small.awake_model(monkeypatch, seconds=1.28)
+    asked = ask_details(1, seconds=1.28)[:2]
+    rows = twin_gaps(model, asked, timesteps=(900,))
+    assert {row["detail"] for row in rows} >= {"other scene"} and any(row["gap"] != 0 for row in rows)
+    monkeypatch.setattr(model, "denoise", lambda z_t, t, c: 0 * z_t)
+    assert all(row["gap"] == 0 == row["value"] for row in twin_gaps(model, asked, timesteps=(900,)))

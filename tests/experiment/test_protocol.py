@@ -36,7 +36,7 @@ def test_stored_records_have_the_arms_of_the_plan():
         arm, card = Arm.from_record(record["arm"]), Card.from_record(record["card"])
         assert card.latent_scale == record["card"].get("scale", record["card"].get("latent_scale"))
         if path.stem in planned:
-            arm = replace(arm, guidance=planned[path.stem].arm.guidance)  # of judging: runs of rates were not judged again
+            arm = replace(arm, guidance=planned[path.stem].arm.guidance)  # rates were not evaluated again
             assert (arm, record["label"]) == (planned[path.stem].arm, planned[path.stem].label), path.name
             seen += 1
     assert seen > 60
