@@ -26,7 +26,6 @@ SETTINGS = {  # setting -> the key of AudioLDM's YAML, and what to do if the fil
     "clap_checkpoint": ("pretrained_path of the conditioner", "name it where it is, with --clap-checkpoint"),
 }  # fmt: skip
 RUN_INSTEAD = {  # what to give where a run's folder was given
-    "start_from": "an AudioLDM checkpoint, or go on with that run by --run and --resume",
     "vae_checkpoint": "the vae.safetensors in it",
     "vocoder_checkpoint": "the hifigan.safetensors in it",
     "clap_checkpoint": "the clap-….safetensors in it",
@@ -40,7 +39,10 @@ def names_files(config: Config) -> bool:
 
 def find_named_files(config: Config, parts: Collection[str] = PARTS) -> None:
     """Raise FileNotFoundError if a file that `load_named_parts` would read is missing."""
+    own = is_model(config.start_from)  # a folder of ours holds all parts
     for setting, part in (("start_from", "ldm"), ("vae_checkpoint", "vae"), ("clap_checkpoint", "clap")):
+        if own and setting == "start_from":
+            continue
         if part in parts and getattr(config, setting) and not (part == "vae" and config.start_from):
             _named(config, setting)
 

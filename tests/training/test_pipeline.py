@@ -503,10 +503,20 @@ def test_few_clips_train_all_stages(tmp_path, monkeypatch, count, parameterizati
 
 
 @pytest.mark.parametrize("setting, message", [
-    ("start_from", "an AudioLDM checkpoint, or go on with that run by --run and --resume"),
     ("vae_checkpoint", "the vae.safetensors in it"), ("clap_checkpoint", "clap-….safetensors in it"),
 ])  # fmt: skip
 def test_a_run_where_a_published_file_is_wanted_is_told(donor, tmp_path, setting, message):
     donor.config.save(tmp_path / "other" / "config.yaml")
     with pytest.raises(ValueError, match=f"{setting} is .*other, the folder of a run: give .*{message}"):
         check_files(donor.config.changed(**{setting: str(tmp_path / "other")}), STAGES, tmp_path / "run")
+
+
+def test_a_new_run_starts_from_a_model_of_ours(donor, tmp_path):
+    donor.save(tmp_path / "model")
+    config = donor.config.changed(start_from=str(tmp_path / "model"))
+    check_files(config, ["ldm"], tmp_path / "run")
+    steps = list(train_stage(RefinedAudioLDM(config, seed=9), "ldm", tmp_path / "run"))
+    loaded = RefinedAudioLDM.load(tmp_path / "run")
+    assert [s.index for s in steps] == [1, 2] and same(loaded.vae, donor.vae) and same(loaded.clap, donor.clap)
+    moved = [(a - b).abs().max() for a, b in zip(loaded.unet.parameters(), donor.unet.parameters(), strict=True)]
+    assert 0 < max(moved) < 0.1  # two steps away from where it started
