@@ -518,5 +518,10 @@ def test_a_new_run_starts_from_a_model_of_ours(donor, tmp_path):
     steps = list(train_stage(RefinedAudioLDM(config, seed=9), "ldm", tmp_path / "run"))
     loaded = RefinedAudioLDM.load(tmp_path / "run")
     assert [s.index for s in steps] == [1, 2] and same(loaded.vae, donor.vae) and same(loaded.clap, donor.clap)
-    moved = [(a - b).abs().max() for a, b in zip(loaded.unet.parameters(), donor.unet.parameters(), strict=True)]
-    assert 0 < max(moved) < 0.1  # two steps away from where it started
+    before = dict(donor.unet.named_parameters())
+    moved = [
+        float((after - before[name]).abs().max())
+        for name, after in loaded.unet.named_parameters()
+        if not name.startswith("film_embed")  # fitted anew, so that captions mean what they meant
+    ]
+    assert 0 < max(moved) < 0.01  # two steps away from where it started
