@@ -245,11 +245,12 @@ class RefinedAudioLDM(nn.Module):
         """
         if self.config.data != "scenes" or not isinstance(self.clap, Clap):
             return []
-        from refined_ldm.scenes.familiar import nearest_captions, unseen_words
+        from refined_ldm.scenes.familiar import nearest_captions, unseen_tokens, unseen_words
 
+        unseen = unseen_tokens(self.clap)
         return [f"{caption!r:.80} holds what the model was never trained on ({', '.join(words)}); the nearest captions "
                 f"that it knows: {'; '.join(nearest_captions(self.clap, caption))}"
-                for caption in captions if (words := unseen_words(self.clap, caption))]  # fmt: skip
+                for caption in captions if (words := unseen_words(self.clap, caption, unseen))]  # fmt: skip
 
     @torch.no_grad()
     def sample_latent(

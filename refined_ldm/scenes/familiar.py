@@ -25,9 +25,12 @@ def unseen_tokens(clap: Clap) -> torch.Tensor:
     return alike if alike.sum() >= LEAST_SHARED else torch.zeros_like(alike)
 
 
-def unseen_words(clap: Clap, caption: str) -> list[str]:
-    """Return the words of a caption that the conditioner was never trained on, in their order."""
-    unseen, words = unseen_tokens(clap), []
+def unseen_words(clap: Clap, caption: str, unseen: torch.Tensor | None = None) -> list[str]:
+    """Return the words of a caption that the conditioner was never trained on, in their order.
+
+    unseen: what `unseen_tokens` returns, which scans the whole vocabulary; for several captions find it once.
+    """
+    unseen, words = unseen_tokens(clap) if unseen is None else unseen, []
     if not unseen.any():
         return words
     for match in re.finditer(r"\S+", caption):
