@@ -121,6 +121,10 @@ def _projection(config, features):
     return nn.Sequential(nn.Linear(features, D), nn.ReLU(), nn.Linear(D, D))  # LAION-CLAP's
 
 
+def _mel_bank(config):
+    return mel_filterbank(config.mel_rate, config.n_fft, config.n_mels, config.fmin, config.fmax).clone()
+
+
 def _audio_tower(config):
     """HTS-AT: a Swin transformer over the folded mel, after batch norm of every band."""
     return ClapAudioModel(ClapAudioConfig(
@@ -181,8 +185,7 @@ class Clap(nn.Module):
         self.config = config
         self.embedding_dim = config.embedding_dim
         self._tokenizer, self._tokenizer_directory = None, tokenizer
-        bank = mel_filterbank(config.mel_rate, config.n_fft, config.n_mels, config.fmin, config.fmax)
-        self.register_buffer("mel_bank", bank.clone())  # saved, as published files bring their own bank
+        self.register_buffer("mel_bank", _mel_bank(config))  # published files bring their own bank
         self.register_buffer("window", torch.hann_window(config.n_fft), persistent=False)
         if config.audio_depths:
             self.audio = _audio_tower(config)
@@ -338,6 +341,8 @@ class Clap(nn.Module):
     def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write weights and settings as safetensors; equal rows of the token table are written once."""
         state = self.state_dict()
+        if torch.equal(state["mel_bank"].cpu().half(), _mel_bank(self.config).half()):  # follows from the settings
+            del state["mel_bank"]
         rows, index = state.pop(self._table_name()).unique(dim=0, return_inverse=True)
         tensors = {**state, "token_rows": rows, "token_index": index}
         save_weights(path, tensors, self.config, dtype, stages=list(self.stages))
@@ -368,6 +373,7 @@ class Clap(nn.Module):
         config = ClapConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in metadata["config"].items()})
         clap = cls(config, tokenizer)
         clap.stages = tuple(metadata.get("stages", ()))
+        state.setdefault("mel_bank", clap.mel_bank)
         state[clap._table_name()] = state.pop("token_rows")[state.pop("token_index").long()]
         return load_into(clap, state, checkpoint).eval()
 

@@ -216,7 +216,7 @@ def _one_of(name, value, choices):
 
 
 MAY_BE_ZERO = {"guidance_interval", "griffin_lim_iterations", "mel_corrections", "attention_layers", "scales", "tokens",
-               "token_width", "more_captions"}  # fmt: skip
+               "token_width", "caption_map", "more_captions"}  # fmt: skip
 
 
 def _refuse_impossible(config):

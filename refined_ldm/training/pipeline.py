@@ -53,6 +53,7 @@ NEEDED = {  # parts, by stage
     "vae": {"vae"}, "clap": {"clap"}, **dict.fromkeys(DETAILS, {"clap"}), "ldm": {"vae", "clap", "ldm", "hifigan"},
     "hifigan": {"hifigan"},
 }  # fmt: skip
+MAPPED = 8000  # clips to which the caption map is fitted
 FITTED = 2000  # captions on which the new input layer of a published U-Net is fitted
 RUN = (  # names of the files in a run's folder
     r"config\.yaml|checkpoints|discriminators|tokenizer|(clips|latents)-.+|left-out\.txt|"
@@ -269,6 +270,8 @@ def train_stage(
                 save_weights(run_dir / SCALE_FILE, _scale_state(model))
         if "ldm" in named and is_model(config.start_from):
             keep_captions(model, config.start_from, [item["caption"] for item in clips.rest[:FITTED]])
+        if config.unet.caption_map and not resume and not model.unet.map_in.weight.any():
+            fit_caption_map(model, latents)
         if accelerator.is_main_process:
             _save_parts(model, named, run_dir)
         yield from train_ldm(model, loader(latents, settings.batch_size, seed), **common)
@@ -461,6 +464,22 @@ def fit_gaussian(model: RefinedAudioLDM, latents: torch.Tensor, embeddings: torc
     conditions = (embeddings,) if model.config.parameterization == "caption-gaussian" else ()
     model.gaussian.cpu().fit(scaled, *conditions)
     model.gaussian.to(model.device)
+
+
+@torch.no_grad()
+def fit_caption_map(model: RefinedAudioLDM, latents: Dataset) -> None:
+    """Fit the caption map of the U-Net to the first MAPPED items of `latents`, with the last caption of each."""
+    model.eval()
+    items = [latents[i] for i in range(min(MAPPED, len(latents)))]
+    if "embeddings" in items[0]:
+        embeddings = torch.stack([item["embeddings"][-1] for item in items])[:, : model.config.unet.embedding_dim]
+    else:
+        captions = [item["captions"][-1] for item in items]
+        parts = [captions[start : start + 64] for start in range(0, len(captions), 64)]
+        embeddings = torch.cat([model.clap.embed_text(part).cpu() for part in parts])
+    scaled = torch.stack([item["latent"] for item in items]) * model.latent_scale.cpu()
+    model.unet.caption_map.cpu().fit(scaled, embeddings)
+    model.unet.caption_map.to(model.device)
 
 
 def _scale_state(model):
