@@ -36,10 +36,10 @@ class FiLM(nn.Module):
 class CaptionMap(nn.Module):
     """Draw an embedding as a map in time and frequency, an additional input of the U-Net.
 
-    FiLM treats all positions alike, so it can say which sounds there are, but not which comes first. Here the embedding
-    gives the weights of TIME x FREQUENCY cosines in every channel, through two linear layers with `rank` numbers between
-    them. `fit` makes it the best linear estimate of the clean latent, from which training goes on. The cosines stretch
-    with the map, so it may have any size.
+    FiLM treats all positions alike, so it can say which sounds there are, but not which comes first. Here the
+    embedding gives the weights of TIME x FREQUENCY cosines in every channel, through two linear layers with `rank`
+    numbers between them. `fit` makes it the best linear estimate of the clean latent, from which training goes on. The
+    cosines stretch with the map, so it may have any size.
 
     Notebook: 03
     """
@@ -64,8 +64,8 @@ class CaptionMap(nn.Module):
         ridge: the penalty of the least squares. The rank is reduced to the directions that explain most of the fitted
         maps (Izenman 1975).
         """
-        waves = [cosines(size, k, latents) for size, k in zip(latents.shape[2:], (self.TIME, self.FREQUENCY))]
-        time, frequency = (torch.linalg.pinv(of) for of in waves)
+        time = torch.linalg.pinv(cosines(latents.shape[2], self.TIME, latents))
+        frequency = torch.linalg.pinv(cosines(latents.shape[3], self.FREQUENCY, latents))
         parts = zip(latents.split(256), embeddings.split(256), strict=True)
         D, size = embeddings.shape[1], self.draw.out_features
         gram, cross = torch.zeros(D, D, dtype=torch.double), torch.zeros(D, size, dtype=torch.double)

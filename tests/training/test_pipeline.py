@@ -8,6 +8,7 @@ import torch
 
 from refined_ldm.audio import save_audio
 from refined_ldm.cli import commands as cli
+from refined_ldm.conditioning import CaptionMap
 from refined_ldm.data.captioned_audio import CaptionedAudio
 from refined_ldm.published.warm_start import load_named_parts
 from refined_ldm.scenes.dataset import SoundScenes
@@ -19,6 +20,7 @@ from refined_ldm.training.pipeline import (
     check_files,
     check_run,
     default_stages,
+    encode_clips,
     open_data,
     prepare_latents,
     train_stage,
@@ -525,3 +527,28 @@ def test_a_new_run_starts_from_a_model_of_ours(donor, tmp_path):
         if not name.startswith("film_embed")  # fitted anew, so that captions mean what they meant
     ]
     assert 0 < max(moved) < 0.01  # two steps away from where it started
+
+
+def test_a_new_caption_map_is_fitted_before_the_unet_is_trained(donor, tmp_path):
+    """From the weights of a model without a map, which stay as they are."""
+    donor.save(tmp_path / "model")
+    config = donor.config.changed(start_from=str(tmp_path / "model"), unet=replace(donor.config.unet, caption_map=3))
+    model = RefinedAudioLDM(config, seed=9)
+    steps = train_stage(model, "ldm", tmp_path / "run", lr=1e-12)
+    next(steps), steps.close()
+    torch.testing.assert_close(model.unet.conv_out.weight, donor.unet.conv_out.weight, atol=1e-6, rtol=0)
+    clips = encode_clips(model, cached_clips(config, tmp_path / "run"), tmp_path / "run")
+    items = [clips[i] for i in range(len(clips))]
+    latents = torch.stack([item["latent"] for item in items]) * model.latent_scale
+    embeddings = model.clap.embed_text([item["captions"][-1] for item in items]).detach()
+    fitted = CaptionMap(embeddings.shape[1], latents.shape[1], 3).fit(latents, embeddings)
+    for name, tensor in fitted.state_dict().items():
+        torch.testing.assert_close(model.unet.caption_map.state_dict()[name].abs(), tensor.abs(), atol=1e-3, rtol=0)
+    resumed = RefinedAudioLDM(config, seed=9)
+    list(train_stage(resumed, "ldm", tmp_path / "run", lr=1e-12, resume=True))
+    assert torch.equal(
+        RefinedAudioLDM.load(tmp_path / "run").unet.caption_map.draw.bias, resumed.unet.caption_map.draw.bias
+    )
+    other = donor.config.changed(start_from=str(tmp_path / "run"), unet=replace(donor.config.unet, caption_map=5))
+    with pytest.raises(ValueError, match="does not fit UNet: .* of another shape"):
+        next(train_stage(RefinedAudioLDM(other), "ldm", tmp_path / "third"))
