@@ -42,6 +42,7 @@ class ClapConfig:
     audio_width: int = 32  # channels of HTS-AT's first stage; they double at each further one
     audio_depths: tuple[int, ...] = (1, 2, 4)  # blocks of each stage; empty: a conditioner without an audio tower
     audio_heads: tuple[int, ...] = (1, 2, 4)
+    audio_positions: bool = False  # True: patches know their row and column, without which averages forget the order
     text_tower: str = "gpt2"  # "gpt2" with MS-CLAP's projection and pooling, "roberta" with LAION-CLAP's
     tokenizer: str = "gpt2"  # a name in tokenizer.TOKENIZERS
     text_width: int = 128
@@ -87,11 +88,12 @@ CLAP_PRESETS = {
         text_tower="roberta", tokenizer="roberta", vocab_size=50_265, text_positions=514,
         embedding_dim=512, **_PUBLISHED,
     ),
-    "tiny-gpt2": ClapConfig(),
+    "tiny-gpt2": ClapConfig(audio_positions=True),
     "tiny-roberta": ClapConfig(
-        text_tower="roberta", tokenizer="small-roberta", vocab_size=50_261, text_positions=79,
+        audio_positions=True, text_tower="roberta", tokenizer="small-roberta", vocab_size=50_261, text_positions=79,
     ),
 }  # fmt: skip
+INDEX = "relative_position_index"  # of each attention window: which two patches are how far apart
 _TINY = Path(__file__).parent / "weights" / "tiny"
 SHIPPED = {name: _TINY / f"clap-{name}.safetensors" for name in ("tiny-gpt2", "tiny-roberta")}
 
@@ -127,12 +129,23 @@ def _mel_bank(config):
 
 def _audio_tower(config):
     """HTS-AT: a Swin transformer over the folded mel, after batch norm of every band."""
-    return ClapAudioModel(ClapAudioConfig(
+    tower = ClapAudioModel(ClapAudioConfig(
         spec_size=config.image_size, num_mel_bins=config.n_mels, patch_size=4, patch_stride=[4, 4], window_size=8,
         patch_embeds_hidden_size=config.audio_width, hidden_size=config.audio_channels,
         depths=list(config.audio_depths), num_attention_heads=list(config.audio_heads),
         num_hidden_layers=len(config.audio_depths), enable_fusion=False, drop_path_rate=0.0, hidden_dropout_prob=0.0,
     ))  # fmt: skip
+    if config.audio_positions:
+        patches = tower.audio_encoder.patch_embed
+        for axis, count in zip(("rows", "columns"), patches.grid_size, strict=True):
+            patches.register_parameter(axis, nn.Parameter(0.02 * torch.randn(count, config.audio_width)))
+        patches.register_forward_hook(_add_positions)
+    return tower
+
+
+def _add_positions(patches, _, embedded):
+    """Add the embeddings of row and column to those of the patches (B, rows * columns, C)."""
+    return embedded + (patches.rows[:, None] + patches.columns).flatten(0, 1)
 
 
 def _text_tower(config):
@@ -339,10 +352,14 @@ class Clap(nn.Module):
     # --- files ---
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
-        """Write weights and settings as safetensors; equal rows of the token table are written once."""
+        """Write weights and settings as safetensors, without what follows from the settings.
+
+        Equal rows of the token table are written once.
+        """
         state = self.state_dict()
-        if torch.equal(state["mel_bank"].cpu().half(), _mel_bank(self.config).half()):  # follows from the settings
+        if torch.equal(state["mel_bank"].cpu().half(), _mel_bank(self.config).half()):
             del state["mel_bank"]
+        state = {name: tensor for name, tensor in state.items() if not name.endswith(INDEX)}
         rows, index = state.pop(self._table_name()).unique(dim=0, return_inverse=True)
         tensors = {**state, "token_rows": rows, "token_index": index}
         save_weights(path, tensors, self.config, dtype, stages=list(self.stages))
@@ -373,7 +390,8 @@ class Clap(nn.Module):
         config = ClapConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in metadata["config"].items()})
         clap = cls(config, tokenizer)
         clap.stages = tuple(metadata.get("stages", ()))
-        state.setdefault("mel_bank", clap.mel_bank)
+        given = {n: t for n, t in clap.state_dict().items() if n == "mel_bank" or n.endswith(INDEX)}
+        state = given | state
         state[clap._table_name()] = state.pop("token_rows")[state.pop("token_index").long()]
         return load_into(clap, state, checkpoint).eval()
 
