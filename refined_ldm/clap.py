@@ -206,11 +206,7 @@ class Clap(nn.Module):
     # --- audio ---
 
     def log_mel(
-        self,
-        waveform: torch.Tensor,
-        sample_rate: int,
-        crop: str = "start",
-        generator: torch.Generator | None = None,
+        self, waveform: torch.Tensor, sample_rate: int, crop: str = "start", generator: torch.Generator | None = None
     ) -> torch.Tensor:
         """Return the log-mel spectrogram of one window or, with crop="average", of the whole clip.
 
@@ -257,11 +253,7 @@ class Clap(nn.Module):
         return F.pad(waveform, (0, samples - waveform.shape[1]))
 
     def embed_audio(
-        self,
-        waveform: torch.Tensor,
-        sample_rate: int,
-        crop: str = "start",
-        generator: torch.Generator | None = None,
+        self, waveform: torch.Tensor, sample_rate: int, crop: str = "start", generator: torch.Generator | None = None
     ) -> torch.Tensor:
         """Embed audio: waveform (B, N) or (N,) in [-1, 1] at `sample_rate` Hz -> (B, D) unit norm.
 

@@ -379,10 +379,7 @@ def cached_clips(
 
 @torch.no_grad()
 def prepare_latents(
-    model: RefinedAudioLDM,
-    clips: Dataset,
-    run_dir: str | Path,
-    on_clips: Callable[[int, int], None] | None = None,
+    model: RefinedAudioLDM, clips: Dataset, run_dir: str | Path, on_clips: Callable[[int, int], None] | None = None
 ) -> Dataset:
     """Encode clips and captions once, measure the latent scale on the first 512 and fit the linear denoiser.
 
@@ -397,10 +394,7 @@ def prepare_latents(
 
 @torch.no_grad()
 def encode_clips(
-    model: RefinedAudioLDM,
-    clips: Dataset,
-    run_dir: str | Path,
-    on_clips: Callable[[int, int], None] | None = None,
+    model: RefinedAudioLDM, clips: Dataset, run_dir: str | Path, on_clips: Callable[[int, int], None] | None = None
 ) -> Dataset:
     """Encode clips and captions once, into run_dir, with the model's VAE and conditioner.
 

@@ -23,7 +23,7 @@ SAMPLERS = {  # name -> settings of `generate`; the last one is AudioLDM's
 
 @torch.no_grad()
 def rounding(model, items, ways=QUICK):
-    """What each way of `optimize_for_inference` changes -> rows: way, unet_error, unet_error_worst, mel_l1, mel_l1_change.
+    """What each way of `optimize_for_inference` changes, in rows: way, unet_error{,_worst}, mel_l1, mel_l1_change.
 
     unet_error: relative error |y - y32| / |y32| of the U-Net's output, over all of TIMESTEPS and at the worst of them.
     mel_l1: log-mel L1 of clips through VAE and vocoder to the clips; mel_l1_change: relative to that of plain float32.

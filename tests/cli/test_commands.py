@@ -191,9 +191,13 @@ def test_a_training_that_is_stopped_tells_how_to_go_on(tmp_path, capsys, monkeyp
     monkeypatch.setattr(pipeline, "train_stage", stopped)
     arguments = ["train", "-c", tmp_path / "small.yaml", "--run", tmp_path / "a run", "--stage", "vae"]
     found, _, errors = run(capsys, *arguments)
-    assert found == status and errors == ["", (
-        f"refined-ldm train: stopped after step 3 of vae, saved in {tmp_path}/a run/checkpoints/vae/step-0000003; "
-        f"go on with: refined-ldm train -c {tmp_path}/small.yaml --run '{tmp_path}/a run' --stage vae --resume")]
+    assert found == status and errors == [
+        "",
+        (
+            f"refined-ldm train: stopped after step 3 of vae, saved in {tmp_path}/a run/checkpoints/vae/step-0000003; "
+            f"go on with: refined-ldm train -c {tmp_path}/small.yaml --run '{tmp_path}/a run' --stage vae --resume"
+        ),
+    ]
     monkeypatch.undo()
     small.use_small_clap(monkeypatch)
     assert run(capsys, *shlex.split(errors[-1].split("go on with: refined-ldm ")[1]))[0] == 0

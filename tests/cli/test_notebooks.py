@@ -8,14 +8,7 @@ import nbformat
 import pytest
 
 from refined_ldm.cli.commands import main
-from refined_ldm.cli.notebooks import (
-    PATHS,
-    WRITTEN,
-    execute_notebooks,
-    find_notebooks,
-    parameters_for,
-    paths_from_here,
-)
+from refined_ldm.cli.notebooks import PATHS, WRITTEN, execute_notebooks, find_notebooks, parameters_for, paths_from_here
 
 CELLS = ["clips = 3", "if clips < 2: raise ValueError('clips must be 2 or more')",
          "import os; print(os.environ.get('OMP_NUM_THREADS'), clips)"]  # fmt: skip

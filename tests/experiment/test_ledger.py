@@ -81,10 +81,7 @@ def test_a_number_must_stand_in_the_sentence_in_its_interval_and_where_it_is_sta
 def test_a_ledger_that_lacks_something_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"claims\.yaml"):
         read_ledger(tmp_path / "claims.yaml")
-    for wrong, fault in (
-        (claim(status="true"), "status of nearer"),
-        ({"id": "nearer"}, "lacks words"),
-    ):
+    for wrong, fault in ((claim(status="true"), "status of nearer"), ({"id": "nearer"}, "lacks words")):
         with pytest.raises(ValueError, match=fault):
             read_ledger(ledger(tmp_path, wrong))
     with pytest.raises(ValueError, match="two claims nearer"):

@@ -1,6 +1,6 @@
 """Generate, train and resume in a loop in one process, with faults at random, and watch its memory.
 
-    python -m tests.support.faults --soak 60
+Command: `python -m tests.support.faults --soak 60`.
 """
 
 import ctypes
