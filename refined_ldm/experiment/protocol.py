@@ -44,8 +44,9 @@ from refined_ldm.files import atomic_write
 from refined_ldm.integers import whole
 from refined_ldm.randomness import step_seed
 from refined_ldm.text_to_audio import RefinedAudioLDM
-from refined_ldm.training.pipeline import cached_clips, fit_gaussian, weights_digest
+from refined_ldm.training.inputs import cached_clips, fit_gaussian
 from refined_ldm.vae import latent_scale
+from refined_ldm.weights import weights_digest
 
 GRID = tuple(range(25, 1000, 50))  # timesteps at which the noise error is measured
 

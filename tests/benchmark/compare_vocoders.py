@@ -23,7 +23,7 @@ from refined_ldm.evaluation.embeddings.aisfx import Aisfx
 from refined_ldm.evaluation.metrics import bootstrap_interval, frechet_distance
 from refined_ldm.hifigan import HiFiGAN, HiFiGANConfig
 from refined_ldm.text_to_audio import RefinedAudioLDM
-from refined_ldm.training.pipeline import cached_clips
+from refined_ldm.training.inputs import cached_clips
 from refined_ldm.training.stages import train_hifigan
 
 SMALL = HiFiGANConfig(channels=128)  # the published layout, 1/8 of its channels

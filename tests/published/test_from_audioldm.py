@@ -24,7 +24,8 @@ from transformers import RobertaConfig, RobertaModel
 from refined_ldm.clap import CLAP_PRESETS, Clap
 from refined_ldm.cli import commands as cli
 from refined_ldm.published import checkpoints
-from refined_ldm.published.audioldm_weights import audioldm_parts, unet_config, unet_from_audioldm
+from refined_ldm.published.audioldm_names import unet_from_audioldm
+from refined_ldm.published.audioldm_weights import audioldm_parts, unet_config
 from refined_ldm.published.checkpoints import (
     convert_checkpoint,
     detect_checkpoint_type,

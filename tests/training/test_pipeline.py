@@ -12,17 +12,8 @@ from refined_ldm.data.captioned_audio import CaptionedAudio
 from refined_ldm.published.warm_start import load_named_parts
 from refined_ldm.scenes.dataset import SoundScenes
 from refined_ldm.text_to_audio import RefinedAudioLDM
-from refined_ldm.training.pipeline import (
-    DETAILS,
-    STAGES,
-    cached_clips,
-    check_files,
-    check_run,
-    default_stages,
-    open_data,
-    prepare_latents,
-    train_stage,
-)
+from refined_ldm.training.inputs import cached_clips, open_data, prepare_latents
+from refined_ldm.training.pipeline import DETAILS, STAGES, check_files, check_run, default_stages, train_stage
 from refined_ldm.unet import UNet
 from refined_ldm.vae import PatchDiscriminatorConfig
 from refined_ldm.weights import read_weights
