@@ -85,11 +85,11 @@ def few_steps(model, listener, real, items, samplers=SAMPLERS, guidance=None, on
         low, high = bootstrap_interval(
             lambda a: frechet_distance(a, real, dimensions), judged.embeddings, resamples=100, centre=True
         )
-        heard = summary(judged)
+        adherence = summary(judged)
         rows.append({
             "sampler": name, "clips": len(items), "frechet": frechet_distance(judged.embeddings, real, dimensions),
-            "low": low, "high": high, "recall": heard["recall"], "recall_low": heard["low"],
-            "recall_high": heard["high"],
+            "low": low, "high": high, "recall": adherence["recall"], "recall_low": adherence["low"],
+            "recall_high": adherence["high"],
         })  # fmt: skip
         on_row(f"{name:<32} Fréchet {rows[-1]['frechet']:.1f} ({low:.1f}-{high:.1f}), recall {rows[-1]['recall']:.3f}")
     return rows

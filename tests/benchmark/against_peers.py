@@ -82,9 +82,9 @@ def against_peers(on_row=print, rounds=2, only=None):
                 work = make(stack, missing)
                 rows += _timed(work, peaks, rounds, on_row)
             del work
-    for told in missing:
-        on_row(f"left out: {told}")
-    return [*rows, *({"work": "left out", "peer": told} for told in missing)]
+    for message in missing:
+        on_row(f"left out: {message}")
+    return [*rows, *({"work": "left out", "peer": message} for message in missing)]
 
 
 def _timed(work, peaks, rounds, on_row):
@@ -287,8 +287,8 @@ def _listening(name, package, missing, what):
                                   theirs.embed_tokens(ids, mask))  # fmt: skip
 
     def hear_and_read():
-        heard = [ours.embed_audio(clips, config.sample_rate) for clips in waveform.split(8)]
-        return torch.cat(heard), ours.embed_text(captions)
+        audio = [ours.embed_audio(clips, config.sample_rate) for clips in waveform.split(8)]
+        return torch.cat(audio), ours.embed_text(captions)
 
     return Work(what, _without_grad(hear_and_read), peers, {package: 2})
 

@@ -115,11 +115,11 @@ def test_a_relative_path_reaches_the_notebook(two, tmp_path, monkeypatch, capsys
     notebook.cells[2].source = "print(open(recording).read(), data)"
     nbformat.write(notebook, two / "01_small.ipynb")
     (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "7").write_text("heard")
+    (tmp_path / "elsewhere" / "7").write_text("written")
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert main(["notebooks", "01", "--out", "out", "-p", "recording", "7", "-p", "data", "7"]) == 0  # no number
     executed = nbformat.read("out/01_small.ipynb", 4)
-    assert executed.cells[-1].outputs[0].text == f"heard {tmp_path / 'elsewhere' / '7'}\n"
+    assert executed.cells[-1].outputs[0].text == f"written {tmp_path / 'elsewhere' / '7'}\n"
     assert main(["notebooks", "01", "--out", "out", "-p", "recording", "8"]) == 2
     assert capsys.readouterr().err.startswith("refined-ldm notebooks: recording is 8, and there is no ")
 

@@ -123,7 +123,7 @@ def test_a_folder_that_cannot_be_replaced_gets_its_name_back(tmp_path, monkeypat
     assert names(tmp_path) == ["folder"] and (tmp_path / "folder" / "a").read_text() == "old"
 
 
-def test_what_must_not_be_replaced_stays_whoever_wrote_it_when(tmp_path, monkeypatch):
+def test_a_file_that_must_not_be_replaced_stays(tmp_path, monkeypatch):
     def no_links(*_):
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 

@@ -46,7 +46,7 @@ def test_captions_that_are_asked_name_every_detail():
 
 
 def _answers(captions, silent=()):
-    """A judge that hears exactly what each caption says, in all but the silent ones."""
+    """A judge that detects exactly what each caption says, in all but the silent ones."""
     classes = np.full((len(captions), len(NAMES)), -5.0)
     of_class = []
     for i, caption in enumerate(captions):

@@ -47,6 +47,6 @@ def test_another_scale_is_noised_as_its_run_would(factor):
     rows = ten_ways(Gaussian(), latents, c, latents, c, c, [0.5 * factor])
     every = torch.arange(25, 1000, 50)
     alpha_bar = Gaussian.schedule.alpha_bar[every]
-    # the same perfect guess for latents `factor` times as large, which it is told of: a^2 f^2 / (a^2 f^2 + s^2)
+    # the same perfect guess for latents `factor` times as large, which it knows: a^2 f^2 / (a^2 f^2 + s^2)
     expected = (alpha_bar * factor**2 / (alpha_bar * factor**2 + 1 - alpha_bar)).mean()
     assert rows[1]["loss"] == pytest.approx(float(expected), rel=0.03)
