@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import ClapAudioConfig, ClapAudioModel, GPT2Config, GPT2Model, RobertaConfig, RobertaModel
 
-from refined_ldm.integers import settle_numbers, whole_rate
+from refined_ldm.integers import cast_numbers, whole_rate
 from refined_ldm.mel import mel_filterbank
 from refined_ldm.tokenizer import TOKENIZERS
 from refined_ldm.weights import is_ours, load_into, read_weights, save_weights
@@ -54,7 +54,7 @@ class ClapConfig:
     projection_dropout: float = 0.1  # gpt2 only
 
     def __post_init__(self):
-        settle_numbers(self)
+        cast_numbers(self)
 
     @property
     def samples(self) -> int:

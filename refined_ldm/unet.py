@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from refined_ldm.conditioning import FiLM
-from refined_ldm.integers import settle_numbers
+from refined_ldm.integers import cast_numbers
 from refined_ldm.weights import present_names
 
 
@@ -38,7 +38,7 @@ class UNetConfig:
     token_width: int = 0  # W, numbers of a token state
 
     def __post_init__(self):
-        settle_numbers(self)
+        cast_numbers(self)
         if (self.tokens > 0) != (self.token_width > 0):
             raise ValueError(f"tokens and token_width go together, got {self.tokens} and {self.token_width}")
         for mult in self.channel_mult:

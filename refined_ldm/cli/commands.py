@@ -45,7 +45,7 @@ def generate(options: Namespace) -> None:
     stems = [f"{caption_name(caption.lower())}-{options.seed}" for caption in options.captions]
     check_folder(options.out, [f"{stem}.wav" for stem in stems])
     device = pick_device(options.device)
-    model = _quick(_open(options, device), options)
+    model = _optimized(_open(options, device), options)
     start, written, notes = time.perf_counter(), [], []
     with tqdm(total=options.steps or model.config.steps, unit="step", disable=None) as bar:
         waveforms = model.generate(
@@ -95,7 +95,7 @@ def _open(options, device):
     return RefinedAudioLDM.from_preset(options.preset, device)
 
 
-def _quick(model, options):
+def _optimized(model, options):
     """The model in the precision that was asked for, optimized for its device."""
     from refined_ldm.inference import optimize_for_inference
 
@@ -119,7 +119,7 @@ def infer(options: Namespace) -> None:
         print(f"left out: {fault}", file=sys.stderr)
     check_folder(options.out, [line.file for line in lines])
     model = open_model(with_conditioner(config, options), options.reload_from_ckpt, pick_device(options.device))
-    model = _quick(model, options)
+    model = _optimized(model, options)
     folder = SoundFolder(options.out)
     start, written, rate = time.perf_counter(), [], model.config.mel.sample_rate
     made = sounds(model, lines, options.seed, options.steps, options.guidance, options.candidates)
@@ -280,14 +280,14 @@ def verify(options: Namespace) -> None:
 
     from refined_ldm.experiment.ledger import verify as check
 
-    def tell(claim, numbers):
+    def report(claim, numbers):
         if not options.json:
             print(
                 f"{'FAULT' if any(n.fault for n in numbers) else claim['status']:20} {claim['id']}: "
                 f"{' '.join(claim['found'].split())}"
             )
 
-    checked = check(options.ledger, on_claim=tell)
+    checked = check(options.ledger, on_claim=report)
     if options.json:
         print(json.dumps([asdict(number) for number in checked], indent=1))
     if faults := [f"{c.claim}: {c.written} {c.fault}" for c in checked if c.fault]:
@@ -316,7 +316,7 @@ def notebooks(options: Namespace) -> None:
         raise FileExistsError(f"{options.out} holds the notebooks themselves: give another --out for the executed ones")
     check_folder(options.out, [path.name for path in wanted])
     if replaced := [path.name for path in wanted if (options.out / path.name).is_file()]:
-        print(f"{', '.join(replaced)} in {options.out} will be replaced as they are executed anew", file=sys.stderr)
+        print(f"{', '.join(replaced)} in {options.out} will be replaced", file=sys.stderr)
 
     def say(path, seconds):
         print(f"{path.stem}: {seconds:.0f} s -> {options.out / path.name}", flush=True)

@@ -1,4 +1,4 @@
-"""The tables of notebook 06: from the tables of finished runs, or measured anew with the models that runs left behind.
+"""The tables of notebook 06: from the tables of finished runs, or measured with the models that runs left behind.
 
 `iterations` is the length of the main runs; the plan has others at tenths, thirds and four times of it (arms.plan).
 Notebook: 06

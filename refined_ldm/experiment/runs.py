@@ -95,7 +95,7 @@ def iteration_seconds(experiment, arms: dict[str, Arm], rounds: int = 20, warm: 
 
 
 def _check_same_training(record, arm, path):
-    """Raise ValueError, naming the differences, unless a record is of this arm, whatever its guidance."""
+    """Raise ValueError, naming the differences, unless a record is of this arm, with any guidance."""
     was = asdict(replace(Arm.from_record(record["arm"]), guidance=arm.guidance))
     if different := [f"{k}: {was[k]} there, {v} here" for k, v in asdict(arm).items() if was[k] != v]:
         raise ValueError(f"{path} is of an arm with other settings ({'; '.join(different)}): move its files away, or "

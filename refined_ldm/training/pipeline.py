@@ -125,10 +125,10 @@ def _refuse_other_settings(config, stages, run_dir):
     stay = [part for part in STAGES if part not in stages and part_path(run_dir, part, config).is_file()]
     if stay and settings.is_file():
         names = dict.fromkeys(name for part in stay for name in MADE_BY[part])
-        if unlike := config.unlike(load_config(settings), names):
+        if differences := config.differences(load_config(settings), names):
             raise ValueError(
                 f"the settings are not those of the finished {', '.join(stay)} in {run_dir}: "
-                f"{', '.join(unlike)}; give another --run"
+                f"{', '.join(differences)}; give another --run"
             )
 
 

@@ -20,7 +20,7 @@ from refined_ldm.devices import pick_precision
 from refined_ldm.hifigan import HiFiGAN
 from refined_ldm.inference import optimize_for_inference
 from refined_ldm.mel import MelSpectrogram
-from refined_ldm.published.reference_clap import OfficialClap, laion_clap_model, ms_clap_model
+from refined_ldm.published.reference_clap import ReferenceClap, laion_clap_model, ms_clap_model
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.tokenizer import small_roberta_tokenizer
 from refined_ldm.training.stages import train_ldm
@@ -282,7 +282,7 @@ def _listening(name, package, missing, what):
     ids, mask = ours.tokenizer(captions, config.max_tokens)
     peers = {}
     with missing.noted():
-        theirs = OfficialClap(name, ms_clap_model() if name == "ms-clap-2023" else laion_clap_model())
+        theirs = ReferenceClap(name, ms_clap_model() if name == "ms-clap-2023" else laion_clap_model())
         peers[package] = lambda: ([theirs.embed_audio(clips, config.sample_rate) for clips in waveform.split(8)],
                                   theirs.embed_tokens(ids, mask))  # fmt: skip
 

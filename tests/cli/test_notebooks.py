@@ -33,7 +33,7 @@ def test_notebooks_are_found_by_number_and_by_name(two):
         find_notebooks(["3", "01"])
 
 
-def test_parameters_go_where_they_are_known(two):
+def test_parameters_go_to_the_notebooks_that_have_them(two):
     assert parameters_for(find_notebooks(["01"]), "tiny", {"clips": 5}) == {two / "01_small.ipynb": {"clips": 5}}
     with pytest.raises(ValueError, match="no notebook has a parameter colour; there are clips"):
         parameters_for(find_notebooks(), "tiny", {"colour": "red"})

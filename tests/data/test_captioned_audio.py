@@ -156,7 +156,7 @@ def test_half_a_character_is_told_by_its_entry(tmp_path):
 
 
 @pytest.mark.parametrize("crop", ["start", "random"])
-def test_no_more_of_a_long_recording_is_read_than_is_heard(tmp_path, monkeypatch, crop):
+def test_only_the_used_part_of_a_long_recording_is_read(tmp_path, monkeypatch, crop):
     record(tmp_path / "long.wav", seconds=20)
     (tmp_path / "long.txt").write_text("noise")
     read, asked = soundfile.SoundFile.read, []

@@ -34,7 +34,7 @@ def test_a_model_that_is_what_it_was_has_another_loss_in_every_way():
     assert factor["6"] < 0.5 and factor["8"] > 1 and factor["9"] < 1 and factor["10"] < 1
 
 
-def test_the_error_of_the_perfect_denoiser_is_what_theory_says():
+def test_the_error_of_the_perfect_denoiser_is_as_in_theory():
     latents, c = data(2, 400)
     model = Gaussian()
     errors = noise_errors(model, 0.5 * latents, c).mean(1)

@@ -38,7 +38,7 @@ def test_compute(how, value):
     assert compute(how | {"column": "frechet"}, TABLE) == pytest.approx(value)
 
 
-def test_compute_refuses_what_it_does_not_know():
+def test_compute_refuses_unknown_operations():
     for how, fault in (({"take": "median", "column": "frechet"}, "take must be"),
                        ({"take": "mean", "column": "x"}, "'x'"),
                        ({"take": "mean", "column": "frechet", "where": {"label": "Z"}}, "no row"),

@@ -24,7 +24,7 @@ def test_the_count_of_a_caption_is_changed(caption, other):
     assert other_count(caption) == other
 
 
-def test_negations_name_what_is_heard_and_deny_the_other():
+def test_negations_name_the_present_class_and_deny_the_other():
     items = [{"labels": ("dog",)}, {"labels": ("rain",)}]
     true, false = negated(items)
     assert true[0] == false[1] == "the sound of a dog barking but not the sound of rain falling"
@@ -54,7 +54,7 @@ class _Probe:
         return x
 
 
-def test_order_is_heard_from_the_halves():
+def test_order_is_found_from_the_halves():
     def judge(waveform, rate):  # the first class is what is positive, the second what is negative
         return torch.stack([waveform.clamp(min=0).mean(1), (-waveform).clamp(min=0).mean(1)], 1)
 

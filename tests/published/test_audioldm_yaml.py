@@ -124,7 +124,7 @@ def test_a_key_without_meaning_here_may_say_anything(key):
 
 
 @pytest.mark.parametrize("key", ONLY)
-def test_what_there_is_only_one_of_is_said(key):
+def test_settings_with_a_single_value_are_named_in_the_error(key):
     convert_config(tree({key: ONLY[key]}))
     with pytest.raises(ValueError, match=f"{key} is 'other': here it can only be"):
         convert_config(tree({key: "other"}))

@@ -111,7 +111,7 @@ def test_latents_have_unit_variance_and_follow_the_vae(recordings, tmp_path):
     assert calls == [(10, 10)]  # another VAE, other latents
 
 
-def test_the_linear_denoiser_knows_the_scaled_latents(recordings, tmp_path):
+def test_the_linear_denoiser_is_fitted_to_the_scaled_latents(recordings, tmp_path):
     model = RefinedAudioLDM(settings(recordings, parameterization="gaussian", seconds=1.28))
     latents = prepare_latents(model, cached_clips(model.config, tmp_path), tmp_path)
     scaled = model.scale * torch.stack([latents[i]["latent"] for i in range(10)])
@@ -496,7 +496,7 @@ def test_few_clips_train_all_stages(tmp_path, monkeypatch, count, parameterizati
 @pytest.mark.parametrize("setting, message", [
     ("vae_checkpoint", "the vae.safetensors in it"), ("clap_checkpoint", "clap-….safetensors in it"),
 ])  # fmt: skip
-def test_a_run_where_a_published_file_is_wanted_is_told(donor, tmp_path, setting, message):
+def test_a_run_in_place_of_a_published_file_is_named_in_the_error(donor, tmp_path, setting, message):
     donor.config.save(tmp_path / "other" / "config.yaml")
     with pytest.raises(ValueError, match=f"{setting} is .*other, the folder of a run: give .*{message}"):
         check_files(donor.config.changed(**{setting: str(tmp_path / "other")}), STAGES, tmp_path / "run")
