@@ -339,7 +339,7 @@ def ablations() -> str:
 
 
 def _after(iterations: float) -> str:
-    return f"{iterations:.0f} iterations" if iterations else "none: its linear denoiser already is"
+    return f"{iterations:.0f} iterations" if iterations else "0 iterations: its linear denoiser alone is"
 
 
 @writer

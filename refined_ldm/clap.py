@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import ClapAudioConfig, ClapAudioModel, GPT2Config, GPT2Model, RobertaConfig, RobertaModel
 
-from refined_ldm.integers import settle_numbers, whole_rate
+from refined_ldm.integers import cast_numbers, whole_rate
 from refined_ldm.mel import mel_filterbank
 from refined_ldm.tokenizer import TOKENIZERS
 from refined_ldm.weights import is_ours, load_into, read_weights, save_weights
@@ -55,7 +55,7 @@ class ClapConfig:
     projection_dropout: float = 0.1  # gpt2 only
 
     def __post_init__(self):
-        settle_numbers(self)
+        cast_numbers(self)
 
     @property
     def samples(self) -> int:
@@ -222,11 +222,7 @@ class Clap(nn.Module):
     # --- audio ---
 
     def log_mel(
-        self,
-        waveform: torch.Tensor,
-        sample_rate: int,
-        crop: str = "start",
-        generator: torch.Generator | None = None,
+        self, waveform: torch.Tensor, sample_rate: int, crop: str = "start", generator: torch.Generator | None = None
     ) -> torch.Tensor:
         """Return the log-mel spectrogram of one window or, with crop="average", of the whole clip.
 
@@ -273,11 +269,7 @@ class Clap(nn.Module):
         return F.pad(waveform, (0, samples - waveform.shape[1]))
 
     def embed_audio(
-        self,
-        waveform: torch.Tensor,
-        sample_rate: int,
-        crop: str = "start",
-        generator: torch.Generator | None = None,
+        self, waveform: torch.Tensor, sample_rate: int, crop: str = "start", generator: torch.Generator | None = None
     ) -> torch.Tensor:
         """Embed audio: waveform (B, N) or (N,) in [-1, 1] at `sample_rate` Hz -> (B, D) unit norm.
 

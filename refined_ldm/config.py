@@ -17,7 +17,7 @@ import yaml
 from refined_ldm.discriminators import DiscriminatorsConfig
 from refined_ldm.files import atomic_write
 from refined_ldm.hifigan import HiFiGANConfig
-from refined_ldm.integers import settle_numbers
+from refined_ldm.integers import cast_numbers
 from refined_ldm.mel import MelConfig
 from refined_ldm.unet import UNetConfig
 from refined_ldm.vae import PatchDiscriminatorConfig, VAEConfig
@@ -67,7 +67,7 @@ class StageConfig:
     save_every: int = 500  # steps
 
     def __post_init__(self):
-        settle_numbers(self)
+        cast_numbers(self)
         _one_of("optimizer", self.optimizer, OPTIMIZERS)
         _one_of("lr_schedule", self.lr_schedule, LR_SCHEDULES)
         _one_of("timesteps", self.timesteps, TIMESTEPS)
@@ -143,7 +143,7 @@ class Config:
     training: dict[str, StageConfig] = field(default_factory=lambda: {stage: StageConfig() for stage in STAGES})
 
     def __post_init__(self):
-        settle_numbers(self)
+        cast_numbers(self)
         _one_of("parameterization", self.parameterization, PARAMETERIZATIONS)
         _one_of("vocoder", self.vocoder, VOCODERS)
         _refuse_impossible(self)
@@ -191,7 +191,7 @@ class Config:
             raise ValueError(f"no setting {', '.join(unknown)}: a Config has {', '.join(names)}")
         return replace(self, **changes)
 
-    def unlike(self, other: "Config", names: Iterable[str]) -> list[str]:
+    def differences(self, other: "Config", names: Iterable[str]) -> list[str]:
         """Return how another Config differs in the settings `names` and their fields: ["name ours (the run: …)"]."""
         ours, theirs = (dict(_leaves({name: asdict(c)[name] for name in names})) for c in (self, other))
         return [f"{name} {ours[name]} (the run: {theirs[name]})" for name in ours if ours[name] != theirs[name]]

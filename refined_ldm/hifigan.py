@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
-from refined_ldm.integers import settle_numbers
+from refined_ldm.integers import cast_numbers
 from refined_ldm.mel import LDM_MEL, MelConfig, griffin_lim, match_mel
 
 
@@ -39,7 +39,7 @@ class HiFiGANConfig:
     mel_corrections: int = 0  # iterations of `match_mel`, which bring the output's mel nearer to the input
 
     def __post_init__(self):
-        settle_numbers(self)
+        cast_numbers(self)
 
     @property
     def hop_length(self) -> int:

@@ -44,8 +44,8 @@ def whole_rate(value: Any, name: str = "sample_rate") -> int:
     return whole(f"{name} (Hz)", value, LOWEST_RATE, HIGHEST_RATE)
 
 
-def settle_numbers(settings: Any) -> None:
-    """In a frozen dataclass, have integer fields hold ints and float fields finite numbers; lists become tuples.
+def cast_numbers(settings: Any) -> None:
+    """Cast the numbers of a frozen dataclass to the types of its fields; floats must be finite; lists become tuples.
 
     Raises ValueError naming the field.
     """

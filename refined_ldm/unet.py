@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from refined_ldm.conditioning import CaptionMap, FiLM
-from refined_ldm.integers import settle_numbers
+from refined_ldm.integers import cast_numbers
 from refined_ldm.weights import present_names
 
 
@@ -40,7 +40,7 @@ class UNetConfig:
     caption_map: int = 0  # rank > 0: the embedding is also drawn as a map in time and frequency (`CaptionMap`)
 
     def __post_init__(self):
-        settle_numbers(self)
+        cast_numbers(self)
         if (self.tokens > 0) != (self.token_width > 0):
             raise ValueError(f"tokens and token_width go together, got {self.tokens} and {self.token_width}")
         for mult in self.channel_mult:

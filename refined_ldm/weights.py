@@ -1,5 +1,6 @@
 """Weights on disk: one safetensors file for each part of the model, with its settings as JSON in the header."""
 
+import hashlib
 import json
 import re
 from dataclasses import asdict
@@ -100,3 +101,11 @@ def load_into(module: nn.Module, state: dict[str, Tensor], source: str | Path) -
         raise ValueError(f"{source} does not fit {type(module).__name__}: {'; '.join(parts)}")
     module.load_state_dict(state)
     return module
+
+
+def weights_digest(module: nn.Module) -> str:
+    """Return a digest of a module's weights, 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

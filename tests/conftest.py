@@ -33,5 +33,6 @@ def _is_loopback(host: str) -> bool:
     except ValueError:  # another machine's name
         return False
 
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells start what runs in the background
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests and the commands they start hear Ctrl-C again
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests and their commands receive Ctrl-C again

@@ -35,7 +35,7 @@ def is_sound(path: Any) -> bool:
 def find_files(folder: str | Path) -> tuple[list[Path], int]:
     """All files in a folder and below it, hidden ones left out -> (sorted paths, number of folders found again).
 
-    Links to folders are followed, wherever they lead, but no folder is entered twice. Raises OSError for a folder that
+    Links to folders are followed, but no folder is entered twice. Raises OSError for a folder that
     cannot be read.
     """
     files, entered, repeated, waiting = [], set(), 0, deque([os.fspath(folder)])
@@ -134,21 +134,21 @@ def pair_texts(
     return pairs, left
 
 
-def the_one(sound: str, texts: list[str]) -> str:
+def single_text(sound: str, texts: list[str]) -> str:
     """The one text of a sound. Raises ValueError naming them if there are several."""
     if len(texts) > 1:
         raise ValueError(f"{sound} has {len(texts)} files of captions, {' and '.join(sorted(texts))}: keep one")
     return texts[0]
 
 
-def passed_over(names: Iterable[str], **counts: int) -> str:
+def unused_files(names: Iterable[str], **counts: int) -> str:
     """Unused files, for one line: "2 .md, 1 without ending, 3 texts without a sound"; "" if nothing."""
     endings = Counter(PurePosixPath(name).suffix.lower() or "without ending" for name in names)
     found = [f"{number} {ending}" for ending, number in sorted(endings.items())]
     return ", ".join(found + [f"{number} {kind.replace('_', ' ')}" for kind, number in counts.items() if number])
 
 
-def say_shared(folder: Path, pairs: dict[str, list[str]]) -> None:
+def log_shared_texts(folder: Path, pairs: dict[str, list[str]]) -> None:
     """Log in one line the texts that caption several sounds, as rain.txt beside rain.wav and rain.flac."""
     sounds = defaultdict(list)
     for sound, (text, *others) in pairs.items():
@@ -156,13 +156,13 @@ def say_shared(folder: Path, pairs: dict[str, list[str]]) -> None:
             sounds[text].append(sound)
     shared = [f"{text} captions {' and '.join(found)}" for text, found in sounds.items() if len(found) > 1]
     if shared:
-        say_once(
+        log_once(
             f"{folder}: {len(shared)} texts caption several sounds each: {', '.join(shared[:3])}"
             + " …" * (len(shared) > 3)
         )
 
 
 @lru_cache(256)
-def say_once(message: str) -> None:
-    """One line on stderr, or wherever the logger leads, once in a process."""
+def log_once(message: str) -> None:
+    """Log a message once in a process."""
     log.warning(message)

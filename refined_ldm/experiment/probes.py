@@ -101,16 +101,16 @@ def caption_distances(conditioner, count: int = 200) -> dict[str, float]:
     return found
 
 
-def order_heard(listener, waveforms: torch.Tensor, items: list[dict]) -> np.ndarray:
+def order_correct(probed, waveforms: torch.Tensor, items: list[dict]) -> np.ndarray:
     """Sounds (n, N) of "A then B" -> (n,) 1 if A is stronger in the first half than in the second, compared with B.
 
     The halves are doubled, as the outside embedding needs more than half a clip. Raises ValueError if both events are
     of one class.
     """
     first, second = waveforms.chunk(2, dim=1)
-    logits = [listener.probe.logits(listener.embed_audio(half.repeat(1, 2))) for half in (first, second)]
+    logits = [probed.probe.logits(probed.embed_audio(half.repeat(1, 2))) for half in (first, second)]
     moved = logits[0] - logits[1]  # (n, K): stronger at the start than at the end
-    classes, right = listener.probe.classes, []
+    classes, right = probed.probe.classes, []
     for row, item in zip(moved, items, strict=True):
         a, b = names_in_order(item)
         if a == b:

@@ -23,7 +23,7 @@ SAMPLERS = {  # name -> settings of `generate`; the last one is AudioLDM's
 
 @torch.no_grad()
 def rounding(model, items, ways=QUICK):
-    """What each way of `optimize_for_inference` changes -> rows: way, unet_error, unet_error_worst, mel_l1, mel_l1_change.
+    """What each way of `optimize_for_inference` changes, in rows: way, unet_error{,_worst}, mel_l1, mel_l1_change.
 
     unet_error: relative error |y - y32| / |y32| of the U-Net's output, over all of TIMESTEPS and at the worst of them.
     mel_l1: log-mel L1 of clips through VAE and vocoder to the clips; mel_l1_change: relative to that of plain float32.
@@ -85,11 +85,11 @@ def few_steps(model, listener, real, items, samplers=SAMPLERS, guidance=None, on
         low, high = bootstrap_interval(
             lambda a: frechet_distance(a, real, dimensions), judged.embeddings, resamples=100, centre=True
         )
-        heard = summary(judged)
+        adherence = summary(judged)
         rows.append({
             "sampler": name, "clips": len(items), "frechet": frechet_distance(judged.embeddings, real, dimensions),
-            "low": low, "high": high, "recall": heard["recall"], "recall_low": heard["low"],
-            "recall_high": heard["high"],
+            "low": low, "high": high, "recall": adherence["recall"], "recall_low": adherence["low"],
+            "recall_high": adherence["high"],
         })  # fmt: skip
         on_row(f"{name:<32} Fréchet {rows[-1]['frechet']:.1f} ({low:.1f}-{high:.1f}), recall {rows[-1]['recall']:.3f}")
     return rows

@@ -23,7 +23,7 @@ from refined_ldm.evaluation.embeddings.aisfx import Aisfx
 from refined_ldm.evaluation.metrics import bootstrap_interval, frechet_distance
 from refined_ldm.hifigan import HiFiGAN, HiFiGANConfig
 from refined_ldm.text_to_audio import RefinedAudioLDM
-from refined_ldm.training.pipeline import cached_clips
+from refined_ldm.training.inputs import cached_clips
 from refined_ldm.training.stages import train_hifigan
 
 SMALL = HiFiGANConfig(channels=128)  # the published layout, 1/8 of its channels
@@ -67,9 +67,9 @@ def measured(model, waveform, judge, reference):
     sound = torch.cat([model.vocoder(model.mel(part)) for part in waveform.split(25)])
     l1 = (model.mel(sound) - model.mel(waveform)).abs().mean((1, 2, 3)).numpy()
     stft = np.array([stft_loss(a[None], b[None]).item() for a, b in zip(sound, waveform, strict=True)])
-    heard = judge(sound, 16_000).numpy()
-    distance = frechet_distance(heard, reference, 32)
-    interval = bootstrap_interval(lambda x: frechet_distance(x, reference, 32), heard, resamples=50, centre=True)
+    embedded = judge(sound, 16_000).numpy()
+    distance = frechet_distance(embedded, reference, 32)
+    interval = bootstrap_interval(lambda x: frechet_distance(x, reference, 32), embedded, resamples=50, centre=True)
     return {"log-mel L1": (l1.mean(), *bootstrap_interval(np.mean, l1)),
             "STFT distance": (stft.mean(), *bootstrap_interval(np.mean, stft)),
             "Fréchet distance": (distance, *interval)}  # fmt: skip

@@ -61,7 +61,7 @@ def test_the_same_command_writes_the_same_file_and_another_seed_another(checkpoi
     assert a == b != c
 
 
-def test_json_tells_what_was_written(checkpoint, tmp_path, capsys):
+def test_json_lists_the_written_files(checkpoint, tmp_path, capsys):
     status, printed, _ = run(capsys, "generate", "rain", "--checkpoint", checkpoint, "--out", tmp_path / "a", "--json")
     found = json.loads("\n".join(printed))
     assert status == 0 and found["took"] > 0
@@ -176,7 +176,7 @@ def test_train_then_generate_from_a_yaml_file(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_training_that_is_stopped_tells_how_to_go_on(tmp_path, capsys, monkeypatch, number, status):
+def test_a_stopped_training_prints_how_to_resume(tmp_path, capsys, monkeypatch, number, status):
     small.use_small_clap(monkeypatch)
     stage = replace(small.STAGE, max_steps=4, save_every=100)
     small.config(seconds=1.28, clips=4, training={"vae": stage}).save(tmp_path / "small.yaml")
@@ -191,9 +191,13 @@ def test_a_training_that_is_stopped_tells_how_to_go_on(tmp_path, capsys, monkeyp
     monkeypatch.setattr(pipeline, "train_stage", stopped)
     arguments = ["train", "-c", tmp_path / "small.yaml", "--run", tmp_path / "a run", "--stage", "vae"]
     found, _, errors = run(capsys, *arguments)
-    assert found == status and errors == ["", (
-        f"refined-ldm train: stopped after step 3 of vae, saved in {tmp_path}/a run/checkpoints/vae/step-0000003; "
-        f"go on with: refined-ldm train -c {tmp_path}/small.yaml --run '{tmp_path}/a run' --stage vae --resume")]
+    assert found == status and errors == [
+        "",
+        (
+            f"refined-ldm train: stopped after step 3 of vae, saved in {tmp_path}/a run/checkpoints/vae/step-0000003; "
+            f"go on with: refined-ldm train -c {tmp_path}/small.yaml --run '{tmp_path}/a run' --stage vae --resume"
+        ),
+    ]
     monkeypatch.undo()
     small.use_small_clap(monkeypatch)
     assert run(capsys, *shlex.split(errors[-1].split("go on with: refined-ldm ")[1]))[0] == 0

@@ -8,14 +8,7 @@ import nbformat
 import pytest
 
 from refined_ldm.cli.commands import main
-from refined_ldm.cli.notebooks import (
-    PATHS,
-    WRITTEN,
-    execute_notebooks,
-    find_notebooks,
-    parameters_for,
-    paths_from_here,
-)
+from refined_ldm.cli.notebooks import PATHS, WRITTEN, execute_notebooks, find_notebooks, parameters_for, paths_from_here
 
 CELLS = ["clips = 3", "if clips < 2: raise ValueError('clips must be 2 or more')",
          "import os; print(os.environ.get('OMP_NUM_THREADS'), clips)"]  # fmt: skip
@@ -40,7 +33,7 @@ def test_notebooks_are_found_by_number_and_by_name(two):
         find_notebooks(["3", "01"])
 
 
-def test_parameters_go_where_they_are_known(two):
+def test_parameters_go_to_the_notebooks_that_have_them(two):
     assert parameters_for(find_notebooks(["01"]), "tiny", {"clips": 5}) == {two / "01_small.ipynb": {"clips": 5}}
     with pytest.raises(ValueError, match="no notebook has a parameter colour; there are clips"):
         parameters_for(find_notebooks(), "tiny", {"colour": "red"})
@@ -122,11 +115,11 @@ def test_a_relative_path_reaches_the_notebook(two, tmp_path, monkeypatch, capsys
     notebook.cells[2].source = "print(open(recording).read(), data)"
     nbformat.write(notebook, two / "01_small.ipynb")
     (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "7").write_text("heard")
+    (tmp_path / "elsewhere" / "7").write_text("written")
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert main(["notebooks", "01", "--out", "out", "-p", "recording", "7", "-p", "data", "7"]) == 0  # no number
     executed = nbformat.read("out/01_small.ipynb", 4)
-    assert executed.cells[-1].outputs[0].text == f"heard {tmp_path / 'elsewhere' / '7'}\n"
+    assert executed.cells[-1].outputs[0].text == f"written {tmp_path / 'elsewhere' / '7'}\n"
     assert main(["notebooks", "01", "--out", "out", "-p", "recording", "8"]) == 2
     assert capsys.readouterr().err.startswith("refined-ldm notebooks: recording is 8, and there is no ")
 

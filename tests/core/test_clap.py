@@ -78,7 +78,7 @@ def test_a_random_part_of_a_longer_clip_is_embedded_on_request(clap):
 
 
 @torch.no_grad()
-def test_the_average_hears_all_of_a_longer_clip_and_a_shorter_one_as_it_is(clap):
+def test_the_average_covers_all_of_a_longer_clip_and_leaves_a_shorter_one(clap):
     waveform = noise(2, 90_000)
     windows = clap._windows(clap.log_mel(waveform, 16_000, "average"))
     assert windows.shape == (2, 5, 1, 172, 64)  # 563 frames: windows start 86 frames after one another

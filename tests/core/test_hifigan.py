@@ -145,14 +145,14 @@ def test_what_is_too_loud_is_turned_down_as_a_whole():
 def test_mel_corrections_bring_the_mel_nearer():
     torch.manual_seed(0)
     plain = HiFiGAN(ON_GRIFFIN_LIM).eval()
-    mended = HiFiGAN(replace(ON_GRIFFIN_LIM, mel_corrections=4)).eval()
-    mended.load_state_dict(plain.state_dict())
+    corrected = HiFiGAN(replace(ON_GRIFFIN_LIM, mel_corrections=4)).eval()
+    corrected.load_state_dict(plain.state_dict())
     to_mel = MelSpectrogram()
     mel = to_mel(0.1 * torch.randn(2, 6400))
     with torch.no_grad():
-        before, after = ((to_mel(vocoder(mel)) - mel).abs().mean() for vocoder in (plain, mended))
+        before, after = ((to_mel(vocoder(mel)) - mel).abs().mean() for vocoder in (plain, corrected))
     assert after < 0.75 * before
-    assert mended(mel[:, :, :2]).shape == (2, 320)
+    assert corrected(mel[:, :, :2]).shape == (2, 320)
 
 
 def test_snake_is_a_line_with_a_ripple():

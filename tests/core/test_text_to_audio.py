@@ -108,7 +108,7 @@ def test_the_latent_scale_is_undone(model):
 
 @torch.no_grad()
 @pytest.mark.parametrize("parameterization", ["eps", "v", "x0", "gaussian", "caption-gaussian"])
-def test_whatever_the_unet_predicts_what_comes_out_is_noise(monkeypatch, parameterization):
+def test_denoise_returns_noise_for_every_parameterization(monkeypatch, parameterization):
     """A U-Net that predicts its target perfectly makes `denoise` return the noise."""
     small.use_small_clap(monkeypatch)
     model = RefinedAudioLDM(small.config(parameterization=parameterization))

@@ -42,7 +42,7 @@ def test_half_precision_on_disk_is_float32_in_memory(module, tmp_path):
 
 
 @pytest.mark.parametrize("largest", [7, 2**15 - 1, 2**15, 2**40])
-def test_integers_come_back_whatever_their_size(tmp_path, largest):
+def test_integers_of_any_size_come_back(tmp_path, largest):
     integers = torch.tensor([-largest, 0, largest])
     save_weights(tmp_path / "a.safetensors", {"integers": integers})
     found = read_weights(tmp_path / "a.safetensors")[0]["integers"]

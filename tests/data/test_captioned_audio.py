@@ -156,7 +156,7 @@ def test_half_a_character_is_told_by_its_entry(tmp_path):
 
 
 @pytest.mark.parametrize("crop", ["start", "random"])
-def test_no_more_of_a_long_recording_is_read_than_is_heard(tmp_path, monkeypatch, crop):
+def test_only_the_used_part_of_a_long_recording_is_read(tmp_path, monkeypatch, crop):
     record(tmp_path / "long.wav", seconds=20)
     (tmp_path / "long.txt").write_text("noise")
     read, asked = soundfile.SoundFile.read, []
@@ -351,8 +351,10 @@ def test_any_bytes_are_a_table_or_told(fuzzed, content, skip_bad):
 
 
 KEYS = st.sampled_from(["wav", "caption", "labels", "caption_2"])
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | NAMES,
-                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4))
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | NAMES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4),
+)
 ENTRIES = st.lists(st.fixed_dictionaries({"wav": NAMES, "caption": JSON}) | JSON, max_size=4)
 
 
@@ -498,7 +500,7 @@ def test_a_folder_takes_every_usual_ending(tmp_path, ending, form):
 @pytest.mark.parametrize("name", ["table.mat", "picture.iff", "features.htk"])
 def test_what_shares_its_ending_with_a_sound_is_passed_over(tmp_path, caplog, name):
     assert list(captioned(beside(tmp_path, ["a.wav"], {name: "no sound"}))) == ["a.wav"]
-    assert f"passed over: 1 {name[name.index('.'):]}" in caplog.text
+    assert f"passed over: 1 {name[name.index('.') :]}" in caplog.text
 
 
 def test_links_to_folders_are_followed_once_and_not_in_circles(tmp_path, caplog):

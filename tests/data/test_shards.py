@@ -200,8 +200,9 @@ def test_what_is_no_archive_is_told(tmp_path, content):
 
 
 @settings(max_examples=150, deadline=2000)
-@given(st.lists(st.tuples(st.integers(0, 12_000), st.binary(min_size=1, max_size=16)), max_size=4),
-       st.integers(0, 12_288))
+@given(
+    st.lists(st.tuples(st.integers(0, 12_000), st.binary(min_size=1, max_size=16)), max_size=4), st.integers(0, 12_288)
+)
 @example([(124, b"\x80" + b"\xff" * 11)], 12_288)  # a size of 2^88
 @example([(124, b"77777777777\x00"), (156, b"x")], 12_288)  # an extended header of 8 GB
 @example([(124, b"\xff" * 12)], 12_288)  # a negative size

@@ -38,7 +38,7 @@ def test_compute(how, value):
     assert compute(how | {"column": "frechet"}, TABLE) == pytest.approx(value)
 
 
-def test_compute_refuses_what_it_does_not_know():
+def test_compute_refuses_unknown_operations():
     for how, fault in (({"take": "median", "column": "frechet"}, "take must be"),
                        ({"take": "mean", "column": "x"}, "'x'"),
                        ({"take": "mean", "column": "frechet", "where": {"label": "Z"}}, "no row"),
@@ -81,10 +81,7 @@ def test_a_number_must_stand_in_the_sentence_in_its_interval_and_where_it_is_sta
 def test_a_ledger_that_lacks_something_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"claims\.yaml"):
         read_ledger(tmp_path / "claims.yaml")
-    for wrong, fault in (
-        (claim(status="true"), "status of nearer"),
-        ({"id": "nearer"}, "lacks words"),
-    ):
+    for wrong, fault in ((claim(status="true"), "status of nearer"), ({"id": "nearer"}, "lacks words")):
         with pytest.raises(ValueError, match=fault):
             read_ledger(ledger(tmp_path, wrong))
     with pytest.raises(ValueError, match="two claims nearer"):

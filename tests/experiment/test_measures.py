@@ -55,7 +55,7 @@ def small(tmp_path_factory):
     return shared
 
 
-def test_what_was_not_trained_here_is_said(small):
+def test_missing_runs_are_named(small):
     with pytest.raises(FileNotFoundError, match="none of the runs of this sweep"):
         measures.guidance_sweep(small, 12)
     assert measures.mels_along_training(small, 12) == {}

@@ -311,7 +311,7 @@ def test_what_is_there_is_replaced_only_when_asked(ms_clap, tmp_path):
         convert_checkpoint(path, tmp_path / "folder.safetensors", force=True)
 
 
-def test_our_own_files_and_unknown_ones_are_told_apart(tmp_path, capsys):
+def test_our_own_files_and_unknown_ones_are_distinguished(tmp_path, capsys):
     generator = HiFiGAN(HiFiGANConfig(n_mels=16, channels=32))
     save_weights(tmp_path / "hifigan.safetensors", generator, generator.config)
     save_file(generator.state_dict(), tmp_path / "foreign.safetensors", metadata={"format": "pt"})

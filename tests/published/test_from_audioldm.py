@@ -24,7 +24,8 @@ from transformers import RobertaConfig, RobertaModel
 from refined_ldm.clap import CLAP_PRESETS, Clap
 from refined_ldm.cli import commands as cli
 from refined_ldm.published import checkpoints
-from refined_ldm.published.audioldm_weights import audioldm_parts, unet_config, unet_from_audioldm
+from refined_ldm.published.audioldm_names import unet_from_audioldm
+from refined_ldm.published.audioldm_weights import audioldm_parts, unet_config
 from refined_ldm.published.checkpoints import (
     convert_checkpoint,
     detect_checkpoint_type,
@@ -266,7 +267,7 @@ def test_converted_it_is_a_folder_that_every_command_reads(published, loaded, vo
     assert (reported.kind, len(reported.files)) == ("run", 4) and "generate" in reported.command
 
 
-def test_inspection_tells_what_is_in_it(published, capsys):
+def test_inspection_lists_the_contents(published, capsys):
     theirs, path = published
     found = inspect_checkpoint(path)
     assert (found.kind, found.wrapper, found.bytes) == ("audioldm", "state_dict", path.stat().st_size)
@@ -663,7 +664,7 @@ def test_a_pipelines_directory_gives_its_own_sounds(pipeline, vocabulary):
     assert ours.generate(["rain"], seconds=0.32, steps=2).shape == (1, 5120)
 
 
-def test_a_pipeline_reads_but_does_not_hear(pipeline):
+def test_a_pipeline_embeds_captions_but_no_audio(pipeline):
     ours = RefinedAudioLDM.from_audioldm(pipeline[1])
     with pytest.raises(ValueError, match="holds no audio tower"):
         ours.clap.embed_audio(noise(16_000), 16_000)
@@ -711,7 +712,7 @@ def test_attention_head_dim_is_the_number_of_heads(widths, heads, width, pipelin
     torch.testing.assert_close(ours.denoise(z_t, t, c), expected, **CLOSE)
 
 
-def test_a_number_of_heads_that_nobody_set_is_told(pipeline, tmp_path):
+def test_a_default_number_of_heads_is_warned_about(pipeline, tmp_path):
     """The conversion script of AudioLDM leaves diffusers' default, 8 heads, where the weights have heads of 32."""
     _, folder = pipeline
     with pytest.warns(UserWarning, match=r"every level 8 heads, .* so \[8.0, 12.0\] channels wide; .* heads of 32"):

@@ -79,7 +79,7 @@ def test_events_sound_where_they_are_said_to(items):
 # ---------------------------------------------------------------- reproducibility
 
 
-def test_same_scene_whatever_the_size_and_in_any_order():
+def test_same_scene_for_any_size_and_in_any_order():
     small, large = SoundScenes("val", size=5, seed=3), SoundScenes("val", size=5000, seed=3)
     for i in (4, 0, 2):
         same(small[i], large[i])

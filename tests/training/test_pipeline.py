@@ -13,18 +13,8 @@ from refined_ldm.data.captioned_audio import CaptionedAudio
 from refined_ldm.published.warm_start import load_named_parts
 from refined_ldm.scenes.dataset import SoundScenes
 from refined_ldm.text_to_audio import RefinedAudioLDM
-from refined_ldm.training.pipeline import (
-    DETAILS,
-    STAGES,
-    cached_clips,
-    check_files,
-    check_run,
-    default_stages,
-    encode_clips,
-    open_data,
-    prepare_latents,
-    train_stage,
-)
+from refined_ldm.training.inputs import cached_clips, encode_clips, open_data, prepare_latents
+from refined_ldm.training.pipeline import DETAILS, STAGES, check_files, check_run, default_stages, train_stage
 from refined_ldm.unet import UNet
 from refined_ldm.vae import PatchDiscriminatorConfig
 from refined_ldm.weights import read_weights
@@ -122,7 +112,7 @@ def test_latents_have_unit_variance_and_follow_the_vae(recordings, tmp_path):
     assert calls == [(10, 10)]  # another VAE, other latents
 
 
-def test_the_linear_denoiser_knows_the_scaled_latents(recordings, tmp_path):
+def test_the_linear_denoiser_is_fitted_to_the_scaled_latents(recordings, tmp_path):
     model = RefinedAudioLDM(settings(recordings, parameterization="gaussian", seconds=1.28))
     latents = prepare_latents(model, cached_clips(model.config, tmp_path), tmp_path)
     scaled = model.scale * torch.stack([latents[i]["latent"] for i in range(10)])
@@ -507,7 +497,7 @@ def test_few_clips_train_all_stages(tmp_path, monkeypatch, count, parameterizati
 @pytest.mark.parametrize("setting, message", [
     ("vae_checkpoint", "the vae.safetensors in it"), ("clap_checkpoint", "clap-….safetensors in it"),
 ])  # fmt: skip
-def test_a_run_where_a_published_file_is_wanted_is_told(donor, tmp_path, setting, message):
+def test_a_run_in_place_of_a_published_file_is_named_in_the_error(donor, tmp_path, setting, message):
     donor.config.save(tmp_path / "other" / "config.yaml")
     with pytest.raises(ValueError, match=f"{setting} is .*other, the folder of a run: give .*{message}"):
         check_files(donor.config.changed(**{setting: str(tmp_path / "other")}), STAGES, tmp_path / "run")
