@@ -292,13 +292,6 @@ class Clap(nn.Module):
         decibels = decibels[:, :, :-2]  # as published, where a window that ends with the clip is omitted
         return decibels.unfold(2, length, length // 2).permute(0, 2, 1, 4, 3)
 
-    def audio_features(self, waveform: torch.Tensor, sample_rate: int) -> torch.Tensor:
-        """Return HTS-AT's features before pooling: waveform (B, N) or (N,) -> (B, C, T, F).
-
-        T and F are 1/16 of the mel's (published: 1/32).
-        """
-        return self.audio(self.log_mel(waveform, sample_rate)).last_hidden_state.transpose(2, 3)
-
     # --- captions ---
 
     def text_states(self, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -219,6 +219,15 @@ def _machine() -> str:
     return re.sub(r"\W", "", name)[:32] or "host"
 
 
+@contextmanager
+def errors_at(place: str | Path) -> Iterator[None]:
+    """Begin the message of a ValueError with the place where it was found: a file, or a part of one."""
+    try:
+        yield
+    except ValueError as fault:
+        raise ValueError(f"{place}: {fault}") from fault
+
+
 def sha256(path: str | Path) -> str:
     """The SHA-256 of a file in hexadecimal digits."""
     with open(path, "rb") as file:

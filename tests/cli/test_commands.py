@@ -13,6 +13,7 @@ import soundfile
 
 from refined_ldm.cli import commands as cli
 from refined_ldm.cli.notebooks import NOTEBOOKS
+from refined_ldm.cli.results import check_result
 from refined_ldm.config import STAGES
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.training import pipeline
@@ -314,10 +315,10 @@ def test_sounds_of_before_stay_and_the_new_ones_are_numbered(place, capsys):
 
 
 def test_an_earlier_result_is_replaced_and_that_is_said(place, capsys):
-    cli._check_result(place / "new.csv", b"way,")
+    check_result(place / "new.csv", b"way,")
     assert capsys.readouterr().err == ""
     (place / "old.csv").write_text("way,measure\n")
-    cli._check_result(place / "old.csv", b"way,")
+    check_result(place / "old.csv", b"way,")
     assert capsys.readouterr().err == f"{place}/old.csv will be replaced by the new result\n"
 
 

@@ -35,6 +35,7 @@ from refined_ldm.vae import MelVAE, VAEConfig
 from refined_ldm.weights import is_ours, read_weights, save_weights
 from tests.support import small
 from tests.support.peers import published_ms_clap
+from tests.support.weight_norm import add_weight_norm
 
 
 class Asks:
@@ -333,7 +334,7 @@ def test_our_own_files_and_unknown_ones_are_distinguished(tmp_path, capsys):
 def test_whichever_tensor_a_lone_part_lacks_it_is_named(tmp_path, capsys, part):
     module = MelVAE(VAEConfig(2, 32, (1, 2), 1)) if part == "vae" else HiFiGAN(HiFiGANConfig(n_mels=16, channels=32))
     for normed in [False, True] if part == "hifigan" else [False]:
-        whole = (module.add_weight_norm() if normed else module).state_dict()
+        whole = (add_weight_norm(module) if normed else module).state_dict()
         for missing in {name.split(".")[0] + name[-12:]: name for name in whole}.values():
             torch.save({"state_dict": {k: v for k, v in whole.items() if k != missing}}, tmp_path / "a.ckpt")
             assert cli.main(["convert", str(tmp_path / "a.ckpt"), str(tmp_path / "out.safetensors")]) == 2
