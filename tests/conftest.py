@@ -1,4 +1,4 @@
-"""The tests run offline, on the CPU, on two threads."""
+"""The tests run offline, on the CPU, on two threads at most."""
 
 import os
 import signal
