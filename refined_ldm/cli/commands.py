@@ -23,9 +23,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"refined-ldm {options.command}: {fault}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as fault:
-        if (fault.name or "refined_ldm").startswith("refined_ldm"):
+        package = (fault.name or "refined_ldm").partition(".")[0]
+        if package == "refined_ldm":
             raise
-        print(f"refined-ldm {options.command}: {fault.name} is not installed, which this needs: "
+        print(f"refined-ldm {options.command}: {package} is not installed, which this needs: "
               'pip install "refined-audio-ldm[notebooks]"', file=sys.stderr)  # fmt: skip
         return 2
     except KeyboardInterrupt as stop:

@@ -21,7 +21,7 @@ from tests.support.shell import run
 
 TINY = """
 preset: tiny
-clips: 40
+clips: 12
 steps: 2
 training:
   vae: {max_steps: 2, batch_size: 2}
