@@ -60,6 +60,19 @@ def spread(value: float, low: float, high: float, decimals: int) -> str:
     return f"{value:.{decimals}f} ({low:.{decimals}f}–{high:.{decimals}f})".replace("-", "−")
 
 
+# --- speed ---
+
+
+@writer
+def neighbour() -> str:
+    """Seconds for each way in which threads wait, alone and beside other programs."""
+    header = ["threads", "setting", "a clip, alone", "a clip beside an idle loop", "a clip beside a training",
+              "a training step beside a training"]  # fmt: skip
+    table = pd.read_csv(ROOT / "figures" / "data" / "bench_neighbour.csv", dtype=str).fillna("–")
+    return markdown(header, ([row[0], f"`{row[1].removesuffix(' (ours)')}`{' (ours)' * row[1].endswith(' (ours)')}",
+                              *row[2:]] for row in table.itertuples(index=False)))  # fmt: skip
+
+
 # --- results ---
 
 

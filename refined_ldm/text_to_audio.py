@@ -279,6 +279,8 @@ class RefinedAudioLDM(nn.Module):
             raise ValueError(f"guidance_scale must be a finite number, got {guidance}")
         interval = self.config.guidance_interval if guidance_interval is None else guidance_interval
         interval = tuple(whole("guidance_interval", t, 0) for t in interval)
+        if len(interval) != 2 or interval[0] > interval[1]:
+            raise ValueError(f"guidance_interval must be two timesteps, the lower first, got {interval}")
         if unconditional is None:
             unconditional = self.clap.embed_text([""])[0]
 

@@ -210,7 +210,7 @@ def parser(runs: dict[str, Callable[[argparse.Namespace], Any]]) -> Parser:
     )
     sub.add_argument(
         "--details",
-        type=int,
+        type=integer(2),
         metavar="N",
         nargs="?",
         const=200,

@@ -22,6 +22,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError) as fault:
         print(f"refined-ldm {options.command}: {fault}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as fault:
+        package = (fault.name or "refined_ldm").partition(".")[0]
+        if package == "refined_ldm":
+            raise
+        print(f"refined-ldm {options.command}: {package} is not installed, which this needs: "
+              'pip install "refined-audio-ldm[notebooks]"', file=sys.stderr)  # fmt: skip
+        return 2
     except KeyboardInterrupt as stop:
         message = str(stop) or "stopped"
         if options.command == "train":
@@ -44,6 +51,8 @@ def generate(options: Namespace) -> None:
 
     stems = [f"{caption_name(caption.lower())}-{options.seed}" for caption in options.captions]
     check_folder(options.out, [f"{stem}.wav" for stem in stems])
+    if options.picture:
+        from refined_ldm.display import plot_mels
     device = pick_device(options.device)
     model = _optimized(_open(options, device), options)
     start, written, notes = time.perf_counter(), [], []
@@ -70,8 +79,6 @@ def generate(options: Namespace) -> None:
         written.append({"file": str(path), "caption": caption, "seed": options.seed,
                         "seconds": waveform.shape[-1] / model.config.mel.sample_rate})  # fmt: skip
     if options.picture:
-        from refined_ldm.display import plot_mels
-
         figure = plot_mels(model.mel(waveforms.to(device)).cpu(), options.captions, model.config.mel)
         with atomic_write(numbered_path(options.out / "spectrograms.png")) as temporary:
             figure.savefig(temporary, dpi=110, format="png")
@@ -183,8 +190,8 @@ def _evaluate_details(options):
     from refined_ldm.evaluation.details import DetailJudge, ask_details, detail_table, show_table
     from refined_ldm.text_to_audio import RefinedAudioLDM
 
-    if options.details < 2:
-        raise ValueError(f"--details must be 2 or more, got {options.details}: chance needs another caption")
+    if options.out:
+        _check_result(options.out, b"detail,sound,")
     judge, device = DetailJudge.load(options.checkpoint), pick_device(options.device)
     folder = options.generated
     model = RefinedAudioLDM.load(folder, device) if folder else RefinedAudioLDM.from_preset("tiny", device)
@@ -244,7 +251,7 @@ def experiment(options: Namespace) -> None:
     from refined_ldm.experiment.protocol import open_experiment
     from refined_ldm.experiment.runs import run_arm
     from refined_ldm.experiment.statistics import collect
-    from refined_ldm.files import check_file, check_folder
+    from refined_ldm.files import check_folder
 
     o, runs = options, plan(options.iterations, options.seeds)
     as_stored = all(getattr(o, name) == STORED[name] for name in ("preset", "iterations", "clips"))
@@ -261,7 +268,7 @@ def experiment(options: Namespace) -> None:
     tables = (".json", ".csv", "-steps.csv", "-heard.csv")
     check_folder(out, [f"{run.name}{ending}" for run in runs for ending in tables])
     collected = out.with_name(f"{out.name}.csv")
-    check_file(collected)
+    _check_result(collected, b"name,label,")
     files = (o.audioldm, o.laion, o.ms, o.tokenizer)
     shared = open_experiment(o.run_dir, o.preset, o.clips, *files, pick_device(o.device))
     prepare_conditioners(shared, runs)

@@ -33,7 +33,9 @@ def is_sound(path: Any) -> bool:
 
 
 def find_files(folder: str | Path) -> tuple[list[Path], int]:
-    """All files in a folder and below it, hidden ones left out -> (sorted paths, number of folders found again).
+    """All files in a folder and below it -> (sorted paths, number of folders found again).
+
+    Hidden files and folders, whose names begin with a point, are left out: `.ipynb_checkpoints` holds copies.
 
     Links to folders are followed, but no folder is entered twice. Raises OSError for a folder that
     cannot be read.
@@ -51,6 +53,7 @@ def find_files(folder: str | Path) -> tuple[list[Path], int]:
                 folders.clear()
                 continue
             entered.add(real)
+            folders[:] = [name for name in folders if not name.startswith(".")]
             waiting.extend(path for name in sorted(folders) if os.path.islink(path := os.path.join(place, name)))
             files += [Path(place, name) for name in names if not name.startswith(".")]
     return sorted(files), repeated

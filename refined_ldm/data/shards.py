@@ -98,7 +98,7 @@ def _members(shard: Path) -> tuple[list[Member], dict[str, bytes], list[str], li
                 end = info.offset_data + -(-info.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE * info.isreg()
                 name, path = info.name, PurePosixPath(info.name)
                 suffix = path.suffix.lower()
-                if info.isdir() or path.name.startswith("."):
+                if info.isdir() or any(part.startswith(".") and part != ".." for part in path.parts):
                     continue
                 if not info.isreg() or info.issparse():
                     faults.append(f"{name} is no plain file but a link, a device or a sparse file")

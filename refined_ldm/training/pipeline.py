@@ -51,7 +51,7 @@ NEEDED = {  # parts, by stage
 }  # fmt: skip
 FITTED = 2000  # captions on which the new input layer of a published U-Net is fitted
 RUN = (  # names of the files in a run's folder
-    r"config\.yaml|checkpoints|discriminators|tokenizer|(clips|latents)-.+|left-out\.txt|"
+    r"config\.yaml|checkpoints|discriminators|tokenizer|(clips|latents|embeddings)-.+|left-out\.txt|"
     r"(vae|clap|ldm|hifigan)\.csv|.+\.safetensors"
 )
 # the discriminators of a stage, below the folder of a run
@@ -78,7 +78,7 @@ def check_run(config: Config, stages: Sequence[str], run_dir: str | Path, resume
     parts = [part_path(run_dir, part, config).name for part in STAGES]
     check_folder(run_dir, [*parts, "config.yaml", LEFT_OUT, *(f"{stage}.csv" for stage in stages)])
     check_folder(run_dir / "discriminators", [Path(file).name for file in DISCRIMINATOR_FILES.values()])
-    for cache in ("clips-train", "latents-train"):
+    for cache in ("clips-train", "latents-train", "embeddings-train"):
         check_place(run_dir / cache, HOLDS)
     for stage in stages:
         check_folder(run_dir / "checkpoints" / stage)
@@ -135,8 +135,10 @@ def _refuse_other_settings(config, stages, run_dir):
 def check_files(config: Config, stages: Sequence[str], run_dir: str | Path, resume: bool = False) -> None:
     """Check, before any work, that data, named files and the parts that a stage depends on exist.
 
-    Raises FileNotFoundError for the first that is missing.
+    Raises FileNotFoundError for the first that is missing, ValueError for a stage that the data cannot train.
     """
+    for stage in stages:
+        _refuse_details(config, stage)
     if config.data != "scenes" and not (Path(config.data).exists() or find_shards(config.data)):
         raise FileNotFoundError(f"no recordings at {config.data} (in AudioLDM's YAML metadata_root): give --data PATH")
     for stage in stages:
@@ -154,6 +156,14 @@ def check_files(config: Config, stages: Sequence[str], run_dir: str | Path, resu
             if config.clap not in CONDITIONERS:
                 raise FileNotFoundError(f"no weights at {part_path(run_dir, 'clap', config)}")
             fetch(CONDITIONERS[config.clap])
+
+
+def _refuse_details(config, stage):
+    """Raise ValueError if a detail stage is to be trained on recordings."""
+    if stage in DETAILS and config.data != "scenes":
+        raise ValueError(
+            f"{stage} is trained on the generated captions of data 'scenes' only, got {config.data}: leave it out"
+        )
 
 
 @contextmanager
@@ -205,6 +215,7 @@ def train_stage(
         raise ValueError(f"no stage {stage!r}: choose from {', '.join(STAGES)}")
     run_dir, config, seed = Path(run_dir), model.config, whole_seed(seed)
     settings = stage_settings(model.config, stage, max_steps, lr)  # refused before the clips are rendered
+    _refuse_details(config, stage)
     if not resume:
         refuse_old(run_dir / "checkpoints", stage)
         _refuse_finished(run_dir, stage, config)
@@ -212,8 +223,6 @@ def train_stage(
         return
     lacking = _missing_parts(config, stage, run_dir, resume)
     named = load_named_parts(model, lacking)
-    if stage in DETAILS and config.data != "scenes":
-        raise ValueError(f"details are trained on the generated captions of data 'scenes' only: got {config.data}")
     if config.start_from and stage == "ldm" and "ldm" in lacking - named:
         warnings.warn(
             f"the U-Net of {config.start_from} was trained with another conditioner than {config.clap}: the layer "

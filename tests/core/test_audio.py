@@ -286,6 +286,14 @@ def test_tags_around_and_between_the_frames_of_an_mp3_are_no_sound(tmp_path):
     assert audio_seconds(tmp_path / "tagged.mp3") == pytest.approx(2 * audio_seconds(plain), abs=0.1)
 
 
+@pytest.mark.parametrize("kind", ["headless", "joined"])
+def test_bytes_before_the_first_frame_of_an_mp3_are_no_sound(tmp_path, kind):
+    plain = mp3(tmp_path / "a.mp3", kind=kind)
+    (tmp_path / "padded.mp3").write_bytes(bytes(5_000) + plain.read_bytes())
+    assert audio_seconds(tmp_path / "padded.mp3") == pytest.approx(audio_seconds(plain), abs=0.1)
+    assert len(load_audio(tmp_path / "padded.mp3")) == pytest.approx(len(load_audio(plain)), abs=1_600)
+
+
 def test_an_mp3_of_unknown_length_is_refused(tmp_path):
     other = mp3(tmp_path / "other.mp3", rate=48_000, kind="headless").read_bytes()
     mixed = mp3(tmp_path / "mixed.mp3", kind="headless")

@@ -455,6 +455,16 @@ def test_what_is_passed_over_is_said_in_one_line(tmp_path, caplog):
     assert caplog.messages[2:] == [f"{tmp_path}: 1 of 2 sounds are not in Captions.CSV, and not used"]
 
 
+def test_what_is_in_a_hidden_folder_is_not_used(tmp_path):
+    for name in ("rain.wav", ".ipynb_checkpoints/rain-checkpoint.wav", "b/.cache/hail.wav"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(tmp_path / name, np.zeros(1_600), 16_000)
+    assert [r.id for r in CaptionedAudio.from_folder(tmp_path).recordings] == ["rain.wav"]
+    hidden = (tmp_path / "b").rename(tmp_path / ".mine")  # given by its name, it is meant
+    (hidden / ".cache").rename(hidden / "cache")
+    assert [r.id for r in CaptionedAudio.from_folder(hidden).recordings] == ["cache/hail.wav"]
+
+
 def test_a_text_that_captions_two_sounds_is_logged_once(tmp_path, caplog):
     for name in ("rain.wav", "rain.flac", "wind.wav"):
         soundfile.write(tmp_path / name, np.zeros(1_600), 16_000)

@@ -64,7 +64,7 @@ def test_sounds_and_captions_come_out_as_from_loose_files(tmp_path):
                 "dog.v2.wav": sound(2), "dog.json": b'{"caption": "A dog", "caption_2": "A bark", "label": "dog"}',
                 "horn.ogg": sound(3, form="OGG"), "horn.json": b'{"text": ["A horn", "", 3], "id": 1}',
                 "bell.wav": sound(4), "bell.txt": b"A bell", "bell.json": b"no JSON", "notes.md": b"", "._dog.wav": b"",
-                "lonely.txt": b"No sound"}  # fmt: skip
+                ".cache/dog.wav": b"", "lonely.txt": b"No sound"}  # fmt: skip
     write_tar(tmp_path / "set.tar", [special("a", tarfile.DIRTYPE), *contents.items()])
     (tmp_path / "loose").mkdir()
     dataset = CaptionedAudio.from_shards(tmp_path / "set.tar", seconds=0.08)

@@ -9,7 +9,7 @@ import torch
 from refined_ldm.scenes import dataset as scenes
 from refined_ldm.scenes.captions import NUMBERS, TIMES
 from refined_ldm.scenes.classes import CLASSES, FROM_FONT
-from refined_ldm.scenes.dataset import KINDS, SPLIT_KINDS, SoundScenes, is_held_out
+from refined_ldm.scenes.dataset import KINDS, SPLIT_KINDS, SoundScenes, captions_of, is_held_out
 from refined_ldm.scenes.synthesis import SAMPLE_RATE
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -274,3 +274,11 @@ def test_whole_floats_are_integers_and_other_numbers_are_refused():
         for call in (lambda n: SoundScenes("test", n), lambda n: SoundScenes("test", seed=n), lambda n: dataset[n]):
             with pytest.raises((ValueError, IndexError), match="must be a whole number|scene -1 of 4"):
                 call(wrong)
+
+
+def test_further_captions_are_a_whole_number_of_them():
+    item = SoundScenes("train", size=4)[2]
+    assert captions_of(item, 4.0) == captions_of(item, 4) and len(captions_of(item, 4)) == 4
+    for count in (0, -1, 2.5, True):
+        with pytest.raises(ValueError, match="count must be a whole number, 1 or more"):
+            captions_of(item, count)
