@@ -191,7 +191,7 @@ def _evaluate_details(options):
     from refined_ldm.text_to_audio import RefinedAudioLDM
 
     if options.out:
-        _check_result(options.out, b"detail,sound,")
+        check_result(options.out, b"detail,sound,")
     judge, device = DetailJudge.load(options.checkpoint), pick_device(options.device)
     folder = options.generated
     model = RefinedAudioLDM.load(folder, device) if folder else RefinedAudioLDM.from_preset("tiny", device)
@@ -268,7 +268,7 @@ def experiment(options: Namespace) -> None:
     tables = (".json", ".csv", "-steps.csv", "-heard.csv")
     check_folder(out, [f"{run.name}{ending}" for run in runs for ending in tables])
     collected = out.with_name(f"{out.name}.csv")
-    _check_result(collected, b"name,label,")
+    check_result(collected, b"name,label,")
     files = (o.audioldm, o.laion, o.ms, o.tokenizer)
     shared = open_experiment(o.run_dir, o.preset, o.clips, *files, pick_device(o.device))
     prepare_conditioners(shared, runs)
