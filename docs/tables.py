@@ -147,10 +147,22 @@ def _budget(table: pd.DataFrame, measures: tuple[str, ...] | None = None) -> str
 def conditioners() -> str:
     """Retrieval and zero-shot classification of the two shipped conditioners."""
     found = card()["conditioners"]
-    measures = list(next(iter(found.values())))
+    measures = [name for name in next(iter(found.values())) if name != "twins"]
     return markdown(
         ["conditioner", *measures], [[f"`{n}`", *(f"{v[m]:.3f}" for m in measures)] for n, v in found.items()]
     )
+
+
+@writer
+def twins() -> str:
+    """How often a sound is nearer to its caption than to one with one detail changed, for each shipped conditioner."""
+    found = {name: scores["twins"] for name, scores in card()["conditioners"].items()}
+    details = ("number", "pitch", "pace", "order", "other scene")
+    lines = [
+        [f"`{name}`", *(spread(of[d]["value"], of[d]["low"], of[d]["high"], 2) for d in details)]
+        for name, of in found.items()
+    ]
+    return markdown(["conditioner", *details], lines)
 
 
 @writer
