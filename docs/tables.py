@@ -105,14 +105,18 @@ def details() -> str:
     }  # fmt: skip
     kinds = ("rendered", "copied", "generated", "chance")
     table = read("05_details").set_index(["detail", "sound"])
+    before = read("05_details_before").set_index(["detail", "sound"])  # the weights that had not learned details
     lines = [
         [name, int(table.loc[(detail, "generated"), "clips"])]
         + [spread(*table.loc[(detail, kind), ["value", "low", "high"]], 2) for kind in kinds]
+        + [spread(*before.loc[(detail, "generated"), ["value", "low", "high"]], 2)]
         for detail, name in names.items()
     ]
-    silent = table.loc[("silent", "generated")]
-    lines.append(["silent", int(silent["clips"]), "", "", spread(*silent[["value", "low", "high"]], 3), ""])
-    header = ["share that is right", "captions", "rendered clips", "through VAE and vocoder", "**generated**", "chance"]
+    silent = [of.loc[("silent", "generated")] for of in (table, before)]
+    shares = [spread(*of[["value", "low", "high"]], 3) for of in silent]
+    lines.append(["silent", int(silent[0]["clips"]), "", "", shares[0], "", shares[1]])
+    header = ["share that is right", "captions", "rendered clips", "through VAE and vocoder", "**generated**", "chance",
+              "generated before details were learned"]  # fmt: skip
     return markdown(header, lines)
 
 
@@ -163,6 +167,19 @@ def twins() -> str:
         for name, of in found.items()
     ]
     return markdown(["conditioner", *details], lines)
+
+
+@writer
+def caption_map() -> str:
+    """What the caption map adds to FiLM, after 400 steps of training from the same weights."""
+    found = read("caption_map").query("steps == 400 and timestep == 950")
+    networks = list(dict.fromkeys(found["network"]))
+    table = found.set_index(["detail", "network"])
+    lines = [
+        [detail, *(f"{table.loc[(detail, n), 'gap']:.3f}; {table.loc[(detail, n), 'share']:.2f}" for n in networks)]
+        for detail in ("order", "pitch", "pace", "number", "other scene")
+    ]
+    return markdown(["detail", *networks], lines)
 
 
 @writer
