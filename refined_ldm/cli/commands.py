@@ -11,7 +11,9 @@ from contextlib import closing
 from itertools import compress
 from pathlib import Path
 
+from refined_ldm.cli import edit
 from refined_ldm.cli.arguments import parser
+from refined_ldm.cli.sounds import free_path, open_model, optimized, say_written
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,7 +52,7 @@ def generate(options: Namespace) -> None:
     stems = [f"{caption_name(caption.lower())}-{options.seed}" for caption in options.captions]
     check_folder(options.out, [f"{stem}.wav" for stem in stems])
     device = pick_device(options.device)
-    model = _quick(_open(options, device), options)
+    model = optimized(open_model(options, device), options)
     start, written, notes = time.perf_counter(), [], []
     with tqdm(total=options.steps or model.config.steps, unit="step", disable=None) as bar:
         waveforms = model.generate(
@@ -78,43 +80,9 @@ def generate(options: Namespace) -> None:
         from refined_ldm.display import plot_mels
 
         figure = plot_mels(model.mel(waveforms.to(device)).cpu(), options.captions, model.config.mel)
-        with atomic_write(_free(options.out / "spectrograms.png")) as temporary:
+        with atomic_write(free_path(options.out / "spectrograms.png")) as temporary:
             figure.savefig(temporary, dpi=110, format="png")
-    _say_written(written, start, options.json, notes)
-
-
-def _open(options, device):
-    """The model that --checkpoint or --preset names."""
-    from refined_ldm.config import preset
-    from refined_ldm.text_to_audio import RefinedAudioLDM, is_shipped
-
-    if options.checkpoint:
-        return RefinedAudioLDM.load(options.checkpoint, device)
-    preset(options.preset)  # an unknown one is refused before anything is said of its weights
-    if not is_shipped(options.preset):
-        print(
-            f"the preset {options.preset} has random weights, so what it makes is noise: train it (refined-ldm train "
-            f"--preset {options.preset}) and give the run as --checkpoint",
-            file=sys.stderr,
-        )
-    return RefinedAudioLDM.from_preset(options.preset, device)
-
-
-def _quick(model, options):
-    """The model in the precision that was asked for, optimized for its device."""
-    from refined_ldm.inference import optimize_for_inference
-
-    optimize_for_inference(model, {"auto": None, "bf16": "bf16", "fp32": "no"}[options.precision])
-    return model
-
-
-def _say_written(written, start, as_json, notes=()):
-    """Print the files that were written since `start`, or a report of them as JSON."""
-    if as_json:
-        report = {"written": written, "took": round(time.perf_counter() - start, 2)}
-        print(json.dumps(report | {"notes": list(notes)} if notes else report))
-    else:
-        print("\n".join(w["file"] for w in written))
+    say_written(written, start, options.json, notes)
 
 
 def _check_result(path, begins):
@@ -130,15 +98,6 @@ def _check_result(path, begins):
             if file.read(len(begins)) != begins:
                 raise FileExistsError(f"{path} is there already and no result of this command: give another --out")
         print(f"{path} will be replaced by the new result", file=sys.stderr)
-
-
-def _free(path):
-    """A path, numbered if there is a file already."""
-    free, number = path, 1
-    while free.exists():
-        number += 1
-        free = path.with_stem(f"{path.stem}-{number}")
-    return free
 
 
 def train(options: Namespace) -> None:
@@ -307,7 +266,7 @@ def infer(options: Namespace) -> None:
         print(f"left out: {fault}", file=sys.stderr)
     check_folder(options.out, [line.file for line in lines])
     model = open_model(_with_conditioner(config, options), options.reload_from_ckpt, pick_device(options.device))
-    model = _quick(model, options)
+    model = optimized(model, options)
     folder = SoundFolder(options.out)
     start, written, rate = time.perf_counter(), [], model.config.mel.sample_rate
     made = sounds(model, lines, options.seed, options.steps, options.guidance, options.candidates)
@@ -318,7 +277,7 @@ def infer(options: Namespace) -> None:
                             "seconds": len(waveform) / rate})  # fmt: skip
     finally:  # what is written stays, whatever happens to the rest
         if written:
-            _say_written(written, start, options.json)
+            say_written(written, start, options.json)
 
 
 def evaluate(options: Namespace) -> None:
@@ -402,7 +361,7 @@ def budget(options: Namespace) -> None:
 
     if options.out:
         _check_result(options.out, ",".join(field.name for field in fields(Cost)).encode())
-    model = _open(options, pick_device(options.device))
+    model = open_model(options, pick_device(options.device))
     recordings = read_recordings(options.recordings, model.config.seconds) if options.recordings else None
     judge, tracker = Aisfx.load(), None if options.recordings else Crepe.load()
     with tqdm(total=len(WAYS), unit="way", disable=None) as bar:
@@ -534,7 +493,19 @@ def _literal(text):
 
 COMMANDS = {
     run.__name__: run
-    for run in (generate, train, inspect, convert, infer, evaluate, budget, experiment, verify, notebooks)
+    for run in (
+        generate,
+        *edit.COMMANDS,
+        train,
+        inspect,
+        convert,
+        infer,
+        evaluate,
+        budget,
+        experiment,
+        verify,
+        notebooks,
+    )
 }
 
 

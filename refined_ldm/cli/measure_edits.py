@@ -19,7 +19,7 @@ from refined_ldm.inference import optimize_for_inference
 from refined_ldm.text_to_audio import RefinedAudioLDM
 
 NAME = "edits"
-SHORT = {"long": 8, "loop": 3}  # these take as many times fewer clips: a long sound has six parts, a loop two sounds
+SHORT = {"extend": 2, "loop": 3, "long": 12}  # these take as many times fewer clips, since each takes longer
 
 
 def main(clips: int, tasks: Sequence[str]) -> None:
@@ -32,13 +32,12 @@ def main(clips: int, tasks: Sequence[str]) -> None:
     path = display.in_project("figures") / "data" / f"{NAME}.csv"
     rows = pd.read_csv(path).to_dict("records") if path.is_file() else []
     for task in tasks or TASKS:
-        count = max(2, clips // SHORT.get(task, 1))
+        count = max(1, clips // SHORT.get(task, 1))
         found = TASKS[task](model, judge, count, on_clips=lambda *done: print(*done, file=sys.stderr, flush=True))
         rows = [row for row in rows if row["task"] != task] + found
-        display.save_table(rows, NAME)  # so that an interrupted run keeps what it has
+        rows.sort(key=lambda row: list(TASKS).index(row["task"]))
+        display.save_figure(draw(pd.DataFrame(rows)), NAME, rows, {"clips": clips}, started)  # kept if interrupted
         print(pd.DataFrame(found).drop(columns="task").to_string(index=False), flush=True)
-    rows.sort(key=lambda row: list(TASKS).index(row["task"]))
-    display.save_figure(draw(pd.DataFrame(rows)), NAME, rows, {"clips": clips}, started)
 
 
 def draw(table: pd.DataFrame) -> plt.Figure:

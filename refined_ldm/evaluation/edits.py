@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 RATE = 16_000  # Hz
 MARGIN = 0.07  # s, the length of a frame of the mel: nearer to an exchanged event its frames hold it too
-STRENGTHS = (0.4, 0.6, 0.8)
+STRENGTHS = (0.6, 0.8)
 PEAK = """
 import resource, sys
 from refined_ldm import RefinedAudioLDM
@@ -79,7 +79,7 @@ def mel_distance(model: "RefinedAudioLDM", one: torch.Tensor, other: torch.Tenso
 
 
 def measure_edit(
-    model: "RefinedAudioLDM", judge: DetailJudge, count: int, seed: int = 0, inversion_steps: int = 25,
+    model: "RefinedAudioLDM", judge: DetailJudge, count: int, seed: int = 0, inversion_steps: int = 15,
     on_clips: Progress = lambda *_: None,
 ) -> list[dict]:  # fmt: skip
     """ "A then B" -> "A then C": whether C and A are in the result, B not, and the change of A's stretch."""
