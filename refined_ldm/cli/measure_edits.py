@@ -3,6 +3,7 @@
     python -m refined_ldm.cli.measure_edits [CLIPS] [TASK …]
 
 TASK: edit, inpaint, extend, long, loop (default: all). Tasks that are not measured keep their rows in the table.
+`gallery` as the only TASK draws figures/editing.png: one sound, and what the functions make of it.
 """
 
 import sys
@@ -11,19 +12,23 @@ from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import pandas as pd
+import torch
 
 from refined_ldm import display
 from refined_ldm.evaluation.details import DetailJudge
-from refined_ldm.evaluation.edits import TASKS
+from refined_ldm.evaluation.edits import TASKS, counterfactuals
 from refined_ldm.inference import optimize_for_inference
 from refined_ldm.text_to_audio import RefinedAudioLDM
 
 NAME = "edits"
+GALLERY = 1  # the scene of the gallery
 SHORT = {"extend": 2, "loop": 3, "long": 12}  # these take as many times fewer clips, since each takes longer
 
 
 def main(clips: int, tasks: Sequence[str]) -> None:
-    """Measure `tasks` on `clips` scenes each, and print the rows."""
+    """Draw the gallery, or measure `tasks` on `clips` scenes each, and print the rows."""
+    if list(tasks) == ["gallery"]:
+        return gallery()
     if unknown := set(tasks) - TASKS.keys():
         sys.exit(f"no task {', '.join(sorted(unknown))}: there are {', '.join(TASKS)}")
     started = time.perf_counter()
@@ -38,6 +43,26 @@ def main(clips: int, tasks: Sequence[str]) -> None:
         rows.sort(key=lambda row: list(TASKS).index(row["task"]))
         display.save_figure(draw(pd.DataFrame(rows)), NAME, rows, {"clips": clips}, started)  # kept if interrupted
         print(pd.DataFrame(found).drop(columns="task").to_string(index=False), flush=True)
+
+
+def gallery() -> None:
+    """Draw a scene, its rendered counterfactual, and what four functions make of it."""
+    started, model = time.perf_counter(), RefinedAudioLDM.from_preset("tiny")
+    before, after, _ = counterfactuals(GALLERY + 1)[GALLERY]
+    sound, caption, onset = before["waveform"], after["caption"], before["events"][1].onset
+    inverted = model.edit(sound, caption, 0.8, "inversion", before["caption"])
+    sounds = {
+        f"the sound: {before['caption']}": sound,
+        f"rendered: {caption}": after["waveform"],
+        "edit, strength 0.8": model.edit(sound, caption, 0.8),
+        "edit by inversion, strength 0.8": inverted,
+        f"inpaint from {onset:.1f} s on": model.inpaint(sound, caption, onset),
+        "inpaint above 2 kHz": model.inpaint(sound, before["caption"], band=(2000, 8000)),
+    }
+    display.set_style()
+    title = "One sound, and what the functions make of it"
+    figure = display.plot_mels(model.mel(torch.stack(list(sounds.values()))), list(sounds), size=(3.2, 2), title=title)
+    display.save_figure(figure, "editing", None, {"scene": before["id"]}, started)
 
 
 def draw(table: pd.DataFrame) -> plt.Figure:

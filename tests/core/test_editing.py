@@ -15,10 +15,7 @@ FADED = round(FADE * RATE)
 @pytest.fixture(scope="module")
 def model():
     with pytest.MonkeyPatch.context() as patch:
-        model = small.awake_model(patch)
-    for p in model.vocoder.parameters():
-        p.data *= 2  # large enough for clear differences
-    return model
+        return small.loud_model(patch)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +90,7 @@ def test_what_is_kept_is_heard_in_what_is_drawn(model, sound):
     stretch = slice(round(0.15 * RATE), round(0.25 * RATE))
     mixed = torch.cat([other[: stretch.start], sound[stretch], other[stretch.stop :]])
     one, two = (model.inpaint(w, "rain", 0.15, 0.25)[stretch] for w in (sound, mixed))
-    assert (one - two).abs().max() > 1e-2
+    assert (one - two).abs().max() > 1e-3
 
 
 def test_outside_the_band_the_spectrum_is_kept(model, sound):
@@ -185,9 +182,10 @@ def test_what_is_kept_survives_a_wav_file(model, sound, tmp_path):
     assert one[:6400] == two[:6400] and one != two
 
 
-def test_progress_counts_the_steps_that_are_taken(model, sound):
-    for arguments, counts in (({"strength": 0.5}, [6, 7, 8, 9, 10]), ({"strength": 0.2, "method": "inversion"},
-                              [*range(1, 11), 9, 10])):  # fmt: skip
-        seen = []
-        model.edit(sound, "rain", steps=10, on_step=lambda *step: seen.append(step), **arguments)
-        assert seen == [(k, 10) for k in counts]
+@pytest.mark.parametrize("strength, method, counts", [
+    (0.5, "sdedit", range(6, 11)), (0.2, "inversion", (*range(1, 11), 9, 10)),
+])  # fmt: skip
+def test_progress_counts_the_steps_that_are_taken(model, sound, strength, method, counts):
+    seen = []
+    model.edit(sound, "rain", strength, method, steps=10, on_step=lambda *step: seen.append(step))
+    assert seen == [(k, 10) for k in counts]

@@ -8,7 +8,7 @@ from tests.support import small
 @pytest.fixture(scope="module")
 def model():
     with pytest.MonkeyPatch.context() as patch:
-        return small.awake_model(patch)
+        return small.loud_model(patch)
 
 
 def test_slerp_keeps_the_norm_and_moves_by_equal_angles():
