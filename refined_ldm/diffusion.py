@@ -223,8 +223,6 @@ def ddpm_inversion(
     leads from one to the next (Huberman-Spiegelglas et al. 2024, algorithm 1; Manor & Michaeli 2024, for sounds). From
     the k-th latent, `ddim_sample(..., eta=1, start=k, noises=noises)` with the same c returns z_0; with another c, an
     edited z_0.
-
-    Notebook: 07
     """
     timesteps, noises = schedule.timesteps(steps, spacing), []
     at = [torch.full((len(z_0),), t, device=z_0.device) for t in timesteps]

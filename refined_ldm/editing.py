@@ -3,8 +3,6 @@
 Nothing here is trained. A sound is encoded, a part of its latent is noised, and the sampler denoises that part again
 under a caption. The functions are methods of `RefinedAudioLDM`: `model.edit(waveform, "a bird chirps", 0.6)`. They take
 the settings of `generate`: steps, guidance_scale, seed, negative_caption, candidates (`long_sounds.Settings`).
-
-Notebook: 07
 """
 
 from dataclasses import dataclass
@@ -107,8 +105,6 @@ def edit(
     noises the sound; "inversion" looks for the noise of every step that DDPM makes this very sound of (Manor &
     Michaeli 2024), which keeps more of it. source_caption: for inversion, what the sound is. sample_rate: of
     `waveform`, None: the model's. settings: as in `generate`. Raises ValueError for an impossible argument.
-
-    Notebook: 07
     """
     sound = read_sound(model, waveform, sample_rate)
     check_strength(strength)
@@ -164,8 +160,6 @@ def inpaint(
 
     caption: of the whole sound. Outside the stretch the result is the sound, sample by sample; inside it is
     cross-faded over 20 ms at either edge. Outside the band the spectrum is the sound's. The others as in `edit`.
-
-    Notebook: 07
     """
     sound = read_sound(model, waveform, sample_rate)
     rate, top = model.config.mel.sample_rate, model.config.mel.fmax
@@ -254,8 +248,6 @@ def extend(
     **settings: Unpack[Settings],
 ) -> Tensor:
     """Continue a sound (N,) by `seconds` -> waveform, of which the first N' samples are the sound. See `inpaint`.
-
-    Notebook: 07
     """
     sound = read_sound(model, waveform, sample_rate)
     samples, rate = len(sound.waveform), model.config.mel.sample_rate
@@ -279,8 +271,6 @@ def super_resolve(
     """Redraw all above `cutoff` Hz of a sound (N,), which lacks it -> waveform (N',). See `inpaint`.
 
     cutoff: None takes .45 of `sample_rate`, if the model's is higher. Raises ValueError if there is nothing to add.
-
-    Notebook: 07
     """
     top, rate = model.config.mel.fmax, model.config.mel.sample_rate
     if cutoff is None and (sample_rate is None or whole_rate(sample_rate) >= rate):
@@ -306,8 +296,6 @@ def loop(
     From a caption: the latent is a ring, around which the windows of `multidiffusion` go; `seconds` (None: the
     training's) is rounded to latent frames, 40 ms. From a waveform: its ends are joined and a quarter of it, around
     the join, is redrawn; the rest is kept sample by sample.
-
-    Notebook: 07
     """
     if waveform is None:
         return generate_loop(model, caption, seconds, **settings)

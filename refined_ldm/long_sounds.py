@@ -1,8 +1,6 @@
 """Long sounds and loops: captions that change along time, and latents whose ends are joined.
 
 The functions are methods of `RefinedAudioLDM`: `model.generate_long([(0, "rain falls"), (20, "a dog barks")], 30)`.
-
-Notebook: 07
 """
 
 import warnings
@@ -113,8 +111,6 @@ def generate_long(model: nn.Module, captions: Captions, seconds: float, **settin
 
     The latent is denoised in overlapping windows of the training's length, so that memory hardly grows with `seconds`.
     One caption and one window give the sound of `generate`.
-
-    Notebook: 07
     """
     if not 0.01 <= seconds <= LONGEST:
         raise ValueError(f"seconds must be between 0.01 and {LONGEST}, got {seconds}")
@@ -134,8 +130,6 @@ def generate_loop(model: nn.Module, caption: str, seconds: float | None = None, 
 
     The latent is a ring, around which the windows of `multidiffusion` go. seconds (None: the training's): rounded to
     latent frames, 40 ms.
-
-    Notebook: 07
     """
     config, mel = model.config, model.config.mel
     seconds, hop = config.seconds if seconds is None else seconds, mel.hop_length * config.vae.downsampling

@@ -2,8 +2,6 @@
 
 The functions are methods of `RefinedAudioLDM`: `model.variations(waveform)`,
 `model.interpolate("rain falls", "wind blows")`.
-
-Notebook: 07
 """
 
 from typing import Unpack
@@ -29,8 +27,6 @@ def variations(
     **settings: Unpack[Settings],
 ) -> Tensor:
     """`count` sounds near a given one (N,) -> waveforms (count, N'). As `edit`, with as many different noises.
-
-    Notebook: 07
     """
     sound = read_sound(model, waveform, sample_rate)
     check_strength(strength)
@@ -68,8 +64,6 @@ def interpolate(
 
     Captions: embedding and noise go along the arc between them (`slerp`), so the ends are what `generate` makes.
     Sounds: their latents do, and each step is edited by `strength` under `caption`; the longer one is cut.
-
-    Notebook: 07
     """
     if isinstance(one, str) != isinstance(other, str):
         raise ValueError("one and other must be two captions or two sounds, got one of each")

@@ -2,8 +2,6 @@
 
 A model is trained on sounds of one length. A longer latent is covered with overlapping windows of that length: each is
 denoised, and where windows overlap their predictions are averaged, so that they agree in every step.
-
-Notebook: 07
 """
 
 import math
@@ -75,8 +73,6 @@ def multidiffusion(
     `denoise` takes windows and embeddings (B, D); the result takes latents (B, C, T, F) and embeddings (B, K, D) of
     K captions. regions: (K, T) the frames of each, which predictions for it alone are used in. Bar-Tal et al. 2023,
     eq. 5. circular and needed as in `in_windows`.
-
-    Notebook: 07
     """
 
     def averaged(z_t: Tensor, t: Tensor, c: Tensor) -> Tensor:

@@ -3,8 +3,6 @@
 `SoundScenes.exchange` renders a scene and its counterfactual, so what an edit should have kept is known to the sample.
 Which sounds a result has, the judge of details says (`details.py`). Rows: {"task", "method", "strength", "measure",
 "value", "low", "high", "clips"}.
-
-Notebook: 07
 """
 
 import subprocess
