@@ -121,6 +121,34 @@ def details() -> str:
 
 
 @writer
+def edits() -> str:
+    """An event exchanged by editing: what is in the result, and what changed that should not."""
+    shares = ("new event", "kept event", "old event gone", "new and kept")
+    change = "log-mel L1 of the kept stretch"
+    table = read("edits")
+    lines = []
+    for (method, strength), group in table[table["task"] == "edit"].groupby(
+        ["method", "strength"], sort=False, dropna=False
+    ):
+        own = group.set_index("measure")[["value", "low", "high"]]
+        name = method if pd.isna(strength) else f"{method}, strength {strength:g}"
+        lines.append([name, *(spread(*own.loc[m], 2) for m in shares), spread(*own.loc[change], 3)])
+    clips = int(table.loc[table["task"] == "edit", "clips"].iloc[0])
+    return markdown([f"{clips} scenes", *shares, change], lines)
+
+
+@writer
+def edits_others() -> str:
+    """Inpainting, continuing, looping and long sounds."""
+    table = read("edits")
+    lines = [
+        [r["task"], r["method"], r["measure"], spread(r["value"], r["low"], r["high"], 2), r["clips"]]
+        for r in table[table["task"] != "edit"].to_dict("records")
+    ]
+    return markdown(["task", "sound", "measure", "value", "n"], lines)
+
+
+@writer
 def budget() -> str:
     """The error of every way back from a mel spectrogram to sound, on rendered clips."""
     return _budget(pd.DataFrame(card()["budget"]))

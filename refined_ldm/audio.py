@@ -6,7 +6,8 @@ Notebook: 01
 import math
 import os
 import re
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -274,3 +275,23 @@ def _mono_of_audioread(file: Any, first: int, wanted: int | None) -> np.ndarray:
 def is_silent_waveform(waveform: torch.Tensor) -> torch.Tensor:
     """Waveforms (B, N) -> bool (B,): whether a 16-bit file of it would be all zeros."""
     return waveform.abs().amax(1) < SILENT
+
+
+def check_sound(stage: str, batch: torch.Tensor, captions: Sequence[str], silent: torch.Tensor | None = None) -> None:
+    """Check that latents, mels or waveforms (B, …) are finite, and warn of captions that are `silent` (B,).
+
+    Raises FloatingPointError naming stage, captions and dtype.
+    """
+    bad = [c for c, item in zip(captions, batch, strict=True) if not item.isfinite().all()]
+    if bad:
+        raise FloatingPointError(
+            f"the {stage} of {_named(bad)} holds NaN or infinite numbers ({batch.dtype}): try float32, or other weights"
+        )
+    if silent is not None and silent.any():
+        quiet = [c for c, is_silent in zip(captions, silent.tolist(), strict=True) if is_silent]
+        warnings.warn(f"the {stage} of {_named(quiet)} is silent: try another seed, or other weights", stacklevel=3)
+
+
+def _named(captions):
+    shown = ", ".join(repr(c[:60]) for c in captions[:3])
+    return f"{shown} and {len(captions) - 3} more" if len(captions) > 3 else shown

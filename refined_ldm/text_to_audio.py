@@ -3,7 +3,6 @@
 Notebook: 05
 """
 
-import hashlib
 import math
 import shutil
 import warnings
@@ -13,16 +12,18 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from refined_ldm.audio import is_silent_waveform
+from refined_ldm import editing, long_sounds, variations
+from refined_ldm.audio import check_sound, is_silent_waveform
 from refined_ldm.clap import CLAP_PRESETS, SHIPPED, Clap
 from refined_ldm.conditioning import guided_noise
 from refined_ldm.config import Config, load_config, preset
-from refined_ldm.diffusion import NoiseSchedule, ddim_sample, dpmpp_sample, loss_weight, noise_like, to_noise
+from refined_ldm.diffusion import Denoiser, NoiseSchedule, ddim_sample, dpmpp_sample, loss_weight, noise_like, to_noise
 from refined_ldm.files import check_folder
 from refined_ldm.hifigan import HiFiGAN
 from refined_ldm.integers import whole, whole_seed
 from refined_ldm.linear_denoiser import ConditionalLinearDenoiser, GaussianDenoiser
 from refined_ldm.mel import MelSpectrogram, griffin_lim, is_silent_mel
+from refined_ldm.randomness import caption_generators
 from refined_ldm.tokenizer import one_line
 from refined_ldm.unet import UNet
 from refined_ldm.vae import MelVAE
@@ -198,8 +199,8 @@ class RefinedAudioLDM(nn.Module):
 
         def draw(rows, seed, interval):
             some = [repeated[row] for row in rows]
-            generators = self._generators(some, seed)
-            noise = noise_like(embedding.new_empty(len(some), *self._latent_shape(seconds)), generators)
+            generators = caption_generators(some, seed)
+            noise = noise_like(embedding.new_empty(len(some), *self.latent_shape(seconds)), generators)
             latent = self.sample_latent(
                 embedding[rows],
                 noise,
@@ -234,9 +235,19 @@ class RefinedAudioLDM(nn.Module):
             check_sound(stage, waveform, repeated, of_stage)
         if candidates == 1:
             return waveform
+        return self.nearest(waveform, embedding, candidates)
+
+    # --- sounds from sounds, and long ones (editing.py, long_sounds.py, variations.py) ---
+
+    edit, inpaint, extend, super_resolve = editing.edit, editing.inpaint, editing.extend, editing.super_resolve
+    loop, generate_long = editing.loop, long_sounds.generate_long
+    variations, interpolate = variations.variations, variations.interpolate
+
+    def nearest(self, waveform: torch.Tensor, embedding: torch.Tensor, candidates: int) -> torch.Tensor:
+        """Of every `candidates` waveforms in (B * candidates, N), the one nearest to its embedding -> (B, N)."""
         nearness = (self.clap.embed_audio(waveform, self.config.mel.sample_rate) * embedding).sum(1)
-        best = nearness.view(len(captions), candidates).argmax(1)
-        return waveform.view(len(captions), candidates, -1)[torch.arange(len(captions)), best]
+        best = nearness.view(-1, candidates).argmax(1)
+        return waveform.view(len(best), candidates, -1)[torch.arange(len(best)), best]
 
     def unfamiliar(self, captions: Sequence[str]) -> list[str]:
         """Return a message for each caption with words from no training caption; it names the nearest known captions.
@@ -274,6 +285,21 @@ class RefinedAudioLDM(nn.Module):
         Notebook: 05
         """
         steps = self.config.steps if steps is None else steps
+        guided = self.guided(unconditional, guidance_scale, guidance_interval)
+        if sampler == "ddim":
+            return ddim_sample(guided, z_T, embedding, self.schedule, steps, eta, generator, on_step=on_step)
+        return dpmpp_sample(guided, z_T, embedding, self.schedule, steps, on_step=on_step)
+
+    def guided(
+        self,
+        unconditional: torch.Tensor | None = None,
+        guidance_scale: float | None = None,
+        guidance_interval: tuple[int, int] | None = None,
+    ) -> Denoiser:
+        """Return `denoise` with guidance away from `unconditional` (D,): a function of z_t, t and embeddings (B, D).
+
+        None takes the embedding of "" and the configuration's values. Raises ValueError for an impossible argument.
+        """
         guidance = self.config.guidance_scale if guidance_scale is None else guidance_scale
         if not math.isfinite(guidance):
             raise ValueError(f"guidance_scale must be a finite number, got {guidance}")
@@ -283,15 +309,9 @@ class RefinedAudioLDM(nn.Module):
             raise ValueError(f"guidance_interval must be two timesteps, the lower first, got {interval}")
         if unconditional is None:
             unconditional = self.clap.embed_text([""])[0]
+        return lambda z_t, t, c: guided_noise(self.denoise, z_t, t, c, unconditional, guidance, interval)
 
-        def guided(z_t, t, c):
-            return guided_noise(self.denoise, z_t, t, c, unconditional, guidance, interval)
-
-        if sampler == "ddim":
-            return ddim_sample(guided, z_T, embedding, self.schedule, steps, eta, generator, on_step=on_step)
-        return dpmpp_sample(guided, z_T, embedding, self.schedule, steps, on_step=on_step)
-
-    def _latent_shape(self, seconds):
+    def latent_shape(self, seconds: float) -> tuple[int, int, int]:
         """Return the shape (C, T, F) of a latent of `seconds` s."""
         config = self.config
         hops = config.vae.downsampling * config.unet.downsampling  # frames per coarsest frame of the U-Net
@@ -301,16 +321,6 @@ class RefinedAudioLDM(nn.Module):
             frames // config.vae.downsampling,
             config.mel.n_mels // config.vae.downsampling,
         )
-
-    @staticmethod
-    def _generators(captions, seed):
-        """Return a generator for each caption, seeded by (seed, caption, number of equal captions before it)."""
-        generators, seen = [], {}
-        for caption in captions:
-            copy = seen[caption] = seen.get(caption, -1) + 1
-            digest = hashlib.sha256(f"{seed}/{copy}/{caption}".encode()).digest()
-            generators.append(torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1))
-        return generators
 
     # --- files ---
 
@@ -448,26 +458,6 @@ class RefinedAudioLDM(nn.Module):
         if is_shipped(name):
             return cls.load(WEIGHTS / name, device, **changes)
         return cls(preset(name, **changes)).to(device).eval()
-
-
-def check_sound(stage: str, batch: torch.Tensor, captions: Sequence[str], silent: torch.Tensor | None = None) -> None:
-    """Check that latents, mels or waveforms (B, …) are finite, and warn of captions that are `silent` (B,).
-
-    Raises FloatingPointError naming stage, captions and dtype.
-    """
-    bad = [c for c, item in zip(captions, batch, strict=True) if not item.isfinite().all()]
-    if bad:
-        raise FloatingPointError(
-            f"the {stage} of {_named(bad)} holds NaN or infinite numbers ({batch.dtype}): try float32, or other weights"
-        )
-    if silent is not None and silent.any():
-        quiet = [c for c, is_silent in zip(captions, silent.tolist(), strict=True) if is_silent]
-        warnings.warn(f"the {stage} of {_named(quiet)} is silent: try another seed, or other weights", stacklevel=3)
-
-
-def _named(captions):
-    shown = ", ".join(repr(c[:60]) for c in captions[:3])
-    return f"{shown} and {len(captions) - 3} more" if len(captions) > 3 else shown
 
 
 def is_constant(latent: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from itertools import compress
 from pathlib import Path
 
+from refined_ldm.cli import edit
 from refined_ldm.cli.arguments import parser
 from refined_ldm.cli.checkpoints import convert, inspect
 from refined_ldm.cli.results import check_result, write_table
@@ -318,7 +319,19 @@ def _literal(text):
 
 COMMANDS = {
     run.__name__: run
-    for run in (generate, train, inspect, convert, infer, evaluate, budget, experiment, verify, notebooks)
+    for run in (
+        generate,
+        *edit.COMMANDS,
+        train,
+        inspect,
+        convert,
+        infer,
+        evaluate,
+        budget,
+        experiment,
+        verify,
+        notebooks,
+    )
 }
 
 

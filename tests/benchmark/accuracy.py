@@ -65,7 +65,7 @@ def against_reference(model, captions, samplers=SAMPLERS, reference_steps=1000, 
     """
     seconds = model.config.seconds if seconds is None else seconds
     c = model.clap.embed_text(captions)
-    z_T = torch.randn(len(c), *model._latent_shape(seconds), generator=torch.Generator().manual_seed(0)).to(c)
+    z_T = torch.randn(len(c), *model.latent_shape(seconds), generator=torch.Generator().manual_seed(0)).to(c)
     z_ref = model.sample_latent(c, z_T, reference_steps, sampler="ddim", eta=0.0)
     rows = []
     for name, how in samplers.items():

@@ -24,7 +24,7 @@ def cost_against_size(on_row=print, lengths=LENGTHS, batches=BATCHES, widths=WID
     model, rows = model or RefinedAudioLDM.from_preset("tiny"), []
 
     def measure(against, size, seconds, batch, unet=model.unet, parts=("U-Net step", "VAE decode", "vocoder")):
-        z_t = torch.randn(batch, *model._latent_shape(seconds))
+        z_t = torch.randn(batch, *model.latent_shape(seconds))
         t, c = torch.full((batch,), 500), torch.randn(batch, unet.config.embedding_dim)
         with torch.no_grad():
             mel = model.decode(z_t)

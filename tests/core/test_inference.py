@@ -68,7 +68,7 @@ def test_bfloat16_is_near_and_norms_and_ends_stay_exact(model):
     for name, dtype in dtypes.items():
         exact = "norm" in name or any(part in name.split(".") for part in fast.EXACT)
         assert dtype == (torch.float32 if exact else torch.bfloat16), name
-    shape = quick._latent_shape(model.config.seconds)
+    shape = quick.latent_shape(model.config.seconds)
     inputs = torch.randn(2, *shape), torch.tensor([100, 900]), torch.randn(2, model.config.unet.embedding_dim)
     with torch.no_grad():
         plain, found = model.unet(*inputs), quick.unet(*inputs)

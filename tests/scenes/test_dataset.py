@@ -282,3 +282,26 @@ def test_further_captions_are_a_whole_number_of_them():
     for count in (0, -1, 2.5, True):
         with pytest.raises(ValueError, match="count must be a whole number, 1 or more"):
             captions_of(item, count)
+
+
+def test_an_exchanged_event_leaves_the_rest_of_the_scene_as_it_is():
+    scenes = SoundScenes("test", size=4, kinds=("sequence",))
+    for index in range(4):
+        first, second = scenes[index]["events"]
+        before, after = scenes.exchange(index, 1, "dog")
+        torch.testing.assert_close(before["waveform"], scenes[index]["waveform"], atol=1e-3, rtol=0)
+        start = round(second.onset * 16_000)
+        assert torch.equal(before["waveform"][:start], after["waveform"][:start])
+        assert not torch.equal(before["waveform"], after["waveform"])
+        assert after["labels"] == (first.name, "dog") and after["events"][1].onset == second.onset
+        _, gap = scenes.exchange(index, 1, None)
+        end = round(second.offset * 16_000)
+        assert gap["labels"] == (first.name,) and gap["waveform"][start:end].abs().max() < 0.01
+        assert torch.equal(gap["waveform"][:start], before["waveform"][:start])
+
+
+def test_only_an_event_of_a_sequence_can_be_exchanged():
+    scenes = SoundScenes("test", size=3)
+    for index, place in ((0, 0), (2, 1), (1, 2)):
+        with pytest.raises(ValueError, match="an event of a sequence can be exchanged"):
+            scenes.exchange(index, place, "dog")
