@@ -83,8 +83,9 @@ def draw(table: pd.DataFrame) -> plt.Figure:
         label = f"{method}, strength {' to '.join(f'{s:g}' for s in group['strength'])}" if edited else method
         ax.annotate(label, (last[x], last[y]), xytext=(6, 4), textcoords="offset points", fontsize=9,
                     color=line.get_color())  # fmt: skip
-    ax.set(xlabel="log-mel L1 of the kept stretch to the input", ylabel="share with the new event", ylim=(-0.05, 1.12),
-           xlim=(-0.1, 1.25 * wide[x].max()), title="Inversion changes less of what should stay than SDEdit")  # fmt: skip
+    ax.set_title("Inversion changes less of what should stay than SDEdit")
+    ax.set(xlabel="log-mel L1 of the kept stretch to the input", ylabel="share with the new event")
+    ax.set(xlim=(-0.1, 1.25 * wide[x].max()), ylim=(-0.05, 1.12))
     return figure
 
 
