@@ -143,8 +143,10 @@ def _opened(path: Path | PathLike) -> Iterator[Any]:
                 file = _announced(path, mpeg, stack)
             else:
                 file = stack.enter_context(soundfile.SoundFile(_source(path, stack)))
-                if file.format == "MP3" and not (mpeg and _length_is_known(file, mpeg)):
-                    file = _announced(path, mpeg, stack)
+                if file.format == "MP3":
+                    mpeg = mpeg or walk_mpeg(path, _size_and_time(path))  # bytes of another kind come before the frames
+                    if not (mpeg and _length_is_known(file, mpeg)):
+                        file = _announced(path, mpeg, stack)
         except soundfile.LibsndfileError as error:
             file = stack.enter_context(_open_with_audioread(path, reason=error.error_string))
         if not LOWEST_RATE <= file.samplerate <= HIGHEST_RATE:

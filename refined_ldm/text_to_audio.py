@@ -305,6 +305,8 @@ class RefinedAudioLDM(nn.Module):
             raise ValueError(f"guidance_scale must be a finite number, got {guidance}")
         interval = self.config.guidance_interval if guidance_interval is None else guidance_interval
         interval = tuple(whole("guidance_interval", t, 0) for t in interval)
+        if len(interval) != 2 or interval[0] > interval[1]:
+            raise ValueError(f"guidance_interval must be two timesteps, the lower first, got {interval}")
         if unconditional is None:
             unconditional = self.clap.embed_text([""])[0]
         return lambda z_t, t, c: guided_noise(self.denoise, z_t, t, c, unconditional, guidance, interval)
@@ -343,10 +345,11 @@ class RefinedAudioLDM(nn.Module):
         else:
             save_weights(path, self._part(part), self._part(part).config, dtype)
 
-    def load_part(self, part: str, folder: str | Path) -> None:
+    def load_part(self, part: str, folder: str | Path, optional: tuple[str, ...] = ()) -> None:
         """Load one part written by `save_part`.
 
         A conditioner that is not in `folder` comes from the file that the configuration names, or from its hub.
+        optional: modules of the U-Net that stay as they are if the file has none of their tensors.
         Raises FileNotFoundError, or ValueError naming the tensors that do not fit.
         """
         path = part_path(folder, part, self.config)
@@ -365,7 +368,11 @@ class RefinedAudioLDM(nn.Module):
             )
         if state["scale"].numel() != 1:
             raise ValueError(f"{path}: scale is of shape {tuple(state['scale'].shape)}: one number was expected")
-        load_into(self.unet, {k[5:]: v for k, v in state.items() if k.startswith("unet.")}, path)
+        unet = {k[5:]: v for k, v in state.items() if k.startswith("unet.")}
+        for module in {name.split(".")[0] for name in self.unet.state_dict()} & set(optional):
+            if not any(name.startswith(f"{module}.") for name in unet):
+                unet |= {f"{module}.{k}": v for k, v in getattr(self.unet, module).state_dict().items()}
+        load_into(self.unet, unet, path)
         if self.gaussian is not None:
             load_into(self.gaussian, {k[9:]: v for k, v in state.items() if k.startswith("gaussian.")}, path)
         self.scale.copy_(state["scale"].reshape(()))

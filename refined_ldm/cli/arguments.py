@@ -214,7 +214,7 @@ def parser(runs: dict[str, Callable[[argparse.Namespace], Any]]) -> Parser:
     )
     sub.add_argument(
         "--details",
-        type=int,
+        type=integer(2),
         metavar="N",
         nargs="?",
         const=200,
@@ -224,10 +224,7 @@ def parser(runs: dict[str, Callable[[argparse.Namespace], Any]]) -> Parser:
         "--embedding", default="aisfx", help="one of aisfx, tiny-gpt2, ms-clap-2023, laion-clap, panns, vggish (aisfx)"
     )
     sub.add_argument(
-        "--checkpoint",
-        type=Path,
-        metavar="PATH",
-        help="published file of the embedding; with --details the judge's",
+        "--checkpoint", type=Path, metavar="PATH", help="published file of the embedding; with --details the judge's"
     )
     sub.add_argument(
         "--captions",

@@ -190,7 +190,7 @@ def captions_of(item: dict, count: int | None = None, detailed: float = 0.6) -> 
     events = [event for event in events if event.name in item["labels"]]
     if count is None:
         return write_captions(_generator(item["id"], "captions"), item["kind"], events, detailed)
-    captions, draw = [], 0
+    captions, draw, count = [], 0, whole("count", count, 1)
     while len(captions) < count:
         captions += write_captions(_generator(item["id"], "more captions", str(draw)), item["kind"], events, detailed)
         draw += 1

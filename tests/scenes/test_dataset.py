@@ -9,7 +9,7 @@ import torch
 from refined_ldm.scenes import dataset as scenes
 from refined_ldm.scenes.captions import NUMBERS, TIMES
 from refined_ldm.scenes.classes import CLASSES, FROM_FONT
-from refined_ldm.scenes.dataset import KINDS, SPLIT_KINDS, SoundScenes, is_held_out
+from refined_ldm.scenes.dataset import KINDS, SPLIT_KINDS, SoundScenes, captions_of, is_held_out
 from refined_ldm.scenes.synthesis import SAMPLE_RATE
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -79,7 +79,7 @@ def test_events_sound_where_they_are_said_to(items):
 # ---------------------------------------------------------------- reproducibility
 
 
-def test_same_scene_whatever_the_size_and_in_any_order():
+def test_same_scene_for_any_size_and_in_any_order():
     small, large = SoundScenes("val", size=5, seed=3), SoundScenes("val", size=5000, seed=3)
     for i in (4, 0, 2):
         same(small[i], large[i])
@@ -274,6 +274,14 @@ def test_whole_floats_are_integers_and_other_numbers_are_refused():
         for call in (lambda n: SoundScenes("test", n), lambda n: SoundScenes("test", seed=n), lambda n: dataset[n]):
             with pytest.raises((ValueError, IndexError), match="must be a whole number|scene -1 of 4"):
                 call(wrong)
+
+
+def test_further_captions_are_a_whole_number_of_them():
+    item = SoundScenes("train", size=4)[2]
+    assert captions_of(item, 4.0) == captions_of(item, 4) and len(captions_of(item, 4)) == 4
+    for count in (0, -1, 2.5, True):
+        with pytest.raises(ValueError, match="count must be a whole number, 1 or more"):
+            captions_of(item, count)
 
 
 def test_an_exchanged_event_leaves_the_rest_of_the_scene_as_it_is():
