@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser(COMMANDS).parse_args(arguments)
     try:
         return options.run(options) or 0
-    except (ValueError, OSError, FloatingPointError) as fault:
+    except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as fault:
         print(f"refined-ldm {options.command}: {fault}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
@@ -45,7 +45,11 @@ def generate(options: Namespace) -> None:
     stems = [f"{caption_name(caption.lower())}-{options.seed}" for caption in options.captions]
     check_folder(options.out, [f"{stem}.wav" for stem in stems])
     device = pick_device(options.device)
-    model = _optimized(_open(options, device), options)
+    model = _open(options, device)
+    for path, weight in options.lora:
+        model.load_lora(path, weight)
+    model.merge_loras()
+    model = _optimized(model, options)
     start, written, notes = time.perf_counter(), [], []
     with tqdm(total=options.steps or model.config.steps, unit="step", disable=None) as bar:
         waveforms = model.generate(

@@ -143,8 +143,9 @@ def train_lora(
                     if held_out:
                         evaluate(step.index)
                     if accelerator.is_main_process and (not held_out or best_row(rows)[0] == step.index):
-                        loss = best_row(rows)[1] if held_out else None
-                        about = {"step": step.index, "clips": len(train), "held_out_loss": loss}
+                        before, best = (rows[0][1], best_row(rows)[1]) if held_out else (None, None)
+                        about = {"step": step.index, "clips": len(train), "held_out_loss": best}
+                        about["held_out_loss_before"] = before  # of the model without the LoRA
                         save_lora(file, matrices, config, loras.base, model.config.name, **about)
                 yield step  # the checkpoint is written after it
                 if _is_over(rows, training):
