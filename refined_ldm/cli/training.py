@@ -117,7 +117,7 @@ def _train_lora(options, signals):
     from refined_ldm.devices import pick_device
     from refined_ldm.durable.csv_log import CsvLogger
     from refined_ldm.durable.signals import Stopped
-    from refined_ldm.lora import LoraConfig, read_lora
+    from refined_ldm.lora import read_lora
     from refined_ldm.training.lora import LORA_FILE, LoraTraining, check_lora_run, train_lora
     from refined_ldm.training.pipeline import accelerator_of
 
@@ -146,7 +146,7 @@ def _train_lora(options, signals):
         steps = train_lora(
             model,
             run_dir,
-            LoraConfig(options.lora),
+            options.lora,
             training,
             options.seed,
             options.resume,

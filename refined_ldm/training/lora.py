@@ -83,7 +83,7 @@ def check_lora_run(config: Config, run_dir: str | Path, resume: bool = False) ->
 def train_lora(
     model: RefinedAudioLDM,
     run_dir: str | Path,
-    config: LoraConfig = LoraConfig(),
+    rank: int = 8,
     training: LoraTraining = LoraTraining(),
     seed: int = 0,
     resume: bool = False,
@@ -100,6 +100,7 @@ def train_lora(
     settings or a run of another model, ModuleNotFoundError without peft.
     """
     run_dir, seed, settings = Path(run_dir), whole_seed(seed), training.stage(model.config)
+    config = LoraConfig(rank)
     check_lora_run(model.config, run_dir, resume)
     file = run_dir / LORA_FILE
     loras = model.with_loras()

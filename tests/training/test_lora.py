@@ -5,14 +5,14 @@ import pytest
 import torch
 
 from refined_ldm.audio import save_audio
-from refined_ldm.lora import LoraConfig, read_lora
+from refined_ldm.lora import read_lora
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.training import lora
 from refined_ldm.training.lora import LoraTraining, split_clips, train_lora
 from tests.support import small
 
 pytest.importorskip("peft")
-RANK = LoraConfig(2)
+RANK = 2
 SHORT = LoraTraining(max_steps=4, batch_size=2, warmup_steps=0, lr=1e-2, evaluate_every=2)
 
 
