@@ -51,14 +51,14 @@ def cast_numbers(settings: Any) -> None:
     """
     kinds = get_type_hints(type(settings))
     for field in fields(settings):
-        object.__setattr__(settings, field.name, _settled(field.name, getattr(settings, field.name), kinds[field.name]))
+        object.__setattr__(settings, field.name, _cast(field.name, getattr(settings, field.name), kinds[field.name]))
 
 
-def _settled(name: str, value: Any, kind: Any) -> Any:
+def _cast(name: str, value: Any, kind: Any) -> Any:
     if isinstance(kind, UnionType):  # int | None
-        return None if value is None else _settled(name, value, get_args(kind)[0])
+        return None if value is None else _cast(name, value, get_args(kind)[0])
     if get_origin(kind) is tuple and isinstance(value, list | tuple):
-        return tuple(_settled(name, item, get_args(kind)[0]) for item in value)
+        return tuple(_cast(name, item, get_args(kind)[0]) for item in value)
     if kind is int:
         return whole(name, value)
     if kind is float and type(value) is not bool and not isinstance(value, str):

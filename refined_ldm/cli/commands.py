@@ -10,7 +10,8 @@ from pathlib import Path
 
 from refined_ldm.cli.arguments import parser
 from refined_ldm.cli.checkpoints import convert, inspect
-from refined_ldm.cli.results import check_result, numbered_path, print_written, write_table
+from refined_ldm.cli.results import check_result, write_table
+from refined_ldm.cli.sounds import free_path, open_model, optimized, say_written
 from refined_ldm.cli.training import resume_command, train, with_conditioner
 
 
@@ -45,11 +46,7 @@ def generate(options: Namespace) -> None:
     stems = [f"{caption_name(caption.lower())}-{options.seed}" for caption in options.captions]
     check_folder(options.out, [f"{stem}.wav" for stem in stems])
     device = pick_device(options.device)
-    model = _open(options, device)
-    for path, weight in options.lora:
-        model.load_lora(path, weight)
-    model.merge_loras()
-    model = _optimized(model, options)
+    model = optimized(open_model(options, device), options)
     start, written, notes = time.perf_counter(), [], []
     with tqdm(total=options.steps or model.config.steps, unit="step", disable=None) as bar:
         waveforms = model.generate(
@@ -77,34 +74,9 @@ def generate(options: Namespace) -> None:
         from refined_ldm.display import plot_mels
 
         figure = plot_mels(model.mel(waveforms.to(device)).cpu(), options.captions, model.config.mel)
-        with atomic_write(numbered_path(options.out / "spectrograms.png")) as temporary:
+        with atomic_write(free_path(options.out / "spectrograms.png")) as temporary:
             figure.savefig(temporary, dpi=110, format="png")
-    print_written(written, start, options.json, notes)
-
-
-def _open(options, device):
-    """The model that --checkpoint or --preset names."""
-    from refined_ldm.config import preset
-    from refined_ldm.text_to_audio import RefinedAudioLDM, is_shipped
-
-    if options.checkpoint:
-        return RefinedAudioLDM.load(options.checkpoint, device)
-    preset(options.preset)  # an unknown one is refused before anything is said of its weights
-    if not is_shipped(options.preset):
-        print(
-            f"the preset {options.preset} has random weights, so what it makes is noise: train it (refined-ldm train "
-            f"--preset {options.preset}) and give the run as --checkpoint",
-            file=sys.stderr,
-        )
-    return RefinedAudioLDM.from_preset(options.preset, device)
-
-
-def _optimized(model, options):
-    """The model in the precision that was asked for, optimized for its device."""
-    from refined_ldm.inference import optimize_for_inference
-
-    optimize_for_inference(model, {"auto": None, "bf16": "bf16", "fp32": "no"}[options.precision])
-    return model
+    say_written(written, start, options.json, notes)
 
 
 def infer(options: Namespace) -> None:
@@ -115,18 +87,19 @@ def infer(options: Namespace) -> None:
     from refined_ldm.data.names import SoundFolder
     from refined_ldm.devices import pick_device
     from refined_ldm.files import check_folder
-    from refined_ldm.published.caption_list import open_model, read_list, sounds
+    from refined_ldm.published import caption_list
 
     left_out = [] if options.skip_bad else None
-    config, lines = load_config(options.config_yaml), read_list(options.list_inference, left_out)
+    config, lines = load_config(options.config_yaml), caption_list.read_list(options.list_inference, left_out)
     for fault in left_out or ():
         print(f"left out: {fault}", file=sys.stderr)
     check_folder(options.out, [line.file for line in lines])
-    model = open_model(with_conditioner(config, options), options.reload_from_ckpt, pick_device(options.device))
-    model = _optimized(model, options)
+    device = pick_device(options.device)
+    model = caption_list.open_model(with_conditioner(config, options), options.reload_from_ckpt, device)
+    model = optimized(model, options)
     folder = SoundFolder(options.out)
     start, written, rate = time.perf_counter(), [], model.config.mel.sample_rate
-    made = sounds(model, lines, options.seed, options.steps, options.guidance, options.candidates)
+    made = caption_list.sounds(model, lines, options.seed, options.steps, options.guidance, options.candidates)
     try:
         for line, waveform in tqdm(made, total=len(lines), unit="sound", disable=None):
             path = folder.add(line.file.removesuffix(".wav"), waveform, rate)
@@ -134,7 +107,7 @@ def infer(options: Namespace) -> None:
                             "seconds": len(waveform) / rate})  # fmt: skip
     finally:  # what is written stays, whatever happens to the rest
         if written:
-            print_written(written, start, options.json)
+            say_written(written, start, options.json)
 
 
 def evaluate(options: Namespace) -> None:
@@ -218,7 +191,7 @@ def budget(options: Namespace) -> None:
 
     if options.out:
         check_result(options.out, ",".join(field.name for field in fields(Cost)).encode())
-    model = _open(options, pick_device(options.device))
+    model = open_model(options, pick_device(options.device))
     recordings = read_recordings(options.recordings, model.config.seconds) if options.recordings else None
     judge, tracker = Aisfx.load(), None if options.recordings else Crepe.load()
     with tqdm(total=len(WAYS), unit="way", disable=None) as bar:

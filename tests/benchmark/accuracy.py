@@ -74,14 +74,14 @@ def against_reference(model, captions, samplers=SAMPLERS, reference_steps=1000, 
     return rows
 
 
-def few_steps(model, listener, real, items, samplers=SAMPLERS, guidance=None, on_row=print):
+def few_steps(model, probed, real, items, samplers=SAMPLERS, guidance=None, on_row=print):
     """Fréchet distance to real clips and recall by each way of sampling, with 95 % intervals over clips -> rows.
 
     real: embeddings (N, D) of the rendered clips of `items`.
     """
     dimensions, rows = min(64, len(items) // 3, real.shape[1]), []
     for name, how in samplers.items():
-        judged = evaluate_generated(listener, model, items, guidance, batch_size=16, **how)
+        judged = evaluate_generated(probed, model, items, guidance, batch_size=16, **how)
         low, high = bootstrap_interval(
             lambda a: frechet_distance(a, real, dimensions), judged.embeddings, resamples=100, centre=True
         )
@@ -112,7 +112,7 @@ def measure_accuracy(on_row=print, clips=8):
 def measure_few_steps(on_row=print, clips=96, probe_clips=1500):
     """`few_steps` for preset `tiny`: the first `clips` test captions, held against twice as many rendered clips."""
     model = RefinedAudioLDM.from_preset("tiny")
-    listener = fit_probe(Aisfx.load(), probe_clips, seconds=model.config.seconds)
+    probed = fit_probe(Aisfx.load(), probe_clips, seconds=model.config.seconds)
     rendered = rendered_clips(2 * clips, seconds=model.config.seconds)
-    real = listener.embed_audio(torch.stack([item["waveform"] for item in rendered]))
-    return few_steps(model, listener, real, rendered[:clips], on_row=on_row)
+    real = probed.embed_audio(torch.stack([item["waveform"] for item in rendered]))
+    return few_steps(model, probed, real, rendered[:clips], on_row=on_row)

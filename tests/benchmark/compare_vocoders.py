@@ -2,8 +2,9 @@
 
     python -m tests.benchmark.compare_vocoders runs/tiny [SECONDS]
 
-Every head starts from nothing and learns for the same CPU seconds on spectral distances; every set of judges joins the
-shipped vocoder for the same CPU seconds. Then 100 test clips go through each. runs/tiny holds the rendered clips.
+Every head starts from random weights and learns for the same CPU seconds on spectral distances; every set of
+discriminators joins the shipped vocoder for the same CPU seconds. Then 100 test clips go through each. runs/tiny holds
+the rendered clips.
 """
 
 import sys
@@ -50,11 +51,11 @@ DISCRIMINATOR_FILES = {
 }
 
 
-def trained(model, clips, seconds, settings, judges=None):
+def trained(model, clips, seconds, settings, discriminators=None):
     """Train for so many CPU seconds, on a cosine that is cut off there -> steps made."""
     start, steps = time.process_time(), 0
     model.config = replace(model.config, training={**model.config.training, "hifigan": settings})
-    for step in train_hifigan(model, loader(clips, settings.batch_size, 0), discriminators=judges):
+    for step in train_hifigan(model, loader(clips, settings.batch_size, 0), discriminators=discriminators):
         steps = step.index
         if time.process_time() - start > seconds:
             break
@@ -99,8 +100,8 @@ def main(run, seconds):
     for name, config in DISCRIMINATOR_FILES.items():
         model = RefinedAudioLDM.from_preset("tiny")
         torch.manual_seed(0)
-        judges = None if config is None else Discriminators(config)
-        steps = trained(model, clips, seconds, StageConfig(10_000, lr=2e-4, **common), judges)
+        discriminators = None if config is None else Discriminators(config)
+        steps = trained(model, clips, seconds, StageConfig(10_000, lr=2e-4, **common), discriminators)
         add("judges, of the shipped vocoder", name, model, steps)
     display.save_table(table, "04_heads")
 

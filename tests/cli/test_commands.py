@@ -273,7 +273,7 @@ INFER = ["infer", "-c", "checkpoint/config.yaml", "-l", "list.lst", "--reload_fr
     (["notebooks", "01", "--out", str(NOTEBOOKS)], "holds the notebooks themselves"),
 ])  # fmt: skip
 def test_a_place_that_cannot_be_written_is_refused_before_any_work(place, monkeypatch, capsys, arguments, message):
-    monkeypatch.setattr(cli, "_open", lambda *_: pytest.fail("a model was built"))
+    monkeypatch.setattr(cli, "open_model", lambda *_: pytest.fail("a model was built"))
     before = contents(place)
     status, printed, errors = run(capsys, *arguments)
     assert (status, printed, len(errors)) == (2, [], 1) and message in errors[0]

@@ -331,7 +331,7 @@ def test_our_own_files_and_unknown_ones_are_distinguished(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("part", ["vae", "hifigan"])
-def test_whichever_tensor_a_lone_part_lacks_it_is_named(tmp_path, capsys, part):
+def test_a_missing_tensor_of_a_single_component_is_named(tmp_path, capsys, part):
     module = MelVAE(VAEConfig(2, 32, (1, 2), 1)) if part == "vae" else HiFiGAN(HiFiGANConfig(n_mels=16, channels=32))
     for normed in [False, True] if part == "hifigan" else [False]:
         whole = (add_weight_norm(module) if normed else module).state_dict()
