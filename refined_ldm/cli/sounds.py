@@ -32,9 +32,10 @@ def open_model(options: Namespace, device: "torch.device") -> "RefinedAudioLDM":
 
 
 def _with_loras(model, options):
-    for path, weight in getattr(options, "lora", ()):
-        model.load_lora(path, weight)
-    model.merge_loras()
+    if loras := getattr(options, "lora", ()):
+        for path, weight in loras:
+            model.load_lora(path, weight)
+        model.merge_loras()
     return model
 
 
