@@ -164,8 +164,9 @@ class RefinedAudioLDM(nn.Module):
     ) -> torch.Tensor:
         """Generate a sound for each of B captions -> waveforms (B, N) in [-1, 1], N = seconds * 16000.
 
-        None takes the configuration's value. The noise of a caption depends on `seed` and the caption alone, so its
-        sound does not depend on the others. Line breaks and control characters in a caption count as spaces.
+        None takes the configuration's value. The noise of a caption depends on `seed` and the caption alone, on every
+        device, so its sound does not depend on the others, up to rounding (1e-4 in float32; 1e-2 of its size in half
+        precision or TF32). Line breaks and control characters in a caption count as spaces.
 
         negative_caption: the caption that guidance moves away from. sampler: "dpmpp", or "ddim" with its `eta`.
         guidance_interval: the first and the last timestep with guidance; the others take half the time.
@@ -200,8 +201,9 @@ class RefinedAudioLDM(nn.Module):
             some = [repeated[row] for row in rows]
             generators = self._generators(some, seed)
             noise = noise_like(embedding.new_empty(len(some), *self._latent_shape(seconds)), generators)
+            own = embedding if len(rows) == len(repeated) else embedding[rows]
             latent = self.sample_latent(
-                embedding[rows],
+                own,
                 noise,
                 steps,
                 guidance_scale,
@@ -212,13 +214,14 @@ class RefinedAudioLDM(nn.Module):
                 on_step,
                 interval,
             )
-            check_sound("latent", latent, some)
             mel = self.decode(latent)
-            check_sound("mel", mel, some)
             waveform = self.to_waveform(mel)[:, : round(seconds * self.config.mel.sample_rate)]
-            check_sound("waveform", waveform, some)
-            silent = (is_constant(latent), is_silent_mel(mel, self.config.mel.floor), is_silent_waveform(waveform))
-            return waveform, torch.stack(silent)  # (B, N), (3, B)
+            stages = {"latent": latent, "mel": mel, "waveform": waveform}
+            silent = [is_constant(latent), is_silent_mel(mel, self.config.mel.floor), is_silent_waveform(waveform)]
+            checks = torch.stack([*map(are_finite, stages.values()), *silent]).cpu()  # (6, B): the device is asked once
+            for (stage, batch), finite in zip(stages.items(), checks, strict=False):
+                check_finite(stage, finite, some, batch.dtype)
+            return waveform, checks[3:]  # (B, N), (3, B)
 
         interval = self.config.guidance_interval if guidance_interval is None else guidance_interval
         waveform, silent = draw(list(range(len(repeated))), seed, interval)
@@ -231,12 +234,12 @@ class RefinedAudioLDM(nn.Module):
                 note(f"the sound of {repeated[row]!r:.60} was silent and is drawn again ({again} of {REDRAWN} times)")
             waveform[rows], silent[:, rows] = draw(rows, f"{seed}, again {again}", interval)
         for stage, of_stage in zip(("latent", "mel", "waveform"), silent, strict=True):
-            check_sound(stage, waveform, repeated, of_stage)
+            warn_of_silence(stage, of_stage, repeated)
         if candidates == 1:
             return waveform
         nearness = (self.clap.embed_audio(waveform, self.config.mel.sample_rate) * embedding).sum(1)
         best = nearness.view(len(captions), candidates).argmax(1)
-        return waveform.view(len(captions), candidates, -1)[torch.arange(len(captions)), best]
+        return waveform.view(len(captions), candidates, -1)[torch.arange(len(captions), device=best.device), best]
 
     def unfamiliar(self, captions: Sequence[str]) -> list[str]:
         """Return a message for each caption with words from no training caption; it names the nearest known captions.
@@ -281,13 +284,16 @@ class RefinedAudioLDM(nn.Module):
         interval = tuple(whole("guidance_interval", t, 0) for t in interval)
         if unconditional is None:
             unconditional = self.clap.embed_text([""])[0]
+        spacing = "leading" if sampler == "ddim" else "trailing"
+        timesteps = iter(self.schedule.timesteps(steps, spacing))  # to read `t` the CPU would wait for the device
 
         def guided(z_t, t, c):
-            return guided_noise(self.denoise, z_t, t, c, unconditional, guidance, interval)
+            scale = guidance if interval[0] <= next(timesteps) <= interval[1] else 1.0
+            return guided_noise(self.denoise, z_t, t, c, unconditional, scale)
 
         if sampler == "ddim":
-            return ddim_sample(guided, z_T, embedding, self.schedule, steps, eta, generator, on_step=on_step)
-        return dpmpp_sample(guided, z_T, embedding, self.schedule, steps, on_step=on_step)
+            return ddim_sample(guided, z_T, embedding, self.schedule, steps, eta, generator, spacing, on_step)
+        return dpmpp_sample(guided, z_T, embedding, self.schedule, steps, spacing, on_step)
 
     def _latent_shape(self, seconds):
         """Return the shape (C, T, F) of a latent of `seconds` s."""
@@ -400,7 +406,7 @@ class RefinedAudioLDM(nn.Module):
             model.load_part(part, folder)
         if model.config.vocoder == "hifigan" or part_path(folder, "hifigan", model.config).is_file():
             model.load_part("hifigan", folder)  # a run has no vocoder until it is trained
-        return model.to(device).eval()
+        return model.to(device, non_blocking=True).eval()
 
     @classmethod
     def from_audioldm(
@@ -440,21 +446,25 @@ class RefinedAudioLDM(nn.Module):
         """
         if is_shipped(name):
             return cls.load(WEIGHTS / name, device, **changes)
-        return cls(preset(name, **changes)).to(device).eval()
+        return cls(preset(name, **changes)).to(device, non_blocking=True).eval()
 
 
-def check_sound(stage: str, batch: torch.Tensor, captions: Sequence[str], silent: torch.Tensor | None = None) -> None:
-    """Check that latents, mels or waveforms (B, …) are finite, and warn of captions that are `silent` (B,).
+def are_finite(batch: torch.Tensor) -> torch.Tensor:
+    """Return a mask (B,) of the latents, mels or waveforms (B, …) without NaN and infinity."""
+    return batch.isfinite().flatten(1).all(1)
 
-    Raises FloatingPointError naming stage, captions and dtype.
-    """
-    bad = [c for c, item in zip(captions, batch, strict=True) if not item.isfinite().all()]
-    if bad:
+
+def check_finite(stage: str, finite: torch.Tensor, captions: Sequence[str], dtype: torch.dtype) -> None:
+    """Raise FloatingPointError, naming stage, captions and dtype, unless the sounds of all captions are finite (B,)."""
+    if bad := [c for c, is_finite in zip(captions, finite.tolist(), strict=True) if not is_finite]:
         raise FloatingPointError(
-            f"the {stage} of {_named(bad)} holds NaN or infinite numbers ({batch.dtype}): try float32, or other weights"
+            f"the {stage} of {_named(bad)} holds NaN or infinite numbers ({dtype}): try float32, or other weights"
         )
-    if silent is not None and silent.any():
-        quiet = [c for c, is_silent in zip(captions, silent.tolist(), strict=True) if is_silent]
+
+
+def warn_of_silence(stage: str, silent: torch.Tensor, captions: Sequence[str]) -> None:
+    """Warn of the captions whose sound is silent (B,) at a stage."""
+    if quiet := [c for c, is_silent in zip(captions, silent.tolist(), strict=True) if is_silent]:
         warnings.warn(f"the {stage} of {_named(quiet)} is silent: try another seed, or other weights", stacklevel=3)
 
 

@@ -104,7 +104,7 @@ def _quick(model, options):
     """The model in the precision that was asked for, optimized for its device."""
     from refined_ldm.inference import optimize_for_inference
 
-    optimize_for_inference(model, {"auto": None, "bf16": "bf16", "fp32": "no"}[options.precision])
+    optimize_for_inference(model, {"auto": None, "bf16": "bf16", "fp16": "fp16", "fp32": "no"}[options.precision])
     return model
 
 
@@ -190,7 +190,7 @@ def _train(options, signals):
         check_run(config, wanted, run_dir, options.resume)
         run_dir.mkdir(parents=True, exist_ok=True)  # from now on --resume finds it
     device = pick_device(options.device)
-    accelerator = accelerator_of(Path(run_dir) / "checkpoints", device.type, options.resume)
+    accelerator = accelerator_of(Path(run_dir) / "checkpoints", device, options.resume)
     if accelerator.num_processes > 1:
         device = accelerator.device  # this process's own
     model = RefinedAudioLDM(config, options.seed).to(device)

@@ -26,7 +26,7 @@ from refined_ldm.data.caches import CACHED_KEYS, HOLDS, cache_clips, cache_laten
 from refined_ldm.data.captioned_audio import CaptionedAudio, loader
 from refined_ldm.data.listing import captions_table
 from refined_ldm.data.shards import find_shards
-from refined_ldm.devices import pick_accelerator
+from refined_ldm.devices import copy_to_cpu, pick_accelerator
 from refined_ldm.discriminators import Discriminators
 from refined_ldm.durable.run_state import (
     SCALE_FILE,
@@ -55,7 +55,7 @@ NEEDED = {  # parts, by stage
 }  # fmt: skip
 FITTED = 2000  # captions on which the new input layer of a published U-Net is fitted
 RUN = (  # names of the files in a run's folder
-    r"config\.yaml|checkpoints|discriminators|tokenizer|(clips|latents)-.+|left-out\.txt|"
+    r"config\.yaml|checkpoints|discriminators|tokenizer|(clips|latents|sounds|embeddings)-.+|left-out\.txt|"
     r"(vae|clap|ldm|hifigan)\.csv|.+\.safetensors"
 )
 LEFT_OUT = "left-out.txt"  # of a run: the recordings that could not be used, and why
@@ -193,13 +193,13 @@ def _conditioner_needed():
         ) from fault
 
 
-def accelerator_of(checkpoints: str | Path, device_type: str, resume: bool = False) -> Accelerator:
+def accelerator_of(checkpoints: str | Path, device: torch.device, resume: bool = False) -> Accelerator:
     """Return the Accelerator of a run; on a CPU, where the precision is measured, a resumed run keeps its precision.
 
     checkpoints: the folder of the run's checkpoints, with one folder for each stage.
     """
-    kept = precision_of(checkpoints) if resume and device_type == "cpu" else None
-    return pick_accelerator(device_type, kept)
+    kept = precision_of(checkpoints) if resume and device.type == "cpu" else None
+    return pick_accelerator(device, kept)
 
 
 def train_stage(
@@ -247,7 +247,7 @@ def train_stage(
         )
     if stage == "ldm" or stage in DETAILS:
         _load_frozen_parts(model, NEEDED[stage] & {"vae", "clap"} - named, run_dir)
-    accelerator = accelerator_of(Path(run_dir) / "checkpoints", model.device.type, resume)
+    accelerator = accelerator_of(Path(run_dir) / "checkpoints", model.device, resume)
     common = {
         "max_steps": max_steps,
         "lr": lr,
@@ -404,13 +404,16 @@ def encode_clips(
 ) -> Dataset:
     """Encode clips and captions once, into run_dir, with the model's VAE and conditioner.
 
-    With `more_captions`, which a grammar writes for scenes, they are embedded during training instead. Returns items as
-    `prepare_latents` does.
+    With `more_captions`, which a grammar writes for scenes, they are embedded during training instead. With an
+    `audio_share` the clips themselves are embedded too. Returns items as `prepare_latents` does.
     """
     model.eval()
 
     def encode(waveform):
         return model.vae.encode(model.mel(waveform.to(model.device))).mean
+
+    def embed_audio(waveform):
+        return model.clap.embed_audio(waveform.to(model.device), model.config.mel.sample_rate)
 
     latents = cache_latents(
         Path(run_dir) / "latents-train",
@@ -420,11 +423,14 @@ def encode_clips(
         {**clips.made_of, "vae": weights_digest(model.vae)},
         on_clips,
     )
+    parts, made_of = [latents], {**clips.made_of, "clap": weights_digest(model.clap)}
+    if model.config.training["ldm"].audio_share:
+        folder = Path(run_dir) / "sounds-train"
+        parts.append(cache_latents(folder, clips, None, None, made_of, on_clips, embed_audio))
     if model.config.more_captions and model.config.data == "scenes":  # too many for a cache
-        return Joined(latents, WrittenClips(clips, model.config.more_captions))
-    made_of = {**clips.made_of, "clap": weights_digest(model.clap)}
+        return Joined(*parts, WrittenClips(clips, model.config.more_captions))
     folder = Path(run_dir) / "embeddings-train"
-    return Joined(latents, cache_latents(folder, clips, None, model.clap.embed_text, made_of))
+    return Joined(*parts, cache_latents(folder, clips, None, model.clap.embed_text, made_of))
 
 
 class Joined(Dataset):
@@ -459,8 +465,7 @@ def fit_gaussian(model: RefinedAudioLDM, latents: torch.Tensor, embeddings: torc
     """Fit the linear denoiser to unscaled latents (N, C, T, F) and the embeddings (N, K, D) of their captions."""
     scaled, embeddings = latents * model.latent_scale.cpu(), embeddings[..., : model.config.unet.embedding_dim]
     conditions = (embeddings,) if model.config.parameterization == "caption-gaussian" else ()
-    model.gaussian.cpu().fit(scaled, *conditions)
-    model.gaussian.to(model.device)
+    model.gaussian.fit(scaled, *conditions)
 
 
 def _scale_state(model):
@@ -472,6 +477,6 @@ def _scale_state(model):
 def weights_digest(module: nn.Module) -> str:
     """Return a digest of a module's weights, 16 hexadecimal digits."""
     digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    for name, value in sorted(copy_to_cpu(module.state_dict()).items()):
+        digest.update(name.encode() + value.numpy().tobytes())
     return digest.hexdigest()[:16]

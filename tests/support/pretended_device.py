@@ -92,6 +92,10 @@ class Pretended:
         for counter in (self.faults, self.waits, self.copies):
             counter.clear()
 
+    def synchronize(self, device=None):
+        """Stands for the function of torch.cuda and torch.mps."""
+        self.waits[_where()] += 1
+
     def tag(self, device):
         """The tag for whatever names a device; any but the pretended one, CPU and meta is not there."""
         kind = self.type if isinstance(device, int) else torch.device(device).type
@@ -178,6 +182,8 @@ class _Functions(TorchFunctionMode):
             return there if asked == "device" else asked == f"is_{tag}"
         if name in ("numpy", "__array__") and own is not None and tag_of(own) == gpu.type and not kwargs.get("force"):
             gpu.fault(f"can't convert {gpu.device} device type tensor to numpy, use Tensor.cpu() first")
+        if name in ("numpy", "tolist") and own is not None and tag_of(own) == gpu.type:
+            gpu.waits[_where()] += 1  # no operator is called
         if name in ("to", "cpu", "cuda") and own is not None:
             return self._moved(name, own, list(args[1:]), kwargs)
         wanted = gpu.tag(kwargs["device"]) if kwargs.get("device") is not None else None
@@ -202,7 +208,7 @@ class _Functions(TorchFunctionMode):
         gpu, now, other = self.gpu, tag_of(own), args[0] if args and isinstance(args[0], torch.Tensor) else None
         copy, layout = kwargs.pop("copy", False), kwargs.pop("memory_format", torch.preserve_format)
         if other is not None:  # .to(other)
-            wanted, dtype, lazy = tag_of(other), other.dtype, False
+            wanted, dtype, lazy = tag_of(other), other.dtype, kwargs.get("non_blocking", False)
         elif name != "to":
             wanted, dtype, lazy = ("cpu" if name == "cpu" else gpu.tag("cuda")), None, False
         else:
@@ -212,8 +218,7 @@ class _Functions(TorchFunctionMode):
             gpu.fault(f"cannot convert a MPS tensor to {dtype or own.dtype}, which MPS has not")
         if wanted != now:
             gpu.copies[f"{now} -> {wanted}"] += own.numel() * own.element_size()
-            if not (lazy and own.numel() * own.element_size() and wanted != "cpu"):  # a copy to the CPU is read there
-                gpu.waits[_where()] += 1
+            gpu.waits[_where()] += not lazy
         there = torch.device("meta") if wanted == "meta" else CPU
         out = own.to(there, dtype or own.dtype, copy=copy or wanted != now, memory_format=layout)
         return _tagged(out, wanted) if wanted != now else out
@@ -250,7 +255,7 @@ def pretend(type="cuda", capability=(9, 0), strict=True):
     about = SimpleNamespace(name="pretended", major=capability[0], minor=capability[1], total_memory=16 << 30,
                             multi_processor_count=40)  # fmt: skip
     nothing = dict.fromkeys(("_lazy_init", "set_rng_state", "manual_seed", "manual_seed_all", "set_device",
-                             "synchronize", "empty_cache", "reset_peak_memory_stats"))  # fmt: skip
+                             "empty_cache", "reset_peak_memory_stats"))  # fmt: skip
     answers = {**nothing, "is_available": True, "is_initialized": True, "device_count": 1, "current_device": 0,
                "get_device_name": "pretended", "get_device_capability": capability, "get_device_properties": about,
                "get_rng_state": torch.ByteTensor(16), "memory_allocated": 0, "max_memory_allocated": 0}  # fmt: skip
@@ -262,8 +267,10 @@ def pretend(type="cuda", capability=(9, 0), strict=True):
         patches += [(torch.cuda, name, lambda *_, answer=answer, **__: answer) for name, answer in answers.items()]
         patches += [(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or
                      capability >= (8, 0))]  # fmt: skip
+        patches += [(torch.cuda, "synchronize", gpu.synchronize)]
         _autocast_as_cuda(library, gpu)
     else:
+        patches += [(torch.mps, "synchronize", gpu.synchronize)]
         patches += [(torch.backends.mps, name, functools.cache(lambda: True)) for name in ("is_available", "is_built")]
     with ExitStack() as stack:
         for patched in patches:
