@@ -1,8 +1,8 @@
 """Faster generation: `optimize_for_inference` picks what a device computes fastest, and returns what it picked.
 
 - **Half precision**, bfloat16 or float16, where the device multiplies it faster than float32
-  (`devices.pick_precision`): weights of convolutions and linear layers. Norms, the first and the last layer and the layers of timestep and caption stay in
-  float32; autocast decides the rest.
+  (`devices.pick_precision`): weights of convolutions and linear layers. Norms, the first and the last layer and the
+  layers of timestep and caption stay in float32; autocast decides the rest.
 - **Channels last**: the channels of one position are adjacent in memory, as matrix products need them. Convolutions in
   time run as convolutions of images one pixel high, for which libraries have that layout.
 - **Winograd** on a CPU in float32: 3 x 3 convolutions of large maps by the minimal filtering of Lavin & Gray (2016), by

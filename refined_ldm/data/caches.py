@@ -164,8 +164,8 @@ def cache_latents(
     """Encode every clip and its captions once, in float16: "latent" (C, T / 4, F / 4), unscaled; "embeddings" (K, D).
 
     encode: waveform (B, N) -> latent (B, C, T / 4, F / 4); embed: list of B captions -> (B, D); embed_audio: waveform
-    (B, N) -> "audio_embedding" (B, D); None omits them. Clips with fewer than K captions repeat theirs. Training then skips VAE and conditioner: they read 32 KiB for each
-    clip of 5 s.
+    (B, N) -> "audio_embedding" (B, D); None omits them. Clips with fewer than K captions repeat theirs. Training then
+    skips VAE and conditioner: they read 32 KiB for each clip of 5 s.
     """
     first = [dataset[i] for i in range(min(len(dataset), 256))]
     most = max(len(item["captions"]) for item in first)

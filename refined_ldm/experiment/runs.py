@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 
 from refined_ldm.data.captioned_audio import loader
+from refined_ldm.devices import synchronize
 from refined_ldm.durable.csv_log import CsvLogger
 from refined_ldm.experiment.arms import Arm, Run
 from refined_ldm.experiment.protocol import GRID
 from refined_ldm.experiment.statistics import mean_errors
 from refined_ldm.files import atomic_write
-from refined_ldm.devices import synchronize
 from refined_ldm.training.pipeline import accelerator_of
 from refined_ldm.training.stages import train_ldm
 

@@ -268,7 +268,7 @@ def pretend(type="cuda", capability=(9, 0), strict=True):
         patches += [(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or
                      capability >= (8, 0))]  # fmt: skip
         patches += [(torch.cuda, "synchronize", gpu.synchronize)]
-        _autocast_as_cuda(library, gpu)
+        _autocast_as_cuda(library, gpu.casts, lambda tensor: tag_of(tensor) == type)
     else:
         patches += [(torch.mps, "synchronize", gpu.synchronize)]
         patches += [(torch.backends.mps, name, functools.cache(lambda: True)) for name in ("is_available", "is_built")]
@@ -281,8 +281,19 @@ def pretend(type="cuda", capability=(9, 0), strict=True):
         yield gpu
 
 
-def _autocast_as_cuda(library, gpu):
-    """The CPU's autocast, to which CUDA's is led, casts what CUDA would, of tensors that pretend to be there."""
+@contextmanager
+def cuda_autocast():
+    """Inside the CPU's autocast casts what CUDA's would."""
+    library = torch.library.Library("aten", "IMPL")
+    _autocast_as_cuda(library, {}, lambda tensor: True)
+    try:
+        yield
+    finally:
+        library._destroy()
+
+
+def _autocast_as_cuda(library, casts, is_there):
+    """The CPU's autocast casts what CUDA's would, of the tensors that are there."""
     text = (Path(torch.__file__).parent / "include/ATen/autocast_mode.h").read_text().replace("\\\n", "\n")
     policies = {"norm.ScalarOpt_dim": "FP32"}
     for policy in ("LOWER_PRECISION_FP", "FP32", "FP32_SET_OPT_DTYPE", "PROMOTE"):
@@ -296,26 +307,26 @@ def _autocast_as_cuda(library, gpu):
         packet, overload = name.split(".")
         operator = getattr(getattr(torch.ops.aten, packet, None), overload, None)
         if operator is not None:
-            call = _casting(operator, policy, gpu)
+            call = _casting(operator, policy, casts, is_there)
             library.impl(name.removesuffix(".default"), call, "AutocastCPU", allow_override=True)
 
 
-def _casting(operator, policy, gpu):
-    """The operator with its tensors cast by one of CUDA's policies."""
+def _casting(operator, policy, casts, is_there):
+    """The operator with its tensors cast by one of CUDA's policies. casts: of weights, {id: (weight, its cast)}."""
     key = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
 
     def eligible(t):
         floating = isinstance(t, torch.Tensor) and t.is_floating_point() and t.dtype != torch.float64
-        return floating and tag_of(t) == gpu.type
+        return floating and is_there(t)
 
     def cast(t, dtype):
         if not eligible(t) or t.dtype == dtype:
             return t
         if not (t.is_leaf and t.requires_grad and t.dtype == torch.float32):
             return t.to(dtype)
-        if id(t) not in gpu.casts:  # a weight is cast once while autocast lasts
-            gpu.casts[id(t)] = t, t.to(dtype)
-        return gpu.casts[id(t)][1]
+        if id(t) not in casts:  # a weight is cast once while autocast lasts
+            casts[id(t)] = t, t.to(dtype)
+        return casts[id(t)][1]
 
     def call(*args, **kwargs):
         low = torch.get_autocast_dtype("cpu")

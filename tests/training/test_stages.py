@@ -94,7 +94,8 @@ def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(case, tmp_path):
 
 @pytest.mark.parametrize("case", ["ldm", "vae-adversarial"])
 def test_fp16_goes_on_bit_for_bit_with_its_scale_and_its_overflows(case, tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.amp.GradScaler, "__init__", partialmethod(torch.amp.GradScaler.__init__, growth_interval=2))
+    often = partialmethod(torch.amp.GradScaler.__init__, growth_interval=2)
+    monkeypatch.setattr(torch.amp.GradScaler, "__init__", often)
     with fp16_on_the_cpu() as accelerator:
         unbroken, steps = begin(case, accelerator=accelerator)
         expected = list(steps)
