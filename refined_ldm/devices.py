@@ -2,6 +2,7 @@
 
 import math
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -90,6 +91,14 @@ def copy_to_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     for device in {v.device for v in tensors.values()}:
         synchronize(device)
     return copies
+
+
+def feeding(device: torch.device) -> dict[str, int | bool]:
+    """The settings with which a `DataLoader` feeds a device: a GPU from processes of its own, from pinned memory."""
+    if device.type != "cuda":
+        return {"num_workers": 0, "pin_memory": False}
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return {"num_workers": min(4, cores), "pin_memory": True}
 
 
 def pick_accelerator(device: torch.device | str, precision: str | None = None) -> "Accelerator":

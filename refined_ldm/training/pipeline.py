@@ -26,7 +26,7 @@ from refined_ldm.data.caches import CACHED_KEYS, HOLDS, cache_clips, cache_laten
 from refined_ldm.data.captioned_audio import CaptionedAudio, loader
 from refined_ldm.data.listing import captions_table
 from refined_ldm.data.shards import find_shards
-from refined_ldm.devices import copy_to_cpu, pick_accelerator
+from refined_ldm.devices import copy_to_cpu, feeding, pick_accelerator
 from refined_ldm.discriminators import Discriminators
 from refined_ldm.durable.run_state import (
     SCALE_FILE,
@@ -271,13 +271,13 @@ def train_stage(
             keep_captions(model, config.start_from, [item["caption"] for item in clips.rest[:FITTED]])
         if accelerator.is_main_process:
             _save_parts(model, named, run_dir)
-        yield from train_ldm(model, loader(latents, settings.batch_size, seed), **common)
+        yield from train_ldm(model, loader(latents, settings.batch_size, seed, **feeding(model.device)), **common)
     elif stage in DETAILS:
         shared = {name: common[name] for name in ("seed", "run_dir", "resume", "accelerator")}
         yield from DETAILS[stage](model.clap, clips, settings, **shared)
         model.clap.stages = (*model.clap.stages, stage)
     else:
-        batches = loader(clips, settings.batch_size, seed)
+        batches = loader(clips, settings.batch_size, seed, **feeding(model.device))
         if stage == "vae":
             yield from train_vae(model, batches, discriminator=discriminators, **common)
         elif stage == "clap":

@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
-from refined_ldm.devices import allow_tf32, exact_float32, pick_accelerator, pick_device, pick_precision
+from refined_ldm.devices import allow_tf32, exact_float32, feeding, pick_accelerator, pick_device, pick_precision
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +64,11 @@ def test_accelerate_takes_the_gpu_that_was_chosen(monkeypatch):
     for name in ("cpu", "cuda", "cuda:1"):
         pick_accelerator(name, precision="no")
     assert chosen == [torch.device("cuda:1")]
+
+
+def test_a_gpu_is_fed_by_other_processes_from_pinned_memory():
+    assert feeding(torch.device("cpu")) == {"num_workers": 0, "pin_memory": False}
+    assert feeding(torch.device("cuda", 1))["num_workers"] >= 1 and feeding(torch.device("cuda"))["pin_memory"]
 
 
 def test_two_ways_to_one_result_are_compared_in_exact_float32():

@@ -1,6 +1,9 @@
 """The whole model on a GPU and on a Mac that are pretended: nothing is refused, and the sounds are the CPU's."""
 
 import copy
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +19,8 @@ from tests.support.pretended_device import pretend
 
 DEVICES = pytest.mark.parametrize("kind", ["cuda", "mps"])
 CAPTIONS = ["a dog barks", "rain falls"]
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("0*.ipynb"))
 
 
 @pytest.fixture(autouse=True)
@@ -109,3 +114,13 @@ def test_tensors_come_to_the_cpu_with_one_wait():
         copies = copy_to_cpu(there)
         assert gpu.waits.total() == 1 and all(copy.device.type == "cpu" for copy in copies.values())
     assert all(torch.equal(copies[name], tensor.T) and copies[name].is_contiguous() for name, tensor in tensors.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_run(notebook, kind):
+    """In a process of their own each, since code may keep what it found out about its device."""
+    command = [sys.executable, "-m", "tests.support.pretended_notebook", kind, str(notebook)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]

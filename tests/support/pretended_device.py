@@ -268,6 +268,7 @@ def pretend(type="cuda", capability=(9, 0), strict=True):
         patches += [(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or
                      capability >= (8, 0))]  # fmt: skip
         patches += [(torch.cuda, "synchronize", gpu.synchronize)]
+        patches += [(torch.accelerator, "is_available", lambda: False)]  # a DataLoader pins no memory
         _autocast_as_cuda(library, gpu.casts, lambda tensor: tag_of(tensor) == type)
     else:
         patches += [(torch.mps, "synchronize", gpu.synchronize)]

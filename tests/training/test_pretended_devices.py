@@ -6,9 +6,12 @@ from itertools import islice
 import pytest
 import torch
 
+from refined_ldm.config import STAGES, StageConfig
 from refined_ldm.data.captioned_audio import loader
 from refined_ldm.devices import pick_precision
 from refined_ldm.discriminators import Discriminators
+from refined_ldm.training.contrasts import train_audio_details, train_text_details
+from refined_ldm.training.pipeline import cached_clips, train_stage
 from refined_ldm.training.stages import TRAINERS
 from refined_ldm.vae import PatchDiscriminator, PatchDiscriminatorConfig
 from tests.support import small
@@ -62,6 +65,28 @@ def test_a_stage_trains_and_goes_on(stage, kind, capability, monkeypatch, tmp_pa
         steps.close()
         going_on = list(begin(model, stage, kind, tmp_path, max_steps=4, resume=True))
         assert [step.index for step in going_on] == [4]
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+@pytest.mark.parametrize("train", [train_text_details, train_audio_details])
+def test_the_details_of_captions_are_trained(train, kind, monkeypatch, tmp_path):
+    model, clips = small.awake_model(monkeypatch), cached_clips(small.config(seconds=1.28, clips=6), tmp_path)
+    with pretend(kind):
+        steps = train(model.to(kind).clap, clips, StageConfig(max_steps=2, batch_size=4, lr=1e-3))
+        assert [step.index for step in steps] == [1, 2]
+
+
+@pytest.mark.filterwarnings("ignore:.*pin_memory")
+def test_a_run_of_the_pipeline_is_fed_by_other_processes(monkeypatch, tmp_path):
+    """Clips, latents and embeddings are computed on the device; batches come from worker processes."""
+    training = dict.fromkeys(STAGES, replace(small.STAGE, max_steps=2, audio_share=0.5))
+    changes = {"parameterization": "caption-gaussian", "seconds": 1.28, "clips": 12}
+    model = small.awake_model(monkeypatch, training=training, **changes)
+    with pretend("cuda", capability=(6, 1)) as gpu:
+        model.to("cuda")
+        for name in ("vae", "clap", "ldm"):
+            assert [step.index for step in train_stage(model, name, tmp_path)] == [1, 2]
+        assert not gpu.faults
 
 
 def test_copies_to_a_run_are_waited_for_once_a_file(monkeypatch, tmp_path):
