@@ -9,6 +9,16 @@ READY := $(VENV)/.installed
 
 demo test test-all faults soak figures outputs listen: export HF_HUB_OFFLINE := 1
 
+# Runs tests, all or those that $(1) selects, and at the same time the notebooks, whose results are printed at the end.
+# Each has half of the cores.
+define beside_notebooks
+	@export OMP_NUM_THREADS=$$($(BIN)/python -c 'import os; print(max(1, os.cpu_count() // 2))'); \
+	results=$$(mktemp); trap 'kill $$notebooks 2>/dev/null; rm -f $$results' EXIT; trap 'exit 130' INT TERM; \
+	$(BIN)/pytest --nbval-lax --nbval-current-env notebooks >$$results 2>&1 & notebooks=$$!; \
+	$(BIN)/pytest $(1) tests; tests=$$?; \
+	wait $$notebooks; status=$$?; cat $$results; exit $$((tests + status))
+endef
+
 .PHONY: help demo test test-all faults soak lab figures outputs bench gpu weights badges listen tables docs clean python
 .DEFAULT_GOAL := help
 
@@ -20,11 +30,11 @@ demo: $(READY) ## Sounds for four captions and their spectrograms, then the note
 		"a dog barks twice" "rain falls while a bell rings" "a piano plays a high note" "a siren wails"
 	$(BIN)/refined-ldm notebooks
 
-test: $(READY) ## The tests and the notebooks
-	$(BIN)/pytest -m "not slow" --nbval-lax --nbval-current-env tests notebooks
+test: $(READY) ## The tests and, beside them, the notebooks
+	$(call beside_notebooks,-m "not slow")
 
 test-all: $(READY) ## The same with the slow tests
-	$(BIN)/pytest --nbval-lax --nbval-current-env tests notebooks
+	$(call beside_notebooks,)
 
 faults: $(READY) ## Try to lose training runs: 50 kills, full disks and more; prints how many survived (minutes)
 	$(BIN)/python -m tests.support.faults

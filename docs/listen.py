@@ -21,6 +21,7 @@ from PIL import Image
 from refined_ldm import RefinedAudioLDM, display
 from refined_ldm.conditioning import guided_noise
 from refined_ldm.diffusion import clean_latent, dpmpp_sample, noise_like
+from refined_ldm.randomness import caption_generators
 from refined_ldm.text_to_audio import WEIGHTS
 
 DOCS = Path(__file__).resolve().parent
@@ -85,8 +86,8 @@ def denoising(model: RefinedAudioLDM, sound: Sound, steps: int) -> tuple[torch.T
     """
     embedding, unconditional = model.clap.embed_text([sound.caption]), model.clap.embed_text([""])[0]
     z_T = noise_like(
-        embedding.new_empty(1, *model._latent_shape(model.config.seconds)),
-        model._generators([sound.caption], sound.seed),
+        embedding.new_empty(1, *model.latent_shape(model.config.seconds)),
+        caption_generators([sound.caption], sound.seed),
     )
     noisy, clean = [], []
 

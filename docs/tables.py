@@ -61,6 +61,19 @@ def spread(value: float, low: float, high: float, decimals: int) -> str:
     return f"{value:.{decimals}f} ({low:.{decimals}f}–{high:.{decimals}f})".replace("-", "−")
 
 
+# --- speed ---
+
+
+@writer
+def neighbour() -> str:
+    """Seconds for each way in which threads wait, alone and beside other programs."""
+    header = ["threads", "setting", "a clip, alone", "a clip beside an idle loop", "a clip beside a training",
+              "a training step beside a training"]  # fmt: skip
+    table = pd.read_csv(ROOT / "figures" / "data" / "bench_neighbour.csv", dtype=str).fillna("–")
+    return markdown(header, ([row[0], f"`{row[1].removesuffix(' (ours)')}`{' (ours)' * row[1].endswith(' (ours)')}",
+                              *row[2:]] for row in table.itertuples(index=False)))  # fmt: skip
+
+
 # --- results ---
 
 
@@ -93,15 +106,47 @@ def details() -> str:
     }  # fmt: skip
     kinds = ("rendered", "copied", "generated", "chance")
     table = read("05_details").set_index(["detail", "sound"])
+    before = read("05_details_before").set_index(["detail", "sound"])  # the weights that had not learned details
     lines = [
         [name, int(table.loc[(detail, "generated"), "clips"])]
         + [spread(*table.loc[(detail, kind), ["value", "low", "high"]], 2) for kind in kinds]
+        + [spread(*before.loc[(detail, "generated"), ["value", "low", "high"]], 2)]
         for detail, name in names.items()
     ]
-    silent = table.loc[("silent", "generated")]
-    lines.append(["silent", int(silent["clips"]), "", "", spread(*silent[["value", "low", "high"]], 3), ""])
-    header = ["share that is right", "captions", "rendered clips", "through VAE and vocoder", "**generated**", "chance"]
+    silent = [of.loc[("silent", "generated")] for of in (table, before)]
+    shares = [spread(*of[["value", "low", "high"]], 3) for of in silent]
+    lines.append(["silent", int(silent[0]["clips"]), "", "", shares[0], "", shares[1]])
+    header = ["share that is right", "captions", "rendered clips", "through VAE and vocoder", "**generated**", "chance",
+              "generated before details were learned"]  # fmt: skip
     return markdown(header, lines)
+
+
+@writer
+def edits() -> str:
+    """An event exchanged by editing: what is in the result, and what changed that should not."""
+    shares = ("new event", "kept event", "old event gone", "new and kept")
+    change = "log-mel L1 of the kept stretch"
+    table = read("edits")
+    lines = []
+    for (method, strength), group in table[table["task"] == "edit"].groupby(
+        ["method", "strength"], sort=False, dropna=False
+    ):
+        own = group.set_index("measure")[["value", "low", "high"]]
+        name = method if pd.isna(strength) else f"{method}, strength {strength:g}"
+        lines.append([name, *(spread(*own.loc[m], 2) for m in shares), spread(*own.loc[change], 3)])
+    clips = int(table.loc[table["task"] == "edit", "clips"].iloc[0])
+    return markdown([f"{clips} scenes", *shares, change], lines)
+
+
+@writer
+def edits_others() -> str:
+    """Inpainting, continuing, looping and long sounds."""
+    table = read("edits")
+    lines = [
+        [r["task"], r["method"], r["measure"], spread(r["value"], r["low"], r["high"], 2), r["clips"]]
+        for r in table[table["task"] != "edit"].to_dict("records")
+    ]
+    return markdown(["task", "sound", "measure", "value", "n"], lines)
 
 
 @writer
@@ -135,10 +180,35 @@ def _budget(table: pd.DataFrame, measures: tuple[str, ...] | None = None) -> str
 def conditioners() -> str:
     """Retrieval and zero-shot classification of the two shipped conditioners."""
     found = card()["conditioners"]
-    measures = list(next(iter(found.values())))
+    measures = [name for name in next(iter(found.values())) if name != "twins"]
     return markdown(
         ["conditioner", *measures], [[f"`{n}`", *(f"{v[m]:.3f}" for m in measures)] for n, v in found.items()]
     )
+
+
+@writer
+def twins() -> str:
+    """How often a sound is nearer to its caption than to one with one detail changed, for each shipped conditioner."""
+    found = {name: scores["twins"] for name, scores in card()["conditioners"].items()}
+    details = ("number", "pitch", "pace", "order", "other scene")
+    lines = [
+        [f"`{name}`", *(spread(of[d]["value"], of[d]["low"], of[d]["high"], 2) for d in details)]
+        for name, of in found.items()
+    ]
+    return markdown(["conditioner", *details], lines)
+
+
+@writer
+def caption_map() -> str:
+    """What the caption map adds to FiLM, after 400 steps of training from the same weights."""
+    found = read("caption_map").query("steps == 400 and timestep == 950")
+    networks = list(dict.fromkeys(found["network"]))
+    table = found.set_index(["detail", "network"])
+    lines = [
+        [detail, *(f"{table.loc[(detail, n), 'gap']:.3f}; {table.loc[(detail, n), 'share']:.2f}" for n in networks)]
+        for detail in ("order", "pitch", "pace", "number", "other scene")
+    ]
+    return markdown(["detail", *networks], lines)
 
 
 @writer
@@ -340,7 +410,7 @@ def ablations() -> str:
 
 
 def _after(iterations: float) -> str:
-    return f"{iterations:.0f} iterations" if iterations else "none: its linear denoiser already is"
+    return f"{iterations:.0f} iterations" if iterations else "0 iterations: its linear denoiser alone is"
 
 
 @writer

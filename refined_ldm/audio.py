@@ -6,7 +6,8 @@ Notebook: 01
 import math
 import os
 import re
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -142,8 +143,10 @@ def _opened(path: Path | PathLike) -> Iterator[Any]:
                 file = _announced(path, mpeg, stack)
             else:
                 file = stack.enter_context(soundfile.SoundFile(_source(path, stack)))
-                if file.format == "MP3" and not (mpeg and _length_is_known(file, mpeg)):
-                    file = _announced(path, mpeg, stack)
+                if file.format == "MP3":
+                    mpeg = mpeg or walk_mpeg(path, _size_and_time(path))  # bytes of another kind come before the frames
+                    if not (mpeg and _length_is_known(file, mpeg)):
+                        file = _announced(path, mpeg, stack)
         except soundfile.LibsndfileError as error:
             file = stack.enter_context(_open_with_audioread(path, reason=error.error_string))
         if not LOWEST_RATE <= file.samplerate <= HIGHEST_RATE:
@@ -272,3 +275,27 @@ def _mono_of_audioread(file: Any, first: int, wanted: int | None) -> np.ndarray:
 def is_silent_waveform(waveform: torch.Tensor) -> torch.Tensor:
     """Waveforms (B, N) -> bool (B,): whether a 16-bit file of it would be all zeros."""
     return waveform.abs().amax(1) < SILENT
+
+
+def are_finite(batch: torch.Tensor) -> torch.Tensor:
+    """Return a mask (B,) of the latents, mels or waveforms (B, …) without NaN and infinity."""
+    return batch.isfinite().flatten(1).all(1)
+
+
+def check_finite(stage: str, finite: torch.Tensor, captions: Sequence[str], dtype: torch.dtype) -> None:
+    """Raise FloatingPointError, naming stage, captions and dtype, unless the sounds of all captions are finite (B,)."""
+    if bad := [c for c, is_finite in zip(captions, finite.tolist(), strict=True) if not is_finite]:
+        raise FloatingPointError(
+            f"the {stage} of {_named(bad)} holds NaN or infinite numbers ({dtype}): try float32, or other weights"
+        )
+
+
+def warn_of_silence(stage: str, silent: torch.Tensor, captions: Sequence[str]) -> None:
+    """Warn of the captions whose sound is silent (B,) at a stage."""
+    if quiet := [c for c, is_silent in zip(captions, silent.tolist(), strict=True) if is_silent]:
+        warnings.warn(f"the {stage} of {_named(quiet)} is silent: try another seed, or other weights", stacklevel=3)
+
+
+def _named(captions):
+    shown = ", ".join(repr(c[:60]) for c in captions[:3])
+    return f"{shown} and {len(captions) - 3} more" if len(captions) > 3 else shown

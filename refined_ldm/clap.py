@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import ClapAudioConfig, ClapAudioModel, GPT2Config, GPT2Model, RobertaConfig, RobertaModel
 
-from refined_ldm.integers import settle_numbers, whole_rate
+from refined_ldm.integers import cast_numbers, whole_rate
 from refined_ldm.mel import mel_filterbank
 from refined_ldm.tokenizer import TOKENIZERS
 from refined_ldm.weights import is_ours, load_into, read_weights, save_weights
@@ -42,6 +42,7 @@ class ClapConfig:
     audio_width: int = 32  # channels of HTS-AT's first stage; they double at each further one
     audio_depths: tuple[int, ...] = (1, 2, 4)  # blocks of each stage; empty: a conditioner without an audio tower
     audio_heads: tuple[int, ...] = (1, 2, 4)
+    audio_positions: bool = False  # True: patches know their row and column, without which averages forget the order
     text_tower: str = "gpt2"  # "gpt2" with MS-CLAP's projection and pooling, "roberta" with LAION-CLAP's
     tokenizer: str = "gpt2"  # a name in tokenizer.TOKENIZERS
     text_width: int = 128
@@ -54,7 +55,7 @@ class ClapConfig:
     projection_dropout: float = 0.1  # gpt2 only
 
     def __post_init__(self):
-        settle_numbers(self)
+        cast_numbers(self)
 
     @property
     def samples(self) -> int:
@@ -87,11 +88,12 @@ CLAP_PRESETS = {
         text_tower="roberta", tokenizer="roberta", vocab_size=50_265, text_positions=514,
         embedding_dim=512, **_PUBLISHED,
     ),
-    "tiny-gpt2": ClapConfig(),
+    "tiny-gpt2": ClapConfig(audio_positions=True),
     "tiny-roberta": ClapConfig(
-        text_tower="roberta", tokenizer="small-roberta", vocab_size=50_261, text_positions=79,
+        audio_positions=True, text_tower="roberta", tokenizer="small-roberta", vocab_size=50_261, text_positions=79,
     ),
 }  # fmt: skip
+INDEX = "relative_position_index"  # of each attention window: which two patches are how far apart
 _TINY = Path(__file__).parent / "weights" / "tiny"
 SHIPPED = {name: _TINY / f"clap-{name}.safetensors" for name in ("tiny-gpt2", "tiny-roberta")}
 
@@ -121,14 +123,29 @@ def _projection(config, features):
     return nn.Sequential(nn.Linear(features, D), nn.ReLU(), nn.Linear(D, D))  # LAION-CLAP's
 
 
+def _mel_bank(config):
+    return mel_filterbank(config.mel_rate, config.n_fft, config.n_mels, config.fmin, config.fmax).clone()
+
+
 def _audio_tower(config):
     """HTS-AT: a Swin transformer over the folded mel, after batch norm of every band."""
-    return ClapAudioModel(ClapAudioConfig(
+    tower = ClapAudioModel(ClapAudioConfig(
         spec_size=config.image_size, num_mel_bins=config.n_mels, patch_size=4, patch_stride=[4, 4], window_size=8,
         patch_embeds_hidden_size=config.audio_width, hidden_size=config.audio_channels,
         depths=list(config.audio_depths), num_attention_heads=list(config.audio_heads),
         num_hidden_layers=len(config.audio_depths), enable_fusion=False, drop_path_rate=0.0, hidden_dropout_prob=0.0,
     ))  # fmt: skip
+    if config.audio_positions:
+        patches = tower.audio_encoder.patch_embed
+        for axis, count in zip(("rows", "columns"), patches.grid_size, strict=True):
+            patches.register_parameter(axis, nn.Parameter(0.02 * torch.randn(count, config.audio_width)))
+        patches.register_forward_hook(_add_positions)
+    return tower
+
+
+def _add_positions(patches, _, embedded):
+    """Add the embeddings of row and column to those of the patches (B, rows * columns, C)."""
+    return embedded + (patches.rows[:, None] + patches.columns).flatten(0, 1)
 
 
 def _text_tower(config):
@@ -181,8 +198,7 @@ class Clap(nn.Module):
         self.config = config
         self.embedding_dim = config.embedding_dim
         self._tokenizer, self._tokenizer_directory = None, tokenizer
-        bank = mel_filterbank(config.mel_rate, config.n_fft, config.n_mels, config.fmin, config.fmax)
-        self.register_buffer("mel_bank", bank.clone())  # saved, as published files bring their own bank
+        self.register_buffer("mel_bank", _mel_bank(config))  # published files bring their own bank
         self.register_buffer("window", torch.hann_window(config.n_fft), persistent=False)
         if config.audio_depths:
             self.audio = _audio_tower(config)
@@ -206,11 +222,7 @@ class Clap(nn.Module):
     # --- audio ---
 
     def log_mel(
-        self,
-        waveform: torch.Tensor,
-        sample_rate: int,
-        crop: str = "start",
-        generator: torch.Generator | None = None,
+        self, waveform: torch.Tensor, sample_rate: int, crop: str = "start", generator: torch.Generator | None = None
     ) -> torch.Tensor:
         """Return the log-mel spectrogram of one window or, with crop="average", of the whole clip.
 
@@ -257,11 +269,7 @@ class Clap(nn.Module):
         return F.pad(waveform, (0, samples - waveform.shape[1]))
 
     def embed_audio(
-        self,
-        waveform: torch.Tensor,
-        sample_rate: int,
-        crop: str = "start",
-        generator: torch.Generator | None = None,
+        self, waveform: torch.Tensor, sample_rate: int, crop: str = "start", generator: torch.Generator | None = None
     ) -> torch.Tensor:
         """Embed audio: waveform (B, N) or (N,) in [-1, 1] at `sample_rate` Hz -> (B, D) unit norm.
 
@@ -283,13 +291,6 @@ class Clap(nn.Module):
         length = 689 * self.config.image_frames // 1024
         decibels = decibels[:, :, :-2]  # as published, where a window that ends with the clip is omitted
         return decibels.unfold(2, length, length // 2).permute(0, 2, 1, 4, 3)
-
-    def audio_features(self, waveform: torch.Tensor, sample_rate: int) -> torch.Tensor:
-        """Return HTS-AT's features before pooling: waveform (B, N) or (N,) -> (B, C, T, F).
-
-        T and F are 1/16 of the mel's (published: 1/32).
-        """
-        return self.audio(self.log_mel(waveform, sample_rate)).last_hidden_state.transpose(2, 3)
 
     # --- captions ---
 
@@ -336,8 +337,14 @@ class Clap(nn.Module):
     # --- files ---
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
-        """Write weights and settings as safetensors; equal rows of the token table are written once."""
+        """Write weights and settings as safetensors, without what follows from the settings.
+
+        Equal rows of the token table are written once.
+        """
         state = self.state_dict()
+        if torch.equal(state["mel_bank"].cpu().half(), _mel_bank(self.config).half()):
+            del state["mel_bank"]
+        state = {name: tensor for name, tensor in state.items() if not name.endswith(INDEX)}
         rows, index = state.pop(self._table_name()).unique(dim=0, return_inverse=True)
         tensors = {**state, "token_rows": rows, "token_index": index}
         save_weights(path, tensors, self.config, dtype, stages=list(self.stages))
@@ -368,6 +375,8 @@ class Clap(nn.Module):
         config = ClapConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in metadata["config"].items()})
         clap = cls(config, tokenizer)
         clap.stages = tuple(metadata.get("stages", ()))
+        given = {n: t for n, t in clap.state_dict().items() if n == "mel_bank" or n.endswith(INDEX)}
+        state = given | state
         state[clap._table_name()] = state.pop("token_rows")[state.pop("token_index").long()]
         return load_into(clap, state, checkpoint).eval()
 

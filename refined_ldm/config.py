@@ -5,19 +5,19 @@ Notebook: 03
 
 import dataclasses
 import math
-from collections.abc import Iterable
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
-from typing import get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
 from refined_ldm.discriminators import DiscriminatorsConfig
-from refined_ldm.files import atomic_write
+from refined_ldm.files import atomic_write, errors_at
 from refined_ldm.hifigan import HiFiGANConfig
-from refined_ldm.integers import settle_numbers
+from refined_ldm.integers import cast_numbers
 from refined_ldm.mel import MelConfig
 from refined_ldm.unet import UNetConfig
 from refined_ldm.vae import PatchDiscriminatorConfig, VAEConfig
@@ -67,7 +67,7 @@ class StageConfig:
     save_every: int = 500  # steps
 
     def __post_init__(self):
-        settle_numbers(self)
+        cast_numbers(self)
         _one_of("optimizer", self.optimizer, OPTIMIZERS)
         _one_of("lr_schedule", self.lr_schedule, LR_SCHEDULES)
         _one_of("timesteps", self.timesteps, TIMESTEPS)
@@ -143,7 +143,7 @@ class Config:
     training: dict[str, StageConfig] = field(default_factory=lambda: {stage: StageConfig() for stage in STAGES})
 
     def __post_init__(self):
-        settle_numbers(self)
+        cast_numbers(self)
         _one_of("parameterization", self.parameterization, PARAMETERIZATIONS)
         _one_of("vocoder", self.vocoder, VOCODERS)
         _refuse_impossible(self)
@@ -191,9 +191,9 @@ class Config:
             raise ValueError(f"no setting {', '.join(unknown)}: a Config has {', '.join(names)}")
         return replace(self, **changes)
 
-    def unlike(self, other: "Config", names: Iterable[str]) -> list[str]:
+    def differences(self, other: "Config", names: Iterable[str]) -> list[str]:
         """Return how another Config differs in the settings `names` and their fields: ["name ours (the run: …)"]."""
-        ours, theirs = (dict(_leaves({name: asdict(c)[name] for name in names})) for c in (self, other))
+        ours, theirs = (dict(leaves({name: asdict(c)[name] for name in names})) for c in (self, other))
         return [f"{name} {ours[name]} (the run: {theirs[name]})" for name in ours if ours[name] != theirs[name]]
 
     def save(self, path: str | Path) -> None:
@@ -202,10 +202,11 @@ class Config:
             temporary.write_text(yaml.safe_dump(_plain(asdict(self)), sort_keys=False))
 
 
-def _leaves(tree, above=""):
+def leaves(tree: dict, above: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted path, value) of every leaf of nested settings; a list is a leaf."""
     for name, value in tree.items():
         if isinstance(value, dict):
-            yield from _leaves(value, f"{above}{name}.")
+            yield from leaves(value, f"{above}{name}.")
         else:
             yield f"{above}{name}", value
 
@@ -216,7 +217,7 @@ def _one_of(name, value, choices):
 
 
 MAY_BE_ZERO = {"guidance_interval", "griffin_lim_iterations", "mel_corrections", "attention_layers", "scales", "tokens",
-               "token_width", "more_captions"}  # fmt: skip
+               "token_width", "caption_map", "more_captions"}  # fmt: skip
 
 
 def _refuse_impossible(config):
@@ -291,10 +292,10 @@ def load_config(path: str | Path) -> Config:
     from refined_ldm.published.audioldm_yaml import convert_config, is_published
 
     if is_published(written):
-        with _at(path):
+        with errors_at(path):
             written = convert_config(written)
         return _merge(Config(name=path.stem), written, str(path))
-    with _at(path):
+    with errors_at(path):
         base = preset(written.pop("preset")) if "preset" in written else Config()
     return _merge(base, written, str(path))
 
@@ -309,15 +310,6 @@ def _refuse_bomb(tree, most=10_000, deepest=40):
             raise ValueError(f"it has more than {most} values, or values more than {deepest} deep in others")
         inner = [*value.keys(), *value.values()] if isinstance(value, dict) else value
         waiting += [(v, depth + 1) for v in inner] if isinstance(inner, list | tuple | set) else []
-
-
-@contextmanager
-def _at(where):
-    """Add the place in the file to a ValueError."""
-    try:
-        yield
-    except ValueError as fault:
-        raise ValueError(f"{where}: {fault}") from fault
 
 
 def _merge(base, written, where):
@@ -340,7 +332,7 @@ def _merge(base, written, where):
             changes[key] = {**now, **{stage: _merge(now[stage], v, f"{at}.{stage}") for stage, v in value.items()}}
         else:
             changes[key] = _cast(value, kinds[key], at)
-    with _at(where):
+    with errors_at(where):
         return dataclasses.replace(base, **changes)
 
 

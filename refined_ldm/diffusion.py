@@ -6,9 +6,10 @@ c: the condition. DDPM is Ho et al. 2020, DDIM Song et al. 2021, DPM-Solver++ Lu
 Notebook: 03
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -164,6 +165,17 @@ def noise_like(z: Tensor, generator: torch.Generator | list[torch.Generator] | N
     return noise.to(z, non_blocking=True)
 
 
+def ddim_step(z_t: Tensor, eps: Tensor, now: int, following: int, schedule: NoiseSchedule, eta: float) -> tuple:
+    """One step of DDIM from timestep `now` to `following` -> mean (B, C, T, F), standard deviation of its noise.
+
+    Song et al. 2021, eq. 12 and 16; eta = 1 is the posterior of DDPM.
+    """
+    a, a_next = schedule.alpha_bar[now], schedule.alpha_bar[following]
+    z_0 = (z_t - (1 - a).sqrt() * eps) / a.sqrt()
+    sigma = eta * ((1 - a_next) / (1 - a) * (1 - a / a_next)).clamp(min=0).sqrt()  # eq. 16
+    return a_next.sqrt() * z_0 + (1 - a_next - sigma**2).clamp(min=0).sqrt() * eps, sigma  # eq. 12
+
+
 @torch.no_grad()
 def ddim_sample(
     denoise: Denoiser,
@@ -175,28 +187,58 @@ def ddim_sample(
     generator: torch.Generator | list[torch.Generator] | None = None,
     spacing: str = "leading",
     on_step: Callable[[int, int], None] | None = None,
+    start: int = 0,
+    noises: Sequence[Tensor] | None = None,
 ) -> Tensor:
     """Noise z_T (B, C, T, F) -> latent, by DDIM  (Song et al. 2021, eq. 12 and 16).
 
     eta = 0 is deterministic, eta = 1 is DDPM's noise; AudioLDM samples with 200 steps and eta = 1. generator: one, or
-    a list with one for each row. on_step(k, steps) is called after each step, for a progress bar.
+    a list with one for each row. on_step(k, steps) is called after each step, for a progress bar. start: the number of
+    steps left out; z_T is then the latent at the timestep of the first step that is taken. noises: that of each step,
+    in place of a generator's (`ddpm_inversion`).
 
     Notebook: 03
     """
     z_t, timesteps, steps = z_T, schedule.timesteps(steps, spacing), whole("steps", steps)
-    for k, now in enumerate(timesteps):
-        t = torch.full((len(z_t),), now, device=z_t.device)
+    for k in range(start, steps):
+        t = torch.full((len(z_t),), timesteps[k], device=z_t.device)
         following = timesteps[k + 1] if k + 1 < steps else 0  # the last step ends at alpha_bar_0, as published
-        a, a_next = schedule.alpha_bar[now], schedule.alpha_bar[following]
-        eps = denoise(z_t, t, c)
-        z_0 = (z_t - (1 - a).sqrt() * eps) / a.sqrt()
-        sigma = eta * ((1 - a_next) / (1 - a) * (1 - a / a_next)).clamp(min=0).sqrt()  # eq. 16
-        z_t = a_next.sqrt() * z_0 + (1 - a_next - sigma**2).clamp(min=0).sqrt() * eps  # eq. 12
+        z_t, sigma = ddim_step(z_t, denoise(z_t, t, c), timesteps[k], following, schedule, eta)
         if eta > 0:
-            z_t = z_t + sigma * noise_like(z_t, generator)
+            z_t = z_t + sigma * (noise_like(z_t, generator) if noises is None else noises[k])
         if on_step:
             on_step(k + 1, steps)
     return z_t
+
+
+@torch.no_grad()
+def ddpm_inversion(
+    denoise: Denoiser,
+    z_0: Tensor,
+    c: Tensor,
+    schedule: NoiseSchedule,
+    steps: int = 50,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+    spacing: str = "trailing",
+    on_step: Callable[[int, int], None] | None = None,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Latent z_0 (B, C, T, F) -> a noisy latent and the noise for each step of DDPM, with which it ends at z_0 again.
+
+    Every noisy latent is z_0 with noise of its own, not the one before with more; the noise of a step is what then
+    leads from one to the next (Huberman-Spiegelglas et al. 2024, algorithm 1; Manor & Michaeli 2024, for sounds). From
+    the k-th latent, `ddim_sample(..., eta=1, start=k, noises=noises)` with the same c returns z_0; with another c, an
+    edited z_0.
+    """
+    timesteps, noises = schedule.timesteps(steps, spacing), []
+    at = [torch.full((len(z_0),), t, device=z_0.device) for t in timesteps]
+    latents = [add_noise(z_0, noise_like(z_0, generator), t, schedule) for t in at] + [z_0]
+    for k, (now, following) in enumerate(pairwise([*timesteps, 0])):
+        eps = denoise(latents[k], at[k], c)
+        mean, sigma = ddim_step(latents[k], eps, now, following, schedule, eta=1)
+        noises.append((latents[k + 1] - mean) / sigma)
+        if on_step:
+            on_step(k + 1, steps)
+    return latents, noises
 
 
 @torch.no_grad()
@@ -208,18 +250,23 @@ def dpmpp_sample(
     steps: int = 25,
     spacing: str = "trailing",
     on_step: Callable[[int, int], None] | None = None,
+    start: int = 0,
+    after_step: Callable[[Tensor, int | None], Tensor] | None = None,
 ) -> Tensor:
     """Noise z_T (B, C, T, F) -> latent, by DPM-Solver++(2M)  (Lu et al. 2022, algorithm 2).
 
     A second-order multistep solver in the log signal-to-noise ratio: 25 steps are as near to the exact solution of the
     sampling equation as about 100 of DDIM. The first and the last step are of first order; the last ends at z_0.
+    start: the number of steps left out, as in `ddim_sample`. after_step: called with the latent after each step and its
+    timestep, None after the last; what it returns replaces the latent.
 
     Notebook: 03
     """
     z_t, timesteps, steps = z_T, schedule.timesteps(steps, spacing), whole("steps", steps)
     half_log_snr = 0.5 * (schedule.alpha_bar.double() / (1 - schedule.alpha_bar.double())).log()
     previous, h_previous = None, None
-    for k, now in enumerate(timesteps):
+    for k in range(start, steps):
+        now = timesteps[k]
         t = torch.full((len(z_t),), now, device=z_t.device)
         z_0 = clean_latent(z_t, denoise(z_t, t, c), t, schedule)
         if k + 1 == steps:
@@ -238,6 +285,8 @@ def dpmpp_sample(
                 - float(a_next.sqrt()) * torch.expm1(torch.tensor(-h)).item() * data
             )
             previous, h_previous = z_0, h
+        if after_step:
+            z_t = after_step(z_t, timesteps[k + 1] if k + 1 < steps else None)
         if on_step:
             on_step(k + 1, steps)
     return z_t

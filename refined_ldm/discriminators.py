@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from refined_ldm.integers import settle_numbers
+from refined_ldm.integers import cast_numbers
 
 Output = tuple[Tensor, list[Tensor]]  # logits (B, L), feature maps of every layer
 
@@ -29,7 +29,7 @@ class DiscriminatorsConfig:
     resolutions: tuple[int, ...] = ()  # samples; windows of the spectrogram discriminators, which HiFi-GAN lacks
 
     def __post_init__(self):
-        settle_numbers(self)
+        cast_numbers(self)
 
 
 def _logits_and_features(convs: nn.ModuleList, conv_post: nn.Module, x: Tensor) -> Output:

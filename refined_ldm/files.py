@@ -97,8 +97,8 @@ def atomic_write(path: str | Path, holds: str | None = None, replace: bool = Tru
     path = Path(path)
     check_place(path, holds)
     path.parent.mkdir(parents=True, exist_ok=True)
-    remove_left(path.parent)
-    with _workplace(path.parent) as work:
+    remove_leftovers(path.parent)
+    with _temporary_folder(path.parent) as work:
         temporary, old = work / "new", work / "old"
         try:
             yield temporary
@@ -149,18 +149,18 @@ def _error_number(fault: Exception) -> int | None:
 
 
 @contextmanager
-def _workplace(parent: Path) -> Iterator[Path]:
+def _temporary_folder(parent: Path) -> Iterator[Path]:
     """Yield a temporary folder in `parent` for this write alone; it is removed at the end."""
     while True:
         work = Path(tempfile.mkdtemp(".tmp", f"{PREFIX}{_machine()}-", parent))
         try:
             descriptor = os.open(work, os.O_RDONLY)
-        except FileNotFoundError:  # removed by `remove_left` of another process before it was locked
+        except FileNotFoundError:  # removed by `remove_leftovers` of another process before it was locked
             continue
         except OSError:
             work.rmdir()
             raise
-        with suppress(OSError):  # without locks `remove_left` goes by the age of a folder
+        with suppress(OSError):  # without locks `remove_leftovers` goes by the age of a folder
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         if work.exists():
             break
@@ -172,7 +172,7 @@ def _workplace(parent: Path) -> Iterator[Path]:
         os.close(descriptor)
 
 
-def remove_left(parent: Path) -> None:
+def remove_leftovers(parent: Path) -> None:
     """Remove the temporary folders of killed writers in a folder; restore paths that were moved aside.
 
     A running writer holds a lock. Locks are only visible on its own machine, so temporary folders of other machines are
@@ -217,6 +217,15 @@ def _machine() -> str:
     except OSError:
         name = platform.node()
     return re.sub(r"\W", "", name)[:32] or "host"
+
+
+@contextmanager
+def errors_at(place: str | Path) -> Iterator[None]:
+    """Begin the message of a ValueError with the place where it was found: a file, or a part of one."""
+    try:
+        yield
+    except ValueError as fault:
+        raise ValueError(f"{place}: {fault}") from fault
 
 
 def sha256(path: str | Path) -> str:

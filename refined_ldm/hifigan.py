@@ -15,9 +15,8 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, parametrize
 
-from refined_ldm.integers import settle_numbers
+from refined_ldm.integers import cast_numbers
 from refined_ldm.mel import LDM_MEL, MelConfig, griffin_lim, match_mel
 
 
@@ -39,7 +38,7 @@ class HiFiGANConfig:
     mel_corrections: int = 0  # iterations of `match_mel`, which bring the output's mel nearer to the input
 
     def __post_init__(self):
-        settle_numbers(self)
+        cast_numbers(self)
 
     @property
     def hop_length(self) -> int:
@@ -177,20 +176,6 @@ class HiFiGAN(nn.Module):
         excess = (log_magnitude - limit).clamp(min=0).detach()  # straight-through clamp: the gradient passes
         spectrum = torch.polar((log_magnitude - excess).exp(), phase)
         return torch.istft(spectrum, self.config.istft_n_fft, self.config.istft_hop, window=self.window)
-
-    def add_weight_norm(self) -> "HiFiGAN":
-        """Split every weight into length and direction, the form for training, in place -> self."""
-        for module in list(self.modules()):
-            if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
-                parametrizations.weight_norm(module)
-        return self
-
-    def remove_weight_norm(self) -> "HiFiGAN":
-        """Multiply length and direction into plain weights, the published and faster form, in place -> self."""
-        for module in list(self.modules()):
-            if parametrize.is_parametrized(module, "weight"):
-                parametrize.remove_parametrizations(module, "weight")
-        return self
 
 
 def _log_magnitude(spectrum: Tensor) -> Tensor:

@@ -44,21 +44,21 @@ def whole_rate(value: Any, name: str = "sample_rate") -> int:
     return whole(f"{name} (Hz)", value, LOWEST_RATE, HIGHEST_RATE)
 
 
-def settle_numbers(settings: Any) -> None:
-    """In a frozen dataclass, have integer fields hold ints and float fields finite numbers; lists become tuples.
+def cast_numbers(settings: Any) -> None:
+    """Cast the numbers of a frozen dataclass to the types of its fields; floats must be finite; lists become tuples.
 
     Raises ValueError naming the field.
     """
     kinds = get_type_hints(type(settings))
     for field in fields(settings):
-        object.__setattr__(settings, field.name, _settled(field.name, getattr(settings, field.name), kinds[field.name]))
+        object.__setattr__(settings, field.name, _cast(field.name, getattr(settings, field.name), kinds[field.name]))
 
 
-def _settled(name: str, value: Any, kind: Any) -> Any:
+def _cast(name: str, value: Any, kind: Any) -> Any:
     if isinstance(kind, UnionType):  # int | None
-        return None if value is None else _settled(name, value, get_args(kind)[0])
+        return None if value is None else _cast(name, value, get_args(kind)[0])
     if get_origin(kind) is tuple and isinstance(value, list | tuple):
-        return tuple(_settled(name, item, get_args(kind)[0]) for item in value)
+        return tuple(_cast(name, item, get_args(kind)[0]) for item in value)
     if kind is int:
         return whole(name, value)
     if kind is float and type(value) is not bool and not isinstance(value, str):

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from refined_ldm.integers import settle_numbers, whole, whole_rate
+from refined_ldm.integers import cast_numbers, whole, whole_rate
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class MelConfig:
     floor: float = 1e-5  # magnitudes below this are silence: log(1e-5) = -11.5
 
     def __post_init__(self):
-        settle_numbers(self)
+        cast_numbers(self)
         whole_rate(self.sample_rate)
         if self.hop_length < 1 or self.hop_length > self.n_fft or (self.n_fft - self.hop_length) % 2:
             raise ValueError(f"n_fft - hop_length must be even and >= 0, got {self.n_fft} - {self.hop_length}")

@@ -1,6 +1,7 @@
-"""The random numbers of one training step depend on (seed, step) alone, not on the number of processes."""
+"""Random numbers that depend on what they are for: training on (seed, step), sampling on (seed, caption) alone."""
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -32,3 +33,13 @@ def draw(
     if world_size == 1:
         return make(shape, generator=generator)
     return make((world_size * shape[0], *shape[1:]), generator=generator).chunk(world_size)[generator.rank]
+
+
+def caption_generators(captions: Sequence[str], seed: int | str) -> list[torch.Generator]:
+    """A generator for each caption, seeded by (seed, caption, number of equal captions before it)."""
+    generators, seen = [], {}
+    for caption in captions:
+        copy = seen[caption] = seen.get(caption, -1) + 1
+        digest = hashlib.sha256(f"{seed}/{copy}/{caption}".encode()).digest()
+        generators.append(torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1))
+    return generators

@@ -3,26 +3,27 @@
 Notebook: 05
 """
 
-import hashlib
 import math
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from refined_ldm.audio import is_silent_waveform
+from refined_ldm import editing, long_sounds, variations
+from refined_ldm.audio import are_finite, check_finite, is_silent_waveform, warn_of_silence
 from refined_ldm.clap import CLAP_PRESETS, SHIPPED, Clap
 from refined_ldm.conditioning import guided_noise
 from refined_ldm.config import Config, load_config, preset
-from refined_ldm.diffusion import NoiseSchedule, ddim_sample, dpmpp_sample, loss_weight, noise_like, to_noise
+from refined_ldm.diffusion import Denoiser, NoiseSchedule, ddim_sample, dpmpp_sample, loss_weight, noise_like, to_noise
 from refined_ldm.files import check_folder
 from refined_ldm.hifigan import HiFiGAN
 from refined_ldm.integers import whole, whole_seed
 from refined_ldm.linear_denoiser import ConditionalLinearDenoiser, GaussianDenoiser
 from refined_ldm.mel import MelSpectrogram, griffin_lim, is_silent_mel
+from refined_ldm.randomness import caption_generators
 from refined_ldm.tokenizer import one_line
 from refined_ldm.unet import UNet
 from refined_ldm.vae import MelVAE
@@ -199,8 +200,8 @@ class RefinedAudioLDM(nn.Module):
 
         def draw(rows, seed, interval):
             some = [repeated[row] for row in rows]
-            generators = self._generators(some, seed)
-            noise = noise_like(embedding.new_empty(len(some), *self._latent_shape(seconds)), generators)
+            generators = caption_generators(some, seed)
+            noise = noise_like(embedding.new_empty(len(some), *self.latent_shape(seconds)), generators)
             own = embedding if len(rows) == len(repeated) else embedding[rows]
             latent = self.sample_latent(
                 own,
@@ -237,9 +238,19 @@ class RefinedAudioLDM(nn.Module):
             warn_of_silence(stage, of_stage, repeated)
         if candidates == 1:
             return waveform
+        return self.nearest(waveform, embedding, candidates)
+
+    # --- sounds from sounds, and long ones (editing.py, long_sounds.py, variations.py) ---
+
+    edit, inpaint, extend, super_resolve = editing.edit, editing.inpaint, editing.extend, editing.super_resolve
+    loop, generate_long = editing.loop, long_sounds.generate_long
+    variations, interpolate = variations.variations, variations.interpolate
+
+    def nearest(self, waveform: torch.Tensor, embedding: torch.Tensor, candidates: int) -> torch.Tensor:
+        """Of every `candidates` waveforms in (B * candidates, N), the one nearest to its embedding -> (B, N)."""
         nearness = (self.clap.embed_audio(waveform, self.config.mel.sample_rate) * embedding).sum(1)
-        best = nearness.view(len(captions), candidates).argmax(1)
-        return waveform.view(len(captions), candidates, -1)[torch.arange(len(captions), device=best.device), best]
+        best = nearness.view(-1, candidates).argmax(1)
+        return waveform.view(len(best), candidates, -1)[torch.arange(len(best), device=best.device), best]
 
     def unfamiliar(self, captions: Sequence[str]) -> list[str]:
         """Return a message for each caption with words from no training caption; it names the nearest known captions.
@@ -276,26 +287,47 @@ class RefinedAudioLDM(nn.Module):
 
         Notebook: 05
         """
-        steps = self.config.steps if steps is None else steps
+        steps, spacing = self.config.steps if steps is None else steps, "leading" if sampler == "ddim" else "trailing"
+        timesteps = iter(self.schedule.timesteps(steps, spacing))
+        guided = self.guided(unconditional, guidance_scale, guidance_interval, timesteps)
+        if sampler == "ddim":
+            return ddim_sample(guided, z_T, embedding, self.schedule, steps, eta, generator, spacing, on_step=on_step)
+        return dpmpp_sample(guided, z_T, embedding, self.schedule, steps, spacing, on_step=on_step)
+
+    def guided(
+        self,
+        unconditional: torch.Tensor | None = None,
+        guidance_scale: float | None = None,
+        guidance_interval: tuple[int, int] | None = None,
+        timesteps: Iterator[int] | None = None,
+    ) -> Denoiser:
+        """Return `denoise` with guidance away from `unconditional` (D,): a function of z_t, t and embeddings (B, D).
+
+        None takes the embedding of "" and the configuration's values. timesteps: those of the calls to come; without
+        them the CPU waits for the device at each call to read `t`, unless there is guidance at every timestep. Raises
+        ValueError for an impossible argument.
+        """
         guidance = self.config.guidance_scale if guidance_scale is None else guidance_scale
         if not math.isfinite(guidance):
             raise ValueError(f"guidance_scale must be a finite number, got {guidance}")
         interval = self.config.guidance_interval if guidance_interval is None else guidance_interval
         interval = tuple(whole("guidance_interval", t, 0) for t in interval)
+        if len(interval) != 2 or interval[0] > interval[1]:
+            raise ValueError(f"guidance_interval must be two timesteps, the lower first, got {interval}")
         if unconditional is None:
             unconditional = self.clap.embed_text([""])[0]
-        spacing = "leading" if sampler == "ddim" else "trailing"
-        timesteps = iter(self.schedule.timesteps(steps, spacing))  # to read `t` the CPU would wait for the device
+        if timesteps is None:
+            everywhere = interval[0] == 0 and interval[1] >= self.schedule.steps - 1
+            within = None if everywhere else interval
+            return lambda z_t, t, c: guided_noise(self.denoise, z_t, t, c, unconditional, guidance, within)
 
-        def guided(z_t, t, c):
+        def guided(z_t: torch.Tensor, t: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
             scale = guidance if interval[0] <= next(timesteps) <= interval[1] else 1.0
             return guided_noise(self.denoise, z_t, t, c, unconditional, scale)
 
-        if sampler == "ddim":
-            return ddim_sample(guided, z_T, embedding, self.schedule, steps, eta, generator, spacing, on_step)
-        return dpmpp_sample(guided, z_T, embedding, self.schedule, steps, spacing, on_step)
+        return guided
 
-    def _latent_shape(self, seconds):
+    def latent_shape(self, seconds: float) -> tuple[int, int, int]:
         """Return the shape (C, T, F) of a latent of `seconds` s."""
         config = self.config
         hops = config.vae.downsampling * config.unet.downsampling  # frames per coarsest frame of the U-Net
@@ -305,16 +337,6 @@ class RefinedAudioLDM(nn.Module):
             frames // config.vae.downsampling,
             config.mel.n_mels // config.vae.downsampling,
         )
-
-    @staticmethod
-    def _generators(captions, seed):
-        """Return a generator for each caption, seeded by (seed, caption, number of equal captions before it)."""
-        generators, seen = [], {}
-        for caption in captions:
-            copy = seen[caption] = seen.get(caption, -1) + 1
-            digest = hashlib.sha256(f"{seed}/{copy}/{caption}".encode()).digest()
-            generators.append(torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1))
-        return generators
 
     # --- files ---
 
@@ -339,10 +361,11 @@ class RefinedAudioLDM(nn.Module):
         else:
             save_weights(path, self._part(part), self._part(part).config, dtype)
 
-    def load_part(self, part: str, folder: str | Path) -> None:
+    def load_part(self, part: str, folder: str | Path, optional: tuple[str, ...] = ()) -> None:
         """Load one part written by `save_part`.
 
         A conditioner that is not in `folder` comes from the file that the configuration names, or from its hub.
+        optional: modules of the U-Net that stay as they are if the file has none of their tensors.
         Raises FileNotFoundError, or ValueError naming the tensors that do not fit.
         """
         path = part_path(folder, part, self.config)
@@ -361,7 +384,11 @@ class RefinedAudioLDM(nn.Module):
             )
         if state["scale"].numel() != 1:
             raise ValueError(f"{path}: scale is of shape {tuple(state['scale'].shape)}: one number was expected")
-        load_into(self.unet, {k[5:]: v for k, v in state.items() if k.startswith("unet.")}, path)
+        unet = {k[5:]: v for k, v in state.items() if k.startswith("unet.")}
+        for module in {name.split(".")[0] for name in self.unet.state_dict()} & set(optional):
+            if not any(name.startswith(f"{module}.") for name in unet):
+                unet |= {f"{module}.{k}": v for k, v in getattr(self.unet, module).state_dict().items()}
+        load_into(self.unet, unet, path)
         if self.gaussian is not None:
             load_into(self.gaussian, {k[9:]: v for k, v in state.items() if k.startswith("gaussian.")}, path)
         self.scale.copy_(state["scale"].reshape(()))
@@ -447,30 +474,6 @@ class RefinedAudioLDM(nn.Module):
         if is_shipped(name):
             return cls.load(WEIGHTS / name, device, **changes)
         return cls(preset(name, **changes)).to(device, non_blocking=True).eval()
-
-
-def are_finite(batch: torch.Tensor) -> torch.Tensor:
-    """Return a mask (B,) of the latents, mels or waveforms (B, …) without NaN and infinity."""
-    return batch.isfinite().flatten(1).all(1)
-
-
-def check_finite(stage: str, finite: torch.Tensor, captions: Sequence[str], dtype: torch.dtype) -> None:
-    """Raise FloatingPointError, naming stage, captions and dtype, unless the sounds of all captions are finite (B,)."""
-    if bad := [c for c, is_finite in zip(captions, finite.tolist(), strict=True) if not is_finite]:
-        raise FloatingPointError(
-            f"the {stage} of {_named(bad)} holds NaN or infinite numbers ({dtype}): try float32, or other weights"
-        )
-
-
-def warn_of_silence(stage: str, silent: torch.Tensor, captions: Sequence[str]) -> None:
-    """Warn of the captions whose sound is silent (B,) at a stage."""
-    if quiet := [c for c, is_silent in zip(captions, silent.tolist(), strict=True) if is_silent]:
-        warnings.warn(f"the {stage} of {_named(quiet)} is silent: try another seed, or other weights", stacklevel=3)
-
-
-def _named(captions):
-    shown = ", ".join(repr(c[:60]) for c in captions[:3])
-    return f"{shown} and {len(captions) - 3} more" if len(captions) > 3 else shown
 
 
 def is_constant(latent: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """The denoiser: AudioLDM's U-Net (after Dhariwal & Nichol 2021), conditioned on one caption embedding.
 
 Residual blocks on a pyramid of resolutions, attention where the map is small enough, a shortcut from every block on the
-way down to its partner on the way up. Timestep and caption enter every residual block through FiLM.
+way down to its partner on the way up. Timestep and caption enter every residual block through FiLM; the caption also
+enters the first layer as a map in time and frequency, if the settings say so.
 
 Notebook: 03
 """
@@ -13,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from refined_ldm.conditioning import FiLM
-from refined_ldm.integers import settle_numbers
+from refined_ldm.conditioning import CaptionMap, FiLM
+from refined_ldm.integers import cast_numbers
 from refined_ldm.weights import present_names
 
 
@@ -36,9 +37,10 @@ class UNetConfig:
     norm_groups: int = 32
     tokens: int = 0  # K > 0: the states of K caption tokens follow the embedding, for cross-attention
     token_width: int = 0  # W, numbers of a token state
+    caption_map: int = 0  # rank > 0: the embedding is also drawn as a map in time and frequency (`CaptionMap`)
 
     def __post_init__(self):
-        settle_numbers(self)
+        cast_numbers(self)
         if (self.tokens > 0) != (self.token_width > 0):
             raise ValueError(f"tokens and token_width go together, got {self.tokens} and {self.token_width}")
         for mult in self.channel_mult:
@@ -216,6 +218,10 @@ class UNet(nn.Module):
             return nn.ModuleList(blocks + [Transformer(channels_out, config)] * attention)
 
         self.conv_in = nn.Conv2d(inner, first, 3, padding=1)
+        if config.caption_map:
+            self.caption_map = CaptionMap(config.embedding_dim, config.latent_channels, config.caption_map)
+            self.map_in = nn.Conv2d(inner, first, 3, padding=1, bias=False)
+            nn.init.zeros_(self.map_in.weight)
         self.down, shortcuts, width = nn.ModuleList(), [first], first
         for level, wide in enumerate(widths):
             for _ in range(config.num_res_blocks):
@@ -247,6 +253,9 @@ class UNet(nn.Module):
         condition = torch.cat([time, caption], dim=1)  # (B, 8 * model_channels)
 
         h = self.conv_in(F.pixel_unshuffle(latent, self.config.patch_size))
+        if self.config.caption_map:
+            drawn = self.caption_map(embedding, *latent.shape[2:])
+            h = h + self.map_in(F.pixel_unshuffle(drawn, self.config.patch_size))
         shortcuts = [h]
         for stage in self.down:
             for block in stage:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from refined_ldm.integers import settle_numbers
+from refined_ldm.integers import cast_numbers
 from refined_ldm.randomness import draw
 
 
@@ -29,7 +29,7 @@ class VAEConfig:
     norm_groups: int = 32
 
     def __post_init__(self):
-        settle_numbers(self)
+        cast_numbers(self)
 
     @property
     def downsampling(self) -> int:
@@ -233,7 +233,7 @@ class PatchDiscriminatorConfig:
     layers: int = 3  # number of layers that halve both axes: with 3, a patch is 70 frames x 70 bands
 
     def __post_init__(self):
-        settle_numbers(self)
+        cast_numbers(self)
 
 
 class PatchDiscriminator(nn.Module):

@@ -1,5 +1,6 @@
 """Weights on disk: one safetensors file for each part of the model, with its settings as JSON in the header."""
 
+import hashlib
 import json
 import re
 from dataclasses import asdict
@@ -11,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
+from refined_ldm.devices import copy_to_cpu
 from refined_ldm.files import atomic_write
 
 EARLIER_NAMES = {r"\.reading(?=\.|_norm\.)": ".cross_attention", r"\.nothing$": ".null_token"}  # pattern: name now
@@ -94,9 +96,19 @@ def load_into(module: nn.Module, state: dict[str, Tensor], source: str | Path) -
     shapes = [f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in both if own[k].shape != state[k].shape]
     integers = [k for k in both if own[k].is_floating_point() and not state[k].is_floating_point()]
     types = [f"{k} {state[k].dtype} for {own[k].dtype}".replace("torch.", "") for k in integers]
+    types += [f"{k} without numbers (meta)" for k in both if state[k].is_meta]
+    types += [f"{k} sparse for dense" for k in both if state[k].layout != torch.strided]
     faults = {"missing": missing, "unexpected": unexpected, "of another shape": shapes, "of another type": types}
     if any(faults.values()):
         parts = [f"{len(names)} {fault}: {', '.join(names[:5])}" for fault, names in faults.items() if names]
         raise ValueError(f"{source} does not fit {type(module).__name__}: {'; '.join(parts)}")
     module.load_state_dict(state)
     return module
+
+
+def weights_digest(module: nn.Module) -> str:
+    """Return a digest of a module's weights, 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, value in sorted(copy_to_cpu(module.state_dict()).items()):
+        digest.update(name.encode() + value.numpy().tobytes())
+    return digest.hexdigest()[:16]

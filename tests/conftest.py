@@ -1,4 +1,4 @@
-"""The tests run offline, on the CPU, on two threads."""
+"""The tests run offline, on the CPU, on two threads at most."""
 
 import os
 import signal
@@ -7,11 +7,32 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 
 import ipaddress
 import socket
+from functools import cache
 
 import pytest
 import torch
 
+from refined_ldm.tokenizer import TOKENIZERS
+
 torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick():
+    """Nothing waits for the disk, as no test cuts the power; the installed vocabulary is read once, not by each model.
+
+    That a file is flushed before it gets its name is tested in tests/core/test_files.py.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        for name in ("gpt2", "small-roberta"):
+            patch.setitem(TOKENIZERS, name, _installed_once(TOKENIZERS[name]))
+        yield
+
+
+def _installed_once(read):
+    installed = cache(read)
+    return lambda directory=None: installed(None) if directory is None else read(directory)
 
 
 @pytest.fixture(autouse=True)
@@ -33,5 +54,6 @@ def _is_loopback(host: str) -> bool:
     except ValueError:  # another machine's name
         return False
 
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells start what runs in the background
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests and the commands they start hear Ctrl-C again
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests and their commands receive Ctrl-C again

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from refined_ldm.cli import edit
 from refined_ldm.integers import HIGHEST_RATE, LARGEST_SEED, LOWEST_RATE, integer, real
 
 NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|-inf|-nan", re.IGNORECASE)
@@ -22,6 +23,7 @@ EXAMPLES = {
     "experiment": "refined-ldm experiment C-1500-0 --run runs/experiment",
     "verify": "refined-ldm verify",
     "notebooks": "refined-ldm notebooks --preset tiny -p steps 10",
+    **edit.EXAMPLES,
 }
 
 
@@ -78,6 +80,8 @@ def parser(runs: dict[str, Callable[[argparse.Namespace], Any]]) -> Parser:
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     precision(sub)
     sub.add_argument("--json", action="store_true", help="print what was written as JSON")
+
+    edit.add_commands(command, precision)
 
     sub = command(
         "train", "Train the stages of a preset or a YAML file. Finished stages in --run are not trained again."
@@ -210,7 +214,7 @@ def parser(runs: dict[str, Callable[[argparse.Namespace], Any]]) -> Parser:
     )
     sub.add_argument(
         "--details",
-        type=int,
+        type=integer(2),
         metavar="N",
         nargs="?",
         const=200,
@@ -220,10 +224,7 @@ def parser(runs: dict[str, Callable[[argparse.Namespace], Any]]) -> Parser:
         "--embedding", default="aisfx", help="one of aisfx, tiny-gpt2, ms-clap-2023, laion-clap, panns, vggish (aisfx)"
     )
     sub.add_argument(
-        "--checkpoint",
-        type=Path,
-        metavar="PATH",
-        help="published file of the embedding; with --details the judge's",
+        "--checkpoint", type=Path, metavar="PATH", help="published file of the embedding; with --details the judge's"
     )
     sub.add_argument(
         "--captions",

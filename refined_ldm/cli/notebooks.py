@@ -4,15 +4,16 @@ import ast
 import math
 import multiprocessing
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from glob import glob
 from pathlib import Path
 from typing import Any
 
 import refined_ldm
+from refined_ldm.files import check_folder
 from refined_ldm.integers import whole, whole_seed
 
 NOTEBOOKS = Path(refined_ldm.__file__).resolve().parent.parent / "notebooks"
@@ -70,21 +71,27 @@ def _as_meant(name, value, default):
 def paths_from_here(given: dict[str, Any]) -> dict[str, Any]:
     """Parameters by name -> the same with absolute paths, relative ones from the current folder.
 
-    The notebooks run in their own folder. Raises FileNotFoundError, naming the parameter, for a missing path; a
-    pattern of several files is left to the notebook.
+    The notebooks run in their own folder. Raises FileNotFoundError, naming the parameter, for a missing path or a
+    pattern without a file; NotADirectoryError for a file where a notebook is to write a folder.
     """
     found = dict(given)
     for name in PATHS & given.keys():
         if value := str(given[name]):
             found[name] = str(Path(value).expanduser().absolute())
-            if name not in WRITTEN and not re.search(r"[*?\[]", value) and not Path(found[name]).exists():
+            if name in WRITTEN:
+                check_folder(found[name])
+            elif not Path(found[name]).exists() and not glob(found[name]):
                 raise FileNotFoundError(f"{name} is {value}, and there is no {found[name]}")
     return found
 
 
 def execute_notebook(path: Path, parameters: dict[str, Any], out: Path) -> float:
-    """Execute a notebook into out/NAME.ipynb -> seconds. Raises ValueError with the cell and its error."""
+    """Execute a notebook into out/NAME.ipynb -> seconds.
+
+    Raises ValueError with the cell and its error, or if the kernel died.
+    """
     import papermill
+    from nbclient.exceptions import DeadKernelError
 
     start = time.perf_counter()
     try:
@@ -100,6 +107,9 @@ def execute_notebook(path: Path, parameters: dict[str, Any], out: Path) -> float
     except papermill.PapermillExecutionError as fault:
         raise ValueError(f"{path.stem} stopped at cell {fault.exec_count}, {fault.ename}: {fault.evalue}; "
                          f"see {out / path.name}") from fault  # fmt: skip
+    except DeadKernelError as fault:
+        message = f"{path.stem}: its kernel died, perhaps of too little memory; see {out / path.name}"
+        raise ValueError(message) from fault
     return time.perf_counter() - start
 
 

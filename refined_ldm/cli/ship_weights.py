@@ -27,6 +27,7 @@ from refined_ldm.clap import Clap
 from refined_ldm.discriminators import Discriminators
 from refined_ldm.evaluation.adherence import class_prompt, fit_probe, measure_adherence, rendered_clips
 from refined_ldm.evaluation.budget import error_budget
+from refined_ldm.evaluation.details import ask_details, twin_choices
 from refined_ldm.evaluation.embeddings.aisfx import Aisfx
 from refined_ldm.evaluation.metrics import recall_at_k, zero_shot
 from refined_ldm.evaluation.pitch import Crepe
@@ -42,16 +43,27 @@ COMMANDS = {
     "ldm": "refined-ldm train --preset tiny --stage ldm --run runs/tiny",
     "hifigan": "refined-ldm train --preset tiny --stage hifigan --run runs/tiny",
     "clap-tiny-roberta": "refined-ldm train --conditioner tiny-roberta --stage clap --lr 5e-4 --run runs/tiny-roberta",
+    "details-text": "refined-ldm train -c launch/tiny_details.yaml --stage details-text --run runs/tiny-details",
+    "details-audio": "refined-ldm train -c launch/tiny_details.yaml --stage details-audio --run runs/tiny-details",
+    "ldm-details": "refined-ldm train -c launch/tiny_details.yaml --stage ldm --run runs/tiny-details",
 }
+TABLES = {  # of a stage whose losses are not in RUN/STAGE.csv, from the folder that holds the runs
+    "clap-tiny-roberta": "tiny-roberta/clap.csv", "ldm-details": "tiny-details/ldm.csv",
+    **{stage: f"tiny-details/{stage}.csv" for stage in ("details-text", "details-audio")},
+}  # fmt: skip
 SHOWN = {  # losses drawn, and what to call them
     "vae": {"vae/l1": "mel L1 (nats)", "vae/perceptual": "perceptual"},
     "hifigan": {"vocoder/mel": "mel L1 (nats)", "vocoder/stft": "STFT distance"},
     "clap": {"loss": "contrastive loss (nats)"},
     "clap-tiny-roberta": {"loss": "contrastive loss (nats)"},
     "ldm": {"loss": "denoising loss (MSE)"},
+    "details-text": {"loss": "loss (nats)", "pairs": "contrastive", "read": "probe"},
+    "details-audio": {"pairs": "contrastive", "twins": "twins"},
+    "ldm-details": {"loss": "denoising loss (MSE)"},
 }
 TITLES = {"vae": "VAE", "clap": "CLAP, HTS-AT + GPT-2", "ldm": "U-Net", "hifigan": "vocoder",
-          "clap-tiny-roberta": "CLAP, HTS-AT + RoBERTa"}  # fmt: skip
+          "clap-tiny-roberta": "CLAP, HTS-AT + RoBERTa", "details-text": "details, GPT-2",
+          "details-audio": "details, HTS-AT", "ldm-details": "U-Net, more noise"}  # fmt: skip
 
 
 def ship(run: Path) -> None:
@@ -78,7 +90,7 @@ def curves(run: Path) -> dict[str, dict]:
     """For every stage: steps, seconds, and losses averaged over the last 200 steps; and a figure of all."""
     summary, tables = {}, {}
     for stage, command in COMMANDS.items():
-        path = (run.parent / "tiny-roberta" / "clap.csv") if stage == "clap-tiny-roberta" else run / f"{stage}.csv"
+        path = run.parent / TABLES[stage] if stage in TABLES else run / f"{stage}.csv"
         tables[stage] = table = pd.read_csv(path)
         summary[stage] = {"command": command, "seed": 0, "steps": int(table["step"].iloc[-1]),
                           "seconds": round(table["seconds"].sum()),
@@ -91,8 +103,8 @@ def curves(run: Path) -> dict[str, dict]:
 def draw_curves(tables: dict[str, pd.DataFrame]) -> plt.Figure:
     """{stage: its CSV table} -> figure: a panel a stage, losses over steps, with their running mean over 200 steps."""
     display.set_style()
-    figure = plt.figure(figsize=(11, 5), layout="constrained")
-    for ax, (stage, table) in zip(figure.subplots(2, 3).flat, tables.items(), strict=False):
+    figure = plt.figure(figsize=(14, 5), layout="constrained")
+    for ax, (stage, table) in zip(figure.subplots(2, 4).flat, tables.items(), strict=False):
         shown = SHOWN.get(stage, {"loss": "loss"})
         minutes = table["seconds"].sum() / 60
         for column, label in shown.items():
@@ -107,15 +119,16 @@ def draw_curves(tables: dict[str, pd.DataFrame]) -> plt.Figure:
     for ax in figure.axes[len(tables) :]:
         figure.delaxes(ax)
     figure.suptitle(
-        "Every stage of tiny was trained until its losses flattened (pale: single steps)", x=0.01, ha="left"
+        "The losses of the stages of tiny (pale: single steps)", x=0.01, ha="left"
     )
     return figure
 
 
 @torch.no_grad()
 def conditioners() -> dict[str, dict[str, float]]:
-    """Retrieval among 200 mixed test scenes and naming of 200 one-event ones, for each shipped conditioner."""
+    """For each shipped conditioner: retrieval among 200 mixed test scenes, naming of 200 one-event ones, and twins."""
     scores, mixed, single = {}, rendered_clips(200), rendered_clips(200, kinds=("event",))
+    asked = ask_details(100)
     names = sorted({label for item in single for label in item["labels"]})
     for path in sorted(FOLDER.glob("clap-*.safetensors")):
         name = path.stem.removeprefix("clap-")
@@ -127,6 +140,7 @@ def conditioners() -> dict[str, dict[str, float]]:
             "R@1 text to audio": recall_at_k(text, audio, 1), "R@10 text to audio": recall_at_k(text, audio, 10),
             "R@10 audio to text": recall_at_k(audio, text, 10),
             "zero-shot": zero_shot(alone, clap.embed_text([class_prompt(n) for n in names]), truth).accuracy,
+            "twins": {row.pop("detail"): row for row in twin_choices(clap, asked)},
         }  # fmt: skip
     return scores
 

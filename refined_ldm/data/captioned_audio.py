@@ -21,11 +21,11 @@ from refined_ldm.data.listing import (
     captions_table,
     find_files,
     is_sound,
+    log_once,
+    log_shared_texts,
     pair_texts,
-    passed_over,
-    say_once,
-    say_shared,
-    the_one,
+    single_text,
+    unused_files,
 )
 from refined_ldm.data.shards import Member, find_shards, shard_sounds
 from refined_ldm.data.tables import caption_lines, clean_caption, field, json_captions, read_rows
@@ -91,7 +91,7 @@ class CaptionedAudio(Dataset):
             dataset = cls.from_csv(table, seconds, crop=crop, seed=seed, skip_bad=skip_bad)
             listed = {os.path.normpath((row["file"] or "").strip()) for _, row in read_rows(table, ("file",))}
             if unlisted := sounds.keys() - listed:
-                say_once(f"{folder}: {len(unlisted)} of {len(sounds)} sounds are not in {table.name}, and not used")
+                log_once(f"{folder}: {len(unlisted)} of {len(sounds)} sounds are not in {table.name}, and not used")
             return dataset
         if not sounds:
             raise ValueError(f"{folder}: no usable sound file ({' '.join(sorted(AUDIO_SUFFIXES))}) in it or below it")
@@ -103,7 +103,7 @@ class CaptionedAudio(Dataset):
         def recording(id, path):
             captions, label = (), ""
             if id in pairs:
-                text = folder / the_one(id, pairs[id])
+                text = folder / single_text(id, pairs[id])
                 if text.suffix.lower() == ".txt":
                     captions = caption_lines(text.read_bytes(), text)
                 else:
@@ -116,11 +116,11 @@ class CaptionedAudio(Dataset):
         entries = (("", lambda id=id, path=path: recording(id, path)) for id, path in sounds.items())
         dataset = cls._from_entries(folder, entries, seconds, crop, seed, skip_bad)
         unused = set(others) - set(texts) | set(left)
-        if skipped := passed_over(unused, folders_that_a_link_leads_to_again=repeated):
-            say_once(f"{folder}: {len(sounds)} sounds; passed over: {skipped}")
-        say_shared(folder, pairs)
+        if skipped := unused_files(unused, folders_that_a_link_leads_to_again=repeated):
+            log_once(f"{folder}: {len(sounds)} sounds; passed over: {skipped}")
+        log_shared_texts(folder, pairs)
         if pairs and by_name:
-            say_once(
+            log_once(
                 f"{folder}: {len(by_name)} of {len(sounds)} sounds have no text beside them and are captioned by "
                 f"their names: {', '.join(by_name[:3])}{' …' * (len(by_name) > 3)}"
             )
@@ -202,8 +202,8 @@ class CaptionedAudio(Dataset):
         dataset = cls._from_entries(where, entries, seconds, crop, seed, skip_bad)
         if Path(where).is_dir():
             passed += [str(path) for path in find_files(where)[0] if path not in shards]
-        if skipped := passed_over(passed):
-            say_once(f"{where}: {len(dataset)} sounds in {len(shards)} shards; passed over: {skipped}")
+        if skipped := unused_files(passed):
+            log_once(f"{where}: {len(dataset)} sounds in {len(shards)} shards; passed over: {skipped}")
         return dataset
 
     @classmethod

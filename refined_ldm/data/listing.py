@@ -33,9 +33,11 @@ def is_sound(path: Any) -> bool:
 
 
 def find_files(folder: str | Path) -> tuple[list[Path], int]:
-    """All files in a folder and below it, hidden ones left out -> (sorted paths, number of folders found again).
+    """All files in a folder and below it -> (sorted paths, number of folders found again).
 
-    Links to folders are followed, wherever they lead, but no folder is entered twice. Raises OSError for a folder that
+    Hidden files and folders, whose names begin with a point, are left out: `.ipynb_checkpoints` holds copies.
+
+    Links to folders are followed, but no folder is entered twice. Raises OSError for a folder that
     cannot be read.
     """
     files, entered, repeated, waiting = [], set(), 0, deque([os.fspath(folder)])
@@ -51,6 +53,7 @@ def find_files(folder: str | Path) -> tuple[list[Path], int]:
                 folders.clear()
                 continue
             entered.add(real)
+            folders[:] = [name for name in folders if not name.startswith(".")]
             waiting.extend(path for name in sorted(folders) if os.path.islink(path := os.path.join(place, name)))
             files += [Path(place, name) for name in names if not name.startswith(".")]
     return sorted(files), repeated
@@ -134,21 +137,21 @@ def pair_texts(
     return pairs, left
 
 
-def the_one(sound: str, texts: list[str]) -> str:
+def single_text(sound: str, texts: list[str]) -> str:
     """The one text of a sound. Raises ValueError naming them if there are several."""
     if len(texts) > 1:
         raise ValueError(f"{sound} has {len(texts)} files of captions, {' and '.join(sorted(texts))}: keep one")
     return texts[0]
 
 
-def passed_over(names: Iterable[str], **counts: int) -> str:
+def unused_files(names: Iterable[str], **counts: int) -> str:
     """Unused files, for one line: "2 .md, 1 without ending, 3 texts without a sound"; "" if nothing."""
     endings = Counter(PurePosixPath(name).suffix.lower() or "without ending" for name in names)
     found = [f"{number} {ending}" for ending, number in sorted(endings.items())]
     return ", ".join(found + [f"{number} {kind.replace('_', ' ')}" for kind, number in counts.items() if number])
 
 
-def say_shared(folder: Path, pairs: dict[str, list[str]]) -> None:
+def log_shared_texts(folder: Path, pairs: dict[str, list[str]]) -> None:
     """Log in one line the texts that caption several sounds, as rain.txt beside rain.wav and rain.flac."""
     sounds = defaultdict(list)
     for sound, (text, *others) in pairs.items():
@@ -156,13 +159,13 @@ def say_shared(folder: Path, pairs: dict[str, list[str]]) -> None:
             sounds[text].append(sound)
     shared = [f"{text} captions {' and '.join(found)}" for text, found in sounds.items() if len(found) > 1]
     if shared:
-        say_once(
+        log_once(
             f"{folder}: {len(shared)} texts caption several sounds each: {', '.join(shared[:3])}"
             + " …" * (len(shared) > 3)
         )
 
 
 @lru_cache(256)
-def say_once(message: str) -> None:
-    """One line on stderr, or wherever the logger leads, once in a process."""
+def log_once(message: str) -> None:
+    """Log a message once in a process."""
     log.warning(message)

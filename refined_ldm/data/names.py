@@ -41,7 +41,7 @@ def name_fault(name: str) -> str:
     return "this is no file name on every system" if re.search(FORBIDDEN, name) or not name.strip(". ") else ""
 
 
-def unlike(taken: dict[str, int], stem: str) -> str:
+def numbered_name(taken: dict[str, int], stem: str) -> str:
     """The stem, numbered if it is `taken`, where upper and lower case are the same; taken: {`name_key`: last number}"""
     name, number = stem, taken.get(name_key(stem), 1)
     while name_key(name) in taken:
@@ -68,7 +68,7 @@ class SoundFolder:
     def add(self, stem: str, waveform: torch.Tensor, sample_rate: int) -> Path:
         """Write a waveform (N,) as stem.wav, or stem-2.wav, … -> its path."""
         while True:
-            path = self.folder / f"{unlike(self.taken, stem)}.wav"
+            path = self.folder / f"{numbered_name(self.taken, stem)}.wav"
             try:
                 return save_audio(path, waveform, sample_rate, replace=False)
             except FileExistsError:  # another process has just written it

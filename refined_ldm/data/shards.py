@@ -18,7 +18,7 @@ from glob import glob
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from refined_ldm.data.listing import TEXT_SUFFIXES, is_sound, pair_texts, the_one
+from refined_ldm.data.listing import TEXT_SUFFIXES, is_sound, pair_texts, single_text
 from refined_ldm.data.tables import caption_lines, json_captions
 
 TEXT_BYTES = 1 << 20  # a longer text is no caption
@@ -72,7 +72,7 @@ def shard_sounds(shards: list[Path], passed: list[str] | None = None) -> Iterato
     """
     repeated = [name for name, times in Counter(shard.name for shard in shards).items() if times > 1]
     if repeated:
-        raise ValueError(f"two shards are called {repeated[0]}: their names tell sounds apart, so rename one")
+        raise ValueError(f"two shards are called {repeated[0]}: their names identify sounds, so rename one")
     for shard in shards:
         sounds, texts, others, faults = _members(shard)
         pairs, left = pair_texts([member.name for member in sounds], list(texts), _key)
@@ -98,7 +98,7 @@ def _members(shard: Path) -> tuple[list[Member], dict[str, bytes], list[str], li
                 end = info.offset_data + -(-info.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE * info.isreg()
                 name, path = info.name, PurePosixPath(info.name)
                 suffix = path.suffix.lower()
-                if info.isdir() or path.name.startswith("."):
+                if info.isdir() or any(part.startswith(".") and part != ".." for part in path.parts):
                     continue
                 if not info.isreg() or info.issparse():
                     faults.append(f"{name} is no plain file but a link, a device or a sparse file")
@@ -113,7 +113,7 @@ def _members(shard: Path) -> tuple[list[Member], dict[str, bytes], list[str], li
                 else:
                     others.append(name)
                 seen.add(name)
-        with open(shard, "rb") as file:  # tarfile takes whatever is no header for the end
+        with open(shard, "rb") as file:  # tarfile takes a damaged header for the end
             file.seek(end)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError(f"no end of the archive at byte {end}")
@@ -135,7 +135,7 @@ def _sound(member: Member, beside: list[str], texts: dict) -> tuple[Member, str,
         raise ValueError("the file is empty (0 bytes)")
     if not beside:
         raise ValueError(f"it has no caption: neither {_key(member.name)}.txt nor .json is in the archive")
-    name = the_one(member.name, beside)
+    name = single_text(member.name, beside)
     raw, suffix = texts[name], PurePosixPath(name).suffix.lower()
     if len(raw) == TEXT_BYTES:
         raise ValueError(f"its {suffix} file has {TEXT_BYTES} bytes or more, which is no caption")

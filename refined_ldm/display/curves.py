@@ -22,7 +22,7 @@ def loss_curve(
     title: str = "",
     live: bool = False,
 ) -> Axes:
-    """Draw losses, faint, and their running mean over `smooth` steps -> axes. Notebook: 03.
+    """Draw losses, pale, and their running mean over `smooth` steps -> axes. Notebook: 03.
 
     losses: numbers, or the `Step`s of a training, or {label: either} for several curves.
     labels: names in `step.losses` to draw, one curve each, instead of `step.loss`.

@@ -1,4 +1,4 @@
-"""The curve of a training on disk: a CSV file with a line for every step, in every digit of float32."""
+"""The log of a training: a CSV file with a line for every step, in all digits of float32."""
 
 import csv
 import os
@@ -24,7 +24,7 @@ class CsvLogger:
     def write(self, step: Any) -> None:
         """Append one line: index, learning rate, seconds and losses of a `train.Step`. Raises OSError."""
         try:
-            if self.file is None:  # not before the first step, lest a refused run empties the file of the one before
+            if self.file is None:  # not before the first step: a refused run must not empty the file of the one before
                 self._begin(step)
             losses = (f"{value:.9g}" for value in step.losses.values())
             csv.writer(self.file).writerow([step.index, f"{step.lr:.6g}", f"{step.seconds:.4f}", *losses])

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from refined_ldm.devices import copy_to_cpu
-from refined_ldm.files import atomic_write, remove_left, sha256
+from refined_ldm.files import atomic_write, remove_leftovers, sha256
 from refined_ldm.weights import load_into, present_names, read_weights
 
 HOLDS = r"state\.json|.+\.safetensors"  # the files of a checkpoint
@@ -50,7 +50,7 @@ def save_run(run_dir: str | Path, stage: str, learners: Sequence[Any], index: in
 
 def drop_others(run_dir: str | Path, stage: str, index: int) -> None:
     """Remove all checkpoints but that of step `index` and the one before it, and what a killed run left of one."""
-    remove_left(Path(run_dir) / stage)
+    remove_leftovers(Path(run_dir) / stage)
     found = _checkpoints(run_dir, stage)
     kept = [path for path in found if path.name <= f"step-{index:07d}"][-KEPT:]
     for path in set(found) - set(kept):

@@ -62,7 +62,7 @@ class ProbedEmbedding:
 class AdherenceResult:
     """The predictions of a probe for n clips."""
 
-    rows: list[dict[str, Any]]  # n: id, kind, caption, labels (captioned classes), heard (as many predicted), recall
+    rows: list[dict[str, Any]]  # n: id, kind, caption, labels (captioned classes), predicted (as many classes), recall
     embeddings: np.ndarray  # (n, D)
 
     @property
@@ -122,7 +122,7 @@ def evaluate_embeddings(
                 "kind": item["kind"],
                 "caption": item["caption"],
                 "labels": " + ".join(item["labels"]),
-                "heard": " + ".join(probed.probe.classes[k] for k in predicted),
+                "predicted": " + ".join(probed.probe.classes[k] for k in predicted),
                 "recall": class_recall(scores[None], labels[None]),
             }
         )

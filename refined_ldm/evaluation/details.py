@@ -30,6 +30,7 @@ from refined_ldm.training.loop import Step, optimise
 from refined_ldm.weights import load_into, read_weights, save_weights
 
 if TYPE_CHECKING:
+    from refined_ldm.clap import Clap
     from refined_ldm.text_to_audio import RefinedAudioLDM
 
 NAMES = tuple(sorted(CLASSES))
@@ -407,14 +408,8 @@ def twin_gaps(
     """
     waveforms = torch.stack([a.item["waveform"] for a in asked]).to(model.device)
     z_0 = torch.cat([model.encode(part) for part in waveforms.split(16)])
-    source, pairs = random.Random(seed), {}
-    for i, one in enumerate(asked):
-        for detail, others in one.caption.contrasts().items():
-            pairs.setdefault(detail, []).append((i, str(source.choice(others))))
-        other = asked[(i + len(asked) // 2) % len(asked)]
-        pairs.setdefault("other scene", []).append((i, str(other.caption)))
     own = model.clap.embed_text([str(one.caption) for one in asked])
-    generator, rows = torch.Generator().manual_seed(seed), []
+    generator, rows, pairs = torch.Generator().manual_seed(seed), [], twins_of(asked, seed)
     for timestep in timesteps:
         t = torch.full((len(z_0),), timestep, device=z_0.device)
         eps = torch.randn(z_0.shape, generator=generator).to(z_0)
@@ -434,3 +429,31 @@ def twin_gaps(
             rows.append({"timestep": timestep, "detail": detail, "gap": float(gap.mean()),
                          **share((gap > 0).cpu().numpy().astype(float))})  # fmt: skip
     return rows
+
+
+@torch.no_grad()
+def twin_choices(clap: "Clap", asked: Sequence[Asked], seed: int = 0) -> list[dict]:
+    """How often a conditioner finds a sound nearer to its caption than to a twin with one detail changed -> rows.
+
+    One twin for each scene and detail; chance is .5. detail "other scene" takes the caption of another scene.
+    """
+    waveforms = torch.stack([one.item["waveform"] for one in asked]).to(clap.mel_bank.device)
+    audio = torch.cat([clap.embed_audio(part, 16_000) for part in waveforms.split(32)])
+    own = (audio * clap.embed_text([str(one.caption) for one in asked])).sum(1)
+    rows = []
+    for detail, twins in twins_of(asked, seed).items():
+        places = [i for i, _ in twins]
+        nearer = own[places] > (audio[places] * clap.embed_text([text for _, text in twins])).sum(1)
+        rows.append({"detail": detail, **share(nearer.cpu().numpy().astype(float))})
+    return rows
+
+
+def twins_of(asked: Sequence[Asked], seed: int = 0) -> dict[str, list[tuple[int, str]]]:
+    """{detail: [(index in `asked`, its caption with another value of the detail), …]}, and "other scene"."""
+    source, pairs = random.Random(seed), {}
+    for i, one in enumerate(asked):
+        for detail, others in one.caption.contrasts().items():
+            pairs.setdefault(detail, []).append((i, str(source.choice(others))))
+        other = asked[(i + len(asked) // 2) % len(asked)]
+        pairs.setdefault("other scene", []).append((i, str(other.caption)))
+    return pairs

@@ -18,7 +18,7 @@ import soxr
 import torch
 
 from refined_ldm.audio import SILENCE, audio_info, load_audio
-from refined_ldm.data.listing import AUDIO_SUFFIXES, find_files, is_sound, pair, passed_over, without_ending
+from refined_ldm.data.listing import AUDIO_SUFFIXES, find_files, is_sound, pair, unused_files, without_ending
 from refined_ldm.data.tables import clean_caption, field, read_rows
 from refined_ldm.evaluation.embeddings.registry import Embedding, open_embedding
 from refined_ldm.evaluation.scores import METRICS, FolderEmbeddings, Score, compute_scores
@@ -120,7 +120,7 @@ def _sounds(folder: Path, captions: str | Path | None) -> tuple[list[Path], str]
     files, repeated = find_files(folder)
     sounds = sorted(filter(is_sound, files), key=lambda path: path.as_posix())
     others = set(files) - set(sounds) - {captions and Path(captions)}
-    return sounds, passed_over(map(str, others), folders_that_a_link_leads_to_again=repeated)
+    return sounds, unused_files(map(str, others), folders_that_a_link_leads_to_again=repeated)
 
 
 def _load(path: Path, embedder: Embedding, sample_rate: int | None) -> torch.Tensor:

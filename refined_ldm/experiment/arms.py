@@ -15,7 +15,7 @@ RENAMED = {  # settings of arms in records that were written before these names
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train the U-Net. The defaults are arm B: AudioLDM's recipe with its defects mended, and tuned."""
+    """One way to train the U-Net. The defaults are arm B: AudioLDM's recipe with its defects fixed, and tuned."""
 
     conditioner: str = "laion"  # or "ms"; with "-plain", towers that were not pretrained; "random"; "oracle"
     tokens: bool = False  # cross-attention on the states of the text tower beside the pooled embedding

@@ -1,7 +1,7 @@
 """Ten ways to another loss without another model: the measurement changes, the network does not.
 
 Each takes one trained model and one held-out set and measures the loss in another way. A factor below 1 is an
-improvement that nobody could hear. Notebook: 06
+inaudible improvement. Notebook: 06
 """
 
 import torch

@@ -12,7 +12,7 @@ from refined_ldm.display.curves import label_lines
 from refined_ldm.experiment.measures import MEASURES
 
 ARM_NAMES = {  # labels of the stored records, in words
-    "A": "A: baseline as published", "B": "B: baseline, mended and tuned", "C": "C: B with the other conditioner",
+    "A": "A: baseline as published", "B": "B: baseline, fixed and tuned", "C": "C: B with the other conditioner",
     "D": "D: C with the recipe", "E": "E: B with the recipe",
     "B, wide": "B with twice the channels", "D, wide": "D with twice the channels",
     "D, formula deaf to captions": "unconditional linear denoiser", "D, no formula": "no linear denoiser",

@@ -58,7 +58,12 @@ def read_ledger(path: str | Path) -> list[dict]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no ledger at {path}: the claims are in figures/claims.yaml of the repository")
-    ledger = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        ledger = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as fault:
+        raise ValueError(f"{path} is not plain YAML: {' '.join(str(fault).split())}") from fault
+    if not isinstance(ledger, list) or not all(isinstance(claim, dict) for claim in ledger):
+        raise ValueError(f"{path} is no ledger: it must hold a list of claims, each with its id")
     seen = set()
     for claim in ledger:
         name = claim.get("id", "without id")

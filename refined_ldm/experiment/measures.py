@@ -1,4 +1,4 @@
-"""The tables of notebook 06: from the tables of finished runs, or measured anew with the models that runs left behind.
+"""The tables of notebook 06: from the tables of finished runs, or measured with the models that runs left behind.
 
 `iterations` is the length of the main runs; the plan has others at tenths, thirds and four times of it (arms.plan).
 Notebook: 06
@@ -15,7 +15,7 @@ from refined_ldm.evaluation.adherence import evaluate_copied, evaluate_rendered,
 from refined_ldm.evaluation.metrics import frechet_distance, share
 from refined_ldm.experiment.arms import ABLATIONS, ARMS, Run, plan
 from refined_ldm.experiment.confounds import ten_ways
-from refined_ldm.experiment.probes import caption_distances, order_heard, probe_conditioner
+from refined_ldm.experiment.probes import caption_distances, order_correct, probe_conditioner
 from refined_ldm.experiment.runs import iteration_seconds
 from refined_ldm.experiment.statistics import interval, iterations_to, paired, times_fewer
 
@@ -113,9 +113,9 @@ def ablations(table: pd.DataFrame, runs: pd.DataFrame, at: int) -> pd.DataFrame:
 
 def reference_scores(experiment) -> list[dict]:
     """Scores of other real clips (the real_vs_real baseline), and of the clips through VAE and vocoder (ceiling)."""
-    (listener, real), clips = experiment.listener(), experiment.test
-    results = {"other real clips": evaluate_rendered(listener, rendered_clips(len(clips), seed=7)),
-               "the clips, through VAE and vocoder": evaluate_copied(listener, experiment.base, clips)}  # fmt: skip
+    (probed, real), clips = experiment.probed(), experiment.test
+    results = {"other real clips": evaluate_rendered(probed, rendered_clips(len(clips), seed=7)),
+               "the clips, through VAE and vocoder": evaluate_copied(probed, experiment.base, clips)}  # fmt: skip
     return [{"sound": name, "clips": len(result.rows), "recall": result.recall.mean(),
              "frechet": frechet_distance(result.embeddings, real.embeddings, min(64, len(clips) - 1))}
             for name, result in results.items()]  # fmt: skip
@@ -180,7 +180,7 @@ def conditioner_probes(experiment) -> list[dict]:
 
 def order_scores(experiment, iterations: int, count: int = 200) -> list[dict]:
     """For captions "A then B": the share of sounds in which A is stronger first, for the clips and several arms."""
-    listener, _ = experiment.listener()
+    probed, _ = experiment.probed()
     items = [item for item in rendered_clips(count, kinds=("sequence",)) if len(item["labels"]) == 2]
     captions, sounds = [item["caption"] for item in items], {}
     sounds["the clips themselves"] = torch.stack([item["waveform"] for item in items])
@@ -193,7 +193,7 @@ def order_scores(experiment, iterations: int, count: int = 200) -> list[dict]:
             model.clap.learn(items)
         made = [model.generate(captions[k : k + 16], steps=16).cpu() for k in range(0, len(items), 16)]
         sounds[label] = torch.cat(made)
-    return [{"label": label, **share(order_heard(listener, waves, items))} for label, waves in sounds.items()]
+    return [{"label": label, **share(order_correct(probed, waves, items))} for label, waves in sounds.items()]
 
 
 def mels_along_training(experiment, iterations: int, caption: str = "a dog barks twice") -> dict[str, np.ndarray]:

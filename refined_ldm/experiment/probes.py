@@ -5,7 +5,6 @@ differs in one thing, the order, the count, a negation? Retrieval and naming mea
 Notebook: 06
 """
 
-import random
 import re
 from dataclasses import asdict
 
@@ -16,8 +15,6 @@ from refined_ldm.evaluation.adherence import class_prompt, rendered_clips
 from refined_ldm.evaluation.metrics import found_at_k, share, unit, zero_shot
 from refined_ldm.integers import whole
 from refined_ldm.scenes.captions import NUMBERS, TIMES
-from refined_ldm.scenes.dataset import captions_of
-from refined_ldm.training.contrasts import DETAILS
 
 COUNTED = re.compile(rf"\b({'|'.join(word for word in NUMBERS[2:])})\b|\b(once|twice)\b")
 
@@ -101,16 +98,16 @@ def caption_distances(conditioner, count: int = 200) -> dict[str, float]:
     return found
 
 
-def order_heard(listener, waveforms: torch.Tensor, items: list[dict]) -> np.ndarray:
+def order_correct(probed, waveforms: torch.Tensor, items: list[dict]) -> np.ndarray:
     """Sounds (n, N) of "A then B" -> (n,) 1 if A is stronger in the first half than in the second, compared with B.
 
     The halves are doubled, as the outside embedding needs more than half a clip. Raises ValueError if both events are
     of one class.
     """
     first, second = waveforms.chunk(2, dim=1)
-    logits = [listener.probe.logits(listener.embed_audio(half.repeat(1, 2))) for half in (first, second)]
+    logits = [probed.probe.logits(probed.embed_audio(half.repeat(1, 2))) for half in (first, second)]
     moved = logits[0] - logits[1]  # (n, K): stronger at the start than at the end
-    classes, right = listener.probe.classes, []
+    classes, right = probed.probe.classes, []
     for row, item in zip(moved, items, strict=True):
         a, b = names_in_order(item)
         if a == b:
@@ -128,27 +125,3 @@ def names_in_order(item: dict) -> list[str]:
 def _sounds(clap, items):
     return torch.cat([clap.embed_audio(torch.stack([i["waveform"] for i in items[k : k + 32]]), 16_000)
                       for k in range(0, len(items), 32)])  # fmt: skip
-
-
-@torch.no_grad()
-def probe_details(clap, count=200, seed=0):
-    """Which details a conditioner tells apart -> rows: detail, value, low, high, clips, chance, cosine.
-
-    For `count` scenes of `test` and, by detail, a caption that names it: is the sound nearer to it than to a twin with
-    another number, pitch, pace, loudness or order? cosine: of caption and twin, whose distance is all a denoiser sees.
-    """
-    drawn = {detail: [] for detail in DETAILS}  # (item, caption, twin)
-    for item in rendered_clips(count):
-        source = random.Random(f"{seed}/{item['id']}")
-        captions = [(str(c), c.contrasts()) for c in captions_of(item) + captions_of(item, 3, detailed=1.0)]
-        for detail, pairs in drawn.items():
-            if of := [(text, contrasts[detail]) for text, contrasts in captions if detail in contrasts]:
-                text, others = source.choice(of)
-                pairs.append((item, text, str(source.choice(others))))
-    rows = []
-    for detail, pairs in drawn.items():
-        items, own, twins = map(list, zip(*pairs, strict=True))
-        right = nearer(clap, [item | {"caption": text} for item, text in zip(items, own, strict=True)], twins)
-        cosine = (clap.embed_text(own) * clap.embed_text(twins)).sum(1).mean()
-        rows.append({"detail": detail, **share(right.astype(float)), "chance": 0.5, "cosine": float(cosine)})
-    return rows

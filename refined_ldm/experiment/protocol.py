@@ -44,8 +44,9 @@ from refined_ldm.files import atomic_write
 from refined_ldm.integers import whole
 from refined_ldm.randomness import step_seed
 from refined_ldm.text_to_audio import RefinedAudioLDM
-from refined_ldm.training.pipeline import cached_clips, fit_gaussian, weights_digest
+from refined_ldm.training.inputs import cached_clips, fit_gaussian
 from refined_ldm.vae import latent_scale
+from refined_ldm.weights import weights_digest
 
 GRID = tuple(range(25, 1000, 50))  # timesteps at which the noise error is measured
 
@@ -148,9 +149,9 @@ class Experiment:
         """The test clips, whose captions every arm makes sounds of."""
         return rendered_clips(self.judged, seconds=self.config.seconds)
 
-    def listener(self) -> tuple[ProbedEmbedding, AdherenceResult]:
+    def probed(self) -> tuple[ProbedEmbedding, AdherenceResult]:
         """The outside embedding with its probe, and its result on the test clips themselves; both are kept."""
-        if not hasattr(self, "_listener"):
+        if not hasattr(self, "_probed"):
             kept, judge = self.folder / f"probe-{self.probe}-{self.judged}.npz", Aisfx.load().to(self.device)
             names = ("mean", "std", "weight", "bias")
             if kept.is_file():
@@ -158,14 +159,14 @@ class Experiment:
                 probe = LinearProbe(NAMES, multi_label=True)
                 for name in names:
                     setattr(probe, name, stored[name])
-                self._listener, real = ProbedEmbedding(judge, probe), stored["real"]
+                self._probed, real = ProbedEmbedding(judge, probe), stored["real"]
             else:
-                self._listener = fit_probe(judge, self.probe, seconds=self.config.seconds)
-                real = self._listener.embed_audio(torch.stack([item["waveform"] for item in self.test]))
+                self._probed = fit_probe(judge, self.probe, seconds=self.config.seconds)
+                real = self._probed.embed_audio(torch.stack([item["waveform"] for item in self.test]))
                 with atomic_write(kept) as temporary, temporary.open("wb") as file:
-                    np.savez(file, **{name: getattr(self._listener.probe, name) for name in names}, real=real)
-            self._real = evaluate_embeddings(self._listener, real, self.test)
-        return self._listener, self._real
+                    np.savez(file, **{name: getattr(self._probed.probe, name) for name in names}, real=real)
+            self._real = evaluate_embeddings(self._probed, real, self.test)
+        return self._probed, self._real
 
     def examples(self, arm: Arm, conditioner: torch.nn.Module) -> Examples:
         """The training set of an arm."""
@@ -238,8 +239,8 @@ class Experiment:
         The measures: Fréchet and kernel distance in the outside embedding, and class recall. guidance: None takes the
         arm's; steps: of the sampler.
         """
-        listener, real = self.listener()
-        result = evaluate_generated(listener, model, self.test, guidance, steps, batch_size=16)
+        probed, real = self.probed()
+        result = evaluate_generated(probed, model, self.test, guidance, steps, batch_size=16)
         one = np.array([item["kind"] == "event" for item in self.test])
         made, pca = (result.embeddings, real.embeddings), min(64, len(one) - 1)
         measures = {"frechet": frechet_distance(*made, pca), "kernel": kernel_distance(*made, "gaussian")}

@@ -42,7 +42,10 @@ def run_arm(experiment, run: Run, out: str | Path, resume: bool = False, judge: 
         record = json.loads(kept.read_text())
         _check_same_training(record, arm, kept)
         if judge and arm.guidance != record["arm"]["guidance"]:
-            record |= {"arm": asdict(arm), **_judged(experiment, experiment.trained(run), out / f"{name}-heard.csv")}
+            record |= {
+                "arm": asdict(arm),
+                **_evaluate_sounds(experiment, experiment.trained(run), out / f"{name}-heard.csv"),
+            }
             _write_record(record, kept)
         return record
     out.mkdir(parents=True, exist_ok=True)
@@ -60,7 +63,7 @@ def run_arm(experiment, run: Run, out: str | Path, resume: bool = False, judge: 
               "precision": accelerator.mixed_precision, "arm": asdict(arm),
               "card": asdict(experiment.card(arm, model))}  # fmt: skip
     if judge:
-        record |= _judged(experiment, model, out / f"{name}-heard.csv")
+        record |= _evaluate_sounds(experiment, model, out / f"{name}-heard.csv")
     model.save_part("ldm", run_dir)
     if max_steps:
         _write(_thinned(pd.read_csv(run_dir / "steps.csv")), out / f"{name}-steps.csv")
@@ -95,19 +98,20 @@ def iteration_seconds(experiment, arms: dict[str, Arm], rounds: int = 20, warm: 
 
 
 def _check_same_training(record, arm, path):
-    """Raise ValueError, naming the differences, unless a record is of this arm, whatever its guidance."""
+    """Raise ValueError, naming the differences, unless a record is of this arm, with any guidance."""
     was = asdict(replace(Arm.from_record(record["arm"]), guidance=arm.guidance))
     if different := [f"{k}: {was[k]} there, {v} here" for k, v in asdict(arm).items() if was[k] != v]:
         raise ValueError(f"{path} is of an arm with other settings ({'; '.join(different)}): move its files away, or "
                          "write to another folder")  # fmt: skip
 
 
-def _judged(experiment, model, path):
+def _evaluate_sounds(experiment, model, path):
     """Evaluate the sounds of a model, and write the classes found in every clip to a CSV file -> measures."""
     begin = time.perf_counter()
-    measures, judged = experiment.quality(model)
-    _write(pd.DataFrame(judged.rows)[["id", "kind", "labels", "heard", "recall"]], path)
-    return measures | {"judged": len(judged.rows), "judging_seconds": round(time.perf_counter() - begin, 1)}
+    measures, result = experiment.quality(model)
+    table = pd.DataFrame(result.rows).rename(columns={"predicted": "heard"})  # the name in stored tables
+    _write(table[["id", "kind", "labels", "heard", "recall"]], path)
+    return measures | {"judged": len(result.rows), "judging_seconds": round(time.perf_counter() - begin, 1)}
 
 
 def _write_record(record, path):

@@ -8,7 +8,7 @@ import re
 from contextlib import suppress
 from typing import Any
 
-from refined_ldm.config import LARGEST_NUMBER
+from refined_ldm.config import LARGEST_NUMBER, leaves
 
 AUDIOLDM_TARGETS = {  # place -> how the name of the only part there ends
     "model": "ddpm.LatentDiffusion",
@@ -241,7 +241,7 @@ class _Keys:
     """The settings of a tree by dotted path; each is taken once, and what is left at the end was not understood."""
 
     def __init__(self, tree):
-        self.left = dict(_flat(tree))
+        self.left = dict(leaves(tree))
 
     def take(self, key, kind, default=None, least=1):
         """The value of `key`; `default` if it is missing or null, ValueError if there is no default."""
@@ -276,15 +276,6 @@ class _Keys:
         self.drop(UNUSED)
         if self.left:
             raise ValueError(f"unknown key {', '.join(self.left)}")
-
-
-def _flat(tree, above=""):
-    """(dotted path, value) of every leaf; a list is a leaf."""
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{above}{name}.")
-        else:
-            yield f"{above}{name}", value
 
 
 def checked(key: str, value: Any, kind: type, least: int) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from refined_ldm.config import MADE_BY, Config, load_config
-from refined_ldm.data.names import caption_name, name_fault, unlike
+from refined_ldm.data.names import caption_name, name_fault, numbered_name
 from refined_ldm.data.tables import clean_caption
 from refined_ldm.durable.run_state import load_scale
 from refined_ldm.integers import LARGEST_SEED, whole, whole_seed
@@ -26,7 +26,7 @@ class Line:
     """One sound to make."""
 
     caption: str
-    file: str  # name of its WAV file, unlike that of any other line
+    file: str  # name of its WAV file, different for every line
     repeat: int  # how many lines before it have the same caption
 
 
@@ -54,7 +54,7 @@ def read_list(path: str | Path, left_out: list[str] | None = None) -> list[Line]
             continue
         if caption is not None:
             repeat = repeats[caption] = repeats.get(caption, -1) + 1
-            lines.append(Line(caption, f"{unlike(taken, name)}.wav", repeat))
+            lines.append(Line(caption, f"{numbered_name(taken, name)}.wav", repeat))
     if faults and left_out is None:
         raise ValueError("\n  ".join([*faults, "--skip-bad leaves out such lines"] if faults[1:] else faults))
     if left_out is not None:
@@ -154,8 +154,8 @@ def _open_run(config, run_dir, step=None):
 
 def _refuse_other(config, trained, run_dir):
     """Raise ValueError naming the settings of the networks in which these differ from those of a run."""
-    if unlike := config.unlike(trained, MADE_BY["ldm"]):
-        raise ValueError(f"the settings are not those {run_dir} was trained with: {', '.join(unlike)}")
+    if differences := config.differences(trained, MADE_BY["ldm"]):
+        raise ValueError(f"the settings are not those {run_dir} was trained with: {', '.join(differences)}")
 
 
 def sounds(

@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Iterable
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from refined_ldm.config import Config
-from refined_ldm.files import atomic_write, check_place, check_writable, sha256
+from refined_ldm.files import atomic_write, check_place, check_writable, errors_at, sha256
 from refined_ldm.hifigan import HiFiGAN
 from refined_ldm.published.audioldm_weights import (
     PIPELINE_PARTS,
@@ -153,7 +152,7 @@ def read_parts(path: str | Path, average: bool = True) -> dict[str, dict[str, to
         return read_audioldm(path)[1]
     tensors = read_tensors(path)
     kind = detect_checkpoint_type(tensors)
-    with _faults_of(path):
+    with errors_at(path):
         if kind == "audioldm":
             return audioldm_parts(tensors, average)
         if kind in ("ms-clap-2023", "laion-clap"):
@@ -175,12 +174,12 @@ def read_audioldm(path: str | Path, average: bool = True) -> tuple[Config, dict[
             settings[part] = _settings(path / part)
             if part != "scheduler":
                 tensors[part] = read_tensors(_weights(path / part))
-        with _faults_of(path):
+        with errors_at(path):
             return pipeline_config(settings, tensors), pipeline_parts(settings, tensors)
     tensors = read_tensors(path)
     if detect_checkpoint_type(tensors) != "audioldm":
         raise ValueError(f"{path} is no whole AudioLDM checkpoint but {detect_checkpoint_type(tensors)}")
-    with _faults_of(path):
+    with errors_at(path):
         parts = audioldm_parts(tensors, average)
         if missing := [part for part in ("unet", "vae", "hifigan") if part not in parts]:
             raise ValueError(f"it holds no {' and no '.join(missing)}")
@@ -189,15 +188,6 @@ def read_audioldm(path: str | Path, average: bool = True) -> tuple[Config, dict[
         if "betas" not in tensors and "alphas_cumprod" in tensors:
             raise ValueError("it lacks the tensor betas, of the noise schedule")
         return audioldm_config(parts, tensors.get("betas")), parts
-
-
-@contextmanager
-def _faults_of(path):
-    """Add the file's name to a ValueError."""
-    try:
-        yield
-    except ValueError as fault:
-        raise ValueError(f"{path}: {fault}") from fault
 
 
 def _settings(folder):
@@ -350,7 +340,7 @@ def convert_checkpoint(
     if kind in ("ms-clap-2023", "laion-clap", "laion-clap fusion"):
         Clap.load(kind.removesuffix(" fusion"), path).save(out)
     elif kind in ("vae", "hifigan"):
-        with _faults_of(path):
+        with errors_at(path):
             state = single_component(kind, tensors)[kind]
             module = MelVAE(vae_config(state)) if kind == "vae" else HiFiGAN(hifigan_config(state))
         save_weights(out, load_into(module, state, path), module.config)

@@ -58,11 +58,11 @@ PUBLISHED = {
 CONDITIONERS = {"ms-clap-2023": "CLAP_weights_2023.pth", "laion-clap": "630k-audioset-best.pt"}
 
 
-def fetch(name: str, tell: Callable[[str], None] | None = None) -> Path:
+def fetch(name: str, on_message: Callable[[str], None] | None = None) -> Path:
     """A published file (a name in PUBLISHED) -> its Path in the hub's cache, downloaded if it is not there yet.
 
-    Repository, size, licence, sha256 and destination are passed to `tell` first (None: printed to stderr). A download
-    is compared with the hub's sha256. Raises FileNotFoundError without a network, or for a file that must be downloaded
+    Repository, size, licence, sha256 and destination go to `on_message` first (None: to stderr). A download is compared
+    with the hub's sha256. Raises FileNotFoundError without a network, or for a file that must be downloaded
     by hand, saying where and for which call; ValueError for an unknown name.
     """
     if name not in PUBLISHED:
@@ -73,7 +73,7 @@ def fetch(name: str, tell: Callable[[str], None] | None = None) -> Path:
 
     try:
         fetched = _fetch_folder if PUBLISHED[name].folder else _fetch_file
-        return fetched(name, PUBLISHED[name].repository, tell or (lambda line: print(line, file=sys.stderr)))
+        return fetched(name, PUBLISHED[name].repository, on_message or (lambda line: print(line, file=sys.stderr)))
     except (OSError, HTTPError) as fault:
         offline = isinstance(fault, OfflineModeIsEnabled)
         reason = "HF_HUB_OFFLINE is set" if offline else f"{type(fault).__name__}: {fault}".splitlines()[0]
@@ -90,13 +90,13 @@ def how_to_get(name: str) -> str:
     )
 
 
-def _fetch_file(name, repository, tell):
+def _fetch_file(name, repository, on_message):
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
     if isinstance(cached := try_to_load_from_cache(repository, name), str):
         return Path(cached)
     found = get_hf_file_metadata(hf_hub_url(repository, name))
-    tell(
+    on_message(
         f"downloading {name} from {constants.ENDPOINT}/{repository}: {found.size / 1e9:.2f} GB, "
         f"{PUBLISHED[name].licence}, sha256 {found.etag}, into {constants.HF_HUB_CACHE}"
     )
@@ -107,7 +107,7 @@ def _fetch_file(name, repository, tell):
     return path
 
 
-def _fetch_folder(name, repository, tell):
+def _fetch_folder(name, repository, on_message):
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import DryRunError
 
@@ -125,7 +125,7 @@ def _fetch_folder(name, repository, tell):
     wanted = _of_a_pipeline([file.filename for file in files])
     missing = sum(file.file_size for file in files if file.filename in wanted and file.will_download)
     if missing:
-        tell(
+        on_message(
             f"downloading {name} from {constants.ENDPOINT}/{repository}: {missing / 1e9:.2f} GB, "
             f"{PUBLISHED[name].licence}, into {constants.HF_HUB_CACHE}"
         )

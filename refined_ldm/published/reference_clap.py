@@ -1,4 +1,4 @@
-"""The authors' own CLAP models, where their packages are installed: what ours is held against in tests and lesson 02.
+"""The authors' own CLAP models, where their packages are installed: the reference in tests and notebook 02.
 
 Both packages reach for the hub, laion_clap even while it is imported. Here they are imported only when asked for, with
 the hub switched off, and their text towers start out random: whatever is compared is in the checkpoint. The rest of
@@ -27,7 +27,7 @@ PACKAGES = {  # name -> what to import, how to get it
 }
 
 
-class OfficialClap:
+class ReferenceClap:
     """The authors' model, and those steps of their wrapper that leave nothing to chance, as `Clap` has them.
 
     Sounds (B, N) are no longer than the model's window; token ids are those of `Clap.tokenizer`.
@@ -37,7 +37,7 @@ class OfficialClap:
         self.name, self.model = name, model.eval()
 
     @classmethod
-    def load(cls, name: str, checkpoint: str | Path) -> "OfficialClap":
+    def load(cls, name: str, checkpoint: str | Path) -> "ReferenceClap":
         """The authors' model with the weights of their file."""
         published = read_tensors(checkpoint)
         base = len(published.get("audio_branch.patch_embed.proj.weight", ())) == 128

@@ -187,11 +187,11 @@ def _imports(file):
                     strings.append(memo.get(argument, ""))
     except Exception:  # the numbers, the end, or damage, as which pickletools may raise anything
         pass
-    names = (_todays_name(*f"{name} ".split(" ", 1)) for name in found)
+    names = (_present_name(*f"{name} ".split(" ", 1)) for name in found)
     return [name for name in names if name not in ALLOWED and not name.startswith("torch.")]
 
 
-def _todays_name(module, name):
+def _present_name(module, name):
     """Python 3's public name of what a pickle, often in Python 2's words, asks for: posix.system is os.system."""
     name = name.strip()
     module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))

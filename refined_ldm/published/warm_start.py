@@ -86,11 +86,14 @@ def is_model(path: str | Path | None) -> bool:
 
 
 def _take_ours(model, folder, wanted):
-    """Load parts from a folder of ours -> the set of them; with the U-Net come its linear denoiser and its scale."""
+    """Load parts from a folder of ours -> the set of them; with the U-Net come its linear denoiser and its scale.
+
+    A U-Net without a caption map starts one that has it; the map is new.
+    """
     taken = set()
     for part in sorted(wanted):
         if part_path(folder, part, model.config).is_file():
-            model.load_part(part, folder)
+            model.load_part(part, folder, optional=("caption_map", "map_in"))
             taken |= {"ldm", "scale"} if part == "ldm" else {part}
     return taken
 

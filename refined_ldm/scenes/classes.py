@@ -23,7 +23,7 @@ class Event:
     count: int | None  # times or notes, None for a sound that cannot be counted
     gain: float  # dB, relative to the louder event of the scene
     rate: float | None  # times or drops a second
-    distant: bool  # far away: low-passed, faint and reverberant
+    distant: bool  # far away: low-passed, quiet and reverberant
 
 
 @dataclass(frozen=True)

@@ -117,6 +117,47 @@ class SoundScenes(Dataset):
             "labels": tuple(event.name for event in named),
         }
 
+    def exchange(self, index: int, place: int, name: str | None) -> tuple[dict, dict]:
+        """Scene `index`, a sequence, as it is and with event `place` (0 or 1) exchanged for one of class `name`.
+
+        Both are items, of which all but the exchanged event is the same, sample by sample: the right answer of an edit.
+        The new event begins where the old one did and is as loud; None leaves a gap. The captions name no details.
+        Raises ValueError for a scene of another kind, or one in which the new event does not fit.
+        """
+        item = self[index]
+        if item["kind"] != "sequence" or place not in (0, 1) or self.split == "test_order":
+            raise ValueError(f"an event of a sequence can be exchanged, got event {place} of {item['id']}")
+        n, rng = round(self.seconds * SAMPLE_RATE), _generator(item["id"], "sequence")
+        share = rng.uniform(0.42, 0.56)
+        rooms = [self.seconds * 0.95 * share, self.seconds * 0.95 * (1 - share)]
+
+        def placed(name: str, at: int) -> tuple[np.ndarray, Event]:
+            old = item["events"][at]
+            waveform, event = self._render(item["id"], name, rooms[at])
+            track, start = np.zeros(n), round(old.onset * SAMPLE_RATE)
+            waveform = waveform[: n - start] * 10 ** (old.gain / 20)
+            track[start : start + len(waveform)] = waveform
+            offset = old.onset + len(waveform) / SAMPLE_RATE
+            return track, replace(event, onset=old.onset, offset=offset, gain=old.gain)
+
+        tracks, events = zip(*(placed(event.name, at) for at, event in enumerate(item["events"])), strict=True)
+        total = sum(tracks)
+        mean, factor = total.mean(), 0.5 / np.abs(total - total.mean()).max()
+        new, event = placed(name, place) if name else (np.zeros(n), None)
+        exchanged = total - tracks[place] + new
+        found = []
+        for waveform, present in ((total, events), (exchanged, [*events[:place], event, *events[place + 1 :]])):
+            present = [event for event in present if event]
+            waveform = ((waveform - mean) * factor).astype(np.float32)
+            if np.abs(waveform).max() > 1 or present != sorted(present, key=lambda event: event.onset):
+                raise ValueError(f"{name} does not fit in {item['id']}")
+            captions = tuple(map(str, write_captions(_generator(item["id"], "exchange"), "sequence", present, 0.0)))
+            found.append(item | {
+                "waveform": torch.from_numpy(waveform), "caption": captions[0], "captions": captions,
+                "events": tuple(present), "labels": tuple(event.name for event in present),
+            })  # fmt: skip
+        return tuple(found)
+
     def _choose(self, scene: str, kind: str) -> tuple[str, ...]:
         """Choose classes by rendezvous hashing: each takes the name whose hash with the scene is highest."""
 
@@ -149,7 +190,7 @@ def captions_of(item: dict, count: int | None = None, detailed: float = 0.6) -> 
     events = [event for event in events if event.name in item["labels"]]
     if count is None:
         return write_captions(_generator(item["id"], "captions"), item["kind"], events, detailed)
-    captions, draw = [], 0
+    captions, draw, count = [], 0, whole("count", count, 1)
     while len(captions) < count:
         captions += write_captions(_generator(item["id"], "more captions", str(draw)), item["kind"], events, detailed)
         draw += 1

@@ -97,7 +97,7 @@ class SoundFont:
         return np.frombuffer(self._chunks[name], dtype)
 
     def _instruments(self) -> list[list[dict]]:
-        """Return the zones of every instrument; a zone is a dict of the generators we obey."""
+        """Return the zones of every instrument; a zone is a dict of the supported generators."""
         headers, bags = self._table("inst", np.dtype([("name", "S20"), ("bag", "<u2")])), self._table("ibag", "<u2,<u2")
         generators = self._table("igen", GENERATOR_ITEM)
         defaults = dict(GENERATOR.values())

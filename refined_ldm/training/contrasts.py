@@ -210,11 +210,11 @@ def train_text_details(
         own, others = text.split([len(captions), len(twins)])
         terms = {
             "pairs": contrastive_loss(audio, own, scale),
-            "heard": twin_loss(audio, own, others, row, scale),
+            "twins": twin_loss(audio, own, others, row, scale),
             "near": nearness_loss(own, others, row),
             "read": probe_loss(logits, answers),
         }
-        return {"loss": terms["pairs"] + 0.5 * terms["heard"] + terms["near"] + terms["read"], **terms}
+        return {"loss": terms["pairs"] + 0.5 * terms["twins"] + terms["near"] + terms["read"], **terms}
 
     batches = loader(ContrastedClips(clips, embeddings=embeddings, waveforms=False), settings.batch_size, seed)
     with _only(clap, "text"):
@@ -247,9 +247,9 @@ def train_audio_details(
         audio = network.embed_audio(batch["waveform"].to(device), 16_000)
         terms = {
             "pairs": contrastive_loss(audio, own, network.logit_scale),
-            "heard": twin_loss(audio, own, others, row, network.logit_scale),
+            "twins": twin_loss(audio, own, others, row, network.logit_scale),
         }
-        return {"loss": terms["pairs"] + terms["heard"], **terms}
+        return {"loss": terms["pairs"] + terms["twins"], **terms}
 
     batches = loader(ContrastedClips(clips), settings.batch_size, seed)
     with _only(clap, "audio"):

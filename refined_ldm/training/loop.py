@@ -162,7 +162,7 @@ def learning_rate(index: int, settings: StageConfig) -> float:
 
 
 def _read(metrics, accelerator=None):
-    """Return {name: number} of scalars, with one wait for their device; with an accelerator means over its processes."""
+    """Return {name: number} of scalars, with one wait; with an accelerator the means over its processes."""
     values = torch.stack([value.detach().float() for value in metrics.values()])
     if accelerator is not None and accelerator.num_processes > 1:
         values = accelerator.reduce(values, "mean")

@@ -8,7 +8,6 @@ has trained itself takes precedence.
 Notebook: 03
 """
 
-import hashlib
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -18,15 +17,12 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import nn
-from torch.utils.data import Dataset
 
 from refined_ldm.config import MADE_BY, STAGES, Config, load_config
-from refined_ldm.data.caches import CACHED_KEYS, HOLDS, cache_clips, cache_latents, encoded_at_once
-from refined_ldm.data.captioned_audio import CaptionedAudio, loader
-from refined_ldm.data.listing import captions_table
+from refined_ldm.data.caches import HOLDS
+from refined_ldm.data.captioned_audio import loader
 from refined_ldm.data.shards import find_shards
-from refined_ldm.devices import copy_to_cpu, feeding, pick_accelerator
+from refined_ldm.devices import feeding, pick_accelerator
 from refined_ldm.discriminators import Discriminators
 from refined_ldm.durable.run_state import (
     SCALE_FILE,
@@ -40,12 +36,12 @@ from refined_ldm.files import JUNK, check_folder, check_place
 from refined_ldm.integers import whole_seed
 from refined_ldm.published.hub import CONDITIONERS, fetch
 from refined_ldm.published.warm_start import find_named_files, is_model, keep_captions, load_named_parts, names_files
-from refined_ldm.scenes.dataset import SoundScenes
 from refined_ldm.text_to_audio import RefinedAudioLDM, part_path
-from refined_ldm.training.contrasts import WrittenClips, train_audio_details, train_text_details
+from refined_ldm.training.contrasts import train_audio_details, train_text_details
+from refined_ldm.training.inputs import LEFT_OUT, cached_clips, encode_clips, fit_caption_map, measure_latents
 from refined_ldm.training.loop import Step
 from refined_ldm.training.stages import stage_settings, train_clap, train_hifigan, train_ldm, train_vae
-from refined_ldm.vae import PatchDiscriminator, latent_scale
+from refined_ldm.vae import PatchDiscriminator
 from refined_ldm.weights import load_into, read_weights, save_weights
 
 DETAILS = {"details-text": train_text_details, "details-audio": train_audio_details}  # of the conditioner, by tower
@@ -58,29 +54,8 @@ RUN = (  # names of the files in a run's folder
     r"config\.yaml|checkpoints|discriminators|tokenizer|(clips|latents|sounds|embeddings)-.+|left-out\.txt|"
     r"(vae|clap|ldm|hifigan)\.csv|.+\.safetensors"
 )
-LEFT_OUT = "left-out.txt"  # of a run: the recordings that could not be used, and why
 # the discriminators of a stage, below the folder of a run
 DISCRIMINATOR_FILES = {stage: f"discriminators/{stage}.safetensors" for stage in ("vae", "hifigan")}
-
-
-def open_data(config: Config, split: str = "train", size: int | None = None, skip_bad: bool = False) -> Dataset:
-    """Open the data set of a configuration: SoundScenes, a folder of recordings, a CSV file, AudioLDM's JSON or shards.
-
-    size: number of scenes, `config.clips` if None. skip_bad: leave out unusable recordings.
-    Raises ValueError or FileNotFoundError for unusable recordings without `skip_bad`.
-
-    Notebook: 03
-    """
-    if config.data == "scenes":
-        return SoundScenes(split, config.clips if size is None else size, config.seconds)
-    path = Path(config.data)
-    if path.suffix == ".json":
-        return CaptionedAudio.from_audioldm(path, split, config.seconds, config.data_sets, skip_bad=skip_bad)
-    extracted = path.is_dir() and captions_table(path)  # archives may lie beside their extracted files
-    if find_shards(path) and not extracted:
-        return CaptionedAudio.from_shards(path, config.seconds, skip_bad=skip_bad)
-    reader = CaptionedAudio.from_folder if path.is_dir() else CaptionedAudio.from_csv
-    return reader(path, config.seconds, skip_bad=skip_bad)
 
 
 def default_stages(config: Config) -> tuple[str, ...]:
@@ -103,7 +78,7 @@ def check_run(config: Config, stages: Sequence[str], run_dir: str | Path, resume
     parts = [part_path(run_dir, part, config).name for part in STAGES]
     check_folder(run_dir, [*parts, "config.yaml", LEFT_OUT, *(f"{stage}.csv" for stage in stages)])
     check_folder(run_dir / "discriminators", [Path(file).name for file in DISCRIMINATOR_FILES.values()])
-    for cache in ("clips-train", "latents-train"):
+    for cache in ("clips-train", "latents-train", "embeddings-train"):
         check_place(run_dir / cache, HOLDS)
     for stage in stages:
         check_folder(run_dir / "checkpoints" / stage)
@@ -150,18 +125,20 @@ def _refuse_other_settings(config, stages, run_dir):
     stay = [part for part in STAGES if part not in stages and part_path(run_dir, part, config).is_file()]
     if stay and settings.is_file():
         names = dict.fromkeys(name for part in stay for name in MADE_BY[part])
-        if unlike := config.unlike(load_config(settings), names):
+        if differences := config.differences(load_config(settings), names):
             raise ValueError(
                 f"the settings are not those of the finished {', '.join(stay)} in {run_dir}: "
-                f"{', '.join(unlike)}; give another --run"
+                f"{', '.join(differences)}; give another --run"
             )
 
 
 def check_files(config: Config, stages: Sequence[str], run_dir: str | Path, resume: bool = False) -> None:
     """Check, before any work, that data, named files and the parts that a stage depends on exist.
 
-    Raises FileNotFoundError for the first that is missing.
+    Raises FileNotFoundError for the first that is missing, ValueError for a stage that the data cannot train.
     """
+    for stage in stages:
+        _refuse_details(config, stage)
     if config.data != "scenes" and not (Path(config.data).exists() or find_shards(config.data)):
         raise FileNotFoundError(f"no recordings at {config.data} (in AudioLDM's YAML metadata_root): give --data PATH")
     for stage in stages:
@@ -179,6 +156,14 @@ def check_files(config: Config, stages: Sequence[str], run_dir: str | Path, resu
             if config.clap not in CONDITIONERS:
                 raise FileNotFoundError(f"no weights at {part_path(run_dir, 'clap', config)}")
             fetch(CONDITIONERS[config.clap])
+
+
+def _refuse_details(config, stage):
+    """Raise ValueError if a detail stage is to be trained on recordings."""
+    if stage in DETAILS and config.data != "scenes":
+        raise ValueError(
+            f"{stage} is trained on the generated captions of data 'scenes' only, got {config.data}: leave it out"
+        )
 
 
 @contextmanager
@@ -230,6 +215,7 @@ def train_stage(
         raise ValueError(f"no stage {stage!r}: choose from {', '.join(STAGES)}")
     run_dir, config, seed = Path(run_dir), model.config, whole_seed(seed)
     settings = stage_settings(model.config, stage, max_steps, lr)  # refused before the clips are rendered
+    _refuse_details(config, stage)
     if not resume:
         refuse_old(run_dir / "checkpoints", stage)
         _refuse_finished(run_dir, stage, config)
@@ -237,8 +223,6 @@ def train_stage(
         return
     lacking = _missing_parts(config, stage, run_dir, resume)
     named = load_named_parts(model, lacking)
-    if stage in DETAILS and config.data != "scenes":
-        raise ValueError(f"details are trained on the generated captions of data 'scenes' only: got {config.data}")
     if config.start_from and stage == "ldm" and "ldm" in lacking - named:
         warnings.warn(
             f"the U-Net of {config.start_from} was trained with another conditioner than {config.clap}: the layer "
@@ -269,6 +253,8 @@ def train_stage(
                 save_weights(run_dir / SCALE_FILE, _scale_state(model))
         if "ldm" in named and is_model(config.start_from):
             keep_captions(model, config.start_from, [item["caption"] for item in clips.rest[:FITTED]])
+        if config.unet.caption_map and not resume and not model.unet.map_in.weight.any():
+            fit_caption_map(model, latents)
         if accelerator.is_main_process:
             _save_parts(model, named, run_dir)
         yield from train_ldm(model, loader(latents, settings.batch_size, seed, **feeding(model.device)), **common)
@@ -353,130 +339,7 @@ def _save_config(model, run_dir):
     config.save(run_dir / "config.yaml")
 
 
-def cached_clips(
-    config: Config,
-    run_dir: str | Path,
-    split: str = "train",
-    size: int | None = None,
-    on_clips: Callable[[int, int], None] | None = None,
-    skip_bad: bool = False,
-) -> Dataset:
-    """Return the clips of a configuration, rendered or decoded once into run_dir; LEFT_OUT lists unusable recordings.
-
-    Arguments and Raises as for `open_data` and `train_stage`.
-    """
-    data = open_data(config, split, size, skip_bad)
-    listed = Path(run_dir) / LEFT_OUT
-    listed.unlink(missing_ok=True)
-    if left_out := getattr(data, "left_out", ()):
-        listed.parent.mkdir(parents=True, exist_ok=True)
-        lines = "".join(f"{' '.join(fault.split())}\n" for fault in left_out)
-        listed.write_text(lines, encoding="utf-8", errors="backslashreplace")
-    return cache_clips(
-        Path(run_dir) / f"clips-{split}", data, {"data": data.fingerprint(), "kept": list(CACHED_KEYS)}, on_clips
-    )
-
-
-@torch.no_grad()
-def prepare_latents(
-    model: RefinedAudioLDM,
-    clips: Dataset,
-    run_dir: str | Path,
-    on_clips: Callable[[int, int], None] | None = None,
-) -> Dataset:
-    """Encode clips and captions once, measure the latent scale on the first 512 and fit the linear denoiser.
-
-    Returns items with "latent" (C, T, F), unscaled, and "embeddings" (K, D) or "captions".
-
-    Notebook: 03
-    """
-    latents = encode_clips(model, clips, run_dir, on_clips)
-    measure_latents(model, clips, latents)
-    return latents
-
-
-@torch.no_grad()
-def encode_clips(
-    model: RefinedAudioLDM,
-    clips: Dataset,
-    run_dir: str | Path,
-    on_clips: Callable[[int, int], None] | None = None,
-) -> Dataset:
-    """Encode clips and captions once, into run_dir, with the model's VAE and conditioner.
-
-    With `more_captions`, which a grammar writes for scenes, they are embedded during training instead. With an
-    `audio_share` the clips themselves are embedded too. Returns items as `prepare_latents` does.
-    """
-    model.eval()
-
-    def encode(waveform):
-        return model.vae.encode(model.mel(waveform.to(model.device))).mean
-
-    def embed_audio(waveform):
-        return model.clap.embed_audio(waveform.to(model.device), model.config.mel.sample_rate)
-
-    latents = cache_latents(
-        Path(run_dir) / "latents-train",
-        clips,
-        encode,
-        None,
-        {**clips.made_of, "vae": weights_digest(model.vae)},
-        on_clips,
-    )
-    parts, made_of = [latents], {**clips.made_of, "clap": weights_digest(model.clap)}
-    if model.config.training["ldm"].audio_share:
-        folder = Path(run_dir) / "sounds-train"
-        parts.append(cache_latents(folder, clips, None, None, made_of, on_clips, embed_audio))
-    if model.config.more_captions and model.config.data == "scenes":  # too many for a cache
-        return Joined(*parts, WrittenClips(clips, model.config.more_captions))
-    folder = Path(run_dir) / "embeddings-train"
-    return Joined(*parts, cache_latents(folder, clips, None, model.clap.embed_text, made_of))
-
-
-class Joined(Dataset):
-    """Data sets of the same clips, joined item by item."""
-
-    def __init__(self, *parts: Dataset):
-        self.parts = parts
-
-    def __len__(self):
-        return len(self.parts[0])
-
-    def __getitem__(self, index):
-        return {key: value for part in self.parts for key, value in part[index].items()}
-
-
-@torch.no_grad()
-def measure_latents(model: RefinedAudioLDM, clips: Dataset, latents: Dataset) -> None:
-    """Measure the latent scale on the first 512 clips and fit the linear denoiser to the first 4000 latents."""
-    model.eval()
-    fixed = torch.stack([clips[i]["waveform"] for i in range(min(512, len(clips)))])
-    sets = fixed.split(encoded_at_once(fixed.shape[1]))
-    model.latent_scale.fill_(latent_scale(model.vae, (model.mel(w.to(model.device)) for w in sets)))
-    if model.gaussian is not None:
-        known = [latents[i] for i in range(min(4000, len(latents)))]
-        embeddings = [item.get("embeddings", None) for item in known]
-        if embeddings[0] is None:
-            embeddings = [model.clap.embed_text(list(item["captions"])).cpu() for item in known]
-        fit_gaussian(model, torch.stack([item["latent"] for item in known]), torch.stack(embeddings))
-
-
-def fit_gaussian(model: RefinedAudioLDM, latents: torch.Tensor, embeddings: torch.Tensor) -> None:
-    """Fit the linear denoiser to unscaled latents (N, C, T, F) and the embeddings (N, K, D) of their captions."""
-    scaled, embeddings = latents * model.latent_scale.cpu(), embeddings[..., : model.config.unet.embedding_dim]
-    conditions = (embeddings,) if model.config.parameterization == "caption-gaussian" else ()
-    model.gaussian.fit(scaled, *conditions)
-
-
 def _scale_state(model):
     """Return the state measured before the U-Net is trained: latent scale and, if there is one, linear denoiser."""
     gaussian = {} if model.gaussian is None else model.gaussian.state_dict()
     return {"scale": model.latent_scale} | {f"gaussian.{name}": tensor for name, tensor in gaussian.items()}
-
-
-def weights_digest(module: nn.Module) -> str:
-    """Return a digest of a module's weights, 16 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for name, value in sorted(copy_to_cpu(module.state_dict()).items()):
-        digest.update(name.encode() + value.numpy().tobytes())
-    return digest.hexdigest()[:16]

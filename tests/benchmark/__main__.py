@@ -12,7 +12,9 @@ def main(arguments=None) -> None:
     parser.add_argument("--no-peers", action="store_true", help="leave out other people's code for the same work")
     parser.add_argument("--sizes", action="store_true", help="cost against length, batch and width too (minutes)")
     parser.add_argument("--accuracy", action="store_true", help="what quick arithmetic and few steps change (minutes)")
-    parser.add_argument("--few-steps", type=int, default=0, metavar="CLIPS", help="how good few steps are (96: an hour)")
+    parser.add_argument(
+        "--few-steps", type=int, default=0, metavar="CLIPS", help="how good few steps are (96: an hour)"
+    )
     parser.add_argument("--notebooks", action="store_true", help="the notebooks too (minutes)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write pictures and tables there")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")

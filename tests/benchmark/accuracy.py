@@ -23,7 +23,7 @@ SAMPLERS = {  # name -> settings of `generate`; the last one is AudioLDM's
 
 @torch.no_grad()
 def rounding(model, items, ways=QUICK):
-    """What each way of `optimize_for_inference` changes -> rows: way, unet_error, unet_error_worst, mel_l1, mel_l1_change.
+    """What each way of `optimize_for_inference` changes, in rows: way, unet_error{,_worst}, mel_l1, mel_l1_change.
 
     unet_error: relative error |y - y32| / |y32| of the U-Net's output, over all of TIMESTEPS and at the worst of them.
     mel_l1: log-mel L1 of clips through VAE and vocoder to the clips; mel_l1_change: relative to that of plain float32.
@@ -65,7 +65,7 @@ def against_reference(model, captions, samplers=SAMPLERS, reference_steps=1000, 
     """
     seconds = model.config.seconds if seconds is None else seconds
     c = model.clap.embed_text(captions)
-    z_T = torch.randn(len(c), *model._latent_shape(seconds), generator=torch.Generator().manual_seed(0)).to(c)
+    z_T = torch.randn(len(c), *model.latent_shape(seconds), generator=torch.Generator().manual_seed(0)).to(c)
     z_ref = model.sample_latent(c, z_T, reference_steps, sampler="ddim", eta=0.0)
     rows = []
     for name, how in samplers.items():
@@ -74,22 +74,22 @@ def against_reference(model, captions, samplers=SAMPLERS, reference_steps=1000, 
     return rows
 
 
-def few_steps(model, listener, real, items, samplers=SAMPLERS, guidance=None, on_row=print):
+def few_steps(model, probed, real, items, samplers=SAMPLERS, guidance=None, on_row=print):
     """Fréchet distance to real clips and recall by each way of sampling, with 95 % intervals over clips -> rows.
 
     real: embeddings (N, D) of the rendered clips of `items`.
     """
     dimensions, rows = min(64, len(items) // 3, real.shape[1]), []
     for name, how in samplers.items():
-        judged = evaluate_generated(listener, model, items, guidance, batch_size=16, **how)
+        judged = evaluate_generated(probed, model, items, guidance, batch_size=16, **how)
         low, high = bootstrap_interval(
             lambda a: frechet_distance(a, real, dimensions), judged.embeddings, resamples=100, centre=True
         )
-        heard = summary(judged)
+        adherence = summary(judged)
         rows.append({
             "sampler": name, "clips": len(items), "frechet": frechet_distance(judged.embeddings, real, dimensions),
-            "low": low, "high": high, "recall": heard["recall"], "recall_low": heard["low"],
-            "recall_high": heard["high"],
+            "low": low, "high": high, "recall": adherence["recall"], "recall_low": adherence["low"],
+            "recall_high": adherence["high"],
         })  # fmt: skip
         on_row(f"{name:<32} Fréchet {rows[-1]['frechet']:.1f} ({low:.1f}-{high:.1f}), recall {rows[-1]['recall']:.3f}")
     return rows
@@ -112,7 +112,7 @@ def measure_accuracy(on_row=print, clips=8):
 def measure_few_steps(on_row=print, clips=96, probe_clips=1500):
     """`few_steps` for preset `tiny`: the first `clips` test captions, held against twice as many rendered clips."""
     model = RefinedAudioLDM.from_preset("tiny")
-    listener = fit_probe(Aisfx.load(), probe_clips, seconds=model.config.seconds)
+    probed = fit_probe(Aisfx.load(), probe_clips, seconds=model.config.seconds)
     rendered = rendered_clips(2 * clips, seconds=model.config.seconds)
-    real = listener.embed_audio(torch.stack([item["waveform"] for item in rendered]))
-    return few_steps(model, listener, real, rendered[:clips], on_row=on_row)
+    real = probed.embed_audio(torch.stack([item["waveform"] for item in rendered]))
+    return few_steps(model, probed, real, rendered[:clips], on_row=on_row)

@@ -20,7 +20,7 @@ from refined_ldm.devices import pick_precision
 from refined_ldm.hifigan import HiFiGAN
 from refined_ldm.inference import optimize_for_inference
 from refined_ldm.mel import MelSpectrogram
-from refined_ldm.published.reference_clap import OfficialClap, laion_clap_model, ms_clap_model
+from refined_ldm.published.reference_clap import ReferenceClap, laion_clap_model, ms_clap_model
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.tokenizer import small_roberta_tokenizer
 from refined_ldm.training.stages import train_ldm
@@ -82,9 +82,9 @@ def against_peers(on_row=print, rounds=2, only=None):
                 work = make(stack, missing)
                 rows += _timed(work, peaks, rounds, on_row)
             del work
-    for told in missing:
-        on_row(f"left out: {told}")
-    return [*rows, *({"work": "left out", "peer": told} for told in missing)]
+    for message in missing:
+        on_row(f"left out: {message}")
+    return [*rows, *({"work": "left out", "peer": message} for message in missing)]
 
 
 def _timed(work, peaks, rounds, on_row):
@@ -282,13 +282,13 @@ def _listening(name, package, missing, what):
     ids, mask = ours.tokenizer(captions, config.max_tokens)
     peers = {}
     with missing.noted():
-        theirs = OfficialClap(name, ms_clap_model() if name == "ms-clap-2023" else laion_clap_model())
+        theirs = ReferenceClap(name, ms_clap_model() if name == "ms-clap-2023" else laion_clap_model())
         peers[package] = lambda: ([theirs.embed_audio(clips, config.sample_rate) for clips in waveform.split(8)],
                                   theirs.embed_tokens(ids, mask))  # fmt: skip
 
     def hear_and_read():
-        heard = [ours.embed_audio(clips, config.sample_rate) for clips in waveform.split(8)]
-        return torch.cat(heard), ours.embed_text(captions)
+        audio = [ours.embed_audio(clips, config.sample_rate) for clips in waveform.split(8)]
+        return torch.cat(audio), ours.embed_text(captions)
 
     return Work(what, _without_grad(hear_and_read), peers, {package: 2})
 

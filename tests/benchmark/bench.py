@@ -5,6 +5,7 @@ Every row is measured here and now, stands beside its goal, and says by which co
 
 import ctypes
 import gc
+import os
 import platform
 import subprocess
 import sys
@@ -45,6 +46,12 @@ def bench(notebooks=False, on_row=print):
     model = RefinedAudioLDM.from_preset("tiny")
     model.generate(["a dog barks"], seconds=2.56)
     row("the same in a warm process", best_of(lambda: model.generate(["a dog barks"], seconds=2.56)), "s", 2)
+    alone = rows[-1]["measured"]
+    with _busy_neighbour():
+        beside = best_of(lambda: model.generate(["a dog barks"], seconds=2.56))
+    row("the same beside one busy process, times as long", beside / alone, "x", 2)
+    asleep, spinning = (_clip_seconds(policy) for policy in ("PASSIVE", "ACTIVE"))
+    row("threads that sleep as they wait, times as long as spinning", asleep / spinning, "x", 1.05)
     row("eight captions in a warm process, seconds each", best_of(lambda: model.generate(["rain"] * 8)) / 8, "s", 2)
 
     scenes = SoundScenes("train", size=10**6)
@@ -133,6 +140,20 @@ def _import_seconds():
 
     bare = min(process("pass") for _ in range(3))
     return max(0.0, min(process("import refined_ldm") for _ in range(3)) - bare)
+
+
+def _clip_seconds(policy):
+    """The least seconds for a clip in a warm process of its own whose threads wait by OMP_WAIT_POLICY."""
+    code = """
+import refined_ldm
+from tests.benchmark.bench import best_of
+model = refined_ldm.RefinedAudioLDM.from_preset("tiny")
+model.generate(["a dog barks"])
+print(best_of(lambda: model.generate(["a dog barks"])))
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"} | {"OMP_WAIT_POLICY": policy}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
+    return float(done.stdout)
 
 
 def _process(command):

@@ -2,8 +2,9 @@
 
     python -m tests.benchmark.compare_vocoders runs/tiny [SECONDS]
 
-Every head starts from nothing and learns for the same CPU seconds on spectral distances; every set of judges joins the
-shipped vocoder for the same CPU seconds. Then 100 test clips go through each. runs/tiny holds the rendered clips.
+Every head starts from random weights and learns for the same CPU seconds on spectral distances; every set of
+discriminators joins the shipped vocoder for the same CPU seconds. Then 100 test clips go through each. runs/tiny holds
+the rendered clips.
 """
 
 import sys
@@ -23,7 +24,7 @@ from refined_ldm.evaluation.embeddings.aisfx import Aisfx
 from refined_ldm.evaluation.metrics import bootstrap_interval, frechet_distance
 from refined_ldm.hifigan import HiFiGAN, HiFiGANConfig
 from refined_ldm.text_to_audio import RefinedAudioLDM
-from refined_ldm.training.pipeline import cached_clips
+from refined_ldm.training.inputs import cached_clips
 from refined_ldm.training.stages import train_hifigan
 
 SMALL = HiFiGANConfig(channels=128)  # the published layout, 1/8 of its channels
@@ -50,11 +51,11 @@ DISCRIMINATOR_FILES = {
 }
 
 
-def trained(model, clips, seconds, settings, judges=None):
+def trained(model, clips, seconds, settings, discriminators=None):
     """Train for so many CPU seconds, on a cosine that is cut off there -> steps made."""
     start, steps = time.process_time(), 0
     model.config = replace(model.config, training={**model.config.training, "hifigan": settings})
-    for step in train_hifigan(model, loader(clips, settings.batch_size, 0), discriminators=judges):
+    for step in train_hifigan(model, loader(clips, settings.batch_size, 0), discriminators=discriminators):
         steps = step.index
         if time.process_time() - start > seconds:
             break
@@ -67,9 +68,9 @@ def measured(model, waveform, judge, reference):
     sound = torch.cat([model.vocoder(model.mel(part)) for part in waveform.split(25)])
     l1 = (model.mel(sound) - model.mel(waveform)).abs().mean((1, 2, 3)).numpy()
     stft = np.array([stft_loss(a[None], b[None]).item() for a, b in zip(sound, waveform, strict=True)])
-    heard = judge(sound, 16_000).numpy()
-    distance = frechet_distance(heard, reference, 32)
-    interval = bootstrap_interval(lambda x: frechet_distance(x, reference, 32), heard, resamples=50, centre=True)
+    embedded = judge(sound, 16_000).numpy()
+    distance = frechet_distance(embedded, reference, 32)
+    interval = bootstrap_interval(lambda x: frechet_distance(x, reference, 32), embedded, resamples=50, centre=True)
     return {"log-mel L1": (l1.mean(), *bootstrap_interval(np.mean, l1)),
             "STFT distance": (stft.mean(), *bootstrap_interval(np.mean, stft)),
             "Fréchet distance": (distance, *interval)}  # fmt: skip
@@ -99,8 +100,8 @@ def main(run, seconds):
     for name, config in DISCRIMINATOR_FILES.items():
         model = RefinedAudioLDM.from_preset("tiny")
         torch.manual_seed(0)
-        judges = None if config is None else Discriminators(config)
-        steps = trained(model, clips, seconds, StageConfig(10_000, lr=2e-4, **common), judges)
+        discriminators = None if config is None else Discriminators(config)
+        steps = trained(model, clips, seconds, StageConfig(10_000, lr=2e-4, **common), discriminators)
         add("judges, of the shipped vocoder", name, model, steps)
     display.save_table(table, "04_heads")
 

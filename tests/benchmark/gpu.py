@@ -159,7 +159,7 @@ def against_cpu(m: Machine) -> list[dict]:
     """The same numbers as on the CPU, within rounding; one seed twice."""
     cpu, model = m.sizes.shipped("cpu"), m.sizes.shipped(m.device)
     generator, unet = torch.Generator().manual_seed(0), cpu.config.unet
-    inputs = (torch.randn(2, *cpu._latent_shape(cpu.config.seconds), generator=generator), torch.tensor([100, 900]),
+    inputs = (torch.randn(2, *cpu.latent_shape(cpu.config.seconds), generator=generator), torch.tensor([100, 900]),
               torch.randn(2, unet.condition_dim, generator=generator))  # fmt: skip
     expected, rows = cpu.unet(*inputs), []
 
@@ -263,7 +263,7 @@ def _split(m: Machine, model: RefinedAudioLDM, batch: int) -> dict:
 
     whole, data = step_seconds(settings)
     without, _ = step_seconds(replace(settings, ema_decay=0.0))
-    precision, z = pick_accelerator(m.device).mixed_precision, model._latent_shape(model.config.seconds)
+    precision, z = pick_accelerator(m.device).mixed_precision, model.latent_shape(model.config.seconds)
     inputs = (torch.randn(batch, *z, device=m.device), torch.full((batch,), 500, device=m.device),
               torch.randn(batch, model.config.unet.condition_dim, device=m.device))  # fmt: skip
 
@@ -311,7 +311,7 @@ def sampling(m: Machine) -> list[dict]:
             seconds = m.seconds(lambda n=captions: model.generate([CAPTION] * n, steps=m.sizes.steps).cpu())
             row |= {"precision": precision, "seconds": round(seconds, 4)}
         rows.append(row)
-    shape, width = model._latent_shape(model.config.seconds), model.config.unet.condition_dim
+    shape, width = model.latent_shape(model.config.seconds), model.config.unet.condition_dim
     inputs = (torch.randn(2, *shape, device=m.device), torch.full((2,), 500, device=m.device),
               torch.randn(2, width, device=m.device))  # fmt: skip
     ways = {"eager": model.unet}
@@ -374,7 +374,7 @@ def what_helps(m: Machine) -> list[dict]:
     for name, change in ways.items():
         model = m.sizes.published(m.device)
         change(model)
-        shape = shape or model._latent_shape(model.config.seconds)
+        shape = shape or model.latent_shape(model.config.seconds)
         inputs = (torch.randn(2, *shape, device=m.device), torch.full((2,), 500, device=m.device),
                   torch.randn(2, model.config.unet.condition_dim, device=m.device))  # fmt: skip
         row = {"what": name}

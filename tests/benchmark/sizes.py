@@ -26,7 +26,7 @@ def cost_against_size(on_row=print, lengths=LENGTHS, batches=BATCHES, widths=WID
 
     def measure(against, size, seconds, batch, unet=model.unet, parts=("U-Net step", "VAE decode", "vocoder")):
         place = model.device
-        z_t = torch.randn(batch, *model._latent_shape(seconds), device=place)
+        z_t = torch.randn(batch, *model.latent_shape(seconds), device=place)
         t, c = torch.full((batch,), 500, device=place), torch.randn(batch, unet.config.embedding_dim, device=place)
         with torch.no_grad():
             mel = model.decode(z_t)

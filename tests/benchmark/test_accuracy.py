@@ -36,7 +36,7 @@ def test_few_steps_are_judged_with_intervals(monkeypatch):
     generator = np.random.default_rng(0)
     made = {3: generator.normal(size=(30, 6)), 9: 5 + generator.normal(size=(30, 6))}
 
-    def judged(listener, model, items, guidance, batch_size, steps):
+    def judged(probed, model, items, guidance, batch_size, steps):
         return AdherenceResult([{"recall": steps / 9}] * 30, made[steps])
 
     monkeypatch.setattr(accuracy, "evaluate_generated", judged)

@@ -31,7 +31,7 @@ def test_who_is_not_installed_is_left_out_and_named(monkeypatch):
     monkeypatch.setattr(peers, "find_spec", lambda name: None)
     missing = Missing()
     assert bench_peers.log_mel(None, missing).peers == {}
-    assert len(missing) == 2 and all("pip install" in told for told in missing)
+    assert len(missing) == 2 and all("pip install" in message for message in missing)
     monkeypatch.setattr(bench_peers, "WORKS", (bench_peers.log_mel,))
     monkeypatch.setattr(bench_peers, "in_turn", lambda works, rounds: dict.fromkeys(works, 1.0))
     rows = against_peers(lambda line: None)

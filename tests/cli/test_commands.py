@@ -13,6 +13,7 @@ import soundfile
 
 from refined_ldm.cli import commands as cli
 from refined_ldm.cli.notebooks import NOTEBOOKS
+from refined_ldm.cli.results import check_result
 from refined_ldm.config import STAGES
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.training import pipeline
@@ -21,7 +22,7 @@ from tests.support.shell import run
 
 TINY = """
 preset: tiny
-clips: 40
+clips: 12
 steps: 2
 training:
   vae: {max_steps: 2, batch_size: 2}
@@ -61,7 +62,7 @@ def test_the_same_command_writes_the_same_file_and_another_seed_another(checkpoi
     assert a == b != c
 
 
-def test_json_tells_what_was_written(checkpoint, tmp_path, capsys):
+def test_json_lists_the_written_files(checkpoint, tmp_path, capsys):
     status, printed, _ = run(capsys, "generate", "rain", "--checkpoint", checkpoint, "--out", tmp_path / "a", "--json")
     found = json.loads("\n".join(printed))
     assert status == 0 and found["took"] > 0
@@ -116,6 +117,7 @@ def test_a_seed_that_is_none_is_one_line_with_its_option(capsys, command, seed):
     ["evaluate", "a", "b", "--sample-rate", "0"], ["evaluate", "a", "b", "--sample-rate", "-16000"],
     ["budget", "--clips", "1"], ["experiment", "--iterations", "0"], ["experiment", "--seeds", "-1"],
     ["experiment", "--clips", "0"], ["notebooks", "--jobs", "1.5"],
+    ["evaluate", "--details", "1"], ["evaluate", "--details", "-5"], ["evaluate", "--details", "2.5"],
 ])  # fmt: skip
 def test_a_number_that_cannot_be_meant_is_one_line_with_its_option(capsys, arguments):
     status, printed, errors = run(capsys, *arguments)
@@ -176,7 +178,7 @@ def test_train_then_generate_from_a_yaml_file(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_training_that_is_stopped_tells_how_to_go_on(tmp_path, capsys, monkeypatch, number, status):
+def test_a_stopped_training_prints_how_to_resume(tmp_path, capsys, monkeypatch, number, status):
     small.use_small_clap(monkeypatch)
     stage = replace(small.STAGE, max_steps=4, save_every=100)
     small.config(seconds=1.28, clips=4, training={"vae": stage}).save(tmp_path / "small.yaml")
@@ -191,9 +193,13 @@ def test_a_training_that_is_stopped_tells_how_to_go_on(tmp_path, capsys, monkeyp
     monkeypatch.setattr(pipeline, "train_stage", stopped)
     arguments = ["train", "-c", tmp_path / "small.yaml", "--run", tmp_path / "a run", "--stage", "vae"]
     found, _, errors = run(capsys, *arguments)
-    assert found == status and errors == ["", (
-        f"refined-ldm train: stopped after step 3 of vae, saved in {tmp_path}/a run/checkpoints/vae/step-0000003; "
-        f"go on with: refined-ldm train -c {tmp_path}/small.yaml --run '{tmp_path}/a run' --stage vae --resume")]
+    assert found == status and errors == [
+        "",
+        (
+            f"refined-ldm train: stopped after step 3 of vae, saved in {tmp_path}/a run/checkpoints/vae/step-0000003; "
+            f"go on with: refined-ldm train -c {tmp_path}/small.yaml --run '{tmp_path}/a run' --stage vae --resume"
+        ),
+    ]
     monkeypatch.undo()
     small.use_small_clap(monkeypatch)
     assert run(capsys, *shlex.split(errors[-1].split("go on with: refined-ldm ")[1]))[0] == 0
@@ -234,7 +240,8 @@ def place(tmp_path, monkeypatch, checkpoint):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "keep.txt").write_text("precious")
-    (tmp_path / "notes.txt").write_text("precious")
+    for name in ("notes.txt", "notes.csv"):
+        (tmp_path / name).write_text("precious")
     (tmp_path / "list.lst").write_text("rain\nwind\n")
     small.config(seconds=1.28, clips=2).save("small.yaml")
     return tmp_path
@@ -252,6 +259,9 @@ INFER = ["infer", "-c", "checkpoint/config.yaml", "-l", "list.lst", "--reload_fr
     (["evaluate", "folder", "folder", "--out", "folder"], "folder is a folder, so it is not replaced"),
     (["evaluate", "folder", "folder", "--out", "notes.txt"], "notes.txt is there already and no result"),
     (["evaluate", "folder", "folder", "--out", "notes.txt/x.json"], "notes.txt is a file, where a folder is needed"),
+    (["evaluate", "--details", "2", "--out", "folder"], "folder is a folder, so it is not replaced"),
+    (["evaluate", "--details", "2", "--out", "notes.txt"], "notes.txt is there already and no result"),
+    (["experiment", "--run", "folder", "--out", "notes"], "notes.csv is there already and no result"),
     (["budget", "--out", "folder"], "folder is a folder, so it is not replaced"),
     (["budget", "--recordings", "notes.txt", "--out", "notes.txt"], "notes.txt is there already and no result"),
     (["budget", "--out", "x" * 300], "File name too long"),
@@ -268,7 +278,8 @@ INFER = ["infer", "-c", "checkpoint/config.yaml", "-l", "list.lst", "--reload_fr
     (["notebooks", "01", "--out", str(NOTEBOOKS)], "holds the notebooks themselves"),
 ])  # fmt: skip
 def test_a_place_that_cannot_be_written_is_refused_before_any_work(place, monkeypatch, capsys, arguments, message):
-    monkeypatch.setattr(cli, "_open", lambda *_: pytest.fail("a model was built"))
+    monkeypatch.setattr(cli, "open_model", lambda *_: pytest.fail("a model was built"))
+    monkeypatch.setattr(RefinedAudioLDM, "from_preset", lambda *_: pytest.fail("a model was built"))
     before = contents(place)
     status, printed, errors = run(capsys, *arguments)
     assert (status, printed, len(errors)) == (2, [], 1) and message in errors[0]
@@ -285,11 +296,12 @@ def test_a_folder_where_a_run_will_write_a_file_is_seen_before_the_first_stage(p
     assert contents(place) == before
 
 
-def test_a_folder_of_somebodys_where_a_run_keeps_its_clips_is_not_replaced(place, capsys):
-    (place / "folder").rename(place / "clips-train")
+@pytest.mark.parametrize("cache", ["clips-train", "latents-train", "embeddings-train"])
+def test_a_folder_of_somebodys_where_a_run_keeps_what_it_computed_is_not_replaced(place, capsys, cache):
+    (place / "folder").rename(place / cache)
     status, _, errors = run(capsys, "train", "-c", "small.yaml", "--run", ".", "--stage", "vae")
-    assert status == 2 and "clips-train also holds keep.txt, so it is not replaced" in errors[0]
-    assert (place / "clips-train" / "keep.txt").read_text() == "precious"
+    assert status == 2 and f"{cache} also holds keep.txt, so it is not replaced" in errors[0]
+    assert (place / cache / "keep.txt").read_text() == "precious"
 
 
 def test_sounds_of_before_stay_and_the_new_ones_are_numbered(place, capsys):
@@ -310,10 +322,10 @@ def test_sounds_of_before_stay_and_the_new_ones_are_numbered(place, capsys):
 
 
 def test_an_earlier_result_is_replaced_and_that_is_said(place, capsys):
-    cli._check_result(place / "new.csv", b"way,")
+    check_result(place / "new.csv", b"way,")
     assert capsys.readouterr().err == ""
     (place / "old.csv").write_text("way,measure\n")
-    cli._check_result(place / "old.csv", b"way,")
+    check_result(place / "old.csv", b"way,")
     assert capsys.readouterr().err == f"{place}/old.csv will be replaced by the new result\n"
 
 
@@ -326,6 +338,21 @@ def test_a_run_that_is_not_there_does_not_go_on(place, capsys):
 
 
 # --- what is said ---
+
+
+@pytest.mark.parametrize("arguments, module", [
+    (["generate", "rain", "--out", "o", "--checkpoint", "checkpoint", "--picture"], "matplotlib"),
+    (["notebooks", "01"], "papermill"), (["verify"], "pandas"), (["experiment", "--run", "new"], "pandas"),
+], ids=lambda given: given[0])  # fmt: skip
+def test_an_optional_package_that_is_missing_is_named_before_any_work(place, monkeypatch, capsys, arguments, module):
+    users = ("refined_ldm.display.spectrograms", "refined_ldm.experiment.ledger", "refined_ldm.experiment.statistics")
+    for name in [name for name in sys.modules if name.split(".")[0] == module or name in users]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)  # as if it were not there
+    before = contents(place)
+    status, printed, errors = run(capsys, *arguments)
+    assert (status, printed, len(errors)) == (2, [], 1) and contents(place) == before
+    assert f'{module} is not installed, which this needs: pip install "refined-audio-ldm[notebooks]"' in errors[0]
 
 
 def test_random_weights_are_told(place, monkeypatch, capsys):

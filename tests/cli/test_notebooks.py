@@ -1,8 +1,6 @@
 import ast
 import os
 import re
-import subprocess
-import sys
 
 import nbformat
 import pytest
@@ -11,6 +9,7 @@ from refined_ldm.cli.commands import main
 from refined_ldm.cli.notebooks import (
     PATHS,
     WRITTEN,
+    execute_notebook,
     execute_notebooks,
     find_notebooks,
     parameters_for,
@@ -40,7 +39,7 @@ def test_notebooks_are_found_by_number_and_by_name(two):
         find_notebooks(["3", "01"])
 
 
-def test_parameters_go_where_they_are_known(two):
+def test_parameters_go_to_the_notebooks_that_have_them(two):
     assert parameters_for(find_notebooks(["01"]), "tiny", {"clips": 5}) == {two / "01_small.ipynb": {"clips": 5}}
     with pytest.raises(ValueError, match="no notebook has a parameter colour; there are clips"):
         parameters_for(find_notebooks(), "tiny", {"colour": "red"})
@@ -104,14 +103,22 @@ def test_paths_are_meant_from_where_the_command_is_run(tmp_path, monkeypatch, na
     (tmp_path / "here" / "sub" / "a.wav").touch()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("HOME", str(tmp_path))
-    there = str(tmp_path / "here" / "sub" / "a.wav")
-    for value in ("sub/a.wav", "./sub/a.wav", "~/here/sub/a.wav", there):
+    there = str(tmp_path / "here" / "sub" / ("" if name in WRITTEN else "a.wav")).rstrip("/")
+    below = os.path.relpath(there)
+    for value in (below, f"./{below}", f"~/here/{below}", there):
         assert os.path.normpath(paths_from_here({name: value, "steps": 3})[name]) == there
     assert paths_from_here({name: "", "steps": 3}) == {name: "", "steps": 3}
-    assert paths_from_here({name: "sub/*.tar"})[name] == str(tmp_path / "here" / "sub" / "*.tar")
     if name in WRITTEN:
         assert paths_from_here({name: "new"})[name] == str(tmp_path / "here" / "new")
+        with pytest.raises(NotADirectoryError, match=r"a\.wav is a file, where a folder is needed"):
+            paths_from_here({name: "sub/a.wav"})
     else:
+        (tmp_path / "here" / "take [1].wav").touch()
+        for value in ("sub/*.wav", "take [1].wav"):
+            assert paths_from_here({name: value})[name] == str(tmp_path / "here" / value)
+        for missing in ("sub/*.tar", "take [2].wav"):
+            with pytest.raises(FileNotFoundError, match=f"{name} is {re.escape(missing)}, and there is no "):
+                paths_from_here({name: missing})
         with pytest.raises(FileNotFoundError, match=f"{name} is nowhere, and there is no .*here/nowhere"):
             paths_from_here({name: "nowhere"})
 
@@ -122,26 +129,44 @@ def test_a_relative_path_reaches_the_notebook(two, tmp_path, monkeypatch, capsys
     notebook.cells[2].source = "print(open(recording).read(), data)"
     nbformat.write(notebook, two / "01_small.ipynb")
     (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "7").write_text("heard")
+    (tmp_path / "elsewhere" / "7").write_text("written")
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert main(["notebooks", "01", "--out", "out", "-p", "recording", "7", "-p", "data", "7"]) == 0  # no number
     executed = nbformat.read("out/01_small.ipynb", 4)
-    assert executed.cells[-1].outputs[0].text == f"heard {tmp_path / 'elsewhere' / '7'}\n"
+    assert executed.cells[-1].outputs[0].text == f"written {tmp_path / 'elsewhere' / '7'}\n"
     assert main(["notebooks", "01", "--out", "out", "-p", "recording", "8"]) == 2
     assert capsys.readouterr().err.startswith("refined-ldm notebooks: recording is 8, and there is no ")
 
 
-def test_a_kernels_threads_sleep_while_they_wait(two):
+def test_a_kernels_threads_wait_as_those_of_the_command(two, monkeypatch):
     notebook = nbformat.read(two / "01_small.ipynb", 4)
     notebook.cells[2].source = "import os; print(os.environ['OMP_WAIT_POLICY'])"
     nbformat.write(notebook, two / "01_small.ipynb")
-    outside = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
-    code = f"""from pathlib import Path; import refined_ldm.cli.notebooks as n
-n.execute_notebook(Path({str(two)!r}, "01_small.ipynb"), {{}}, Path({str(two)!r}, "out"))"""
+    assert os.environ["OMP_WAIT_POLICY"]  # set as the package was imported: tests/core/test_init.py
     (two / "out").mkdir()
-    for given, found in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
-        subprocess.run([sys.executable, "-c", code], env=outside | given, check=True, capture_output=True)
-        assert nbformat.read(two / "out" / "01_small.ipynb", 4).cells[-1].outputs[0].text == f"{found}\n"
+    for policy in ("PASSIVE", "ACTIVE"):
+        monkeypatch.setenv("OMP_WAIT_POLICY", policy)
+        execute_notebook(two / "01_small.ipynb", {}, two / "out")
+        assert nbformat.read(two / "out" / "01_small.ipynb", 4).cells[-1].outputs[0].text == f"{policy}\n"
+
+
+@pytest.mark.parametrize("path", find_notebooks(), ids=lambda path: path.stem)
+def test_a_notebook_imports_the_package_before_torch(path):
+    """So that it says how torch's threads wait, whoever starts the kernel."""
+    code = "\n".join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code")
+    first = code.index('importlib.import_module("refined_ldm")')
+    assert not re.search(r"^\s*(import|from) (torch|numpy|matplotlib|refined_ldm)\b", code[:first], re.MULTILINE)
+
+
+def test_a_kernel_that_dies_is_told_in_one_line(two, capsys):
+    notebook = nbformat.read(two / "01_small.ipynb", 4)
+    notebook.cells[1].source = "import os; os._exit(1)"  # as the system ends what takes too much memory
+    nbformat.write(notebook, two / "01_small.ipynb")
+    assert main(["notebooks", "01", "--out", str(two / "out")]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "refined-ldm notebooks: 01_small: its kernel died, perhaps of too little memory; "
+        f"see {two / 'out' / '01_small.ipynb'}"
+    )
 
 
 @pytest.mark.parametrize("path", find_notebooks(), ids=lambda path: path.stem)
@@ -172,4 +197,4 @@ def test_several_run_at_once_and_share_the_cores(two, monkeypatch):
         executed = nbformat.read(two / "out" / path.name, as_version=4)
         assert executed.cells[-1].outputs[0].text == "3 4\n"  # threads, and the parameter
     with pytest.raises(ValueError, match="_small stopped at cell 3"):
-        execute_notebooks(dict.fromkeys(find_notebooks(), {"clips": 1}), two / "out", 2, done.__setitem__)
+        execute_notebooks({find_notebooks()[0]: {"clips": 1}}, two / "out", 2, done.__setitem__)

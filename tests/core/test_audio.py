@@ -267,7 +267,7 @@ VARIABLE = {"bitrate_mode": "VARIABLE", "compression_level": 0.0}
 
 @pytest.mark.parametrize("how", [{}, VARIABLE], ids=["constant", "variable"])
 @pytest.mark.parametrize("rate, channels", [(44_100, 1), (16_000, 2), (11_025, 1)])
-def test_an_mp3_is_as_long_as_its_frames_whatever_its_header_says(tmp_path, rate, channels, how):
+def test_an_mp3_is_as_long_as_its_frames_despite_its_header(tmp_path, rate, channels, how):
     assert audio_seconds(mp3(tmp_path / "a.mp3", 3, rate, channels, **how)) == pytest.approx(3, abs=0.001)
     headless, joined = (mp3(tmp_path / f"{k}.mp3", 3, rate, channels, k, **how) for k in ("headless", "joined"))
     for path, seconds in ((headless, 3), (joined, 6)):
@@ -286,7 +286,15 @@ def test_tags_around_and_between_the_frames_of_an_mp3_are_no_sound(tmp_path):
     assert audio_seconds(tmp_path / "tagged.mp3") == pytest.approx(2 * audio_seconds(plain), abs=0.1)
 
 
-def test_an_mp3_whose_length_nobody_can_tell_is_refused(tmp_path):
+@pytest.mark.parametrize("kind", ["headless", "joined"])
+def test_bytes_before_the_first_frame_of_an_mp3_are_no_sound(tmp_path, kind):
+    plain = mp3(tmp_path / "a.mp3", kind=kind)
+    (tmp_path / "padded.mp3").write_bytes(bytes(5_000) + plain.read_bytes())
+    assert audio_seconds(tmp_path / "padded.mp3") == pytest.approx(audio_seconds(plain), abs=0.1)
+    assert len(load_audio(tmp_path / "padded.mp3")) == pytest.approx(len(load_audio(plain)), abs=1_600)
+
+
+def test_an_mp3_of_unknown_length_is_refused(tmp_path):
     other = mp3(tmp_path / "other.mp3", rate=48_000, kind="headless").read_bytes()
     mixed = mp3(tmp_path / "mixed.mp3", kind="headless")
     mixed.write_bytes(mixed.read_bytes() + other)
@@ -311,7 +319,7 @@ def test_an_ogg_that_is_cut_or_two_in_one_is_refused(tmp_path, subtype):
                 read(path)
 
 
-def test_a_flac_that_was_streamed_and_does_not_tell_its_length_is_refused(tmp_path):
+def test_a_streamed_flac_without_a_length_is_refused(tmp_path):
     soundfile.write(tmp_path / "a.flac", tone(16_000), 16_000)
     raw = bytearray((tmp_path / "a.flac").read_bytes())
     raw[21:26] = bytes((raw[21] & 0xF0, 0, 0, 0, 0))

@@ -9,6 +9,7 @@ from refined_ldm.diffusion import (
     add_noise,
     clean_latent,
     ddim_sample,
+    ddpm_inversion,
     diffusion_loss,
     dpmpp_sample,
     loss_weight,
@@ -257,3 +258,53 @@ def test_whole_floats_are_steps_and_other_numbers_are_refused():
             with pytest.raises(ValueError, match="sampling steps must be a whole number between 1 and 1000"):
                 sample(lambda z, t, c: z, z_T, None, SCHEDULE, wrong)
     assert torch.equal(NoiseSchedule.ldm(10.0).alpha_bar, NoiseSchedule.ldm(10).alpha_bar)
+
+
+def uncertain(z_t, t, c):
+    """A denoiser that is wrong, and depends on everything."""
+    return (z_t + 0.3 * z_t.roll(1, 2) + c[:, :, None, None]).tanh() * (1 + t[:, None, None, None] / 1000)
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "leading"])
+@pytest.mark.parametrize("start", [0, 4, 9])
+def test_ddpm_inversion_replays_the_latent_from_any_step_and_another_condition_leads_elsewhere(spacing, start):
+    z_0, c = batch(2, 3, 4, 5), batch(2, 3, seed=1)
+    generator = torch.Generator().manual_seed(0)
+    latents, noises = ddpm_inversion(uncertain, z_0, c, SCHEDULE, 10, generator, spacing)
+    settings = {"steps": 10, "eta": 1.0, "spacing": spacing, "start": start, "noises": noises}
+    replayed = ddim_sample(uncertain, latents[start], c, SCHEDULE, **settings)
+    torch.testing.assert_close(replayed, z_0, atol=1e-3, rtol=0)
+    assert (ddim_sample(uncertain, latents[start], c + 1, SCHEDULE, **settings) - z_0).abs().max() > 1e-2
+
+
+def test_the_latents_of_an_inversion_are_noised_independently():
+    z_0 = batch(1, 8, 32, 32)
+    latents, _ = ddpm_inversion(uncertain, z_0, batch(1, 8), SCHEDULE, 10, torch.Generator().manual_seed(0))
+    timesteps = SCHEDULE.timesteps(10, "trailing")
+    alpha_bars = [SCHEDULE.alpha_bar[t] for t in timesteps]
+    eps = [((z - a.sqrt() * z_0) / (1 - a).sqrt()).flatten() for z, a in zip(latents, alpha_bars, strict=False)]
+    correlation = torch.corrcoef(torch.stack(eps)) - torch.eye(10)
+    assert correlation.abs().max() < 0.06 and all(abs(e.std() - 1) < 0.05 for e in eps)
+
+
+@pytest.mark.parametrize("sampler", [ddim_sample, dpmpp_sample])
+def test_a_sampler_started_late_takes_the_last_steps_alone(sampler):
+    seen = []
+
+    def denoise(z_t, t, c):
+        seen.append(int(t[0]))
+        return z_t
+
+    sampler(denoise, batch(1, 2, 3, 4), batch(1, 2), SCHEDULE, 10, spacing="trailing", start=7)
+    assert seen == SCHEDULE.timesteps(10, "trailing")[7:]
+
+
+def test_what_is_done_after_a_step_replaces_its_latent():
+    z_0, seen = batch(1, 2, 3, 4), []
+
+    def after_step(z, timestep):
+        seen.append(timestep)
+        return z_0 if timestep is None else z
+
+    result = dpmpp_sample(uncertain, batch(1, 2, 3, 4, seed=2), batch(1, 2), SCHEDULE, 5, after_step=after_step)
+    assert torch.equal(result, z_0) and seen == [*SCHEDULE.timesteps(5, "trailing")[1:], None]

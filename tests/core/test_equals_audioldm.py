@@ -11,7 +11,8 @@ from refined_ldm.conditioning import guided_noise
 from refined_ldm.diffusion import NoiseSchedule, ddim_sample
 from refined_ldm.hifigan import HiFiGAN, HiFiGANConfig, fold_weight_norm
 from refined_ldm.mel import MelSpectrogram
-from refined_ldm.published.audioldm_weights import audioldm_parts, unet_config, unet_from_audioldm, vae_config
+from refined_ldm.published.audioldm_names import unet_from_audioldm
+from refined_ldm.published.audioldm_weights import audioldm_parts, unet_config, vae_config
 from refined_ldm.unet import UNet, UNetConfig
 from refined_ldm.vae import MelVAE, VAEConfig
 from refined_ldm.weights import load_into

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from refined_ldm.diffusion import NoiseSchedule, ddim_sample, dpmpp_sample
-from refined_ldm.published.audioldm_weights import unet_config, unet_from_diffusers, vae_config, vae_from_diffusers
+from refined_ldm.published.audioldm_names import unet_from_diffusers, vae_from_diffusers
+from refined_ldm.published.audioldm_weights import unet_config, vae_config
 from refined_ldm.unet import UNet
 from refined_ldm.vae import MelVAE, VAEConfig
 from refined_ldm.weights import load_into

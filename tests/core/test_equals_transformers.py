@@ -48,7 +48,7 @@ def embedding(output):
 
 @torch.no_grad()
 @pytest.mark.parametrize("samples", [12_345, 480_000])
-def test_clap_model_hears_the_same(pair, samples):
+def test_clap_model_embeds_audio_the_same(pair, samples):
     peer, ours = pair
     extractor = transformers.ClapFeatureExtractor(frequency_min=50, truncation="rand_trunc", padding="repeatpad")
     waveform = noise(samples).clamp(-1, 1)

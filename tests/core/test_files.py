@@ -65,7 +65,7 @@ def write(path, contents="new"):
 
 
 @pytest.mark.parametrize("stands", ["empty folder", "folder", "link to a folder", "pipe"])
-def test_a_file_takes_the_place_of_no_folder_and_of_nothing_that_is_no_file(tmp_path, stands):
+def test_a_file_replaces_regular_files_alone(tmp_path, stands):
     place = tmp_path / "out"
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "keep.txt").write_text("precious")
@@ -123,7 +123,7 @@ def test_a_folder_that_cannot_be_replaced_gets_its_name_back(tmp_path, monkeypat
     assert names(tmp_path) == ["folder"] and (tmp_path / "folder" / "a").read_text() == "old"
 
 
-def test_what_must_not_be_replaced_stays_whoever_wrote_it_when(tmp_path, monkeypatch):
+def test_a_file_that_must_not_be_replaced_stays(tmp_path, monkeypatch):
     def no_links(*_):
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
@@ -148,7 +148,7 @@ def test_a_name_may_be_as_long_as_the_disk_has_it_and_a_longer_one_is_told_befor
     assert names(tmp_path) == ["x" * most]
 
 
-def test_a_place_that_cannot_be_written_is_told_before_and_nothing_is_made(tmp_path, monkeypatch):
+def test_an_unwritable_place_is_refused_before_any_work(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("precious")
     for check in (check_file, check_folder):
         check(tmp_path / "a" / "b" / "c")
@@ -220,7 +220,7 @@ def test_what_others_write_now_stays_though_no_process_has_their_number(tmp_path
     assert names(tmp_path) == ["ours", "theirs"] and (tmp_path / "theirs").read_text() == "theirs"
 
 
-def test_where_there_are_no_locks_age_tells(tmp_path, monkeypatch):
+def test_without_locks_leftovers_are_removed_by_age(tmp_path, monkeypatch):
     def unsupported(*_):
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
 

@@ -8,6 +8,7 @@ from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 from refined_ldm.discriminators import generator_loss
 from refined_ldm.hifigan import HiFiGAN, HiFiGANConfig, Snake, fold_weight_norm
 from refined_ldm.mel import MelSpectrogram, griffin_lim
+from tests.support.weight_norm import add_weight_norm, remove_weight_norm
 
 SMALL = HiFiGANConfig(channels=64)
 ISTFT = HiFiGANConfig(channels=32, rates=(5, 4), kernels=(16, 8), istft_n_fft=32, istft_hop=8)
@@ -66,7 +67,7 @@ def test_weight_norm_folds_into_the_published_layout():
     plain = model.state_dict()
     assert {"conv_pre.weight", "ups.4.bias", "resblocks.14.convs2.2.weight", "conv_post.weight"} <= plain.keys()
     with torch.no_grad():
-        model.add_weight_norm()
+        add_weight_norm(model)
         for name, weight in model.named_parameters():
             if name.endswith("original0"):
                 weight.mul_(1.5)  # a length the direction alone does not have
@@ -80,7 +81,7 @@ def test_weight_norm_folds_into_the_published_layout():
             for name, value in normed.items()
         }
         assert "ups.0.weight_g" in original
-        for weights in (folded, fold_weight_norm(original), model.remove_weight_norm().state_dict()):
+        for weights in (folded, fold_weight_norm(original), remove_weight_norm(model).state_dict()):
             assert weights.keys() == plain.keys()
             fresh = HiFiGAN(SMALL)
             fresh.load_state_dict(weights)
@@ -119,7 +120,7 @@ def test_overfits_one_batch(config):
     target = 0.4 * torch.sin(2 * torch.pi * torch.tensor([[440.0], [900.0]]) * seconds)
     to_mel = MelSpectrogram()
     mel = to_mel(target)
-    model = HiFiGAN(config).add_weight_norm()
+    model = add_weight_norm(HiFiGAN(config))
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.8, 0.99))
     losses = []
     for _ in range(40):
@@ -145,14 +146,14 @@ def test_what_is_too_loud_is_turned_down_as_a_whole():
 def test_mel_corrections_bring_the_mel_nearer():
     torch.manual_seed(0)
     plain = HiFiGAN(ON_GRIFFIN_LIM).eval()
-    mended = HiFiGAN(replace(ON_GRIFFIN_LIM, mel_corrections=4)).eval()
-    mended.load_state_dict(plain.state_dict())
+    corrected = HiFiGAN(replace(ON_GRIFFIN_LIM, mel_corrections=4)).eval()
+    corrected.load_state_dict(plain.state_dict())
     to_mel = MelSpectrogram()
     mel = to_mel(0.1 * torch.randn(2, 6400))
     with torch.no_grad():
-        before, after = ((to_mel(vocoder(mel)) - mel).abs().mean() for vocoder in (plain, mended))
+        before, after = ((to_mel(vocoder(mel)) - mel).abs().mean() for vocoder in (plain, corrected))
     assert after < 0.75 * before
-    assert mended(mel[:, :, :2]).shape == (2, 320)
+    assert corrected(mel[:, :, :2]).shape == (2, 320)
 
 
 def test_snake_is_a_line_with_a_ripple():

@@ -69,7 +69,7 @@ def test_half_precision_is_near_and_norms_and_ends_stay_exact(model, precision, 
     for name, dtype in dtypes.items():
         exact = "norm" in name or any(part in name.split(".") for part in fast.EXACT)
         assert dtype == (torch.float32 if exact else half), name
-    shape = quick._latent_shape(model.config.seconds)
+    shape = quick.latent_shape(model.config.seconds)
     inputs = torch.randn(2, *shape), torch.tensor([100, 900]), torch.randn(2, model.config.unet.embedding_dim)
     with torch.no_grad():
         plain, found = model.unet(*inputs), quick.unet(*inputs)

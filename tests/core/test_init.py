@@ -23,16 +23,35 @@ def test_import_is_silent_quick_and_loads_no_torch():
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="looks at what GNU's OpenMP says of itself")
+def process(code, **given):
+    """A process whose user has set no policy, or the `given` one."""
+    outside = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    return subprocess.run([sys.executable, "-c", code], env=outside | given, capture_output=True, text=True, check=True)
+
+
+AS_TORCH_IS_LOOKED_FOR = """
+import os, sys
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            print(os.environ.get("OMP_WAIT_POLICY"))
+            sys.exit()
+sys.meta_path.insert(0, Finder())
+"""
+
+
 @pytest.mark.parametrize("given, spins", [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
 @pytest.mark.parametrize("code", ["import refined_ldm, torch", "from refined_ldm.cli import main; import numpy, torch",
                                   "from refined_ldm import NoiseSchedule"])  # fmt: skip
 def test_torchs_threads_sleep_while_they_wait_unless_the_user_says_otherwise(code, given, spins):
     """Spinning threads make everything several times slower beside one busy process."""
-    outside = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
-    done = subprocess.run([sys.executable, "-c", code], env=outside | given | {"OMP_DISPLAY_ENV": "true"},
-                          capture_output=True, text=True, check=True)  # fmt: skip
-    assert re.findall(r"OMP_WAIT_POLICY = '(\w+)'", done.stderr) == [spins]
+    assert process(AS_TORCH_IS_LOOKED_FOR + code, **given).stdout == f"{spins}\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at what GNU's OpenMP says of itself")
+def test_torchs_openmp_reads_what_was_set():
+    done = process("from refined_ldm.cli import main; import numpy, torch", OMP_DISPLAY_ENV="true")
+    assert re.findall(r"OMP_WAIT_POLICY = '(\w+)'", done.stderr) == ["PASSIVE"]
 
 
 def test_every_public_name_is_there():

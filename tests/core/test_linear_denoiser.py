@@ -125,7 +125,7 @@ def captioned(clips, frames=16, seed=0):
     return which[:, None, None, None] * 2.0 - 1 + spread * noise, embeddings
 
 
-def test_a_caption_tells_the_mean_and_the_variance():
+def test_a_caption_gives_the_mean_and_the_variance():
     z, embeddings = captioned(3000)
     denoiser = ConditionalLinearDenoiser(CHANNELS, BINS, 2, 16, slow=4).fit(z, embeddings, ridge=1e-3)
     for row, (mean, spread) in enumerate(((-1.0, 0.3), (1.0, 1.2))):

@@ -125,7 +125,7 @@ def test_matching_a_mel_brings_it_nearer_and_leaves_what_fits():
     to_mel, generator = MelSpectrogram(), torch.Generator().manual_seed(0)
     sound = 0.1 * torch.randn(2, 8000, generator=generator)
     target = to_mel(sound)
-    torch.testing.assert_close(match_mel(sound, target), sound, atol=1e-4, rtol=0)  # its own mel: nothing to mend
+    torch.testing.assert_close(match_mel(sound, target), sound, atol=1e-4, rtol=0)  # its own mel: nothing to correct
     rough = griffin_lim(target, iterations=4)
     error = [(to_mel(match_mel(rough, target, iterations=k)) - target).abs().mean().item() for k in (0, 1, 4, 16)]
     assert error[0] > 1.3 * error[1] and error == sorted(error, reverse=True) and error[-1] < 0.5 * error[0]

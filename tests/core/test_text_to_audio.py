@@ -108,7 +108,7 @@ def test_the_latent_scale_is_undone(model):
 
 @torch.no_grad()
 @pytest.mark.parametrize("parameterization", ["eps", "v", "x0", "gaussian", "caption-gaussian"])
-def test_whatever_the_unet_predicts_what_comes_out_is_noise(monkeypatch, parameterization):
+def test_denoise_returns_noise_for_every_parameterization(monkeypatch, parameterization):
     """A U-Net that predicts its target perfectly makes `denoise` return the noise."""
     small.use_small_clap(monkeypatch)
     model = RefinedAudioLDM(small.config(parameterization=parameterization))
@@ -188,6 +188,8 @@ def test_files_that_do_not_fit_are_refused(model, monkeypatch, tmp_path):
     ({"sampler": "ddim", "eta": -1.0}, "eta must be between 0 and 1, got -1.0"),
     ({"sampler": "ddim", "eta": float("nan")}, "eta must be between 0 and 1, got nan"),
     ({"guidance_interval": (0, 10.5)}, "guidance_interval must be a whole number, 0 or more, got 10.5"),
+    ({"guidance_interval": (900, 100)}, r"guidance_interval must be two timesteps, the lower first, got \(900, 100\)"),
+    ({"guidance_interval": (0,)}, r"guidance_interval must be two timesteps, the lower first, got \(0,\)"),
     ({"captions": [3]}, "a caption must be a string, got 3"),
     ({"captions": ["rain \ud83d"]}, r"the caption 'rain \\ud83d' is no text"),
 ])  # fmt: skip

@@ -136,7 +136,7 @@ def test_embedding_gain_is_a_gain():
     torch.testing.assert_close(awake(small(embedding_gain=3.0))(latent, t, c), awake(small())(latent, t, 3 * c))
 
 
-def test_it_learns_one_batch_by_heart():
+def test_it_overfits_one_batch():
     """Two captions, two latents: with the caption the noise is predicted, with the other caption it is not."""
     unet, schedule = small(film_scale=True, embedding_gain=2.5), NoiseSchedule.ldm()
     z_0, _, c = inputs(B=2, T=8)

@@ -56,7 +56,7 @@ def test_bad_inputs_are_refused(vae):
 
 
 @torch.no_grad()
-def test_clips_of_a_batch_do_not_hear_each_other(vae):
+def test_clips_of_a_batch_do_not_affect_each_other(vae):
     mel = mels(3, 1, 16, 8)
     together, alone = vae.encode(mel), vae.encode(mel[1:2])
     torch.testing.assert_close(together.mean[1:2], alone.mean, atol=1e-5, rtol=1e-5)
@@ -109,7 +109,7 @@ def test_scaled_latents_have_unit_variance(vae):
         latent_scale(vae, [])
 
 
-def test_it_learns_one_batch_by_heart(vae):
+def test_it_overfits_one_batch(vae):
     mel = mels(2, 1, 16, 8)
     optimizer, generator, history = torch.optim.Adam(vae.parameters(), 5e-3), torch.Generator().manual_seed(0), []
     for _ in range(120):

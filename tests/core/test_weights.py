@@ -42,7 +42,7 @@ def test_half_precision_on_disk_is_float32_in_memory(module, tmp_path):
 
 
 @pytest.mark.parametrize("largest", [7, 2**15 - 1, 2**15, 2**40])
-def test_integers_come_back_whatever_their_size(tmp_path, largest):
+def test_integers_of_any_size_come_back(tmp_path, largest):
     integers = torch.tensor([-largest, 0, largest])
     save_weights(tmp_path / "a.safetensors", {"integers": integers})
     found = read_weights(tmp_path / "a.safetensors")[0]["integers"]
@@ -112,3 +112,14 @@ def test_load_into_names_what_does_not_fit(module, changes, message):
     with pytest.raises(ValueError, match=f"file.x does not fit Sequential: .*{message}"):
         load_into(module, {k: v for k, v in wrong.items() if v is not None}, "file.x")
     assert all(torch.equal(before[k], v) for k, v in module.state_dict().items())  # nothing was copied
+
+
+@pytest.mark.parametrize("change, message", [
+    (torch.Tensor.to_sparse, "0.weight sparse for dense"),
+    (lambda weight: weight.to("meta"), r"0.weight without numbers \(meta\)"),
+])  # fmt: skip
+def test_tensors_that_hold_no_plain_numbers_are_refused_by_name(module, change, message):
+    state = module.state_dict()
+    state["0.weight"] = change(state["0.weight"])
+    with pytest.raises(ValueError, match=f"a.ckpt does not fit Sequential: 1 of another type: {message}"):
+        load_into(module, state, "a.ckpt")

@@ -45,7 +45,7 @@ def test_many_processes_make_what_one_makes(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_bad_clip_is_told_in_its_own_words_and_nothing_stays(tmp_path, monkeypatch, workers):
+def test_a_bad_clip_is_named_in_the_error_and_no_cache_stays(tmp_path, monkeypatch, workers):
     monkeypatch.setattr(caches, "render_workers", lambda count: workers)
     with pytest.raises(ValueError, match=r"^clip-7\.wav is empty$"):
         cache_clips(tmp_path / "clips", Counted(10, bad=7), {})

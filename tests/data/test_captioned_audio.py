@@ -156,7 +156,7 @@ def test_half_a_character_is_told_by_its_entry(tmp_path):
 
 
 @pytest.mark.parametrize("crop", ["start", "random"])
-def test_no_more_of_a_long_recording_is_read_than_is_heard(tmp_path, monkeypatch, crop):
+def test_only_the_used_part_of_a_long_recording_is_read(tmp_path, monkeypatch, crop):
     record(tmp_path / "long.wav", seconds=20)
     (tmp_path / "long.txt").write_text("noise")
     read, asked = soundfile.SoundFile.read, []
@@ -351,8 +351,10 @@ def test_any_bytes_are_a_table_or_told(fuzzed, content, skip_bad):
 
 
 KEYS = st.sampled_from(["wav", "caption", "labels", "caption_2"])
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | NAMES,
-                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4))
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | NAMES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4),
+)
 ENTRIES = st.lists(st.fixed_dictionaries({"wav": NAMES, "caption": JSON}) | JSON, max_size=4)
 
 
@@ -453,6 +455,16 @@ def test_what_is_passed_over_is_said_in_one_line(tmp_path, caplog):
     assert caplog.messages[2:] == [f"{tmp_path}: 1 of 2 sounds are not in Captions.CSV, and not used"]
 
 
+def test_what_is_in_a_hidden_folder_is_not_used(tmp_path):
+    for name in ("rain.wav", ".ipynb_checkpoints/rain-checkpoint.wav", "b/.cache/hail.wav"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(tmp_path / name, np.zeros(1_600), 16_000)
+    assert [r.id for r in CaptionedAudio.from_folder(tmp_path).recordings] == ["rain.wav"]
+    hidden = (tmp_path / "b").rename(tmp_path / ".mine")  # given by its name, it is meant
+    (hidden / ".cache").rename(hidden / "cache")
+    assert [r.id for r in CaptionedAudio.from_folder(hidden).recordings] == ["cache/hail.wav"]
+
+
 def test_a_text_that_captions_two_sounds_is_logged_once(tmp_path, caplog):
     for name in ("rain.wav", "rain.flac", "wind.wav"):
         soundfile.write(tmp_path / name, np.zeros(1_600), 16_000)
@@ -498,7 +510,7 @@ def test_a_folder_takes_every_usual_ending(tmp_path, ending, form):
 @pytest.mark.parametrize("name", ["table.mat", "picture.iff", "features.htk"])
 def test_what_shares_its_ending_with_a_sound_is_passed_over(tmp_path, caplog, name):
     assert list(captioned(beside(tmp_path, ["a.wav"], {name: "no sound"}))) == ["a.wav"]
-    assert f"passed over: 1 {name[name.index('.'):]}" in caplog.text
+    assert f"passed over: 1 {name[name.index('.') :]}" in caplog.text
 
 
 def test_links_to_folders_are_followed_once_and_not_in_circles(tmp_path, caplog):

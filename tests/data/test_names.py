@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refined_ldm.data.names import MOST, SoundFolder, caption_name, name_fault, name_key, unlike
+from refined_ldm.data.names import MOST, SoundFolder, caption_name, name_fault, name_key, numbered_name
 
 
 @pytest.mark.parametrize("caption, words, as_audioldm", [
@@ -56,7 +56,7 @@ def test_a_name_that_was_given_has_a_fault(name, message):
 def test_names_that_some_system_takes_for_one_are_numbered():
     taken = {}
     given = ["Rain", "rain", "rain-2", "STRASSE", "straße", "caf\u00e9", "cafe\u0301"]
-    found = [unlike(taken, name) for name in given]
+    found = [numbered_name(taken, name) for name in given]
     assert found == ["Rain", "rain-2", "rain-2-2", "STRASSE", "straße-2", "caf\u00e9", "cafe\u0301-2"]
     assert len({name_key(name) for name in found}) == len(given)
 

@@ -64,7 +64,7 @@ def test_sounds_and_captions_come_out_as_from_loose_files(tmp_path):
                 "dog.v2.wav": sound(2), "dog.json": b'{"caption": "A dog", "caption_2": "A bark", "label": "dog"}',
                 "horn.ogg": sound(3, form="OGG"), "horn.json": b'{"text": ["A horn", "", 3], "id": 1}',
                 "bell.wav": sound(4), "bell.txt": b"A bell", "bell.json": b"no JSON", "notes.md": b"", "._dog.wav": b"",
-                "lonely.txt": b"No sound"}  # fmt: skip
+                ".cache/dog.wav": b"", "lonely.txt": b"No sound"}  # fmt: skip
     write_tar(tmp_path / "set.tar", [special("a", tarfile.DIRTYPE), *contents.items()])
     (tmp_path / "loose").mkdir()
     dataset = CaptionedAudio.from_shards(tmp_path / "set.tar", seconds=0.08)
@@ -200,8 +200,9 @@ def test_what_is_no_archive_is_told(tmp_path, content):
 
 
 @settings(max_examples=150, deadline=2000)
-@given(st.lists(st.tuples(st.integers(0, 12_000), st.binary(min_size=1, max_size=16)), max_size=4),
-       st.integers(0, 12_288))
+@given(
+    st.lists(st.tuples(st.integers(0, 12_000), st.binary(min_size=1, max_size=16)), max_size=4), st.integers(0, 12_288)
+)
 @example([(124, b"\x80" + b"\xff" * 11)], 12_288)  # a size of 2^88
 @example([(124, b"77777777777\x00"), (156, b"x")], 12_288)  # an extended header of 8 GB
 @example([(124, b"\xff" * 12)], 12_288)  # a negative size

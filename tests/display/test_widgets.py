@@ -11,7 +11,10 @@ from refined_ldm.mel import MelSpectrogram
 def test_source_comes_with_its_file_and_line(shown):
     display.show_source(MelSpectrogram.forward)
     (page,) = [item.data for item in shown]
-    assert page.startswith("`refined_ldm/mel.py`, line ") and "```python\ndef forward(self, waveform: Tensor) -> Tensor:" in page
+    assert (
+        page.startswith("`refined_ldm/mel.py`, line ")
+        and "```python\ndef forward(self, waveform: Tensor) -> Tensor:" in page
+    )
 
 
 def test_explore_starts_at_the_defaults_and_does_without_ipywidgets(shown, monkeypatch, capsys):

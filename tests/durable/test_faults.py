@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_a_few_kills_and_one_of_each_other_fault():
-    done = subprocess.run([sys.executable, "-m", "tests.support.faults", "--kills", "3", "--others", "1", "--stages", "vae"],
-                          capture_output=True, text=True, cwd=ROOT)  # fmt: skip
+    faults = ["-m", "tests.support.faults", "--kills", "3", "--others", "1", "--stages", "vae"]
+    done = subprocess.run([sys.executable, *faults], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     total = next(line for line in done.stdout.splitlines() if line.startswith("all "))
     tried, survived, lost = map(int, total.split()[1:])

@@ -24,7 +24,7 @@ def test_a_signal_waits_and_the_handlers_come_back(number):
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-def test_what_nobody_took_takes_effect_at_the_end_of_the_outermost_block():
+def test_a_pending_signal_takes_effect_at_the_end_of_the_outermost_block():
     reached = []
     with pytest.raises(KeyboardInterrupt):
         with defer_signals():

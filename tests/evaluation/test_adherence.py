@@ -64,7 +64,7 @@ def test_the_probe_names_rendered_clips_and_labels_of_other_clips_are_chance(pro
     assert result.recall.mean() > 0.3 > 0.15 > evaluate_shuffled(probed, result, items).recall.mean()
     assert [row["labels"] for row in result.rows] == [item["labels"][0] for item in items]
     for row in result.rows:
-        assert row["recall"] == float(row["heard"] == row["labels"])
+        assert row["recall"] == float(row["predicted"] == row["labels"])
 
 
 def test_generated_clips_are_made_in_batches_from_their_own_captions(probed, items):
@@ -85,7 +85,7 @@ def test_two_captioned_events_give_half_a_recall_for_one_of_them(probed):
     probed = type(probed)(stub_judge, Fixed())
     item = {"id": "x", "kind": "overlap", "caption": "a with b", "labels": ("a", "b")}
     result = evaluate_embeddings(probed, np.array([[3.0, 1, 2], [2, 3, 1]]), [item, item])
-    assert result.recall.tolist() == [0.5, 1.0] and result.rows[0]["heard"] == "a + c"
+    assert result.recall.tolist() == [0.5, 1.0] and result.rows[0]["predicted"] == "a + c"
     with pytest.raises(ValueError, match="one clip for each item"):
         evaluate_embeddings(probed, np.ones((1, 3)), [item, item])
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from refined_ldm.evaluation.embeddings import aisfx
-from refined_ldm.evaluation.embeddings.aisfx import Aisfx, ConvBlock, find_aisfx
+from refined_ldm.evaluation.embeddings.aisfx import Aisfx, ConvBlock
 
 
 @pytest.fixture(scope="module")
 def published():
     if find_spec("aisfx") is None:
-        pytest.skip(f"needs {aisfx.AISFX_INSTALL}")
+        pytest.skip(f"needs {aisfx.AISFX}")
     return Aisfx.load()
 
 
@@ -90,10 +90,10 @@ def test_what_is_not_the_checkpoint_is_refused(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="pip install --no-deps aisfx"):
         Aisfx.load(tmp_path / "missing.pth")
     (tmp_path / "other.pth").write_bytes(b"other")
-    with pytest.raises(ValueError, match="is not the checkpoint of aisfx 0.1.2"):
+    with pytest.raises(ValueError, match="is not checkpoint.pth of aisfx 0.1.2"):
         Aisfx.load(tmp_path / "other.pth")
-    monkeypatch.setattr(aisfx, "find_spec", lambda name: None)
+    monkeypatch.setattr("refined_ldm.evaluation.wheel_files.find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match="pip install --no-deps aisfx"):
-        find_aisfx()
+        Aisfx.load()
     with pytest.raises(ValueError, match=r"\(B, N\)"):
         Aisfx()(torch.zeros(100), 16_000)

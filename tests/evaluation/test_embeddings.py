@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from refined_ldm.clap import Clap
-from refined_ldm.evaluation.embeddings.aisfx import AISFX_INSTALL, AISFX_SHA256, Aisfx
+from refined_ldm.evaluation.embeddings.aisfx import AISFX, AISFX_SHA256, Aisfx
 from refined_ldm.evaluation.embeddings.panns import FFT, Cnn14
 from refined_ldm.evaluation.embeddings.registry import EMBEDDINGS, open_embedding
 from refined_ldm.evaluation.embeddings.vggish import VGGish
@@ -18,7 +18,7 @@ from tests.support.peers import noise, randomised
 
 def test_aisfx_in_pieces_equals_aisfx_at_once(monkeypatch):
     if find_spec("aisfx") is None:
-        pytest.skip(f"needs {AISFX_INSTALL}")
+        pytest.skip(f"needs {AISFX}")
     embedding, waveform = open_embedding("aisfx"), 0.1 * noise(1, 3 * 44_100)
     assert (embedding.version, embedding.sha256, embedding.sample_rate) == ("aisfx 0.1.2", AISFX_SHA256, 44_100)
     rows, classes = embedding.embed_audio(waveform)

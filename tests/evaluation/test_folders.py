@@ -160,7 +160,7 @@ def test_notes_say_what_makes_figures_hard_to_compare(two, tmp_path):
 # Pairs
 
 
-def test_kl_divergence_pairs_files_by_name_whatever_their_ending(two, tmp_path):
+def test_kl_divergence_pairs_files_by_name_without_ending(two, tmp_path):
     (tmp_path / "copies").mkdir()
     for path in sorted(two[1].iterdir())[:5]:
         soundfile.write(tmp_path / "copies" / f"{path.stem}.flac", *soundfile.read(path))

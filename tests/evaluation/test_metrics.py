@@ -219,7 +219,7 @@ def test_inception_score_over_splits_is_their_mean():
 # Joint embeddings
 
 
-def test_clap_score_is_the_cosine_whatever_the_norm():
+def test_clap_score_is_the_cosine_for_any_norm():
     a = normal(10, 6, 0)
     assert clap_score(a, 3 * a) == pytest.approx(1) and clap_score(a, -a) == pytest.approx(-1)
     b = normal(10, 6, 1)

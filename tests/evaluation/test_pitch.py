@@ -23,7 +23,7 @@ def tracker():
 
 @needs_weights
 @pytest.mark.parametrize("hz", [110.0, 440.0, 453.2, 1500.0])
-def test_tones_are_heard_in_tune(tracker, hz):
+def test_tones_are_tracked_in_tune(tracker, hz):
     cents, confidence = tracker(tone(hz))
     assert len(cents) == len(confidence) == 1 + 8000 // 320
     assert np.abs(np.median(cents[3:-3]) - hz_to_cents(hz)) < 15 and confidence[3:-3].min() > 0.5

@@ -6,7 +6,7 @@ from refined_ldm.experiment.conditioners import TOKENS, Oracle, Tokens, embedded
 from refined_ldm.scenes.dataset import SoundScenes
 
 
-def test_the_oracle_tells_order_and_kind_and_nothing_else():
+def test_the_oracle_encodes_order_and_kind_alone():
     scenes = SoundScenes("test_order", 8)
     a, b = scenes[0], scenes[1]  # twins
     oracle = Oracle([a, b], 256)

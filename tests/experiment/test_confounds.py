@@ -34,7 +34,7 @@ def test_a_model_that_is_what_it_was_has_another_loss_in_every_way():
     assert factor["6"] < 0.5 and factor["8"] > 1 and factor["9"] < 1 and factor["10"] < 1
 
 
-def test_the_error_of_the_perfect_denoiser_is_what_theory_says():
+def test_the_error_of_the_perfect_denoiser_is_as_in_theory():
     latents, c = data(2, 400)
     model = Gaussian()
     errors = noise_errors(model, 0.5 * latents, c).mean(1)
@@ -47,6 +47,6 @@ def test_another_scale_is_noised_as_its_run_would(factor):
     rows = ten_ways(Gaussian(), latents, c, latents, c, c, [0.5 * factor])
     every = torch.arange(25, 1000, 50)
     alpha_bar = Gaussian.schedule.alpha_bar[every]
-    # the same perfect guess for latents `factor` times as large, which it is told of: a^2 f^2 / (a^2 f^2 + s^2)
+    # the same perfect guess for latents `factor` times as large, which it knows: a^2 f^2 / (a^2 f^2 + s^2)
     expected = (alpha_bar * factor**2 / (alpha_bar * factor**2 + 1 - alpha_bar)).mean()
     assert rows[1]["loss"] == pytest.approx(float(expected), rel=0.03)

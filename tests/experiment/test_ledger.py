@@ -38,13 +38,24 @@ def test_compute(how, value):
     assert compute(how | {"column": "frechet"}, TABLE) == pytest.approx(value)
 
 
-def test_compute_refuses_what_it_does_not_know():
+def test_compute_refuses_unknown_operations():
     for how, fault in (({"take": "median", "column": "frechet"}, "take must be"),
                        ({"take": "mean", "column": "x"}, "'x'"),
                        ({"take": "mean", "column": "frechet", "where": {"label": "Z"}}, "no row"),
                        ({"take": "mean", "column": "frechet", "where": {"arm": "Z"}}, "no column 'arm'")):  # fmt: skip
         with pytest.raises(ValueError, match=fault):
             compute(how, TABLE)
+
+
+@pytest.mark.parametrize("content, message", [
+    (b"file,caption\nrain.wav,rain", "no ledger"), (b"id: nearer", "no ledger"), (b"- nearer", "no ledger"),
+    (b"", "no ledger"), (b"- {id: [", "not plain YAML"), (b"- id: caf\xe9", "not plain YAML"),
+])  # fmt: skip
+def test_another_file_in_place_of_the_ledger_is_told_in_one_line(tmp_path, capsys, content, message):
+    (tmp_path / "other").write_bytes(content)
+    assert main(["verify", "--ledger", str(tmp_path / "other")]) == 2
+    printed, errors = capsys.readouterr()
+    assert not printed and len(errors.splitlines()) == 1 and f"{tmp_path / 'other'} is {message}" in errors
 
 
 NUMBER = {"value": "85.0", "take": "mean", "column": "frechet", "where": {"label": "C"}}
@@ -81,10 +92,7 @@ def test_a_number_must_stand_in_the_sentence_in_its_interval_and_where_it_is_sta
 def test_a_ledger_that_lacks_something_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"claims\.yaml"):
         read_ledger(tmp_path / "claims.yaml")
-    for wrong, fault in (
-        (claim(status="true"), "status of nearer"),
-        ({"id": "nearer"}, "lacks words"),
-    ):
+    for wrong, fault in ((claim(status="true"), "status of nearer"), ({"id": "nearer"}, "lacks words")):
         with pytest.raises(ValueError, match=fault):
             read_ledger(ledger(tmp_path, wrong))
     with pytest.raises(ValueError, match="two claims nearer"):
@@ -116,9 +124,11 @@ def test_a_changed_digit_of_any_claim_makes_the_command_fail(tmp_path, capsys):
     original = LEDGER.read_text()
     copy.write_text(original)
     assert main(["verify", "--ledger", str(copy)]) == 0
-    values = [(m.start(1), m.group(1)) for m in re.finditer(r'value: "?(-?[\d.]+)', original)]
-    for place, value in values[:: max(1, len(values) // 12)]:
-        at = place + len(value) - 1
-        copy.write_text(original[:at] + str((int(original[at]) + 1) % 10) + original[at + 1 :])
-        assert main(["verify", "--ledger", str(copy)]) == 2, value
-    assert "comes out as" in capsys.readouterr().err
+    last_digits = [m.end(1) - 1 for m in re.finditer(r'value: "?(-?[\d.]+)', original)]
+    changed, digits = last_digits[:: max(1, len(last_digits) // 12)], list(original)
+    for at in changed:
+        digits[at] = str((int(original[at]) + 1) % 10)
+    copy.write_text("".join(digits))
+    capsys.readouterr()
+    assert main(["verify", "--ledger", str(copy)]) == 2
+    assert capsys.readouterr().err.count("comes out as") == len(changed) >= 12  # each is named

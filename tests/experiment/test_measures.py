@@ -6,7 +6,6 @@ import torch
 
 from refined_ldm.experiment import measures
 from refined_ldm.experiment.arms import ARMS, Arm, Run
-from refined_ldm.experiment.protocol import open_experiment
 from refined_ldm.experiment.runs import run_arm
 from refined_ldm.experiment.statistics import collect
 
@@ -48,24 +47,23 @@ def test_a_summary_has_the_interval_over_seeds(ended):
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("measures")
-    shared = open_experiment(folder, clips=24, held_out=4, judged=6, probe=96)
-    run_arm(shared, Run("oracle", Arm("oracle"), 4, 0, "controls"), folder / "out", judge=False)
-    return shared
+def trained(small, tmp_path_factory):
+    """The same after the training of an oracle."""
+    run_arm(small, Run("oracle", Arm("oracle"), 4, 0, "controls"), tmp_path_factory.mktemp("out"), judge=False)
+    return small
 
 
-def test_what_was_not_trained_here_is_said(small):
+def test_missing_runs_are_named(small):
     with pytest.raises(FileNotFoundError, match="none of the runs of this sweep"):
         measures.guidance_sweep(small, 12)
     assert measures.mels_along_training(small, 12) == {}
 
 
-def test_reference_scores_and_the_order_of_an_oracle_are_measured(small, monkeypatch):
-    floor, ceiling = measures.reference_scores(small)
+def test_reference_scores_and_the_order_of_an_oracle_are_measured(trained, monkeypatch):
+    floor, ceiling = measures.reference_scores(trained)
     assert floor["clips"] == ceiling["clips"] == 6 and 0 <= ceiling["recall"] <= 1
     monkeypatch.setitem(ARMS, "oracle", Arm("oracle"))
-    rows = measures.order_scores(small, 12, count=12)
+    rows = measures.order_scores(trained, 12, count=12)
     assert [row["label"] for row in rows] == ["the clips themselves", "oracle"]
     assert rows[0]["value"] > 0.5
 

@@ -4,7 +4,7 @@ import torch
 from scipy.stats import binomtest
 
 from refined_ldm.evaluation.adherence import ProbedEmbedding
-from refined_ldm.experiment.probes import nearer, negated, order_heard, other_count, share
+from refined_ldm.experiment.probes import nearer, negated, order_correct, other_count, share
 from refined_ldm.scenes.dataset import SoundScenes
 
 
@@ -24,14 +24,14 @@ def test_the_count_of_a_caption_is_changed(caption, other):
     assert other_count(caption) == other
 
 
-def test_negations_name_what_is_heard_and_deny_the_other():
+def test_negations_name_the_present_class_and_deny_the_other():
     items = [{"labels": ("dog",)}, {"labels": ("rain",)}]
     true, false = negated(items)
     assert true[0] == false[1] == "the sound of a dog barking but not the sound of rain falling"
 
 
 class _Ear:
-    """Hears the mean of a sound, and reads a caption as the number it holds."""
+    """Embeds a sound as its mean, and a caption as the number in it."""
 
     def embed_audio(self, waveform, sample_rate):
         return torch.stack([waveform.mean(1), 1 - waveform.mean(1)], 1)
@@ -54,17 +54,17 @@ class _Probe:
         return x
 
 
-def test_order_is_heard_from_the_halves():
+def test_order_is_found_from_the_halves():
     def judge(waveform, rate):  # the first class is what is positive, the second what is negative
         return torch.stack([waveform.clamp(min=0).mean(1), (-waveform).clamp(min=0).mean(1)], 1)
 
-    listener = ProbedEmbedding(judge, _Probe())
+    probed = ProbedEmbedding(judge, _Probe())
     dog_first = torch.cat([torch.ones(100), -torch.ones(100)])
     events = [{"name": "dog", "onset": 0.0}, {"name": "rain", "onset": 1.0}]
     items = [{"id": "a", "events": events}, {"id": "b", "events": events}]
-    assert order_heard(listener, torch.stack([dog_first, -dog_first]), items).tolist() == [1, 0]
+    assert order_correct(probed, torch.stack([dog_first, -dog_first]), items).tolist() == [1, 0]
     with pytest.raises(ValueError, match="two events of one class"):
-        order_heard(listener, dog_first[None], [{"id": "c", "events": [events[0], events[0]]}])
+        order_correct(probed, dog_first[None], [{"id": "c", "events": [events[0], events[0]]}])
 
 
 def test_real_twins_share_everything_but_the_order():

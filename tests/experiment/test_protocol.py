@@ -64,11 +64,6 @@ def test_the_plan_names_every_run_once_and_gives_every_arm_its_seeds():
     assert {run.iterations for run in runs if run.label == "D"} == {0, 150, 300, 500, 600, 1500, 6000}
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    return open_experiment(tmp_path_factory.mktemp("experiment"), clips=24, held_out=4, judged=6, probe=96)
-
-
 def test_all_arms_see_the_same_latents_and_noise(small):
     models = [small.model(Arm("oracle"), 0, 4)[0], small.model(replace(ARMS["D"], conditioner="random"), 0, 4)[0]]
     assert torch.equal(models[0].unet.conv_in.weight, models[1].unet.conv_in.weight)  # and the same beginning

@@ -7,7 +7,7 @@ import pytest
 
 from refined_ldm.devices import pick_accelerator
 from refined_ldm.experiment.arms import ARMS, Arm, Run
-from refined_ldm.experiment.protocol import GRID, open_experiment
+from refined_ldm.experiment.protocol import GRID
 from refined_ldm.experiment.runs import eval_steps, iteration_seconds, run_arm
 from refined_ldm.experiment.statistics import collect
 
@@ -16,11 +16,6 @@ def test_evaluation_steps_are_even_in_the_logarithm():
     found = sorted(eval_steps(1500))
     assert found[-1] == 1500 and len(found) == 12
     assert np.ptp(np.diff(np.log(found))) < 0.1
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    return open_experiment(tmp_path_factory.mktemp("runs"), clips=24, held_out=4, judged=6, probe=96)
 
 
 def test_a_run_is_judged_written_and_not_repeated(small, tmp_path):

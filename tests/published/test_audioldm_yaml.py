@@ -33,10 +33,12 @@ def test_the_seeds_file_is_the_paper_with_its_own_training(tmp_path):
     assert config.vae_checkpoint == "data/checkpoints/vae_mel_16k_64bins.ckpt"
     assert (config.data, config.data_sets) == ("./data/dataset/metadata/dataset_root.json", ("audiocaps",))
     assert config.clap_checkpoint == config.start_from == config.vocoder_checkpoint == ""
-    assert {(s.max_steps, s.batch_size, s.save_every, s.lr_schedule, s.warmup_steps)
-            for s in map(config.training.get, ("vae", "clap", "ldm", "hifigan"))} == {(800_000, 2, 5000, "constant", 2000)}  # fmt: skip
+    for stage in map(config.training.get, ("vae", "clap", "ldm", "hifigan")):
+        assert (stage.max_steps, stage.batch_size, stage.save_every) == (800_000, 2, 5000)
+        assert (stage.lr_schedule, stage.warmup_steps) == ("constant", 2000)
     ldm = config.training["ldm"]
-    assert (ldm.lr, ldm.ema_decay, ldm.betas, ldm.weight_decay, ldm.max_grad_norm) == (1e-4, 0.9999, (0.9, 0.999), 0.01, 0)
+    assert (ldm.lr, ldm.ema_decay, ldm.betas) == (1e-4, 0.9999, (0.9, 0.999))
+    assert (ldm.weight_decay, ldm.max_grad_norm) == (0.01, 0)
     assert config.training["vae"].lr == 8e-6
     config.save(tmp_path / "ours.yaml")
     assert load_config(tmp_path / "ours.yaml") == config
@@ -122,7 +124,7 @@ def test_a_key_without_meaning_here_may_say_anything(key):
 
 
 @pytest.mark.parametrize("key", ONLY)
-def test_what_there_is_only_one_of_is_said(key):
+def test_settings_with_a_single_value_are_named_in_the_error(key):
     convert_config(tree({key: ONLY[key]}))
     with pytest.raises(ValueError, match=f"{key} is 'other': here it can only be"):
         convert_config(tree({key: "other"}))

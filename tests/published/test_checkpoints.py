@@ -35,6 +35,7 @@ from refined_ldm.vae import MelVAE, VAEConfig
 from refined_ldm.weights import is_ours, read_weights, save_weights
 from tests.support import small
 from tests.support.peers import published_ms_clap
+from tests.support.weight_norm import add_weight_norm
 
 
 class Asks:
@@ -311,7 +312,7 @@ def test_what_is_there_is_replaced_only_when_asked(ms_clap, tmp_path):
         convert_checkpoint(path, tmp_path / "folder.safetensors", force=True)
 
 
-def test_our_own_files_and_unknown_ones_are_told_apart(tmp_path, capsys):
+def test_our_own_files_and_unknown_ones_are_distinguished(tmp_path, capsys):
     generator = HiFiGAN(HiFiGANConfig(n_mels=16, channels=32))
     save_weights(tmp_path / "hifigan.safetensors", generator, generator.config)
     save_file(generator.state_dict(), tmp_path / "foreign.safetensors", metadata={"format": "pt"})
@@ -330,10 +331,10 @@ def test_our_own_files_and_unknown_ones_are_told_apart(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("part", ["vae", "hifigan"])
-def test_whichever_tensor_a_lone_part_lacks_it_is_named(tmp_path, capsys, part):
+def test_a_missing_tensor_of_a_single_component_is_named(tmp_path, capsys, part):
     module = MelVAE(VAEConfig(2, 32, (1, 2), 1)) if part == "vae" else HiFiGAN(HiFiGANConfig(n_mels=16, channels=32))
     for normed in [False, True] if part == "hifigan" else [False]:
-        whole = (module.add_weight_norm() if normed else module).state_dict()
+        whole = (add_weight_norm(module) if normed else module).state_dict()
         for missing in {name.split(".")[0] + name[-12:]: name for name in whole}.values():
             torch.save({"state_dict": {k: v for k, v in whole.items() if k != missing}}, tmp_path / "a.ckpt")
             assert cli.main(["convert", str(tmp_path / "a.ckpt"), str(tmp_path / "out.safetensors")]) == 2

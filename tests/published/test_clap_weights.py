@@ -26,7 +26,7 @@ from refined_ldm.clap import CLAP_PRESETS, Clap
 from refined_ldm.evaluation.adherence import ESC50_PROMPTS, accept_conditioner, zero_shot_esc50
 from refined_ldm.published import reference_clap as official
 from refined_ldm.published.clap_weights import laion_clap_state, ms_clap_state
-from refined_ldm.published.reference_clap import PACKAGES, OfficialClap, is_installed, laion_clap_model, ms_clap_model
+from refined_ldm.published.reference_clap import PACKAGES, ReferenceClap, is_installed, laion_clap_model, ms_clap_model
 from refined_ldm.tokenizer import gpt2_tokenizer, small_roberta_tokenizer
 from refined_ldm.weights import load_into
 from tests.support.peers import noise, randomised, write_esc50
@@ -52,23 +52,24 @@ def ms_clap(tmp_path_factory):
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("ms") / "CLAP_weights_2023.pth"
     torch.save({"model": randomised(ms_clap_model(), scale=0.02).state_dict()}, path)
-    pair = OfficialClap.load("ms-clap-2023", path), Clap.load("ms-clap-2023", path)
+    pair = ReferenceClap.load("ms-clap-2023", path), Clap.load("ms-clap-2023", path)
     path.unlink()  # 0.6 GB
     return pair
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("samples", [12_345, 308_699, 308_700, 308_701, 400_001])
-def test_ms_clap_hears_the_same(ms_clap, samples):
+def test_ms_clap_embeds_audio_the_same(ms_clap, samples):
     peer, clap = ms_clap
     waveform = noise(1, samples)
     expected = peer.embed_audio(waveform[:, :308_700], 44_100)
-    torch.testing.assert_close(clap.embed_audio(waveform, 44_100), expected, **CLOSE)
-    assert torch.equal(clap.embed_audio(waveform, 44_100), clap.embed_audio(waveform, 44_100))
+    found = clap.embed_audio(waveform, 44_100)
+    torch.testing.assert_close(found, expected, **CLOSE)
+    assert samples > 12_345 or torch.equal(clap.embed_audio(waveform, 44_100), found)
 
 
 @torch.no_grad()
-def test_ms_clap_random_crop_is_heard_as_its_own_clip(ms_clap):
+def test_ms_clap_random_crop_is_embedded_as_its_own_clip(ms_clap):
     peer, clap = ms_clap
     waveform = noise(2, 400_001)
     starts = torch.randint(400_001 - 308_700 + 1, (2,), generator=torch.Generator().manual_seed(3))
@@ -172,14 +173,14 @@ def saved(path, *shape):
 
 
 @torch.no_grad()
-def test_ms_clap_wrapper_hears_a_short_file_as_ours(ms_clap, ms_wrapper, tmp_path):
+def test_ms_clap_wrapper_embeds_a_short_file_as_ours(ms_clap, ms_wrapper, tmp_path):
     path = saved(tmp_path / "short.wav", 100_000)
     expected = F.normalize(ms_wrapper.get_audio_embeddings([path]), dim=1)
     torch.testing.assert_close(ms_clap[1].embed_audio(load_audio(path, 44_100), 44_100), expected, **CLOSE)
 
 
 @torch.no_grad()
-def test_ms_clap_wrapper_hears_a_long_file_differently_each_time(ms_clap, ms_wrapper, tmp_path):
+def test_ms_clap_wrapper_embeds_a_long_file_differently_each_time(ms_clap, ms_wrapper, tmp_path):
     """It takes a random part of 7 s; ours takes the start, and its random part when asked to."""
     path = saved(tmp_path / "long.wav", 500_000)
     once, again = (F.normalize(ms_wrapper.get_audio_embeddings([path]), dim=1) for _ in range(2))
@@ -244,19 +245,20 @@ def laion_clap(request, tmp_path_factory):
     state["module.text_branch.embeddings.position_ids"] = torch.arange(514)[None]
     path = tmp_path_factory.mktemp("laion") / "630k-audioset-best.pt"
     torch.save({"epoch": 1, "name": "630k", "best": np.float64(0.5), "state_dict": state}, path)
-    peer, clap = OfficialClap.load("laion-clap", path), Clap.load("laion-clap", path)
+    peer, clap = ReferenceClap.load("laion-clap", path), Clap.load("laion-clap", path)
     path.unlink()  # 0.6 GB
     clap._tokenizer = small_roberta_tokenizer()  # both towers are given the same ids, whatever they spell
     return peer, clap
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("samples", [12_345, 200_000, 480_000, 480_001, 600_000])
-def test_laion_clap_hears_the_same(laion_clap, samples):
+def test_laion_clap_embeds_audio_the_same(laion_clap):
     peer, clap = laion_clap
-    waveform = (0.5 * noise(1, samples)).clamp(-1.2, 1.2)  # beyond 1, where 16 bits end
-    expected = peer.embed_audio(waveform[:, :480_000], 48_000)
-    torch.testing.assert_close(clap.embed_audio(waveform, 48_000), expected, **CLOSE)
+    lengths = [12_345, 480_001, 200_000, 480_000, 600_000]  # what is made of them does not depend on the tower's size
+    for samples in lengths if clap.config.audio_width == 96 else lengths[:2]:
+        waveform = (0.5 * noise(1, samples)).clamp(-1.2, 1.2)  # beyond 1, where 16 bits end
+        expected = peer.embed_audio(waveform[:, :480_000], 48_000)
+        torch.testing.assert_close(clap.embed_audio(waveform, 48_000), expected, **CLOSE)
     assert torch.equal(clap.embed_audio(waveform, 48_000), clap.embed_audio(waveform, 48_000))
 
 
@@ -274,7 +276,7 @@ def test_laion_clap_crops_long_clips_at_random_where_ours_takes_the_start(laion_
 
 @torch.no_grad()
 @pytest.mark.parametrize("rate", [48_000, 44_100])
-def test_laion_clap_wrapper_hears_a_stereo_file_as_ours(laion_clap, tmp_path, rate):
+def test_laion_clap_wrapper_embeds_a_stereo_file_as_ours(laion_clap, tmp_path, rate):
     """Of any rate: librosa resamples with the same library."""
     peer, clap = laion_clap
     hook = importlib.import_module("laion_clap.hook")

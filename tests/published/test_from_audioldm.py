@@ -24,7 +24,8 @@ from transformers import RobertaConfig, RobertaModel
 from refined_ldm.clap import CLAP_PRESETS, Clap
 from refined_ldm.cli import commands as cli
 from refined_ldm.published import checkpoints
-from refined_ldm.published.audioldm_weights import audioldm_parts, unet_config, unet_from_audioldm
+from refined_ldm.published.audioldm_names import unet_from_audioldm
+from refined_ldm.published.audioldm_weights import audioldm_parts, unet_config
 from refined_ldm.published.checkpoints import (
     convert_checkpoint,
     detect_checkpoint_type,
@@ -154,9 +155,10 @@ def published(audioldm, vocabulary, tmp_path_factory):
     return theirs, path
 
 
-def contiguous(model):
-    """A state dict that safetensors takes."""
-    return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in model.state_dict().items()}
+def contiguous(model, without="nothing"):
+    """A state dict that safetensors takes, without the tensors that have a word in their names."""
+    return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in model.state_dict().items()
+            if without not in name}  # fmt: skip
 
 
 def as_lightning(model):
@@ -266,7 +268,7 @@ def test_converted_it_is_a_folder_that_every_command_reads(published, loaded, vo
     assert (reported.kind, len(reported.files)) == ("run", 4) and "generate" in reported.command
 
 
-def test_inspection_tells_what_is_in_it(published, capsys):
+def test_inspection_lists_the_contents(published, capsys):
     theirs, path = published
     found = inspect_checkpoint(path)
     assert (found.kind, found.wrapper, found.bytes) == ("audioldm", "state_dict", path.stat().st_size)
@@ -386,7 +388,7 @@ def test_film_is_fitted_to_what_can_be_fitted():
 
 def test_what_is_missing_for_a_swap_is_named(published, vocabulary, tmp_path, monkeypatch):
     theirs, path = published
-    state = {k: v for k, v in contiguous(theirs).items() if not k.startswith("cond_stage_model.")}
+    state = contiguous(theirs, without="cond_stage_model.")
     save_file(state, tmp_path / "bare.safetensors")
     with pytest.raises(ValueError, match="bare.safetensors holds no conditioner: give .* as clap_checkpoint="):
         RefinedAudioLDM.from_audioldm(tmp_path / "bare.safetensors")
@@ -404,7 +406,7 @@ def test_what_is_missing_for_a_swap_is_named(published, vocabulary, tmp_path, mo
 
 def test_a_checkpoint_that_lacks_a_part_is_refused_by_name(published, tmp_path):
     theirs, _ = published
-    state = {k: v for k, v in contiguous(theirs).items() if not k.startswith("cond_stage_model.")}
+    state = contiguous(theirs, without="cond_stage_model.")
     for name, gone, message in (
         ("a", "first_stage_model.vocoder.", "holds no hifigan"),
         ("b", "model_ema.diffusion_modelout2weight", "running average of the U-Net lacks out.2.weight"),
@@ -436,7 +438,7 @@ NOT_NEEDED = r"first_stage_model\.loss\.|logvar|model_ema\.(decay|num_updates)|.
 @pytest.mark.parametrize("average", [True, False])
 def test_whichever_tensor_is_missing_it_is_named_and_no_size_is_misread(published, monkeypatch, average):
     """Sizes are read off tensors: without one of them they are the same still, or the tensor is named."""
-    whole = {name: tensor for name, tensor in contiguous(published[0]).items() if "cond_stage" not in name}
+    whole = contiguous(published[0], without="cond_stage")
     in_memory(monkeypatch, whole)
     config, parts = read_audioldm("a.ckpt", average)
     held = {(part, name) for part, tensors in parts.items() for name in tensors}
@@ -494,7 +496,7 @@ def test_a_checkpoint_of_any_precision_is_read_as_float32(published, vocabulary,
 
 
 def test_integers_are_no_weights(published, tmp_path):
-    state = {k: v for k, v in contiguous(published[0]).items() if "cond_stage" not in k}
+    state = contiguous(published[0], without="cond_stage")
     name = "first_stage_model.decoder.conv_in.weight"
     save_file(state | {name: state[name].char()}, tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match="MelVAE: 1 of another type: decoder.conv_in.weight int8 for float32"):
@@ -505,7 +507,7 @@ def test_integers_are_no_weights(published, tmp_path):
     "shape, message", [((1,), None), ((1, 1, 1, 1), None), ((2,), r"scale_factor is of shape \(2,\)")]
 )
 def test_a_scale_with_axes_is_one_number(published, tmp_path, shape, message):
-    state = {k: v for k, v in contiguous(published[0]).items() if "cond_stage" not in k}
+    state = contiguous(published[0], without="cond_stage")
     save_file(state | {"scale_factor": torch.full(shape, 0.9138)}, tmp_path / "a.safetensors")
     if message:
         with pytest.raises(ValueError, match=message):
@@ -528,7 +530,7 @@ def put(prefix, before):
     put("_fsdp_wrapped_module._checkpoint_wrapped_module.", "middle_block."), put("module.", "vocoder."),
 ])  # fmt: skip
 def test_what_wrappers_put_into_names_is_taken_out(published, monkeypatch, rename):
-    whole = {k: v for k, v in contiguous(published[0]).items() if "cond_stage" not in k}
+    whole = contiguous(published[0], without="cond_stage")
     in_memory(monkeypatch, whole)
     config, parts = read_audioldm("a.ckpt")
     renamed = {rename(name): tensor for name, tensor in whole.items()}
@@ -545,7 +547,7 @@ def test_what_wrappers_put_into_names_is_taken_out(published, monkeypatch, renam
 
 
 def test_a_running_average_alone_is_the_unet(published, monkeypatch):
-    whole = {k: v for k, v in contiguous(published[0]).items() if "cond_stage" not in k}
+    whole = contiguous(published[0], without="cond_stage")
     in_memory(monkeypatch, whole)
     config, parts = read_audioldm("a.ckpt")
     in_memory(monkeypatch, {k: v for k, v in whole.items() if not k.startswith("model.diffusion_model.")})
@@ -663,7 +665,7 @@ def test_a_pipelines_directory_gives_its_own_sounds(pipeline, vocabulary):
     assert ours.generate(["rain"], seconds=0.32, steps=2).shape == (1, 5120)
 
 
-def test_a_pipeline_reads_but_does_not_hear(pipeline):
+def test_a_pipeline_embeds_captions_but_no_audio(pipeline):
     ours = RefinedAudioLDM.from_audioldm(pipeline[1])
     with pytest.raises(ValueError, match="holds no audio tower"):
         ours.clap.embed_audio(noise(16_000), 16_000)
@@ -711,7 +713,7 @@ def test_attention_head_dim_is_the_number_of_heads(widths, heads, width, pipelin
     torch.testing.assert_close(ours.denoise(z_t, t, c), expected, **CLOSE)
 
 
-def test_a_number_of_heads_that_nobody_set_is_told(pipeline, tmp_path):
+def test_a_default_number_of_heads_is_warned_about(pipeline, tmp_path):
     """The conversion script of AudioLDM leaves diffusers' default, 8 heads, where the weights have heads of 32."""
     _, folder = pipeline
     with pytest.warns(UserWarning, match=r"every level 8 heads, .* so \[8.0, 12.0\] channels wide; .* heads of 32"):

@@ -108,7 +108,9 @@ def test_a_broken_download_is_resumed_told_before_and_fetched_once(hub, tmp_path
     assert path.startswith(str(tmp_path))
     digest = hashlib.sha256(WEIGHTS).hexdigest()
     address = f"http://127.0.0.1:{hub.server_port}"
-    message = f"downloading CLAP_weights_2023.pth from {address}/microsoft/msclap: 0.02 GB, MS-PL, sha256 {digest}, into"
+    message = (
+        f"downloading CLAP_weights_2023.pth from {address}/microsoft/msclap: 0.02 GB, MS-PL, sha256 {digest}, into"
+    )
     assert done.stderr.startswith(f"{message} {tmp_path}")
     ranges = [asked for method, _, asked in hub.seen if method == "GET"]
     assert ranges[0] is None and len(ranges) == 2
@@ -159,7 +161,9 @@ def test_a_pipeline_is_fetched_without_copies_of_its_weights(hub, tmp_path):
 
 def test_a_conditioner_without_a_file_is_fetched(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr("refined_ldm.published.conditioner.fetch", lambda name: asked.append(name) or tmp_path / "nothing.pth")
+    monkeypatch.setattr(
+        "refined_ldm.published.conditioner.fetch", lambda name: asked.append(name) or tmp_path / "nothing.pth"
+    )
     for name, file in (("ms-clap-2023", "CLAP_weights_2023.pth"), ("laion-clap", "630k-audioset-best.pt")):
         with pytest.raises(FileNotFoundError):
             Clap.load(name)

@@ -9,7 +9,7 @@ import torch
 from refined_ldm.scenes import dataset as scenes
 from refined_ldm.scenes.captions import NUMBERS, TIMES
 from refined_ldm.scenes.classes import CLASSES, FROM_FONT
-from refined_ldm.scenes.dataset import KINDS, SPLIT_KINDS, SoundScenes, is_held_out
+from refined_ldm.scenes.dataset import KINDS, SPLIT_KINDS, SoundScenes, captions_of, is_held_out
 from refined_ldm.scenes.synthesis import SAMPLE_RATE
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -79,7 +79,7 @@ def test_events_sound_where_they_are_said_to(items):
 # ---------------------------------------------------------------- reproducibility
 
 
-def test_same_scene_whatever_the_size_and_in_any_order():
+def test_same_scene_for_any_size_and_in_any_order():
     small, large = SoundScenes("val", size=5, seed=3), SoundScenes("val", size=5000, seed=3)
     for i in (4, 0, 2):
         same(small[i], large[i])
@@ -274,3 +274,34 @@ def test_whole_floats_are_integers_and_other_numbers_are_refused():
         for call in (lambda n: SoundScenes("test", n), lambda n: SoundScenes("test", seed=n), lambda n: dataset[n]):
             with pytest.raises((ValueError, IndexError), match="must be a whole number|scene -1 of 4"):
                 call(wrong)
+
+
+def test_further_captions_are_a_whole_number_of_them():
+    item = SoundScenes("train", size=4)[2]
+    assert captions_of(item, 4.0) == captions_of(item, 4) and len(captions_of(item, 4)) == 4
+    for count in (0, -1, 2.5, True):
+        with pytest.raises(ValueError, match="count must be a whole number, 1 or more"):
+            captions_of(item, count)
+
+
+def test_an_exchanged_event_leaves_the_rest_of_the_scene_as_it_is():
+    scenes = SoundScenes("test", size=4, kinds=("sequence",))
+    for index in range(4):
+        first, second = scenes[index]["events"]
+        before, after = scenes.exchange(index, 1, "dog")
+        torch.testing.assert_close(before["waveform"], scenes[index]["waveform"], atol=1e-3, rtol=0)
+        start = round(second.onset * 16_000)
+        assert torch.equal(before["waveform"][:start], after["waveform"][:start])
+        assert not torch.equal(before["waveform"], after["waveform"])
+        assert after["labels"] == (first.name, "dog") and after["events"][1].onset == second.onset
+        _, gap = scenes.exchange(index, 1, None)
+        end = round(second.offset * 16_000)
+        assert gap["labels"] == (first.name,) and gap["waveform"][start:end].abs().max() < 0.01
+        assert torch.equal(gap["waveform"][:start], before["waveform"][:start])
+
+
+def test_only_an_event_of_a_sequence_can_be_exchanged():
+    scenes = SoundScenes("test", size=3)
+    for index, place in ((0, 0), (2, 1), (1, 2)):
+        with pytest.raises(ValueError, match="an event of a sequence can be exchanged"):
+            scenes.exchange(index, place, "dog")

@@ -23,12 +23,12 @@ def test_the_nearest_captions_are_of_the_same_sound(clap):
     assert "a telephone rings" in nearest_captions(clap, "a telephone is ringing")
 
 
-def test_a_conditioner_that_shares_no_embedding_says_nothing(clap):
+def test_a_conditioner_that_shares_no_embedding_gives_no_note(clap):
     other = Clap(clap.config)
     assert unseen_words(other, "a cat meows") == []
 
 
-def test_generate_says_what_it_does_not_know(tmp_path, capsys):
+def test_generate_names_unknown_words(tmp_path, capsys):
     assert main(["generate", "a cat meows", "--steps", "1", "--json", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr()
     assert "cat, meows" in printed.err and "the nearest captions" in json.loads(printed.out)["notes"][0]

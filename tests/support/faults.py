@@ -151,12 +151,14 @@ class Campaign:
             found = self.outcome(stage, run)
         except Exception as fault:
             return [f"unreadable: {fault}"]
-        told = [f"{what} differs" for what, value in self.expected[stage].items() if not same(value, found.get(what))]
+        problems = [
+            f"{what} differs" for what, value in self.expected[stage].items() if not same(value, found.get(what))
+        ]
         left = [path.name for path in run.rglob("*") if path.name.endswith((".tmp", ".partial"))]
         kept = sorted(path.name for path in (run / "checkpoints" / stage).glob("step-*"))
         if len(kept) > 2 or kept[-1] != f"step-{STEPS:07d}":  # the other may be one that a signal asked for
-            told.append(f"checkpoints kept: {kept}")
-        return told + [f"left behind: {left}"] * bool(left)
+            problems.append(f"checkpoints kept: {kept}")
+        return problems + [f"left behind: {left}"] * bool(left)
 
     # --- trials ---
 
@@ -179,15 +181,15 @@ class Campaign:
         """Run a command to its end -> exit status."""
         return wait(start(arguments, self.root / "log", before))
 
-    def settle(self, kind, stage, run, told=()):
+    def settle(self, kind, stage, run, problems=()):
         """Go on with a run to its end and count it as survived, or as lost if anything is not as it should be."""
-        told = list(told)
+        problems = list(problems)
         if status := self.go(self.command(stage, run, "--resume")):
-            told.append(f"--resume ended with {status}: {self.log()[-300:]}")
-        told += self.faults(stage, run)
-        self.counts[kind, bool(told)] += 1
-        if told:
-            self.lost.append(f"{kind} in {stage}, {run.name}: {'; '.join(told)}")
+            problems.append(f"--resume ended with {status}: {self.log()[-300:]}")
+        problems += self.faults(stage, run)
+        self.counts[kind, bool(problems)] += 1
+        if problems:
+            self.lost.append(f"{kind} in {stage}, {run.name}: {'; '.join(problems)}")
             print("LOST", self.lost[-1], flush=True)
         else:
             shutil.rmtree(run)
@@ -228,21 +230,21 @@ class Campaign:
         process = start(self.command(stage, run), self.root / "log")
         time.sleep(self.dice.uniform(0.1, self.seconds[stage]))
         os.kill(process, number)
-        status, told, lines = wait(process), [], self.log().strip().splitlines()
+        status, problems, lines = wait(process), [], self.log().strip().splitlines()
         if status == 0:  # it was finished before
             shutil.rmtree(run)
             return False
         if status != 128 + number or not re.search(r"stopped .*; go on with: refined-ldm train", lines[-1]):
-            told.append(f"status {status}, told {lines}")
+            problems.append(f"status {status}, printed {lines}")
         elif " saved in " in lines[-1]:
             steps = [int(line.split(",")[0]) for line in (run / f"{stage}.csv").read_text().splitlines()[1:]]
             saved = run_state.last_checkpoint(run / "checkpoints", stage).name
             if saved != f"step-{steps[-1]:07d}":
-                told.append(f"step {steps[-1]} was told, {saved} is saved")
+                problems.append(f"step {steps[-1]} was printed, {saved} is saved")
             going_on = [str(word) for word in self.command(stage, run, "--resume")]
             if shlex.split(lines[-1].split("go on with: ")[1])[1:] != going_on:
-                told.append(f"not the command that goes on: {lines[-1]}")
-        self.settle(signal.Signals(number).name, stage, run, told)
+                problems.append(f"not the command that goes on: {lines[-1]}")
+        self.settle(signal.Signals(number).name, stage, run, problems)
         return True
 
     def damage(self):
@@ -265,18 +267,20 @@ class Campaign:
         else:
             path.write_bytes(contents[:place] if how == "cut" else b"")
         self.go(self.command(stage, run, "--resume"))
-        told = [] if f"{newest} is damaged" in self.log() else [f"nothing said of {path} ({how}): {self.log()[-300:]}"]
-        self.settle("damaged checkpoint", stage, run, told)
+        problems = (
+            [] if f"{newest} is damaged" in self.log() else [f"nothing said of {path} ({how}): {self.log()[-300:]}"]
+        )
+        self.settle("damaged checkpoint", stage, run, problems)
         return True
 
     def refused(self, run, status, checkpoints):
         """What is wrong with how a command ended that could not write."""
-        told, lines = [], [line for line in self.log().splitlines() if line and "Warning" not in line]
+        problems, lines = [], [line for line in self.log().splitlines() if line and "Warning" not in line]
         if status != 2 or len(lines) != 1 or not lines[0].startswith("refined-ldm train: ["):
-            told.append(f"status {status}, told {lines}")
+            problems.append(f"status {status}, printed {lines}")
         left = [path.name for path in run.rglob("*") if path.name.endswith(".tmp")]
         gone = [path for path in checkpoints if not path.is_dir()]
-        return told + [f"left behind: {left}"] * bool(left) + [f"gone: {gone}"] * bool(gone)
+        return problems + [f"left behind: {left}"] * bool(left) + [f"gone: {gone}"] * bool(gone)
 
     def full(self):
         """The disk is full at a random file operation."""
@@ -310,9 +314,9 @@ class Campaign:
             status = self.go(self.command(stage, run))
             if status == 0:
                 return False
-            told = self.refused(run, status, [])
+            problems = self.refused(run, status, [])
             subprocess.run(["mount", "-o", "remount,size=256m", folder], check=True)
-            self.settle("disk full, a small tmpfs", stage, run, told)
+            self.settle("disk full, a small tmpfs", stage, run, problems)
             return True
         finally:
             subprocess.run(["umount", folder], check=True)
@@ -381,8 +385,8 @@ def main():
     with tempfile.TemporaryDirectory(prefix="faults-") as root:
         began = time.perf_counter()
         campaign = Campaign(root, options.seed, options.stages)
-        told = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in campaign.seconds.items())
-        print(f"unbroken: {told}", flush=True)
+        seconds = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in campaign.seconds.items())
+        print(f"unbroken: {seconds}", flush=True)
         if options.soak:
             from tests.support import soak
 

@@ -9,5 +9,5 @@ def run(capsys, *arguments):
         status = cli.main([str(a) for a in arguments])
     except SystemExit as stop:  # argparse
         status = stop.code
-    told = capsys.readouterr()
-    return status, told.out.splitlines(), told.err.splitlines()
+    printed = capsys.readouterr()
+    return status, printed.out.splitlines(), printed.err.splitlines()

@@ -55,6 +55,17 @@ def awake_model(monkeypatch, **changes):
     return model
 
 
+def loud_model(monkeypatch, **changes):
+    """The same with a VAE and a vocoder that make clear differences of small ones, and latents of unit variance."""
+    model = awake_model(monkeypatch, **changes)
+    with torch.no_grad():
+        for part in (model.vae, model.vocoder):
+            for p in part.parameters():
+                p.mul_(2)
+        model.scale.fill_(1 / model.encode(clips(1)[0]["waveform"][None]).std())
+    return model
+
+
 def clips(count=6, samples=5120):
     """A map-style data set of noise with two captions each."""
     noise = 0.2 * torch.randn(count, samples, generator=torch.Generator().manual_seed(0))

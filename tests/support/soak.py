@@ -1,6 +1,6 @@
 """Generate, train and resume in a loop in one process, with faults at random, and watch its memory.
 
-    python -m tests.support.faults --soak 60
+Command: `python -m tests.support.faults --soak 60`.
 """
 
 import ctypes
@@ -42,9 +42,9 @@ def soak(campaign, minutes):
             campaign.kill()
         else:
             disturbed(campaign, stage, run, how, dice)
-            status, told = train(campaign.command(stage, run, "--resume"))
-            if status or (told := campaign.faults(stage, run)):
-                lost.append(f"{how} in {stage}: {told}")
+            status, printed = train(campaign.command(stage, run, "--resume"))
+            if status or (printed := campaign.faults(stage, run)):
+                lost.append(f"{how} in {stage}: {printed}")
             shutil.rmtree(run)
         tried["generate"] += 1
         model, order = RefinedAudioLDM.load(campaign.root / "unbroken"), dice.sample(range(8), dice.randint(1, 8))
@@ -88,11 +88,11 @@ def disturbed(campaign, stage, run, how, dice):
 
 
 def train(arguments):
-    """Run a command in this process -> (its status, what it told)."""
-    told = io.StringIO()
-    with redirect_stdout(told), redirect_stderr(told):
+    """Run a command in this process -> (its status, what it printed)."""
+    printed = io.StringIO()
+    with redirect_stdout(printed), redirect_stderr(printed):
         status = cli.main([str(a) for a in arguments])
-    return status, told.getvalue()
+    return status, printed.getvalue()
 
 
 DISK = faults.FileEvents("", 0, faults.disk_full)

@@ -22,7 +22,7 @@ from refined_ldm.training.contrasts import (
     train_text_details,
     twin_loss,
 )
-from refined_ldm.training.pipeline import cached_clips
+from refined_ldm.training.inputs import cached_clips
 from tests.support import small
 
 DOG = Clause("dog", "a *dog|barks|barking|", count=2, counted=True, adjective="big")

@@ -10,43 +10,39 @@ import torch
 
 from refined_ldm.audio import save_audio
 from refined_ldm.cli import commands as cli
+from refined_ldm.conditioning import CaptionMap
 from refined_ldm.data.caches import Cached
 from refined_ldm.data.captioned_audio import CaptionedAudio
 from refined_ldm.published.warm_start import load_named_parts
 from refined_ldm.scenes.dataset import SoundScenes
 from refined_ldm.text_to_audio import RefinedAudioLDM
-from refined_ldm.training.pipeline import (
-    DETAILS,
-    STAGES,
-    cached_clips,
-    check_files,
-    check_run,
-    default_stages,
-    open_data,
-    prepare_latents,
-    train_stage,
-)
+from refined_ldm.training.inputs import cached_clips, encode_clips, open_data, prepare_latents
+from refined_ldm.training.pipeline import DETAILS, STAGES, check_files, check_run, default_stages, train_stage
 from refined_ldm.unet import UNet
 from refined_ldm.vae import PatchDiscriminatorConfig
 from refined_ldm.weights import read_weights
 from tests.support import published_yaml, small
 
 
-@pytest.fixture
-def recordings(tmp_path, monkeypatch):
+def record(folder):
     """A folder of ten short recordings, named by their captions, of which one is shorter and one longer than a clip."""
-    small.use_small_clap(monkeypatch)
-    folder = tmp_path / "recordings"
-    folder.mkdir()
     for i, item in enumerate(small.clips(10)):
         waveform = {3: item["waveform"][:3000], 4: item["waveform"].repeat(2)}.get(i, item["waveform"])
         save_audio(folder / f"bell_{i}.wav", waveform)
     return folder
 
 
+@pytest.fixture
+def recordings(tmp_path, monkeypatch):
+    small.use_small_clap(monkeypatch)
+    return record(tmp_path / "recordings")
+
+
 def settings(data, **changes):
     stage = replace(small.STAGE, max_steps=2)
-    return small.config(data=str(data), training={name: stage for name in STAGES}, **changes)
+    crops = {"vae": 16, "hifigan": 16}  # frames
+    training = {name: replace(stage, crop_frames=crops.get(name, 0)) for name in STAGES}
+    return small.config(data=str(data), training=training, **changes)
 
 
 def test_data_is_opened_by_what_it_is(recordings, tmp_path):
@@ -69,22 +65,35 @@ def test_data_is_opened_by_what_it_is(recordings, tmp_path):
         tar.add(recordings / "bell_3.wav", "3.wav")
         tar.add(table, "3.txt")
     for shards in (tmp_path / "bells.tar", tmp_path / "*.tar", tmp_path):
-        check_files(settings(shards), STAGES, tmp_path / "run")
+        check_files(settings(shards), default_stages(settings(shards)), tmp_path / "run")
         assert open_data(settings(shards))[0]["id"] == "bells/3.wav"
     (tmp_path / "captions.csv").write_text("file,caption\nrecordings/bell_5.wav,a bell\n")
     assert open_data(settings(tmp_path))[0]["id"] == "recordings/bell_5.wav"
     with pytest.raises(FileNotFoundError, match="no recordings at .*horns"):
-        check_files(settings(tmp_path / "horns*.tar"), STAGES, tmp_path / "run")
+        check_files(settings(tmp_path / "horns*.tar"), ["vae"], tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def without_unet(tmp_path_factory):
+    """The settings and the folder of a run with every stage but the U-Net."""
+    folder = tmp_path_factory.mktemp("stages")
+    # A Gaussian of 32 numbers takes more than 32 blocks of four frames: ten clips of 1.28 s have eighty.
+    config = settings(record(folder / "recordings"), seconds=1.28)
+    with pytest.MonkeyPatch.context() as patch:
+        small.use_small_clap(patch)
+        for stage in ("vae", "clap", "hifigan"):
+            steps = train_stage(RefinedAudioLDM(config, seed=4), stage, folder / "run")
+            assert [s.index for s in steps] == [1, 2]
+    return config, folder / "run"
 
 
 @pytest.mark.parametrize("parameterization", ["v", "gaussian", "caption-gaussian"])
-def test_all_stages_feed_each_other_and_the_result_is_a_model(recordings, tmp_path, parameterization):
-    # A Gaussian of 32 numbers takes more than 32 blocks of four frames: ten clips of 1.28 s have eighty.
-    config = settings(recordings, parameterization=parameterization, seconds=1.28)
-    run = tmp_path / "run"
-    for stage in default_stages(config):
-        model = RefinedAudioLDM(config, seed=4)
-        assert [s.index for s in train_stage(model, stage, run)] == [1, 2]
+def test_all_stages_feed_each_other_and_the_result_is_a_model(without_unet, tmp_path, monkeypatch, parameterization):
+    small.use_small_clap(monkeypatch)
+    config, run = replace(without_unet[0], parameterization=parameterization), tmp_path / "run"
+    assert set(default_stages(config)) == {"vae", "clap", "ldm", "hifigan"}
+    shutil.copytree(without_unet[1], run)
+    assert [s.index for s in train_stage(RefinedAudioLDM(config, seed=4), "ldm", run)] == [1, 2]
     files = {p.name for p in run.iterdir()}
     assert files == {
         "checkpoints", "clips-train", "latents-train", "embeddings-train", "discriminators", "config.yaml",
@@ -135,7 +144,7 @@ def test_latents_have_unit_variance_and_follow_the_vae(recordings, tmp_path):
     assert calls == [(10, 10)]  # another VAE, other latents
 
 
-def test_the_linear_denoiser_knows_the_scaled_latents(recordings, tmp_path):
+def test_the_linear_denoiser_is_fitted_to_the_scaled_latents(recordings, tmp_path):
     model = RefinedAudioLDM(settings(recordings, parameterization="gaussian", seconds=1.28))
     latents = prepare_latents(model, cached_clips(model.config, tmp_path), tmp_path)
     scaled = model.scale * torch.stack([latents[i]["latent"] for i in range(10)])
@@ -419,7 +428,8 @@ def test_a_vae_has_a_discriminator_if_it_is_to_weigh_something(recordings, tmp_p
 
 def test_a_vocoder_learns_from_the_vae_of_its_run(recordings, tmp_path):
     config = settings(recordings)
-    config = replace(config, training={**config.training, "hifigan": replace(small.STAGE, vae_mels=True)})
+    learns = replace(small.STAGE, vae_mels=True, crop_frames=16)
+    config = replace(config, training={**config.training, "hifigan": learns})
     with pytest.raises(FileNotFoundError, match="vae.safetensors"):
         list(train_stage(RefinedAudioLDM(config), "hifigan", tmp_path / "run"))
     list(train_stage(RefinedAudioLDM(config), "vae", tmp_path / "run"))
@@ -442,13 +452,14 @@ def test_a_finished_part_is_not_replaced(donor, tmp_path, stage, monkeypatch):
     monkeypatch.setattr(donor.clap, "stages", tuple(DETAILS))
     donor.save(run)  # a whole run, whose checkpoints were removed to save disk
     before, stage_named = digests(run), stage if stage in DETAILS else f"{stage}.*is there already"
+    config = donor.config.changed(data="scenes") if stage in DETAILS else donor.config
     with pytest.raises(FileExistsError, match="is there already, finished.*: give another --run") as refusal:
-        list(train_stage(RefinedAudioLDM(donor.config), stage, run))
+        list(train_stage(RefinedAudioLDM(config), stage, run))
     assert re.search(stage_named, str(refusal.value))
     with pytest.raises(FileExistsError, match="is there already, finished"):
         check_run(donor.config, STAGES if stage == "vae" else [stage], run)
     check_run(donor.config, [stage], run, resume=True)
-    assert list(train_stage(RefinedAudioLDM(donor.config), stage, run, resume=True)) == []
+    assert list(train_stage(RefinedAudioLDM(config), stage, run, resume=True)) == []
     assert digests(run) == before and not (run / "clips-train").exists()
 
 
@@ -498,32 +509,48 @@ def test_what_a_later_stage_lacks_is_told_before_the_first(recordings, tmp_path)
     learns = replace(config, training={**config.training, "hifigan": replace(small.STAGE, vae_mels=True)})
     with pytest.raises(FileNotFoundError, match="no weights at .*vae.safetensors to learn from"):
         check_files(learns, ["clap", "hifigan"], tmp_path / "run")
-    check_files(learns, STAGES, tmp_path / "run")
+    check_files(learns, default_stages(learns), tmp_path / "run")
 
 
-@pytest.mark.parametrize("parameterization", ["gaussian", "caption-gaussian"])
 @pytest.mark.parametrize("count", [1, 3])
-def test_few_clips_train_all_stages(tmp_path, monkeypatch, count, parameterization):
+def test_few_clips_train_all_stages(tmp_path, monkeypatch, count):
     """One clip of 0.32 s has two blocks of the 32 numbers whose covariance the linear denoiser knows."""
     small.use_small_clap(monkeypatch)
     for i, item in enumerate(small.clips(count)):
         save_audio(tmp_path / "recordings" / f"bell_{i}.wav", item["waveform"])
-    config = settings(tmp_path / "recordings", more_captions=3, parameterization=parameterization)
-    for stage in default_stages(config):
-        steps = list(train_stage(RefinedAudioLDM(config, seed=4), stage, tmp_path / "run"))
+    config = settings(tmp_path / "recordings", more_captions=3)
+
+    def train(stage, run, parameterization="v"):
+        model = RefinedAudioLDM(replace(config, parameterization=parameterization), seed=4)
+        steps = list(train_stage(model, stage, run))
         assert [s.index for s in steps] == [1, 2]
         assert all(0 <= s.loss < {"ldm": 5, "hifigan": 1000}.get(stage, 100) for s in steps), stage
-    sound = RefinedAudioLDM.load(tmp_path / "run").generate(["bell 0"], steps=3)
-    assert sound.shape == (1, 5120) and sound.isfinite().all()
+
+    for stage in ("vae", "clap", "hifigan"):
+        train(stage, tmp_path / "run")
+    for parameterization in ("gaussian", "caption-gaussian"):
+        run = shutil.copytree(tmp_path / "run", tmp_path / parameterization)
+        train("ldm", run, parameterization)
+        sound = RefinedAudioLDM.load(run).generate(["bell 0"], steps=3)
+        assert sound.shape == (1, 5120) and sound.isfinite().all()
+
+
+@pytest.mark.parametrize("stage", DETAILS)
+def test_details_of_recordings_are_refused_before_the_stages_that_come_first(recordings, tmp_path, stage):
+    settings(recordings).save(tmp_path / "c.yaml")
+    words = ["train", "-c", tmp_path / "c.yaml", "--stage", "vae", stage, "--run", tmp_path / "run", "--device", "cpu"]
+    with pytest.raises(ValueError, match=f"{stage} is trained on the generated captions of data 'scenes' only, got .*"):
+        check_files(settings(recordings), ["vae", stage], tmp_path / "run")
+    assert cli.main([str(word) for word in words]) == 2 and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("setting, message", [
     ("vae_checkpoint", "the vae.safetensors in it"), ("clap_checkpoint", "clap-….safetensors in it"),
 ])  # fmt: skip
-def test_a_run_where_a_published_file_is_wanted_is_told(donor, tmp_path, setting, message):
+def test_a_run_in_place_of_a_published_file_is_named_in_the_error(donor, tmp_path, setting, message):
     donor.config.save(tmp_path / "other" / "config.yaml")
     with pytest.raises(ValueError, match=f"{setting} is .*other, the folder of a run: give .*{message}"):
-        check_files(donor.config.changed(**{setting: str(tmp_path / "other")}), STAGES, tmp_path / "run")
+        check_files(donor.config.changed(**{setting: str(tmp_path / "other")}), ["vae", "ldm"], tmp_path / "run")
 
 
 def test_a_new_run_starts_from_a_model_of_ours(donor, tmp_path):
@@ -540,3 +567,28 @@ def test_a_new_run_starts_from_a_model_of_ours(donor, tmp_path):
         if not name.startswith("film_embed")  # fitted anew, so that captions mean what they meant
     ]
     assert 0 < max(moved) < 0.01  # two steps away from where it started
+
+
+def test_a_new_caption_map_is_fitted_before_the_unet_is_trained(donor, tmp_path):
+    """From the weights of a model without a map, which stay as they are."""
+    donor.save(tmp_path / "model")
+    config = donor.config.changed(start_from=str(tmp_path / "model"), unet=replace(donor.config.unet, caption_map=3))
+    model = RefinedAudioLDM(config, seed=9)
+    steps = train_stage(model, "ldm", tmp_path / "run", lr=1e-12)
+    next(steps), steps.close()
+    torch.testing.assert_close(model.unet.conv_out.weight, donor.unet.conv_out.weight, atol=1e-6, rtol=0)
+    clips = encode_clips(model, cached_clips(config, tmp_path / "run"), tmp_path / "run")
+    items = [clips[i] for i in range(len(clips))]
+    latents = torch.stack([item["latent"] for item in items]) * model.latent_scale
+    embeddings = model.clap.embed_text([item["captions"][-1] for item in items]).detach()
+    fitted = CaptionMap(embeddings.shape[1], latents.shape[1], 3).fit(latents, embeddings)
+    for name, tensor in fitted.state_dict().items():
+        torch.testing.assert_close(model.unet.caption_map.state_dict()[name].abs(), tensor.abs(), atol=1e-3, rtol=0)
+    resumed = RefinedAudioLDM(config, seed=9)
+    list(train_stage(resumed, "ldm", tmp_path / "run", lr=1e-12, resume=True))
+    assert torch.equal(
+        RefinedAudioLDM.load(tmp_path / "run").unet.caption_map.draw.bias, resumed.unet.caption_map.draw.bias
+    )
+    other = donor.config.changed(start_from=str(tmp_path / "run"), unet=replace(donor.config.unet, caption_map=5))
+    with pytest.raises(ValueError, match="does not fit UNet: .* of another shape"):
+        next(train_stage(RefinedAudioLDM(other), "ldm", tmp_path / "third"))

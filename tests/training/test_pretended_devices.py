@@ -11,7 +11,8 @@ from refined_ldm.data.captioned_audio import loader
 from refined_ldm.devices import pick_precision
 from refined_ldm.discriminators import Discriminators
 from refined_ldm.training.contrasts import train_audio_details, train_text_details
-from refined_ldm.training.pipeline import cached_clips, train_stage
+from refined_ldm.training.inputs import cached_clips
+from refined_ldm.training.pipeline import train_stage
 from refined_ldm.training.stages import TRAINERS
 from refined_ldm.vae import PatchDiscriminator, PatchDiscriminatorConfig
 from tests.support import small

@@ -261,7 +261,7 @@ def test_when_discriminators_join_a_second_phase_begins():
         assert any(name.startswith("1.") for name in names) and any(name.startswith("0.decoder") for name in names)
 
 
-def test_a_phase_begins_with_the_average_and_optimisers_that_forgot():
+def test_a_phase_begins_with_the_average_and_fresh_optimiser_states():
     modules, steps = begin("hifigan-joined")
     vocoder = modules[0]
     for step in steps:

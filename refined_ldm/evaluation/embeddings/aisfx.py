@@ -6,7 +6,6 @@ Lerch, "Representation Learning for the Automatic Indexing of Sound Effects Libr
 Notebook: 05
 """
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from transformers.audio_utils import mel_filter_bank
 
-from refined_ldm.files import sha256
+from refined_ldm.evaluation.wheel_files import wheel_file
 from refined_ldm.integers import whole, whole_rate
 
 AISFX_SHA256 = "499ea75909c932a2f94c35fa722fa4fabc5bcb7e84917209cc5f7402627b7eb5"
-AISFX_INSTALL = "pip install --no-deps aisfx==0.1.2"  # without its dependencies: it pins versions of 2022
+AISFX = "aisfx==0.1.2"  # installed without its dependencies, which it pins to versions of 2022
 
 
 class ConvBlock(nn.Module):
@@ -81,12 +80,7 @@ class Aisfx(nn.Module):
 
         Raises FileNotFoundError if they are missing, ValueError for another file.
         """
-        path = find_aisfx() if path is None else Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"no aisfx checkpoint at {path}: {AISFX_INSTALL}")
-        digest = sha256(path)
-        if digest != AISFX_SHA256:
-            raise ValueError(f"{path} is not the checkpoint of aisfx 0.1.2 (sha256 {digest[:12]}…): {AISFX_INSTALL}")
+        path = wheel_file(AISFX, "models/checkpoint.pth", AISFX_SHA256, path)
         scalar = np.int64(0)  # the file also holds numpy integers; nothing else is allowed
         allowed = [(scalar.__reduce__()[0], "numpy.core.multiarray.scalar"), np.dtype, type(scalar.dtype)]
         with torch.serialization.safe_globals(allowed):
@@ -134,11 +128,3 @@ class Aisfx(nn.Module):
         blocks = self.blocks(mel)
         B, K = blocks.shape[:2]
         return self.embed(blocks.flatten(0, 1)).unflatten(0, (B, K)).mean(dim=1)
-
-
-def find_aisfx() -> Path:
-    """The path of the checkpoint in the installed aisfx wheel; raises FileNotFoundError without it."""
-    spec = find_spec("aisfx")
-    if spec is None:
-        raise FileNotFoundError(f"the embedding is in the wheel of aisfx, which is not installed: {AISFX_INSTALL}")
-    return Path(spec.submodule_search_locations[0]) / "models" / "checkpoint.pth"

@@ -1,0 +1,184 @@
+"""The commands that take a sound: edit, inpaint, extend, upsample, loop. Heavy imports are inside their functions."""
+
+import sys
+import time
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from refined_ldm.cli.sounds import free_path, open_model, optimized, say_written
+from refined_ldm.integers import LARGEST_SEED, integer, real
+
+if TYPE_CHECKING:
+    import torch
+
+    from refined_ldm.text_to_audio import RefinedAudioLDM
+
+EXAMPLES = {
+    "edit": 'refined-ldm edit dog.wav "a bird chirps" --strength 0.6 --out runs/edited',
+    "inpaint": 'refined-ldm inpaint street.wav "rain falls" --start 1.2 --end 2 --out runs/edited',
+    "extend": 'refined-ldm extend rain.wav "rain falls" --seconds 5 --out runs/edited',
+    "upsample": 'refined-ldm upsample telephone.wav "a telephone rings" --out runs/edited',
+    "loop": 'refined-ldm loop "crickets chirp" --seconds 5 --out runs/edited',
+}
+
+
+def add_commands(command: Callable[[str, str], ArgumentParser], precision: Callable[[ArgumentParser], None]) -> None:
+    """Add the commands; command(name, help) makes a parser, precision(parser) adds --precision."""
+
+    def sampling(sub: ArgumentParser) -> None:
+        sub.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the WAV file")
+        source = sub.add_mutually_exclusive_group()
+        source.add_argument(
+            "--preset", default="tiny", help="tiny (shipped weights) or another preset (random weights)"
+        )
+        source.add_argument("--checkpoint", type=Path, metavar="DIR", help="a run folder with all parts trained")
+        sub.add_argument("--steps", type=integer(1), help="sampling steps (default: the preset's)")
+        sub.add_argument("--guidance", type=real(), metavar="SCALE", help="strength of classifier-free guidance")
+        sub.add_argument("--seed", type=integer(0, LARGEST_SEED), default=0, help="seed of all random numbers (0)")
+        sub.add_argument("--negative", default="", metavar="CAPTION", help="a caption for guidance to move away from")
+        sub.add_argument("--candidates", type=integer(1), default=1, metavar="K",
+                         help="make K sounds and keep the one nearest to the caption")  # fmt: skip
+        sub.add_argument("--picture", action="store_true", help="also write the spectrograms before and after")
+        sub.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+        precision(sub)
+        sub.add_argument("--json", action="store_true", help="print what was written as JSON")
+
+    def sound(name: str, text: str) -> ArgumentParser:
+        sub = command(name, text)
+        sub.add_argument(
+            "input", type=Path, metavar="FILE", help="a sound file; other rates and channels are converted"
+        )
+        return sub
+
+    sub = sound("edit", "Change a sound into one of a caption, as far as --strength says.")
+    sub.add_argument("caption", metavar="CAPTION")
+    sub.add_argument("--strength", type=real(0, 1), default=0.5, help="0 keeps the sound, 1 only its level (0.5)")
+    sub.add_argument("--method", choices=("sdedit", "inversion"), default="sdedit",
+                     help="inversion keeps more of the sound, and takes longer")  # fmt: skip
+    sub.add_argument("--source", default="", metavar="CAPTION", help="for inversion: what the sound is")
+    sampling(sub)
+
+    sub = sound("inpaint", "Redraw a stretch of a sound, a band of frequencies, or both; the rest is kept as it is.")
+    sub.add_argument("caption", metavar="CAPTION", help="of the whole sound")
+    sub.add_argument("--start", type=real(0), metavar="S", help="second at which the stretch begins")
+    sub.add_argument("--end", type=real(0), metavar="S", help="second at which it ends")
+    sub.add_argument("--band", type=real(0), nargs=2, metavar=("LOW", "HIGH"), help="band to redraw, in Hz")
+    sampling(sub)
+
+    sub = sound("extend", "Continue a sound.")
+    sub.add_argument("caption", metavar="CAPTION", help="of the whole sound")
+    sub.add_argument("--seconds", type=real(above=0), required=True, metavar="S", help="seconds to add")
+    sampling(sub)
+
+    sub = sound("upsample", "Draw the high frequencies that a sound lacks.")
+    sub.add_argument("caption", metavar="CAPTION", nargs="?", default="", help="what the sound is")
+    sub.add_argument("--cutoff", type=real(above=0), metavar="HZ", help="the file has nothing above it (default: "
+                     ".45 of its sample rate)")  # fmt: skip
+    sampling(sub)
+
+    sub = command("loop", "Make a sound that repeats without a seam, from a caption or from a sound.")
+    sub.add_argument("caption", metavar="CAPTION")
+    sub.add_argument("--input", type=Path, metavar="FILE", help="a sound whose ends are joined")
+    sub.add_argument("--seconds", type=real(0.01), metavar="S", help="length without --input (default: the preset's)")
+    sampling(sub)
+
+
+def edit(options: Namespace) -> None:
+    """Change a sound into one of a caption."""
+    _make(options, lambda model, sound, settings: model.edit(
+        sound, options.caption, options.strength, options.method, options.source, **settings
+    ))  # fmt: skip
+
+
+def inpaint(options: Namespace) -> None:
+    """Redraw a stretch or a band of a sound."""
+    _make(options, lambda model, sound, settings: model.inpaint(
+        sound, options.caption, options.start, options.end, options.band and tuple(options.band), **settings
+    ))  # fmt: skip
+
+
+def extend(options: Namespace) -> None:
+    """Continue a sound."""
+    _make(options, lambda model, sound, settings: model.extend(sound, options.caption, options.seconds, **settings))
+
+
+def upsample(options: Namespace) -> None:
+    """Draw the high frequencies of a sound."""
+    from refined_ldm.audio import audio_info
+
+    _, rate = audio_info(options.input)  # the sound is read at the model's rate; its own says what it lacks
+
+    def make(model: "RefinedAudioLDM", sound: "torch.Tensor", settings: dict) -> "torch.Tensor":
+        lacks = options.cutoff is None and rate < model.config.mel.sample_rate
+        return model.super_resolve(sound, options.caption, 0.45 * rate if lacks else options.cutoff, **settings)
+
+    _make(options, make)
+
+
+def loop(options: Namespace) -> None:
+    """Make a sound that repeats without a seam."""
+    _make(options, lambda model, sound, settings: model.loop(options.caption, options.seconds, sound, **settings))
+
+
+def _make(options: Namespace, make: Callable[["RefinedAudioLDM", "torch.Tensor | None", dict], "torch.Tensor"]) -> None:
+    """Read the sound, have `make` make another of it, and write that."""
+    from tqdm import tqdm
+
+    from refined_ldm.audio import audio_info, load_audio
+    from refined_ldm.data.names import SoundFolder, caption_name
+    from refined_ldm.devices import pick_device
+    from refined_ldm.files import check_folder
+
+    stem = f"{caption_name(options.input.stem if options.input else options.caption)}-{options.command}-{options.seed}"
+    check_folder(options.out, [f"{stem}.wav"])
+    if options.input:
+        audio_info(options.input)  # a file that is none is refused before the model is loaded
+    device = pick_device(options.device)
+    model = optimized(open_model(options, device), options)
+    rate = model.config.mel.sample_rate
+    sound = load_audio(options.input, rate) if options.input else None
+    start, notes = time.perf_counter(), []
+    with tqdm(unit="step", disable=None) as bar:
+
+        def on_step(done: int, steps: int) -> None:
+            bar.total = steps
+            bar.update(done - bar.n)
+
+        settings = {"steps": options.steps, "guidance_scale": options.guidance, "seed": options.seed,
+                    "negative_caption": options.negative, "candidates": options.candidates, "on_step": on_step,
+                    "on_note": notes.append}  # fmt: skip
+        made = make(model, sound, settings)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    path = SoundFolder(options.out).add(stem, made, rate)
+    written = {"file": str(path), "input": str(options.input) if options.input else None, "caption": options.caption,
+               "seed": options.seed, "seconds": len(made) / rate}  # fmt: skip
+    if options.picture:
+        written["picture"] = str(_draw(model, sound, made, path.with_suffix(".png"), options))
+    say_written([written], start, options.json, notes)
+
+
+def _draw(
+    model: "RefinedAudioLDM", sound: "torch.Tensor | None", made: "torch.Tensor", path: Path, options: Namespace
+) -> Path:
+    """Write the spectrograms before and after -> the path of the picture."""
+    import torch
+
+    from refined_ldm.audio import pad_or_trim
+    from refined_ldm.display import plot_mels
+    from refined_ldm.files import atomic_write
+
+    sounds = [made] if sound is None else [sound, made]
+    hop = model.config.mel.hop_length
+    samples = -(-max(map(len, sounds)) // hop) * hop
+    mels = model.mel(torch.stack([pad_or_trim(one, samples) for one in sounds]).to(model.device)).cpu()
+    titles = [f"{options.command}: {options.caption}"]
+    figure = plot_mels(mels, [options.input.name, *titles] if sound is not None else titles, model.config.mel)
+    with atomic_write(path := free_path(path)) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
+    return path
+
+
+COMMANDS = (edit, inpaint, extend, upsample, loop)

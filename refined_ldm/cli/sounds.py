@@ -1,0 +1,57 @@
+"""What every command that makes sounds does: open the model, optimize it, say which files were written."""
+
+import json
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from refined_ldm.text_to_audio import RefinedAudioLDM
+
+
+def open_model(options: Namespace, device: "torch.device") -> "RefinedAudioLDM":
+    """The model that --checkpoint or --preset names."""
+    from refined_ldm.config import preset
+    from refined_ldm.text_to_audio import RefinedAudioLDM, is_shipped
+
+    if options.checkpoint:
+        return RefinedAudioLDM.load(options.checkpoint, device)
+    preset(options.preset)  # an unknown one is refused before anything is said of its weights
+    if not is_shipped(options.preset):
+        print(
+            f"the preset {options.preset} has random weights, so what it makes is noise: train it (refined-ldm train "
+            f"--preset {options.preset}) and give the run as --checkpoint",
+            file=sys.stderr,
+        )
+    return RefinedAudioLDM.from_preset(options.preset, device)
+
+
+def optimized(model: "RefinedAudioLDM", options: Namespace) -> "RefinedAudioLDM":
+    """The model in the precision that was asked for, optimized for its device."""
+    from refined_ldm.inference import optimize_for_inference
+
+    optimize_for_inference(model, {"auto": None, "bf16": "bf16", "fp16": "fp16", "fp32": "no"}[options.precision])
+    return model
+
+
+def say_written(written: list[dict], start: float, as_json: bool, notes: Sequence[str] = ()) -> None:
+    """Print the files that were written since `start`, or a report of them as JSON."""
+    if as_json:
+        report = {"written": written, "took": round(time.perf_counter() - start, 2)}
+        print(json.dumps(report | {"notes": list(notes)} if notes else report))
+    else:
+        print("\n".join(w["file"] for w in written))
+
+
+def free_path(path: Path) -> Path:
+    """A path, numbered if there is a file already."""
+    free, number = path, 1
+    while free.exists():
+        number += 1
+        free = path.with_stem(f"{path.stem}-{number}")
+    return free

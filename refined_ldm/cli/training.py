@@ -1,0 +1,118 @@
+"""The command `train`: the stages of a configuration, with progress bars, a log of losses and a safe stop."""
+
+import os
+import shlex
+from argparse import Namespace
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+
+def train(options: Namespace) -> None:
+    """Train the stages of a configuration in a run folder."""
+    from refined_ldm.durable.signals import defer_signals
+
+    with defer_signals() as signals:  # until there is something to save, or until it is saved
+        _train(options, signals)
+
+
+def _train(options, signals):
+    from dataclasses import replace
+
+    from tqdm import tqdm
+
+    from refined_ldm.config import STAGES, load_config, preset
+    from refined_ldm.devices import pick_device
+    from refined_ldm.durable.csv_log import CsvLogger
+    from refined_ldm.durable.signals import Stopped
+    from refined_ldm.text_to_audio import RefinedAudioLDM
+    from refined_ldm.training.inputs import LEFT_OUT
+    from refined_ldm.training.pipeline import accelerator_of, check_files, check_run, default_stages, train_stage
+    from refined_ldm.training.stages import stage_settings
+
+    config = load_config(options.config) if options.config else preset(options.preset)
+    if options.data:
+        config = replace(config, data=options.data, data_sets=())
+    if options.conditioner:
+        config = replace(config, clap=options.conditioner)
+    config = with_conditioner(config, options)
+    if options.reload_from_ckpt:
+        config = replace(config, start_from=options.reload_from_ckpt)
+    wanted = options.stage or default_stages(config)
+    run_dir = options.run_dir or Path("runs") / config.name
+    unknown = set(wanted) - set(STAGES)
+    if unknown:
+        raise ValueError(f"no stage {', '.join(sorted(unknown))}: choose from {', '.join(STAGES)}")
+    check_files(config, wanted, run_dir, options.resume)
+    for stage in wanted:
+        stage_settings(config, stage, options.max_steps, options.lr)
+    if os.environ.get("RANK", "0") == "0":  # of the processes that accelerate launched, one writes to the folder
+        check_run(config, wanted, run_dir, options.resume)
+        run_dir.mkdir(parents=True, exist_ok=True)  # from now on --resume finds it
+    device = pick_device(options.device)
+    accelerator = accelerator_of(Path(run_dir) / "checkpoints", device, options.resume)
+    if accelerator.num_processes > 1:
+        device = accelerator.device  # this process's own
+    model = RefinedAudioLDM(config, options.seed).to(device)
+
+    def stop_if_asked(message):
+        if signals:
+            raise Stopped(signals[0], message)
+
+    hidden = None if accelerator.is_main_process else True  # progress bars: None shows them on a terminal
+
+    for stage in [s for s in STAGES if s in wanted]:
+        settings = config.training[stage]
+        bar, clips = (
+            tqdm(total=options.max_steps or settings.max_steps, desc=stage, disable=hidden),
+            tqdm(desc="clips", disable=hidden),
+        )
+
+        def on_clips(done, total, stage=stage, clips=clips):
+            stop_if_asked(f"stopped before the first step of {stage}")
+            clips.total = total
+            clips.update(done - clips.n)
+
+        with bar, clips, CsvLogger(run_dir / f"{stage}.csv", options.resume) as write:
+            steps = train_stage(
+                model,
+                stage,
+                run_dir,
+                options.seed,
+                options.resume,
+                options.max_steps,
+                options.lr,
+                not options.no_discriminators,
+                on_clips,
+                options.skip_bad,
+            )
+            step, waited, spent = None, 0.0, 0.0
+            with closing(steps):
+                for step in steps:
+                    waited, spent = waited + step.waited, spent + step.seconds
+                    bar.update(step.index - bar.n)
+                    bar.set_postfix(loss=f"{step.loss:.4f}")
+                    if accelerator.is_main_process:
+                        write(step)
+        stop_if_asked(f"stopped after {stage}, which is finished")
+        if accelerator.is_main_process:
+            summary = "it was finished before"
+            if step:
+                summary = f"{step.index} steps, loss {step.loss:.4f}, {waited / spent:.0%} of the time waiting for data"
+            print(f"{stage}: {summary}, written to {run_dir}")
+    if accelerator.is_main_process and (run_dir / LEFT_OUT).is_file():
+        left_out = len((run_dir / LEFT_OUT).read_text(encoding="utf-8").splitlines())
+        print(f"{left_out} recordings or rows were left out: {run_dir / LEFT_OUT} says which and why")
+
+
+def resume_command(arguments: Sequence[str]) -> str:
+    """Return the command that resumes a training."""
+    return shlex.join(["refined-ldm", *map(str, arguments), *([] if "--resume" in arguments else ["--resume"])])
+
+
+def with_conditioner(config, options):
+    """The configuration with the conditioner's file and vocabulary that were given, if any were."""
+    from dataclasses import replace
+
+    given = {"clap_checkpoint": options.clap_checkpoint, "tokenizer": options.tokenizer}
+    return replace(config, **{setting: path for setting, path in given.items() if path})

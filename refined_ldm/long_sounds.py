@@ -1,0 +1,153 @@
+"""Long sounds and loops: captions that change along time, and latents whose ends are joined.
+
+The functions are methods of `RefinedAudioLDM`: `model.generate_long([(0, "rain falls"), (20, "a dog barks")], 30)`.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypedDict, Unpack
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from refined_ldm.diffusion import Denoiser, dpmpp_sample, noise_like
+from refined_ldm.integers import whole, whole_seed
+from refined_ldm.randomness import caption_generators
+from refined_ldm.tokenizer import one_line
+from refined_ldm.windows import FADE, decode, multidiffusion, raised_cosine, trained_frames, vocode
+
+LONGEST = 3600  # s
+Captions = str | Sequence[tuple[float, str]]  # one for the whole sound, or several, each with the second it begins at
+
+
+class Settings(TypedDict, total=False):
+    """Settings of every function here; all as in `RefinedAudioLDM.generate`."""
+
+    steps: int | None
+    guidance_scale: float | None
+    guidance_interval: tuple[int, int] | None
+    seed: int
+    negative_caption: str
+    candidates: int
+    on_step: Callable[[int, int], None] | None
+    on_note: Callable[[str], None] | None
+
+
+@dataclass
+class Sampling:
+    """What `prepare` makes of captions and settings, for R candidates."""
+
+    captions: list[str]  # R
+    embedding: Tensor  # (R, K, D)
+    regions: Tensor  # (K, T)
+    noise: Tensor  # (R, C, T, F)
+    generators: list[torch.Generator]
+    unconditional: Tensor  # (D,)
+    denoise: Denoiser  # of one window, guided
+    steps: int
+    on_step: Callable[[int, int], None] | None
+
+
+def prepare(
+    model: nn.Module,
+    captions: Captions,
+    frames: int,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+    guidance_interval: tuple[int, int] | None = None,
+    seed: int = 0,
+    negative_caption: str = "",
+    candidates: int = 1,
+    on_step: Callable[[int, int], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
+) -> Sampling:
+    """Check the settings, embed the captions and draw the noise of a latent of `frames` frames. Raises ValueError."""
+    config = model.config
+    hop = config.mel.hop_length * config.vae.downsampling / config.mel.sample_rate  # s per latent frame
+    begins, texts = zip(*_along_time(captions, frames * hop), strict=True)
+    candidates, seed = whole("candidates", candidates, 1), whole_seed(seed)
+    steps = config.steps if steps is None else whole("steps", steps, 1, config.diffusion_steps)
+    for message in model.unfamiliar(texts):
+        (on_note or (lambda message: warnings.warn(message, stacklevel=4)))(message)
+    unconditional = model.clap.embed_text([one_line(negative_caption)])[0]
+    denoise = model.guided(unconditional, guidance_scale, guidance_interval)
+    embedding = model.clap.embed_text(list(texts)).expand(candidates, -1, -1)
+    first = torch.tensor([round(begin / hop) for begin in (*begins, frames * hop)])[:, None]
+    regions = (torch.arange(frames) >= first[:-1]) & (torch.arange(frames) < first[1:])
+    names = ["\n".join(texts)] * candidates
+    generators, (channels, _, bins) = caption_generators(names, seed), model.latent_shape(config.seconds)
+    noise = noise_like(embedding.new_empty(candidates, channels, frames, bins), generators)
+    return Sampling(names, embedding, regions, noise, generators, unconditional, denoise, steps, on_step)
+
+
+def _along_time(captions: Captions, seconds: float) -> list[tuple[float, str]]:
+    """One caption, or [(second, caption), …], checked -> [(second, caption), …]."""
+    along = [(0.0, captions)] if isinstance(captions, str) else list(captions)
+    for part in along:
+        if not isinstance(part, tuple | list) or len(part) != 2 or not isinstance(part[1], str):
+            raise ValueError(f"captions must be a string or [(second, caption), …], got {part!r:.80} in it")
+    begins = [begin for begin, _ in along]
+    if not along or begins[0] != 0 or any(not a < b for a, b in zip(begins, [*begins[1:], seconds], strict=True)):
+        raise ValueError(
+            f"captions along time must begin at 0 s, one after the other, before the end at {seconds:g} s, "
+            f"got {', '.join(map(str, begins)) or 'none'}"
+        )
+    return [(begin, one_line(text)) for begin, text in along]
+
+
+def choose(model: nn.Module, waveforms: Tensor, sampling: Sampling) -> Tensor:
+    """The candidate (N,) of waveforms (R, N) that is nearest to the mean of its captions."""
+    if len(waveforms) == 1:
+        return waveforms[0]
+    embedding = F.normalize(sampling.embedding.mean(1), dim=1)
+    return model.nearest(waveforms.to(model.device), embedding, len(waveforms))[0].cpu()
+
+
+@torch.no_grad()
+def generate_long(model: nn.Module, captions: Captions, seconds: float, **settings: Unpack[Settings]) -> Tensor:
+    """Generate a sound of any length -> waveform (N,); captions may change: [(0, "rain falls"), (20, "a dog barks")].
+
+    The latent is denoised in overlapping windows of the training's length, so that memory hardly grows with `seconds`.
+    One caption and one window give the sound of `generate`.
+    """
+    if not 0.01 <= seconds <= LONGEST:
+        raise ValueError(f"seconds must be between 0.01 and {LONGEST}, got {seconds}")
+    _along_time(captions, seconds)
+    sampling = prepare(model, captions, model.latent_shape(seconds)[1], **settings)
+    denoise = multidiffusion(sampling.denoise, trained_frames(model), sampling.regions)
+    latent = dpmpp_sample(
+        denoise, sampling.noise, sampling.embedding, model.schedule, sampling.steps, on_step=sampling.on_step
+    )
+    waveforms = vocode(model, decode(model, latent, sampling.captions), sampling.captions)
+    return choose(model, waveforms[:, : round(seconds * model.config.mel.sample_rate)], sampling)
+
+
+@torch.no_grad()
+def generate_loop(model: nn.Module, caption: str, seconds: float | None = None, **settings: Unpack[Settings]) -> Tensor:
+    """Generate a sound that repeats without a seam -> waveform (N,).
+
+    The latent is a ring, around which the windows of `multidiffusion` go. seconds (None: the training's): rounded to
+    latent frames, 40 ms.
+    """
+    config, mel = model.config, model.config.mel
+    seconds, hop = config.seconds if seconds is None else seconds, mel.hop_length * config.vae.downsampling
+    unit = config.unet.downsampling
+    least = unit * hop / mel.sample_rate
+    if not least <= seconds <= LONGEST:
+        raise ValueError(f"seconds must be between {least:g} and {LONGEST}, got {seconds}")
+    frames = round(seconds * mel.sample_rate / hop)
+    sampling = prepare(model, caption, frames, **settings)
+    window = min(trained_frames(model), frames // unit * unit)
+    ring = multidiffusion(sampling.denoise, window, circular=True)
+    latent = dpmpp_sample(
+        ring, sampling.noise, sampling.embedding, model.schedule, sampling.steps, on_step=sampling.on_step
+    )
+    margin = max(8, window // 4)  # latent frames decoded beyond each end, where the ring goes on
+    turned = latent[:, :, torch.arange(-margin, frames + margin) % frames]
+    drawn = vocode(model, decode(model, turned, sampling.captions), sampling.captions)[:, margin * hop :]
+    samples, fade = frames * hop, round(FADE * mel.sample_rate)
+    rise = raised_cosine(torch.arange(fade).add(0.5) / fade)
+    drawn[:, :fade] = rise * drawn[:, :fade] + (1 - rise) * drawn[:, samples : samples + fade]
+    return choose(model, drawn[:, :samples], sampling)

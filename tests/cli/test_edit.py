@@ -1,0 +1,88 @@
+import json
+
+import pytest
+import soundfile
+import torch
+
+from refined_ldm.audio import load_audio, save_audio
+from refined_ldm.text_to_audio import RefinedAudioLDM
+from tests.support import small
+from tests.support.shell import run
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with a small checkpoint, a sound at 16 kHz, one in stereo at 44.1 kHz, one at 8 kHz and bad ones."""
+    small.use_small_clap(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    RefinedAudioLDM(small.config()).save(tmp_path / "checkpoint")
+    noise = small.clips(1)[0]["waveform"]
+    save_audio(tmp_path / "sound.wav", noise)
+    save_audio(tmp_path / "low.wav", noise, 8000)
+    soundfile.write(tmp_path / "stereo.wav", torch.stack([noise, noise], 1).numpy(), 44_100)
+    save_audio(tmp_path / "silent.wav", torch.zeros(5120))
+    (tmp_path / "notes.wav").write_text("no sound")
+    return tmp_path
+
+
+COMMON = ["--checkpoint", "checkpoint", "--out", "o", "--device", "cpu", "--steps", 2, "--seed", 7]
+COMMANDS = {
+    "sound-edit-7": (["edit", "sound.wav", "rain", "--strength", 0.6], 5120),
+    "sound-edit-7, inverted": (["edit", "sound.wav", "rain", "--method", "inversion", "--source", "wind"], 5120),
+    "sound-inpaint-7": (["inpaint", "sound.wav", "rain", "--start", 0.1, "--end", 0.2, "--candidates", 2], 5120),
+    "sound-inpaint-7, in a band": (["inpaint", "sound.wav", "rain", "--band", 2000, 4000], 5120),
+    "stereo-inpaint-7": (["inpaint", "stereo.wav", "rain", "--end", 0.05, "--negative", "wind"], 1858),
+    "sound-extend-7": (["extend", "sound.wav", "rain", "--seconds", 0.3, "--guidance", 2], 9920),
+    "low-upsample-7": (["upsample", "low.wav"], 10_240),
+    "sound-upsample-7": (["upsample", "sound.wav", "rain", "--cutoff", 4000], 5120),
+    "rain-falls-loop-7": (["loop", "Rain falls!", "--seconds", 0.4], 6400),
+    "sound-loop-7": (["loop", "rain", "--input", "sound.wav"], 5120),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_writes_one_sound_and_says_so_in_json(place, capsys, name):
+    arguments, samples = COMMANDS[name]
+    status, printed, errors = run(capsys, *arguments, *COMMON, "--json")
+    assert status == 0, errors
+    (written,) = json.loads("\n".join(printed))["written"]
+    path = place / written["file"]
+    assert path.stem.lower() == name.partition(",")[0] and written["seed"] == 7
+    info = soundfile.info(path)
+    assert (info.frames, info.samplerate, info.channels) == (samples, 16_000, 1)
+    assert written["seconds"] == samples / 16_000
+
+
+def test_what_is_kept_is_kept_and_the_picture_shows_both(place, capsys):
+    status, printed, _ = run(capsys, "inpaint", "sound.wav", "rain", "--start", 0.2, *COMMON, "--picture")
+    assert status == 0 and printed == ["o/sound-inpaint-7.wav"]
+    before, after = load_audio("sound.wav"), load_audio("o/sound-inpaint-7.wav")
+    assert (before - after)[:3200].abs().max() < 1.1 / 32_768 < (before - after).abs().max()
+    assert (place / "o" / "sound-inpaint-7.png").read_bytes()[:4] == b"\x89PNG"
+    run(capsys, "inpaint", "sound.wav", "rain", "--start", 0.2, *COMMON)
+    assert (place / "o" / "sound-inpaint-7-2.wav").is_file()  # nothing is replaced
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["edit", "nowhere.wav", "rain"], "nowhere.wav: no such sound file"),
+    (["edit", "notes.wav", "rain"], "notes.wav"), (["edit", "silent.wav", "rain"], "waveform is silent"),
+    (["edit", "sound.wav", "rain", "--strength", "1.5"], "--strength must be"),
+    (["edit", "sound.wav", "rain", "--strength", "nan"], "--strength must be"),
+    (["inpaint", "sound.wav", "rain"], "say what to redraw"),
+    (["inpaint", "sound.wav", "rain", "--start", "1"], "start and end must lie within the sound, 0 to 0.32 s"),
+    (["inpaint", "sound.wav", "rain", "--band", "4000", "2000"], "band must be"),
+    (["extend", "sound.wav", "rain", "--seconds", "0"], "--seconds must be"),
+    (["upsample", "sound.wav"], "give the cutoff"), (["upsample", "nowhere.wav"], "no such sound file"),
+    (["loop", "rain", "--input", "sound.wav", "--seconds", "1"], "not both"),
+    (["loop", "rain", "--input", "nowhere.wav"], "no such sound file"),
+])  # fmt: skip
+def test_bad_input_is_one_line_on_stderr_and_status_2(place, capsys, arguments, message):
+    status, printed, errors = run(capsys, *arguments, "--out", "o", "--checkpoint", "checkpoint")
+    assert status == 2 and printed == []
+    assert len(errors) == 1 and errors[0].startswith(f"refined-ldm {arguments[0]}: ") and message in errors[0]
+
+
+@pytest.mark.parametrize("command", ["edit", "inpaint", "extend", "upsample", "loop"])
+def test_help_shows_an_example(capsys, command):
+    status, printed, _ = run(capsys, command, "--help")
+    assert status == 0 and f"example: refined-ldm {command} " in " ".join(printed)
