@@ -53,7 +53,7 @@ def _train(options, signals):
         check_run(config, wanted, run_dir, options.resume)
         run_dir.mkdir(parents=True, exist_ok=True)  # from now on --resume finds it
     device = pick_device(options.device)
-    accelerator = accelerator_of(Path(run_dir) / "checkpoints", device.type, options.resume)
+    accelerator = accelerator_of(Path(run_dir) / "checkpoints", device, options.resume)
     if accelerator.num_processes > 1:
         device = accelerator.device  # this process's own
     model = RefinedAudioLDM(config, options.seed).to(device)

@@ -4,12 +4,14 @@ import shutil
 import tarfile
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from refined_ldm.audio import save_audio
 from refined_ldm.cli import commands as cli
 from refined_ldm.conditioning import CaptionMap
+from refined_ldm.data.caches import Cached
 from refined_ldm.data.captioned_audio import CaptionedAudio
 from refined_ldm.published.warm_start import load_named_parts
 from refined_ldm.scenes.dataset import SoundScenes
@@ -104,6 +106,18 @@ def test_all_stages_feed_each_other_and_the_result_is_a_model(without_unet, tmp_
     fresh = RefinedAudioLDM(config, seed=4)
     name = "encoder.conv_in.weight"
     assert not torch.equal(loaded.vae.state_dict()[name], fresh.vae.state_dict()[name])
+
+
+def test_sounds_condition_the_unet_in_their_share(recordings, tmp_path):
+    config, run = settings(recordings), tmp_path / "run"
+    half = replace(config, training=config.training | {"ldm": replace(config.training["ldm"], audio_share=0.5)})
+    for stage in ("vae", "clap"):
+        list(train_stage(RefinedAudioLDM(half), stage, run))
+    losses = [step.loss for step in train_stage(RefinedAudioLDM(half), "ldm", run)]
+    sounds = Cached(run / "sounds-train").arrays["audio_embedding"]
+    assert sounds.shape == (10, 12) and np.allclose(np.linalg.norm(sounds, axis=1), 1, atol=1e-2)
+    shutil.rmtree(run / "checkpoints" / "ldm"), (run / "ldm.safetensors").unlink()
+    assert losses != [step.loss for step in train_stage(RefinedAudioLDM(config), "ldm", run)]
 
 
 def test_latents_have_unit_variance_and_follow_the_vae(recordings, tmp_path):
