@@ -41,14 +41,14 @@ class Sound:
 
 
 SOUNDS = (
-    Sound("rain", "rain falls while a bell rings", 0, "right", "rain throughout, and one bell in it"),
+    Sound("dog_bell", "a dog barks, then a bell rings", 0, "right", "barks, then one stroke of a bell"),
+    Sound("bell_dog", "a bell rings, then a dog barks", 0, "right", "the other order"),
     Sound("thunder", "thunder rolls while a bird chirps", 0, "right", "low thunder below high chirps"),
-    Sound("siren", "a siren wails", 0, "right", "a tone that rises and falls"),
-    Sound("clock", "a clock ticks fast", 0, "partly", "a clock, but its ticks are uneven"),
-    Sound("dog", "a dog barks twice", 0, "wrong", "three barks instead of two"),
-    Sound("piano", "a piano plays a high note", 0, "wrong", "three notes instead of one"),
+    Sound("dog", "a dog barks twice", 0, "right", "two barks, the last one cut by the end"),
+    Sound("piano", "a piano plays a high note", 0, "partly", "a high note, struck twice"),
+    Sound("flute", "a flute plays three high notes", 0, "wrong", "two notes instead of three"),
 )
-ANIMATED = SOUNDS[1]
+ANIMATED = SOUNDS[2]
 
 
 def shipped_digest() -> str:

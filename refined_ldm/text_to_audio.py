@@ -22,12 +22,13 @@ from refined_ldm.files import check_folder
 from refined_ldm.hifigan import HiFiGAN
 from refined_ldm.integers import whole, whole_seed
 from refined_ldm.linear_denoiser import ConditionalLinearDenoiser, GaussianDenoiser
+from refined_ldm.lora import Loras
 from refined_ldm.mel import MelSpectrogram, griffin_lim, is_silent_mel
 from refined_ldm.randomness import caption_generators
 from refined_ldm.tokenizer import one_line
 from refined_ldm.unet import UNet
 from refined_ldm.vae import MelVAE
-from refined_ldm.weights import load_into, read_weights, save_weights
+from refined_ldm.weights import load_into, read_weights, save_weights, weights_digest
 
 WEIGHTS = Path(__file__).parent / "weights"  # shipped with the package: weights/tiny
 REDRAWN = 3  # times that a silent sound is sampled again
@@ -60,6 +61,7 @@ class RefinedAudioLDM(nn.Module):
     """
 
     film_fit = None  # FilmFit of a conditioner that was swapped in and fitted
+    loras = None  # Loras beside the U-Net's layers
 
     def __init__(self, config: Config, seed: int = 0, clap: Clap | None = None):
         """Build a model with random weights drawn from `seed`, and with `clap` as its conditioner if it is given.
@@ -338,6 +340,37 @@ class RefinedAudioLDM(nn.Module):
             config.mel.n_mels // config.vae.downsampling,
         )
 
+    # --- LoRA ---
+
+    def load_lora(self, path: str | Path, weight: float = 1.0) -> None:
+        """Add a LoRA to the U-Net, beside those already there; `weight` scales it, 0 changes nothing.
+
+        Raises FileNotFoundError; ValueError for a LoRA of another model, a weight that is not finite, or a U-Net in
+        half precision; ModuleNotFoundError without peft.
+        """
+        self.with_loras().load(path, weight)
+
+    def merge_loras(self) -> None:
+        """Add the LoRAs to the weights of the U-Net: equal sounds, faster. Afterwards the model can be saved."""
+        self._end_loras("merge")
+
+    def remove_loras(self) -> None:
+        """Remove the LoRAs of the U-Net."""
+        self._end_loras("remove")
+
+    def with_loras(self) -> Loras:
+        """Return the LoRAs of this model, none at first. Raises ValueError for a U-Net in half precision."""
+        if self.loras is None:
+            if any(p.dtype != torch.float32 for p in self.unet.parameters()):
+                raise ValueError("the U-Net is not in float32: load LoRAs before optimize_for_inference")
+            self.loras = Loras(self.unet, weights_digest(self._ldm_state()))
+        return self.loras
+
+    def _end_loras(self, how):
+        if self.loras is not None:
+            getattr(self.loras, how)()
+            self.loras = None
+
     # --- files ---
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
@@ -406,6 +439,8 @@ class RefinedAudioLDM(nn.Module):
         return {"vae": self.vae, "hifigan": self.vocoder, "clap": self.clap}[part]
 
     def _ldm_state(self):
+        if self.loras is not None:
+            raise ValueError("the U-Net has LoRAs beside its weights: call merge_loras() or remove_loras() before")
         state = {f"unet.{k}": v for k, v in self.unet.state_dict().items()} | {"scale": self.scale}
         if self.gaussian is not None:
             state |= {f"gaussian.{k}": v for k, v in self.gaussian.state_dict().items()}

@@ -106,9 +106,10 @@ def load_into(module: nn.Module, state: dict[str, Tensor], source: str | Path) -
     return module
 
 
-def weights_digest(module: nn.Module) -> str:
-    """Return a digest of a module's weights, 16 hexadecimal digits."""
+def weights_digest(module: nn.Module | dict[str, Tensor]) -> str:
+    """Return a digest of the weights of a module or a state dict, 16 hexadecimal digits."""
     digest = hashlib.sha256()
-    for name, value in sorted(copy_to_cpu(module.state_dict()).items()):
+    state = module if isinstance(module, dict) else module.state_dict()
+    for name, value in sorted(copy_to_cpu(state).items()):
         digest.update(name.encode() + value.numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -36,6 +36,14 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {text}; see {self.prog} --help\n")
 
 
+def lora(text: str) -> tuple[Path, float]:
+    """Parse FILE or FILE:WEIGHT -> (path, weight), 1 without a weight."""
+    file, colon, weight = text.rpartition(":")
+    if not colon or Path(text).is_file():
+        return Path(text), 1.0
+    return Path(file), real()(weight)
+
+
 def parser(runs: dict[str, Callable[[argparse.Namespace], Any]]) -> Parser:
     """The parser of every command; runs: {name of a command: the function that runs it with the parsed options}."""
     whole = Parser(
@@ -75,6 +83,15 @@ def parser(runs: dict[str, Callable[[argparse.Namespace], Any]]) -> Parser:
     sub.add_argument("--negative", default="", metavar="CAPTION", help="a caption for guidance to move away from")
     sub.add_argument(
         "--candidates", type=integer(1), metavar="K", help="generate K sounds and keep the one nearest to its caption"
+    )
+    sub.add_argument(
+        "--lora",
+        nargs="+",
+        action="extend",
+        default=[],
+        type=lora,
+        metavar="FILE[:WEIGHT]",
+        help="LoRAs of this model, by `train --lora`; several add up (WEIGHT: 1)",
     )
     sub.add_argument("--picture", action="store_true", help="also write spectrograms.png")
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
@@ -121,7 +138,19 @@ def parser(runs: dict[str, Callable[[argparse.Namespace], Any]]) -> Parser:
     )
     sub.add_argument("--clap-checkpoint", metavar="PATH", help="published file of the conditioner")
     sub.add_argument("--tokenizer", metavar="DIR", help="folder of roberta-base's vocabulary, for LAION-CLAP")
-    sub.add_argument("--reload_from_ckpt", metavar="PATH", help="an AudioLDM checkpoint to start the U-Net from")
+    sub.add_argument(
+        "--from",
+        "--reload_from_ckpt",
+        dest="reload_from_ckpt",
+        metavar="BASE",
+        help="trained weights to start from: a preset with shipped weights, a run folder or an AudioLDM checkpoint",
+    )
+    sub.add_argument(
+        "--lora",
+        type=integer(1, 256),
+        metavar="RANK",
+        help="train a LoRA of this rank beside the U-Net of --from (default: of --preset), on --data",
+    )
     sub.add_argument(
         "--conditioner", metavar="NAME", help="a conditioner of CLAP_PRESETS in place of the configuration's"
     )

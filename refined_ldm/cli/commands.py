@@ -25,11 +25,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"refined-ldm {options.command}: {fault}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as fault:
-        package = (fault.name or "refined_ldm").partition(".")[0]
+        package = (fault.name or "").partition(".")[0]
         if package == "refined_ldm":
             raise
-        print(f"refined-ldm {options.command}: {package} is not installed, which this needs: "
-              'pip install "refined-audio-ldm[notebooks]"', file=sys.stderr)  # fmt: skip
+        missing = f'{package} is not installed, which this needs: pip install "refined-audio-ldm[notebooks]"'
+        print(f"refined-ldm {options.command}: {missing if package else fault}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         message = str(stop) or "stopped"

@@ -3,7 +3,8 @@
     python -m refined_ldm.cli.measure_edits [CLIPS] [TASK …]
 
 TASK: edit, inpaint, extend, long, loop (default: all). Tasks that are not measured keep their rows in the table.
-`gallery` as the only TASK draws figures/editing.png: one sound, and what the functions make of it.
+`gallery` as the only TASK draws figures/editing.png: one sound, and what the functions make of it; `figure` draws
+figures/edits.png again from its table.
 """
 
 import sys
@@ -27,14 +28,17 @@ SHORT = {"extend": 2, "loop": 3, "long": 12}  # these take as many times fewer c
 
 def main(clips: int, tasks: Sequence[str]) -> None:
     """Draw the gallery, or measure `tasks` on `clips` scenes each, and print the rows."""
+    path = display.in_project("figures") / "data" / f"{NAME}.csv"
     if list(tasks) == ["gallery"]:
         return gallery()
+    if list(tasks) == ["figure"]:
+        table = pd.read_csv(path)
+        return display.save_figure(draw(table), NAME, table, {"clips": clips})
     if unknown := set(tasks) - TASKS.keys():
         sys.exit(f"no task {', '.join(sorted(unknown))}: there are {', '.join(TASKS)}")
     started = time.perf_counter()
     model, judge = RefinedAudioLDM.from_preset("tiny"), DetailJudge.load()
     optimize_for_inference(model, "no")
-    path = display.in_project("figures") / "data" / f"{NAME}.csv"
     rows = pd.read_csv(path).to_dict("records") if path.is_file() else []
     for task in tasks or TASKS:
         count = max(1, clips // SHORT.get(task, 1))
@@ -69,22 +73,19 @@ def draw(table: pd.DataFrame) -> plt.Figure:
     """How much of the new caption is in the result against how far the kept stretch is from the input, by strength."""
     display.set_style()
     figure, ax = plt.subplots(figsize=(7, 4))
-    edits = table[table["task"] == "edit"]
-    wide = edits.pivot_table(index=["method", "strength"], columns="measure", values="value", dropna=False)
-    for method, group in wide.dropna().reset_index().groupby("method", sort=False):
-        (line,) = ax.plot(group["log-mel L1 of the kept stretch"], group["new event"], "o-")
-        for point in group[["strength", "log-mel L1 of the kept stretch", "new event"]].itertuples(index=False):
-            ax.annotate(f"{point[0]:g}", point[1:], xytext=(4, 5), textcoords="offset points", color=line.get_color())
-        first = group.iloc[0]
-        ax.annotate(method, (first["log-mel L1 of the kept stretch"], first["new event"]), xytext=(4, -14),
-                    textcoords="offset points", color=line.get_color())  # fmt: skip
-    for method in ("input unchanged", "caption alone", "inpainting from the event on", "rendered"):
-        own = edits[edits["method"] == method].set_index("measure")["value"]
-        ax.plot(own["log-mel L1 of the kept stretch"], own["new event"], "k.")
-        ax.annotate(method, (own["log-mel L1 of the kept stretch"], own["new event"]), xytext=(5, 4),
-                    textcoords="offset points", fontsize=9)  # fmt: skip
-    ax.set(xlabel="log-mel L1 of the kept stretch to the input", ylabel="share with the new event", ylim=(-0.05, 1.12),
-           title="A stronger edit brings the new event and costs the kept one")  # fmt: skip
+    x, y = "log-mel L1 of the kept stretch", "new event"
+    wide = table[table["task"] == "edit"].fillna({"strength": -1.0})  # the trivial answers have no strength
+    wide = wide.pivot(index=["method", "strength"], columns="measure", values="value").reset_index()
+    for method, group in wide.groupby("method", sort=False):
+        edited = group["strength"].iloc[0] >= 0
+        (line,) = ax.plot(group[x], group[y], "o-" if edited else "k.")
+        last = group.iloc[-1]
+        label = f"{method}, strength {' to '.join(f'{s:g}' for s in group['strength'])}" if edited else method
+        ax.annotate(label, (last[x], last[y]), xytext=(6, 4), textcoords="offset points", fontsize=9,
+                    color=line.get_color())  # fmt: skip
+    ax.set_title("Inversion changes less of what should stay than SDEdit")
+    ax.set(xlabel="log-mel L1 of the kept stretch to the input", ylabel="share with the new event")
+    ax.set(xlim=(-0.1, 1.25 * wide[x].max()), ylim=(-0.05, 1.12))
     return figure
 
 

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 def open_model(options: Namespace, device: "torch.device") -> "RefinedAudioLDM":
-    """The model that --checkpoint or --preset names."""
+    """The model that --checkpoint or --preset names, with the LoRAs of --lora, if the command has that, merged."""
     from refined_ldm.config import preset
     from refined_ldm.text_to_audio import RefinedAudioLDM, is_shipped
 
     if options.checkpoint:
-        return RefinedAudioLDM.load(options.checkpoint, device)
+        return _with_loras(RefinedAudioLDM.load(options.checkpoint, device), options)
     preset(options.preset)  # an unknown one is refused before anything is said of its weights
     if not is_shipped(options.preset):
         print(
@@ -28,7 +28,15 @@ def open_model(options: Namespace, device: "torch.device") -> "RefinedAudioLDM":
             f"--preset {options.preset}) and give the run as --checkpoint",
             file=sys.stderr,
         )
-    return RefinedAudioLDM.from_preset(options.preset, device)
+    return _with_loras(RefinedAudioLDM.from_preset(options.preset, device), options)
+
+
+def _with_loras(model, options):
+    if loras := getattr(options, "lora", ()):
+        for path, weight in loras:
+            model.load_lora(path, weight)
+        model.merge_loras()
+    return model
 
 
 def optimized(model: "RefinedAudioLDM", options: Namespace) -> "RefinedAudioLDM":

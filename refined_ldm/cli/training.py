@@ -13,7 +13,10 @@ def train(options: Namespace) -> None:
     from refined_ldm.durable.signals import defer_signals
 
     with defer_signals() as signals:  # until there is something to save, or until it is saved
-        _train(options, signals)
+        if options.lora:
+            _train_lora(options, signals)
+        else:
+            _train(options, signals)
 
 
 def _train(options, signals):
@@ -37,7 +40,7 @@ def _train(options, signals):
         config = replace(config, clap=options.conditioner)
     config = with_conditioner(config, options)
     if options.reload_from_ckpt:
-        config = replace(config, start_from=options.reload_from_ckpt)
+        config = replace(config, start_from=str(_shipped_folder(options.reload_from_ckpt)))
     wanted = options.stage or default_stages(config)
     run_dir = options.run_dir or Path("runs") / config.name
     unknown = set(wanted) - set(STAGES)
@@ -103,6 +106,94 @@ def _train(options, signals):
     if accelerator.is_main_process and (run_dir / LEFT_OUT).is_file():
         left_out = len((run_dir / LEFT_OUT).read_text(encoding="utf-8").splitlines())
         print(f"{left_out} recordings or rows were left out: {run_dir / LEFT_OUT} says which and why")
+
+
+def _train_lora(options, signals):
+    """Train a LoRA beside the U-Net of a trained model."""
+    from dataclasses import replace
+
+    from tqdm import tqdm
+
+    from refined_ldm.devices import pick_device
+    from refined_ldm.durable.csv_log import CsvLogger
+    from refined_ldm.durable.signals import Stopped
+    from refined_ldm.lora import read_lora
+    from refined_ldm.training.lora import LORA_FILE, LoraTraining, check_lora_run, train_lora
+    from refined_ldm.training.pipeline import accelerator_of
+
+    if not options.data:
+        raise ValueError("--lora learns from recordings: give their folder or table with --data")
+    for name in ("stage", "config", "conditioner"):
+        if getattr(options, name):
+            raise ValueError(f"--{name} does not go with --lora, which changes the model of --from alone")
+    given = {"max_steps": options.max_steps, "lr": options.lr}
+    training = replace(LoraTraining(), **{name: value for name, value in given.items() if value})
+    run_dir = options.run_dir or Path("runs") / "lora"
+    device = pick_device(options.device)
+    accelerator = accelerator_of(run_dir / "checkpoints", device, options.resume)
+    model = _open_base(options, accelerator.device if accelerator.num_processes > 1 else device)
+    main = accelerator.is_main_process
+    if main:
+        check_lora_run(model.config, run_dir, options.resume)
+        run_dir.mkdir(parents=True, exist_ok=True)  # from now on --resume finds it
+
+    def stop_if_asked(*_):
+        if signals:
+            raise Stopped(signals[0], "stopped before the first step of the LoRA")
+
+    bar = tqdm(total=training.max_steps, desc="lora", disable=None if main else True)
+    with bar, CsvLogger(run_dir / "lora.csv", options.resume) as write:
+        steps = train_lora(
+            model,
+            run_dir,
+            options.lora,
+            training,
+            options.seed,
+            options.resume,
+            stop_if_asked,
+            options.skip_bad,
+        )
+        with closing(steps):
+            for step in steps:
+                bar.update(step.index - bar.n)
+                bar.set_postfix(loss=f"{step.loss:.4f}")
+                if main:
+                    write(step)
+    if main:
+        print(_lora_summary(run_dir / LORA_FILE, read_lora(run_dir / LORA_FILE)[1]))
+
+
+def _lora_summary(file, metadata):
+    """A line on a finished LoRA: its step, its clips and the held-out loss beside that of the model without it."""
+    line = f"lora: step {metadata['step']} of {metadata['clips']} clips, "
+    if metadata["held_out_loss"] is None:
+        return f"{line}no clips held out (too few), written to {file}"
+    before, after = metadata["held_out_loss_before"], metadata["held_out_loss"]
+    note = "" if after < before else ": no better than the model without it"
+    return f"{line}held-out loss {before:.4f} -> {after:.4f}{note}, written to {file}"
+
+
+def _open_base(options, device):
+    """The trained model that --from or --preset names, on the recordings of --data."""
+    from refined_ldm.published.warm_start import is_model
+    from refined_ldm.text_to_audio import RefinedAudioLDM
+
+    changes = {"data": options.data, "data_sets": ()}
+    path = _shipped_folder(options.reload_from_ckpt or options.preset)
+    if is_model(path):
+        return RefinedAudioLDM.load(path, device, **changes)
+    if not path.exists():
+        raise ValueError(f"{path} is no preset with shipped weights, no run and no checkpoint: give one with --from")
+    return RefinedAudioLDM.from_audioldm(
+        path, clap_checkpoint=options.clap_checkpoint, tokenizer=options.tokenizer, device=device, **changes
+    )
+
+
+def _shipped_folder(name):
+    """The folder of the shipped weights of a preset; any other name is a path."""
+    from refined_ldm.text_to_audio import WEIGHTS, is_shipped
+
+    return WEIGHTS / name if not Path(name).exists() and is_shipped(name) else Path(name)
 
 
 def resume_command(arguments: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "loop": ["Step", "optimise"],
         "stages": ["train_vae", "train_clap", "train_ldm", "train_hifigan"],
         "pipeline": ["train_stage"],
+        "lora": ["train_lora"],
         "muon": ["Muon"],
     },
 )

@@ -8,7 +8,7 @@ for step in train_ldm(model, loader, max_steps=1000):
 Notebook: 03
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -147,8 +147,14 @@ def train_ldm(
 
     Notebook: 03
     """
-    config, schedule = model.config, model.schedule
     settings = stage_settings(model.config, "ldm", max_steps, lr)
+    networks = {"unet": (model.unet, ldm_losses(model, settings))}
+    yield from optimise("ldm", networks, loader, settings, seed, run_dir, resume, accelerator, model.device)
+
+
+def ldm_losses(model: RefinedAudioLDM, settings: StageConfig) -> Callable[..., dict[str, torch.Tensor]]:
+    """Return the loss of the U-Net, as `Learner` takes it; batches as for `train_ldm`."""
+    config, schedule = model.config, model.schedule
     samplers = {"stratified": stratified_timesteps, "uniform": uniform_timesteps, "noisy": noisy_timesteps}
     draw_timesteps = samplers[settings.timesteps]
     with torch.no_grad():
@@ -187,8 +193,7 @@ def train_ldm(
         denoise = lambda z_t, t, c: model.denoise(z_t, t, c, unet)  # noqa: E731
         return {"loss": diffusion_loss(denoise, z_0, c, t, eps, schedule, weight)}
 
-    networks = {"unet": (model.unet, losses)}
-    yield from optimise("ldm", networks, loader, settings, seed, run_dir, resume, accelerator, model.device)
+    return losses
 
 
 def train_hifigan(

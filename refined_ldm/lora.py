@@ -1,0 +1,156 @@
+"""LoRA: a small change of the U-Net, learned from few clips and kept in a file of its own (Hu et al. 2021).
+
+A layer W x becomes W x + weight * B (A x): A maps to `rank` numbers, B back from them. B starts at zero, so that a new
+LoRA changes nothing. `peft`, of the extra `lora`, holds the matrices beside the layers, those of several LoRAs at once.
+"""
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from refined_ldm.integers import cast_numbers
+from refined_ldm.weights import read_weights, save_weights
+
+UNCHANGED = ("time_embed", "film", "conv_in", "conv_out")  # layers without LoRA: timestep, modulation, first and last
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Settings of a LoRA. Its update has the scale alpha / rank of Hu et al. with alpha = rank: 1."""
+
+    rank: int = 8  # 8: a file of 1 MB for the preset tiny, in half precision
+
+    def __post_init__(self):
+        cast_numbers(self)
+        if not 1 <= self.rank <= 256:
+            raise ValueError(f"rank of a LoRA must be from 1 to 256, got {self.rank}")
+
+
+def lora_layers(unet: nn.Module) -> list[str]:
+    """Return the names of the layers that a LoRA changes: linear and convolutional ones, without UNCHANGED."""
+    return [
+        name
+        for name, layer in unet.named_modules()
+        if isinstance(layer, nn.Linear | nn.Conv2d) and not set(UNCHANGED) & set(name.split("."))
+    ]
+
+
+class Loras:
+    """The LoRAs beside the layers of a U-Net, in place. `base`: digest of the model without them."""
+
+    def __init__(self, unet: nn.Module, base: str):
+        self.unet, self.base = unet, base
+        self._tuner, self._count = None, 0
+        self._sizes = {name: layer.weight.shape for name, layer in unet.named_modules()
+                       if isinstance(layer, nn.Linear | nn.Conv2d)}  # fmt: skip
+
+    def add(self, rank: int, weight: float = 1.0, layers: Collection[str] | None = None) -> dict[str, nn.Parameter]:
+        """Add a LoRA to `layers`, None: all of `lora_layers` -> its matrices by name.
+
+        A is random, from torch's global generator, and B zero. Raises ModuleNotFoundError without peft.
+        """
+        peft = _peft()
+        layers = lora_layers(self.unet) if layers is None else layers
+        name, self._count = f"lora{self._count}", self._count + 1
+        config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=list(layers))
+        if self._tuner is None:
+            self._tuner = peft.LoraModel(self.unet, config, name)
+        else:
+            self._tuner.peft_config[name] = config
+            self._tuner.inject_adapter(self.unet, name)
+        self._tuner.set_adapter([f"lora{number}" for number in range(self._count)])
+        for layer in layers:
+            self.unet.get_submodule(layer).set_scale(name, weight)
+        matrices = self.unet.named_parameters()
+        return {key.replace(f".{name}.", "."): matrix for key, matrix in matrices if f".{name}." in key}
+
+    def load(self, path: str | Path, weight: float = 1.0) -> None:
+        """Add the LoRA in a file of `save_lora`, multiplied by `weight`; 0 changes nothing.
+
+        Raises FileNotFoundError; ValueError for another file, a LoRA of another model, or a weight that is not finite.
+        """
+        if not math.isfinite(weight):
+            raise ValueError(f"the weight of {path} must be a finite number, got {weight}")
+        state, metadata = read_lora(path)
+        if metadata["base"] != self.base:
+            raise ValueError(
+                f"{path} is a LoRA of another model: of {metadata['name']} with the digest {metadata['base']}; "
+                f"this one has {self.base}. Load the model that it was trained on"
+            )
+        rank = LoraConfig(**metadata["config"]).rank
+        layers = sorted({name.rsplit(".lora_", 1)[0] for name in state})
+        expected = {name: shape for layer in layers for name, shape in self._shapes(layer, rank).items()}
+        if expected != {name: tuple(matrix.shape) for name, matrix in state.items()}:
+            raise ValueError(f"{path} does not fit the U-Net: its matrices are not those of rank {rank}")
+        matrices = self.add(rank, weight, layers)
+        with torch.no_grad():
+            for name, matrix in state.items():
+                matrices[name].copy_(matrix)
+
+    def _shapes(self, layer, rank):
+        """Return the shapes of the matrices of a layer, {} if there is no such layer."""
+        if layer not in self._sizes:
+            return {}
+        out, into, *kernel = self._sizes[layer]
+        return {
+            f"{layer}.lora_A.weight": (rank, into, *kernel),
+            f"{layer}.lora_B.weight": (out, rank, *(1 for _ in kernel)),
+        }
+
+    def merge(self) -> None:
+        """Add all LoRAs, with their weights, to the weights of the layers, which then stand alone again."""
+        self._end("merge_and_unload")
+
+    def remove(self) -> None:
+        """Remove all LoRAs: the U-Net is what it was before them."""
+        self._end("unload")
+
+    def _end(self, how):
+        if self._tuner is not None:
+            getattr(self._tuner, how)()
+            vars(self.unet).pop("peft_config", None)  # peft leaves it in some versions
+            self.unet.requires_grad_(True)
+            self._tuner, self._count = None, 0
+
+
+class LoraUNet(nn.Module):
+    """A U-Net with a LoRA under training: the matrices alone are parameters and state of this module."""
+
+    def __init__(self, unet: nn.Module, matrices: dict[str, nn.Parameter]):
+        super().__init__()
+        self.matrices = nn.ParameterList(matrices.values())
+        self._whole = (unet,)  # in a tuple, so that its weights are not registered
+
+    def forward(self, latent: Tensor, timestep: Tensor, embedding: Tensor) -> Tensor:
+        return self._whole[0](latent, timestep, embedding)
+
+
+def save_lora(
+    path: str | Path, matrices: dict[str, nn.Parameter], config: LoraConfig, base: str, name: str, **metadata: Any
+) -> None:
+    """Write a LoRA to a safetensors file in half precision. base, name: digest and name of the model it belongs to."""
+    save_weights(path, matrices, config, torch.float16, kind="lora", base=base, name=name, **metadata)
+
+
+def read_lora(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a file of `save_lora` -> (matrices by name, metadata). Raises FileNotFoundError, ValueError."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no LoRA at {path}: train one (`refined-ldm train --lora 8 --data FOLDER`)")
+    state, metadata = read_weights(path)
+    if metadata.get("kind") != "lora":
+        raise ValueError(f"{path} is no LoRA of `refined-ldm train --lora`")
+    return state, metadata
+
+
+def _peft():
+    try:
+        import peft
+    except ModuleNotFoundError as missing:
+        raise ModuleNotFoundError("LoRA needs peft: pip install 'refined-audio-ldm[lora]'") from missing
+    return peft

@@ -1,0 +1,124 @@
+import csv
+from dataclasses import replace
+
+import pytest
+import torch
+
+from refined_ldm.audio import save_audio
+from refined_ldm.lora import read_lora
+from refined_ldm.text_to_audio import RefinedAudioLDM
+from refined_ldm.training import lora
+from refined_ldm.training.lora import LoraTraining, split_clips, train_lora
+from tests.support import small
+
+pytest.importorskip("peft")
+RANK = 2
+SHORT = LoraTraining(max_steps=4, batch_size=2, warmup_steps=0, lr=1e-2, evaluate_every=2)
+
+
+def recordings(folder, count):
+    folder.mkdir()
+    for i, item in enumerate(small.clips(count)):
+        save_audio(folder / f"bell_{i}.wav", item["waveform"])
+    return folder
+
+
+@pytest.fixture
+def base(tmp_path, monkeypatch):
+    """-> a function that returns the same trained model each time, for a folder of recordings."""
+    folder = tmp_path / "model"
+    small.awake_model(monkeypatch).save(folder)
+    return lambda data: RefinedAudioLDM.load(folder, data=str(data))
+
+
+def evaluations(run):
+    with (run / "held-out.csv").open(newline="") as file:
+        return [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(file)]
+
+
+def test_the_lora_of_the_best_step_is_kept_and_the_model_has_it(base, tmp_path):
+    model, run = base(recordings(tmp_path / "bells", 10)), tmp_path / "run"
+    weights = {name: w.clone() for name, w in model.unet.state_dict().items()}
+    steps = list(train_lora(model, run, RANK, SHORT))
+    assert [step.index for step in steps] == [1, 2, 3, 4]
+    rows = evaluations(run)
+    assert [step for step, _ in rows] == [0, 2, 4]
+    matrices, metadata = read_lora(run / "lora.safetensors")
+    best = min(rows[1:], key=lambda row: row[1])
+    assert (metadata["step"], metadata["held_out_loss"], metadata["clips"]) == (*best, 8)
+    assert max(m.abs().max() for name, m in matrices.items() if "lora_B" in name) > 1e-3  # it has learned
+    fresh = base("scenes")
+    fresh.load_lora(run / "lora.safetensors")
+    for own, other in zip(model.unet.parameters(), fresh.unet.parameters(), strict=True):
+        assert torch.equal(own, other)
+    model.remove_loras()
+    assert all(torch.equal(w, weights[name]) for name, w in model.unet.state_dict().items())
+    assert model.generate(["bell"]).shape == (1, 5120)
+
+
+def test_training_lowers_the_loss(base, tmp_path):
+    model = base(recordings(tmp_path / "bells", 6))
+    settings = replace(SHORT, max_steps=60, evaluate_every=20, held_out=0.34, patience=9)
+    list(train_lora(model, tmp_path / "run", RANK, settings))
+    rows = evaluations(tmp_path / "run")
+    assert rows[-1][1] < rows[0][1]
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(base, tmp_path):
+    bells = recordings(tmp_path / "bells", 10)
+    settings = replace(SHORT, max_steps=6)
+    list(train_lora(base(bells), tmp_path / "whole", RANK, settings))
+    run = tmp_path / "stopped"
+    steps = train_lora(base(bells), run, RANK, settings)
+    for _ in range(3):
+        next(steps)
+    steps.close()
+    assert [s.index for s in train_lora(base(bells), run, RANK, settings, resume=True)] == [3, 4, 5, 6]
+    assert evaluations(run) == evaluations(tmp_path / "whole")
+    matrices, metadata = read_lora(run / "lora.safetensors")
+    expected, of = read_lora(tmp_path / "whole" / "lora.safetensors")
+    assert metadata == of and matrices.keys() == expected.keys()
+    assert all(torch.equal(matrix, expected[name]) for name, matrix in matrices.items())
+    assert list(train_lora(base(bells), run, RANK, settings, resume=True)) == []  # it is finished
+
+
+def test_training_stops_when_the_held_out_loss_no_longer_falls(base, tmp_path, monkeypatch):
+    losses = iter([1.0, 0.8, 0.9, 0.7, 0.75, 0.7, 0.1, 0.1])
+    monkeypatch.setattr(lora, "held_out_loss", lambda *_: next(losses))
+    bells, run = recordings(tmp_path / "bells", 10), tmp_path / "run"
+    settings = replace(SHORT, max_steps=100, patience=2)
+    assert [s.index for s in train_lora(base(bells), run, RANK, settings)][-1] == 10
+    assert read_lora(run / "lora.safetensors")[1]["step"] == 6
+    assert list(train_lora(base(bells), run, RANK, settings, resume=True)) == []
+
+
+def test_one_clip_trains(base, tmp_path):
+    run = tmp_path / "run"
+    list(train_lora(base(recordings(tmp_path / "bells", 1)), run, RANK, SHORT))
+    metadata = read_lora(run / "lora.safetensors")[1]
+    assert metadata["step"] == 4 and metadata["held_out_loss"] is None
+    assert not (run / "held-out.csv").exists()
+
+
+def test_clips_are_held_out_from_five_on():
+    assert [len(split_clips(count, 0.2)[1]) for count in (1, 4, 5, 30, 1000)] == [0, 0, 1, 6, 200]
+    train, held_out = split_clips(30, 0.2, seed=3)
+    assert sorted(train + held_out) == list(range(30)) and split_clips(30, 0.2, seed=4)[1] != held_out
+
+
+def test_a_run_is_never_begun_twice_nor_gone_on_with_another_model(base, tmp_path, monkeypatch):
+    bells, run = recordings(tmp_path / "bells", 2), tmp_path / "run"
+    with pytest.raises(FileNotFoundError, match="no recordings at"):
+        next(train_lora(base(tmp_path / "gone"), run, RANK, SHORT))
+    list(train_lora(base(bells), run, RANK, SHORT))
+    with pytest.raises(FileExistsError, match="resume that run"):
+        next(train_lora(base(bells), run, RANK, SHORT))
+    other = RefinedAudioLDM(small.config(data=str(bells)), seed=8).eval()
+    with pytest.raises(ValueError, match="is a LoRA of another model"):
+        next(train_lora(other, run, RANK, SHORT, resume=True))
+
+
+def test_impossible_settings_are_refused():
+    for change in ({"held_out": 1.0}, {"patience": 0}, {"evaluate_every": 0}):
+        with pytest.raises(ValueError, match=next(iter(change))):
+            LoraTraining(**change)
