@@ -207,7 +207,7 @@ def optimise(
 
     Notebook: 03
     """
-    accelerator, seed = accelerator or pick_accelerator(torch.device(device).type), whole_seed(seed)
+    accelerator, seed = accelerator or pick_accelerator(device), whole_seed(seed)
     shares, main = accelerator.num_processes, accelerator.is_main_process
     if settings.batch_size % shares:
         raise ValueError(
