@@ -582,8 +582,10 @@ def test_a_new_caption_map_is_fitted_before_the_unet_is_trained(donor, tmp_path)
     latents = torch.stack([item["latent"] for item in items]) * model.latent_scale
     embeddings = model.clap.embed_text([item["captions"][-1] for item in items]).detach()
     fitted = CaptionMap(embeddings.shape[1], latents.shape[1], 3).fit(latents, embeddings)
-    for name, tensor in fitted.state_dict().items():
-        torch.testing.assert_close(model.unet.caption_map.state_dict()[name].abs(), tensor.abs(), atol=1e-3, rtol=0)
+    with torch.no_grad():  # not the weights: the signs of the directions, and equal directions, are arbitrary
+        drawn = [of(embeddings, *latents.shape[2:]) for of in (model.unet.caption_map, fitted)]
+    torch.testing.assert_close(*drawn, atol=0.01 * float(drawn[1].std()), rtol=0)
+    assert drawn[1].std() > 0.1 * latents.std()
     resumed = RefinedAudioLDM(config, seed=9)
     list(train_stage(resumed, "ldm", tmp_path / "run", lr=1e-12, resume=True))
     assert torch.equal(
