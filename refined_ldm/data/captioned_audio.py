@@ -19,6 +19,7 @@ from refined_ldm.data.listing import (
     AUDIO_SUFFIXES,
     TEXT_SUFFIXES,
     captions_table,
+    file_inside,
     find_files,
     is_sound,
     log_once,
@@ -28,7 +29,7 @@ from refined_ldm.data.listing import (
     unused_files,
 )
 from refined_ldm.data.shards import Member, find_shards, shard_sounds
-from refined_ldm.data.tables import caption_lines, clean_caption, field, json_captions, read_rows
+from refined_ldm.data.tables import caption_lines, captions_in, clean_caption, field, json_captions, read_rows, span_in
 from refined_ldm.integers import whole, whole_seed
 
 SAMPLE_RATE = 16_000  # Hz
@@ -44,6 +45,9 @@ class Recording:
     captions: tuple[str, ...]  # one or more
     label: str = ""  # class name, where the data set has classes
     where: str = ""  # it is listed: "captions.csv, line 7"
+    split: str = ""  # or fold, where the data set has any
+    start: float = 0.0  # seconds
+    end: float | None = None  # seconds; None: the end of the file
 
 
 class CaptionedAudio(Dataset):
@@ -138,18 +142,22 @@ class CaptionedAudio(Dataset):
         seed: int = 0,
         skip_bad: bool = False,
     ) -> "CaptionedAudio":
-        """Recordings listed in a CSV file with a header: columns `file`, `caption` and, if it has one, `label`.
+        """Recordings listed in a CSV file with a header or in JSON lines (.jsonl): columns `file`, `caption` and, if it
+        has them, `label`, `start` and `end`, which are seconds and choose a part of the file.
 
-        Files are named relative to the CSV file and lie in its folder or below it. Rows that name the same file add
-        captions to it.
+        Files are named relative to the table and lie in its folder or below it. Rows that name the same file, or the
+        same part of it, add captions. A caption in JSON lines may be a list of captions.
         """
         path = Path(path)
 
         def recording(number, row):
-            name, said = field(row, file), clean_caption(field(row, caption))
-            sound = _inside(path.parent, name)
+            name, captions, (start, end) = field(row, file), captions_in(row, caption), span_in(row)
+            sound = file_inside(path.parent, name)
             id = sound.relative_to(path.parent).as_posix()
-            return Recording(sound, id, (said,), (row.get(label) or "").strip(), f"{path.name}, line {number}")
+            if start or end is not None:
+                id += f"@{start:g}-{'' if end is None else f'{end:g}'}"
+            label_of = (row.get(label) or "").strip()
+            return Recording(sound, id, captions, label_of, f"{path.name}, line {number}", "", start, end)
 
         entries = ((f"line {n}", lambda n=n, row=row: recording(n, row)) for n, row in read_rows(path, (file, caption)))
         return cls._from_entries(path, entries, seconds, crop, seed, skip_bad)
@@ -174,7 +182,7 @@ class CaptionedAudio(Dataset):
 
         def recording(where, name, folder, entry):
             wav, texts = wav_and_captions(entry)
-            sound = _inside(folder, wav)
+            sound = file_inside(folder, wav)
             id = f"{name}/{sound.relative_to(folder).as_posix()}"
             return Recording(sound, id, tuple(map(clean_caption, texts)), str(entry.get("labels") or ""), where)
 
@@ -243,13 +251,13 @@ class CaptionedAudio(Dataset):
             stat = recording.path.stat()
             made_of.update(
                 repr((recording.id, recording.captions, recording.label, stat.st_size, stat.st_mtime_ns)).encode()
-            )
+            )  # parts of a file differ in their id
         return made_of.hexdigest()[:32]
 
     def __getitem__(self, index: int) -> dict:
         recording = self.recordings[whole("index", index)]
         try:
-            waveform = load_audio(recording.path, SAMPLE_RATE, self.samples / SAMPLE_RATE, self._start(recording))
+            waveform = load_audio(recording.path, SAMPLE_RATE, *self._part(recording))
         except (ValueError, OSError) as error:
             kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
             raise kind(f"{recording.where}: {error}" if recording.where else error) from error
@@ -261,13 +269,17 @@ class CaptionedAudio(Dataset):
             "label": recording.label,
         }
 
-    def _start(self, recording) -> float:
-        """The start of a recording's crop, in seconds."""
+    def _part(self, recording) -> tuple[float, float]:
+        """The length and the start of a recording's crop, in seconds."""
+        start, seconds = recording.start, self.samples / SAMPLE_RATE
+        if recording.end is not None:
+            seconds = min(seconds, recording.end - start)
         if self.crop == "start":
-            return 0.0
-        spare = round(audio_seconds(recording.path) * SAMPLE_RATE) - self.samples
+            return seconds, start
+        end = audio_seconds(recording.path) if recording.end is None else recording.end
+        spare = round((end - start) * SAMPLE_RATE) - self.samples
         source = np.random.default_rng((self.seed, zlib.crc32(recording.id.encode(errors="backslashreplace"))))
-        return source.integers(max(0, spare) + 1) / SAMPLE_RATE
+        return seconds, start + source.integers(max(0, spare) + 1) / SAMPLE_RATE
 
 
 def collate(items: list[dict]) -> dict:
@@ -317,23 +329,6 @@ def loader(dataset: Dataset, batch_size: int, seed: int = 0, start_step: int = 0
 def _name_in_words(path: Path) -> str:
     """The name of a file as a caption: "dog barks" of dog_barks.wav."""
     return clean_caption(" ".join(path.stem.replace("_", " ").replace("-", " ").split()) or path.stem)
-
-
-def _inside(folder: Path, name: str) -> Path:
-    """The file `name` of `folder`; names that lead out of it are refused."""
-    relative = os.path.normpath(name)
-    if os.path.isabs(relative) or relative.split(os.sep)[0] == os.pardir:
-        raise ValueError(f"{name!r} leads out of {folder}")
-    try:
-        there = (folder / relative).is_file()
-    except OSError as error:  # too long for a name
-        raise ValueError(f"{name!r:.80} is no file name ({error.strerror})") from error
-    if not there and "\\" in name and (folder / name.replace("\\", "/")).is_file():
-        there = name.replace("\\", "/")
-        raise FileNotFoundError(f"{name}: no such sound file, but {there} is there: write / between folders")
-    if not there:
-        raise FileNotFoundError(f"{folder / relative}: no such sound file")
-    return folder / relative
 
 
 def _report(faults: list[str], source: str | Path, skip_bad: bool) -> None:
