@@ -65,6 +65,13 @@ def parser(runs: dict[str, Callable[[argparse.Namespace], Any]]) -> Parser:
             help="auto: bfloat16 if matrix products are at least twice as fast in it on this device",
         )
 
+    def columns(sub):
+        sub.add_argument(
+            "--split", default="", metavar="NAMES", help="split or folds of a known data set, with commas between them"
+        )
+        sub.add_argument("--file-column", default="", metavar="NAME", help="column with the names of files (file)")
+        sub.add_argument("--caption-column", default="", metavar="NAME", help="column with the captions (caption)")
+
     sub = command("generate", "Write one WAV file for each caption.")
     sub.add_argument("captions", nargs="+", metavar="CAPTION")
     sub.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the WAV files")
@@ -130,9 +137,11 @@ def parser(runs: dict[str, Callable[[argparse.Namespace], Any]]) -> Parser:
     sub.add_argument(
         "--data",
         metavar="PATH",
-        help="CSV file or folder of captioned recordings, AudioLDM's dataset_root.json, or WebDataset "
-        "shards: a folder of .tar files or a pattern",
+        help="CSV file, JSON lines or folder of captioned recordings; a known data set, by its folder or as "
+        "clotho:FOLDER; AudioLDM's dataset_root.json; WebDataset shards, a folder of .tar files or a pattern; "
+        "Parquet files",
     )
+    columns(sub)
     sub.add_argument(
         "--skip-bad", action="store_true", help="leave out unusable recordings; the run's left-out.txt lists them"
     )

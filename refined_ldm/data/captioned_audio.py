@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from refined_ldm.audio import audio_seconds, load_audio, normalize, pad_or_trim
 from refined_ldm.data.audioldm_lists import audioldm_entries, wav_and_captions
 from refined_ldm.data.caches import cache_latents as cache_latents  # also found here, beside the data sets it caches
+from refined_ldm.data.known_sets import KNOWN, TEMPLATE, known_entries, wanted_splits
 from refined_ldm.data.listing import (
     AUDIO_SUFFIXES,
     TEXT_SUFFIXES,
@@ -28,6 +29,7 @@ from refined_ldm.data.listing import (
     single_text,
     unused_files,
 )
+from refined_ldm.data.parquet import Cell, find_parquet, parquet_sounds
 from refined_ldm.data.shards import Member, find_shards, shard_sounds
 from refined_ldm.data.tables import caption_lines, captions_in, clean_caption, field, json_captions, read_rows, span_in
 from refined_ldm.integers import whole, whole_seed
@@ -40,7 +42,7 @@ FAULTS_SHOWN = 10
 class Recording:
     """One sound file with its captions."""
 
-    path: Path | Member  # a file, or a part of one
+    path: Path | Member | Cell  # a file, or a part of one
     id: str  # unique in the data set: the path below its folder
     captions: tuple[str, ...]  # one or more
     label: str = ""  # class name, where the data set has classes
@@ -131,6 +133,43 @@ class CaptionedAudio(Dataset):
         return dataset
 
     @classmethod
+    def open(
+        cls,
+        name: str,
+        root: str | Path,
+        split: str = "",
+        seconds: float = 2.56,
+        template: str = TEMPLATE,
+        caption: str = "",
+        crop: str = "start",
+        seed: int = 0,
+        skip_bad: bool = False,
+    ) -> "CaptionedAudio":
+        """A known data set (a name in `known_sets.KNOWN`, as "clotho") in the layout it is published in, below `root`.
+
+        split: one of its splits or folds, or several with commas; "train": those for training; "": all. template: the
+        caption from names of classes. caption: the column of captions, in place of the data set's own. Clips that
+        every copy of a data set lacks some of (AudioCaps) are no faults; they are listed in `left_out` and counted in
+        one logged line. Raises ValueError for an unknown name or split.
+        """
+        if name not in KNOWN:
+            raise ValueError(f"no known data set {name!r}, only {', '.join(KNOWN)}")
+        missing = []
+        listed = known_entries(name, Path(root), split, missing, template, caption)
+
+        entries = ((where, lambda entry=entry: Recording(*entry())) for where, entry in listed)
+        try:
+            dataset = cls._from_entries(root, entries, seconds, crop, seed, skip_bad)
+        except ValueError as error:
+            if len(missing) > 1 and "no usable entry" in str(error):
+                raise ValueError(f"{root}: none of {len(missing)} listed sounds is there; {missing[0]}") from error
+            raise
+        if missing:
+            log_once(f"{root}: {len(missing)} rows of {KNOWN[name].title} are left out, their sounds are not on disk")
+        dataset.left_out += tuple(missing)
+        return dataset
+
+    @classmethod
     def from_csv(
         cls,
         path: str | Path,
@@ -213,6 +252,30 @@ class CaptionedAudio(Dataset):
         if skipped := unused_files(passed):
             log_once(f"{where}: {len(dataset)} sounds in {len(shards)} shards; passed over: {skipped}")
         return dataset
+
+    @classmethod
+    def from_parquet(
+        cls,
+        where: str | Path,
+        split: str = "",
+        seconds: float = 2.56,
+        audio: str = "",
+        caption: str = "",
+        crop: str = "start",
+        seed: int = 0,
+        skip_bad: bool = False,
+    ) -> "CaptionedAudio":
+        """Sounds in a Parquet file, or in those below a folder, as Hugging Face's `datasets` writes them.
+
+        split: of files named train-00000-of-00002.parquet; "": all. audio, caption: the columns (by default "audio",
+        and the first of "caption", "captions", "text" and "transcription"). Needs pyarrow; ValueError without it.
+        """
+        files = find_parquet(where)
+        if not files:
+            raise FileNotFoundError(f"{where}: no .parquet file")
+        sounds = parquet_sounds(files, wanted_splits(split, ("train",)), audio, caption)
+        entries = ((at, lambda entry=entry: Recording(*entry())) for at, entry in sounds)
+        return cls._from_entries(where, entries, seconds, crop, seed, skip_bad)
 
     @classmethod
     def _from_entries(cls, source, entries: Iterator[tuple[str, Callable]], seconds, crop, seed, skip_bad):

@@ -64,7 +64,7 @@ def _raise(error):
 
 
 def file_inside(folder: Path, name: str) -> Path:
-    """The file `name` of `folder`. Raises ValueError for a name that leads out of it, FileNotFoundError if it is missing."""
+    """The file `name` of `folder`; FileNotFoundError if it is missing, ValueError for a name that leads out of it."""
     relative = os.path.normpath(name)
     if os.path.isabs(relative) or relative.split(os.sep)[0] == os.pardir:
         raise ValueError(f"{name!r} leads out of {folder}")
