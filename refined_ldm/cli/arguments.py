@@ -12,6 +12,7 @@ from refined_ldm.integers import HIGHEST_RATE, LARGEST_SEED, LOWEST_RATE, intege
 NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|-inf|-nan", re.IGNORECASE)
 EXAMPLES = {
     "generate": 'refined-ldm generate "rain falls while a bell rings" --out runs/first --seed 1',
+    "data": "refined-ldm data clotho:/data/clotho --split development --picture clotho.png",
     "train": "refined-ldm train --preset tiny --stage vae clap ldm hifigan --run runs/tiny",
     "inspect": "refined-ldm inspect audioldm-s-full-v2.ckpt",
     "convert": "refined-ldm convert audioldm-s-full-v2.ckpt runs/audioldm-s --tokenizer roberta-base",
@@ -106,6 +107,15 @@ def parser(runs: dict[str, Callable[[argparse.Namespace], Any]]) -> Parser:
     sub.add_argument("--json", action="store_true", help="print what was written as JSON")
 
     edit.add_commands(command, precision)
+
+    sub = command("data", "Show what a data set holds before training: lengths, levels, captions, duplicates, faults.")
+    sub.add_argument("root", metavar="DATA", help="as --data of train: a table, a folder, a known data set, shards")
+    columns(sub)
+    sub.add_argument(
+        "--seconds", type=real(0.01, 120), default=2.56, help="length that training uses of each clip (2.56)"
+    )
+    sub.add_argument("--picture", type=Path, metavar="PNG", help="also draw lengths, rates, levels and captions")
+    sub.add_argument("--json", action="store_true", help="print the report as JSON")
 
     sub = command(
         "train", "Train the stages of a preset or a YAML file. Finished stages in --run are not trained again."

@@ -320,7 +320,7 @@ class CaptionedAudio(Dataset):
     def __getitem__(self, index: int) -> dict:
         recording = self.recordings[whole("index", index)]
         try:
-            waveform = load_audio(recording.path, SAMPLE_RATE, *self._part(recording))
+            waveform = load_audio(recording.path, SAMPLE_RATE, *self.part(recording))
         except (ValueError, OSError) as error:
             kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
             raise kind(f"{recording.where}: {error}" if recording.where else error) from error
@@ -332,7 +332,7 @@ class CaptionedAudio(Dataset):
             "label": recording.label,
         }
 
-    def _part(self, recording) -> tuple[float, float]:
+    def part(self, recording: Recording) -> tuple[float, float]:
         """The length and the start of a recording's crop, in seconds."""
         start, seconds = recording.start, self.samples / SAMPLE_RATE
         if recording.end is not None:

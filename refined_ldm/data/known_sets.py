@@ -97,7 +97,7 @@ KNOWN = {
 
 
 def named_set(data: str) -> tuple[str, str]:
-    """"clotho:ROOT" -> ("clotho", "ROOT"); any other text is a path: ("", text)."""
+    """The name and folder of "clotho:FOLDER", ("clotho", "FOLDER"); any other text is a path, ("", text)."""
     name, colon, root = str(data).partition(":")
     return (name.lower(), root) if colon and name.lower() in KNOWN else ("", str(data))
 

@@ -203,7 +203,7 @@ def test_tables_take_other_columns_lines_of_json_and_times(tmp_path):
     assert end[:1600].any() and not end[1600:].any()  # 0.1 s of 0.4 are left
     assert part[:1600].any() and not part[1600:].any() and whole[1600:].any()
     random = CaptionedAudio.from_csv(table, 0.05, "said", "path", crop="random")
-    assert all(0.1 <= random._part(random.recordings[2])[1] <= 0.15 for random.seed in range(20))
+    assert all(0.1 <= random.part(random.recordings[2])[1] <= 0.15 for random.seed in range(20))
     assert dataset.recordings[1].where == "t.csv, line 4"
     lines = write(tmp_path / "t.jsonl", '{"file": "rain.wav", "caption": ["Rain", "It pours"]}', "",
                   '{"file": "dog.wav", "caption": "A dog", "start": 0.1, "end": 0.3}')  # fmt: skip
