@@ -23,7 +23,7 @@ def plot_data_report(report: DataReport) -> Figure:
     peaks.hist(levels, bins=30)
     peaks.axvline(20 * np.log10(FULL_SCALE), color="black", linestyle="--")
     clipped = sum(clip.clipped for clip in report.clips)
-    peaks.set(xlabel="peak, dB of full scale", title=f"Peaks before they are set to one level; {clipped} clips are clipped")
+    peaks.set(xlabel="peak, dB of full scale", title=f"Peaks as recorded; {clipped} clips are clipped")
     most = [len(caption.split()) for clip in report.clips for caption in clip.captions]
     words.hist(most, bins=np.arange(0.5, max(most) + 1))
     words.set(xlabel="words in a caption", title=f"{len(most)} captions of {len(report.clips)} clips")
