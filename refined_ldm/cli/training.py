@@ -35,6 +35,8 @@ def _train(options, signals):
 
     config = load_config(options.config) if options.config else preset(options.preset)
     config = replace(config, **_data_settings(options))
+    if config.data == "scenes" and (config.data_split or config.file_column or config.caption_column):
+        raise ValueError("--split, --file-column and --caption-column are about recordings: give them with --data")
     if options.conditioner:
         config = replace(config, clap=options.conditioner)
     config = with_conditioner(config, options)

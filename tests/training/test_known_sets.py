@@ -44,4 +44,28 @@ def test_a_split_that_is_not_there_stops_before_any_work(tmp_path, monkeypatch, 
     small.config().save(tmp_path / "small.yaml")
     arguments = ["-c", str(tmp_path / "small.yaml"), "--data", f"esc50:{root}", "--run", str(tmp_path / "run")]
     assert main(["train", *arguments, "--split", "fold9", "--device", "cpu"]) == 2
+    assert not any((tmp_path / "run").iterdir())
     assert "ESC-50 has no split 'fold9', only fold1, fold2" in capsys.readouterr().err
+
+
+def test_columns_of_a_table_are_settings_of_the_run(tmp_path, monkeypatch, capsys):
+    small.use_small_clap(monkeypatch)
+    known_trees.sounds(tmp_path, "a.wav", "b.wav")
+    table = known_trees.write(tmp_path / "t.csv", "path,said", 'a.wav,"Rain,\nthen thunder"', "b.wav,A dog")
+    small.config().save(tmp_path / "small.yaml")
+    arguments = [
+        "-c",
+        str(tmp_path / "small.yaml"),
+        "--run",
+        str(tmp_path / "run"),
+        "--stage",
+        "vae",
+        "--device",
+        "cpu",
+    ]
+    columns = ["--file-column", "path", "--caption-column", "said"]
+    assert main(["train", *arguments, *columns]) == 2
+    assert "give them with --data" in capsys.readouterr().err
+    assert main(["train", *arguments, *columns, "--data", str(table), "--max-steps", "2"]) == 0
+    assert [clip["caption"] for clip in Cached(tmp_path / "run/clips-train")] == ["Rain, then thunder", "A dog"]
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["caption_column"] == "said"
