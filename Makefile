@@ -19,7 +19,7 @@ define beside_notebooks
 	wait $$notebooks; status=$$?; cat $$results; exit $$((tests + status))
 endef
 
-.PHONY: help demo test test-all faults soak lab figures outputs bench weights badges listen tables docs clean python
+.PHONY: help demo test test-all faults soak lab figures outputs bench gpu weights badges listen tables docs clean python
 .DEFAULT_GOAL := help
 
 help: ## Say what there is
@@ -50,6 +50,9 @@ figures: $(READY) ## Run the notebooks and write what they draw to figures/
 
 bench: $(READY) ## Measure speed and memory
 	$(BIN)/python -m tests.benchmark
+
+gpu: $(READY) ## Measure what this machine's GPU does with the project, in 8 minutes, into runs/gpu
+	$(BIN)/python -m tests.benchmark.gpu
 
 outputs: $(READY) ## Run the notebooks and keep in them what reads well on the web
 	$(BIN)/python notebooks/store_outputs.py

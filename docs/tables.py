@@ -8,6 +8,7 @@ writes.
 import json
 import re
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -482,6 +483,41 @@ def scale_networks() -> str:
 @writer
 def scale_unet() -> str:
     return _stored("training_costs_unet")
+
+
+# --- on a GPU ---
+
+GPU_SECTIONS = (
+    "facts", "against_cpu", "resumed", "unet", "vae_and_vocoder", "sampling", "half_precision", "what_helps",
+    "notebooks", "training",
+)  # fmt: skip
+
+
+def measured_on_a_gpu() -> dict:
+    """Return what `make gpu` wrote, copied to docs/gpu.json; without the file nothing was measured."""
+    path = ROOT / "docs" / "gpu.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+@writer
+def gpu_machine() -> str:
+    """The machine on which it was measured."""
+    found = measured_on_a_gpu()
+    if not found:
+        return "**Not measured:** no run of it on a GPU is stored."
+    return f"Measured on one {found['machine']}, torch {found['torch']}, {found['cores']} CPU cores."
+
+
+def gpu_section(name: str) -> str:
+    """Return the table of a section of `make gpu`, or that it was not measured, and why."""
+    result = measured_on_a_gpu().get("sections", {}).get(name, {})
+    if not result.get("rows"):
+        return f"Not measured: {result['failed']}." if "failed" in result else "Not measured."
+    header = list(dict.fromkeys(key for row in result["rows"] for key in row))
+    return markdown(header, [["–" if row.get(k) is None else row[k] for k in header] for row in result["rows"]])
+
+
+WRITERS |= {f"gpu_{name}": partial(gpu_section, name) for name in GPU_SECTIONS}
 
 
 def _sounds() -> list[dict]:

@@ -277,18 +277,22 @@ def is_silent_waveform(waveform: torch.Tensor) -> torch.Tensor:
     return waveform.abs().amax(1) < SILENT
 
 
-def check_sound(stage: str, batch: torch.Tensor, captions: Sequence[str], silent: torch.Tensor | None = None) -> None:
-    """Check that latents, mels or waveforms (B, …) are finite, and warn of captions that are `silent` (B,).
+def are_finite(batch: torch.Tensor) -> torch.Tensor:
+    """Return a mask (B,) of the latents, mels or waveforms (B, …) without NaN and infinity."""
+    return batch.isfinite().flatten(1).all(1)
 
-    Raises FloatingPointError naming stage, captions and dtype.
-    """
-    bad = [c for c, item in zip(captions, batch, strict=True) if not item.isfinite().all()]
-    if bad:
+
+def check_finite(stage: str, finite: torch.Tensor, captions: Sequence[str], dtype: torch.dtype) -> None:
+    """Raise FloatingPointError, naming stage, captions and dtype, unless the sounds of all captions are finite (B,)."""
+    if bad := [c for c, is_finite in zip(captions, finite.tolist(), strict=True) if not is_finite]:
         raise FloatingPointError(
-            f"the {stage} of {_named(bad)} holds NaN or infinite numbers ({batch.dtype}): try float32, or other weights"
+            f"the {stage} of {_named(bad)} holds NaN or infinite numbers ({dtype}): try float32, or other weights"
         )
-    if silent is not None and silent.any():
-        quiet = [c for c, is_silent in zip(captions, silent.tolist(), strict=True) if is_silent]
+
+
+def warn_of_silence(stage: str, silent: torch.Tensor, captions: Sequence[str]) -> None:
+    """Warn of the captions whose sound is silent (B,) at a stage."""
+    if quiet := [c for c, is_silent in zip(captions, silent.tolist(), strict=True) if is_silent]:
         warnings.warn(f"the {stage} of {_named(quiet)} is silent: try another seed, or other weights", stacklevel=3)
 
 

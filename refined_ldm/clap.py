@@ -297,7 +297,7 @@ class Clap(nn.Module):
     def text_states(self, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the text tower's state of every token: B captions -> (B, L, W), mask (B, L), True on tokens."""
         ids, mask = self.tokenizer(captions, self.config.max_tokens)
-        ids, mask = ids.to(self.mel_bank.device), mask.to(self.mel_bank.device)
+        ids, mask = (x.to(self.mel_bank.device, non_blocking=True) for x in (ids, mask))
         return self.text(ids, attention_mask=mask).last_hidden_state, mask.bool()
 
     def embed_text(self, captions: list[str]) -> torch.Tensor:

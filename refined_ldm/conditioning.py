@@ -102,7 +102,7 @@ def drop_condition(
     """
     if not 0 <= probability <= 1:
         raise ValueError(f"probability must be in [0, 1], got {probability}")
-    dropped = draw(torch.rand, (len(embedding),), generator).to(embedding.device) < probability
+    dropped = draw(torch.rand, (len(embedding),), generator).to(embedding.device, non_blocking=True) < probability
     return torch.where(dropped[:, None], unconditional.to(embedding), embedding)
 
 

@@ -2,7 +2,10 @@
 
 import math
 import os
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -11,6 +14,9 @@ import torch
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}  # the half precisions, as Accelerate names them
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -30,13 +36,15 @@ def pick_device(name: str = "auto") -> torch.device:
 
 @lru_cache(maxsize=4)
 def pick_precision(device_type: str) -> str:
-    """The faster precision of a device, as Accelerate names it: "bf16" or "no" (float32).
+    """The fastest precision of a device, as Accelerate names it: "bf16", "fp16" or "no" (float32).
 
+    A GPU multiplies bfloat16 from compute capability 8.0 on (Ampere), and only float16 with 7.x (Volta, Turing: a T4).
     On a CPU it is measured, since some emulate bfloat16: "bf16" if a matrix product takes at most three quarters of
     float32's time. In hardware it takes about half.
     """
     if device_type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+        major, _ = torch.cuda.get_device_capability()
+        return "bf16" if major >= 8 else "fp16" if major == 7 else "no"
     if device_type != "cpu":
         return "no"
 
@@ -52,25 +60,69 @@ def pick_precision(device_type: str) -> str:
     return "bf16" if best[torch.bfloat16] < 0.75 * best[torch.float32] else "no"
 
 
-def pick_accelerator(device_type: str, precision: str | None = None) -> "Accelerator":
+def allow_tf32(device_type: str) -> None:
+    """Let a GPU from Ampere on multiply float32 in TF32, which rounds to 10 bits and is up to 8 times as fast."""
+    if device_type == "cuda":
+        torch.set_float32_matmul_precision("high")  # convolutions may do so by default
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Within the context a GPU multiplies float32 without TF32: two ways to one result then agree to about 1e-5."""
+    matmul, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(matmul)
+        torch.backends.cudnn.allow_tf32 = convolutions
+
+
+def synchronize(device: torch.device | str) -> None:
+    """Wait until a device has finished its work, before its clock is read or what it copies is used."""
+    if (kind := torch.device(device).type) != "cpu":
+        (torch.cuda if kind == "cuda" else torch.mps).synchronize()
+
+
+def copy_to_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copy tensors to the CPU, contiguous, with one wait for all of them; those of the CPU are not copied."""
+    copies = {k: v.detach().contiguous().to("cpu", non_blocking=True) for k, v in tensors.items()}
+    for device in {v.device for v in tensors.values()}:
+        synchronize(device)
+    return copies
+
+
+def feeding(device: torch.device) -> dict[str, int | bool]:
+    """The settings with which a `DataLoader` feeds a device: a GPU from processes of its own, from pinned memory."""
+    if device.type != "cuda":
+        return {"num_workers": 0, "pin_memory": False}
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return {"num_workers": min(4, cores), "pin_memory": True}
+
+
+def pick_accelerator(device: torch.device | str, precision: str | None = None) -> "Accelerator":
     """The Accelerator of this process; it keeps an earlier one's settings and the precision of `accelerate launch`.
 
-    precision: that of the run to resume; None: `pick_precision`. Raises ValueError for fp16, whose losses would have to
-    be scaled, and for FSDP, whose shards are not saved.
+    precision: that of the run to resume; None: `pick_precision`. In fp16 every `Learner` scales its own loss. Raises
+    ValueError for FSDP, whose shards are not saved.
     """
     from accelerate import Accelerator
     from accelerate.state import is_initialized
     from accelerate.utils import DataLoaderConfiguration, DistributedType, InitProcessGroupKwargs
 
-    settings = {}
+    device, settings = torch.device(device), {}
+    allow_tf32(device.type)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # Accelerate takes the current one
     if not is_initialized():
         launched = os.environ.get("ACCELERATE_MIXED_PRECISION")  # set by accelerate launch
-        precision = launched or precision or pick_precision(device_type)
+        precision = launched or precision or pick_precision(device.type)
         waits = InitProcessGroupKwargs(timeout=timedelta(days=1))  # while the main process renders the clips
-        settings = {"cpu": device_type == "cpu", "mixed_precision": precision, "kwargs_handlers": [waits]}
-    accelerator = Accelerator(dataloader_config=DataLoaderConfiguration(split_batches=True), **settings)
-    if accelerator.mixed_precision == "fp16":
-        raise ValueError("training in fp16 is not supported: launch with --mixed_precision bf16 or no")
+        settings = {"cpu": device.type == "cpu", "mixed_precision": precision, "kwargs_handlers": [waits]}
+    batches = DataLoaderConfiguration(split_batches=True, non_blocking=True)
+    accelerator = Accelerator(dataloader_config=batches, **settings)
+    accelerator.scaler = None
     if accelerator.distributed_type == DistributedType.FSDP:
         raise ValueError(
             "training with FSDP is not supported, its shards are not saved: take launch/bf16.yaml, since the published "

@@ -7,7 +7,7 @@ Notebook: 03
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 
@@ -28,6 +28,7 @@ class NoiseSchedule:
     """
 
     alpha_bar: Tensor
+    _copies: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def ldm(cls, steps: int = 1000, beta_start: float = 0.0015, beta_end: float = 0.0195) -> "NoiseSchedule":
@@ -43,7 +44,9 @@ class NoiseSchedule:
 
     def at(self, t: Tensor) -> Tensor:
         """alpha_bar at timesteps t (B,), shaped (B, 1, 1, 1) to multiply latents."""
-        return self.alpha_bar.to(t.device)[t][:, None, None, None]
+        if t.device not in self._copies:  # copied once: the CPU would wait for the device at every step
+            self._copies[t.device] = self.alpha_bar.to(t.device)
+        return self._copies[t.device][t][:, None, None, None]
 
     def timesteps(self, steps: int, spacing: str = "trailing") -> list[int]:
         """`steps` different timesteps from noise to sound, as integers from high to low.
@@ -156,8 +159,10 @@ def diffusion_loss(
 def noise_like(z: Tensor, generator: torch.Generator | list[torch.Generator] | None = None) -> Tensor:
     """Standard normal noise of the shape of z (B, C, T, F); with a list of B generators, row i comes from the i-th."""
     if isinstance(generator, list):
-        return torch.stack([torch.randn(z.shape[1:], generator=own) for own in generator]).to(z)
-    return torch.randn(z.shape, generator=generator).to(z)
+        noise = torch.stack([torch.randn(z.shape[1:], generator=own) for own in generator])
+    else:
+        noise = torch.randn(z.shape, generator=generator)
+    return noise.to(z, non_blocking=True)
 
 
 def ddim_step(z_t: Tensor, eps: Tensor, now: int, following: int, schedule: NoiseSchedule, eta: float) -> tuple:

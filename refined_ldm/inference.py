@@ -1,8 +1,8 @@
 """Faster generation: `optimize_for_inference` picks what a device computes fastest, and returns what it picked.
 
-- **bfloat16** where the device multiplies it faster than float32 (measured, `devices.pick_precision`): weights of
-  convolutions and linear layers. Norms, the first and the last layer and the layers of timestep and caption stay in
-  float32; autocast decides the rest.
+- **Half precision**, bfloat16 or float16, where the device multiplies it faster than float32
+  (`devices.pick_precision`): weights of convolutions and linear layers. Norms, the first and the last layer and the
+  layers of timestep and caption stay in float32; autocast decides the rest.
 - **Channels last**: the channels of one position are adjacent in memory, as matrix products need them. Convolutions in
   time run as convolutions of images one pixel high, for which libraries have that layout.
 - **Winograd** on a CPU in float32: 3 x 3 convolutions of large maps by the minimal filtering of Lavin & Gray (2016), by
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from refined_ldm.devices import pick_precision
+from refined_ldm.devices import HALF, allow_tf32, pick_precision
 
 LARGE_MAP = 4096  # positions (T x F) from which Winograd is faster, measured on a CPU without bfloat16
 WIDE = 64  # channels, likewise
@@ -29,7 +29,7 @@ EXACT = ("conv_in", "conv_out", "time_embed", "film_embed", "film")  # in float3
 class Optimizations:
     """The optimizations that `optimize_for_inference` applied."""
 
-    precision: str  # "bf16" or "no" (float32)
+    precision: str  # "bf16", "fp16" or "no" (float32)
     winograd: int  # layers
     compiled: bool
 
@@ -37,15 +37,16 @@ class Optimizations:
 def optimize_for_inference(model: nn.Module, precision: str | None = None, compile: bool = False) -> Optimizations:
     """Speed up generation by a `RefinedAudioLDM`, in place; it cannot be trained afterwards.
 
-    precision: "bf16" or "no"; None measures. Outputs change by rounding: in float32 by about 1e-5 of their size, in
-    bfloat16 by about 1 % (`python -m tests.benchmark --accuracy` measures both). Raises ValueError for another
-    precision.
+    precision: "bf16", "fp16" or "no"; None takes the device's fastest. Outputs change by rounding: in float32 by about
+    1e-5 of their size (TF32 on a GPU from Ampere on: 1e-3), in bfloat16 by about 1 % (`python -m tests.benchmark
+    --accuracy` measures both). Raises ValueError for another precision.
     """
-    if precision not in (None, "bf16", "no"):
-        raise ValueError(f'precision must be "bf16", "no" or None, got {precision!r}')
+    if precision not in (None, *HALF, "no"):
+        raise ValueError(f'precision must be "bf16", "fp16", "no" or None, got {precision!r}')
     device = model.device.type
+    allow_tf32(device)
     precision = precision or pick_precision(device)
-    half, winograd = precision == "bf16", 0
+    half, winograd = HALF.get(precision), 0
     decoder = nn.ModuleList([model.vae.decoder, model.vae.post_quant_conv])
     model.unet.to(memory_format=torch.channels_last)
     if half:
@@ -53,9 +54,9 @@ def optimize_for_inference(model: nn.Module, precision: str | None = None, compi
             if isinstance(layer, nn.Conv2d | nn.Linear) and any(part in EXACT for part in name.split(".")):
                 layer.forward = _in_float32(layer.forward, device)
             elif isinstance(layer, nn.Conv2d | nn.Linear):
-                layer.to(torch.bfloat16)
+                layer.to(half)
         for layer in _layers(decoder, model.vocoder):
-            layer.to(torch.bfloat16)
+            layer.to(half)
         decoder.to(memory_format=torch.channels_last)
     elif device == "cpu" and torch.backends.nnpack.is_available():
         for layer in _layers(decoder):
@@ -70,7 +71,7 @@ def optimize_for_inference(model: nn.Module, precision: str | None = None, compi
         model.unet.compile()
     if half:
         for part in (model.unet, model.vae.decoder, model.vae.post_quant_conv, model.vocoder):
-            part.forward = _autocast(part.forward, device)
+            part.forward = _autocast(part.forward, device, half)
     return Optimizations(precision, winograd, compile)
 
 
@@ -87,9 +88,9 @@ def _in_float32(forward: Callable[[Tensor], Tensor], device: str) -> Callable[[T
     return exact
 
 
-def _autocast(forward: Callable[..., Tensor], device: str) -> Callable[..., Tensor]:
+def _autocast(forward: Callable[..., Tensor], device: str, dtype: torch.dtype) -> Callable[..., Tensor]:
     def mixed(*inputs: Tensor) -> Tensor:
-        with torch.autocast(device, torch.bfloat16):
+        with torch.autocast(device, dtype):
             return forward(*inputs).float()
 
     return mixed

@@ -34,7 +34,7 @@ class GaussianDenoiser(nn.Module):
 
         With few samples the covariance is shrunk towards a multiple of the identity (`shrinkage`).
         """
-        samples = self._to_blocks(latents).flatten(0, 1).double()
+        samples = self._to_blocks(latents.cpu()).flatten(0, 1).double()  # not every device has float64
         mean = samples.mean(0)
         centred, freedom = samples - mean, max(1, len(samples) - 1)  # one sample went into the mean
         variance, basis = torch.linalg.eigh(centred.T @ centred / freedom)
@@ -115,7 +115,7 @@ class ConditionalLinearDenoiser(nn.Module):
 
     @torch.no_grad()
     def fit(self, latents: Tensor, embeddings: Tensor, ridge: float = 0.3) -> "ConditionalLinearDenoiser":
-        """Fit to scaled latents (N, C, T, F) and embeddings (N, K, D) of their K captions -> self; seconds on a CPU.
+        """Fit to scaled latents (N, C, T, F) and embeddings (N, K, D) of their K captions -> self; seconds, on the CPU.
 
         ridge: the penalty of the least squares (Hoerl & Kennard 1970). Raises ValueError for other shapes.
         """
@@ -124,6 +124,8 @@ class ConditionalLinearDenoiser(nn.Module):
                 f"latents must be ({len(embeddings)}, C, {self.frames}, F), as many as there are embeddings, "
                 f"got {tuple(latents.shape)}"
             )
+        device, embeddings, latents = self.basis.device, embeddings.cpu(), latents.cpu()  # for float64
+        self.cpu()
         waves, rows = self._cosines(self.frames, latents), self._to_rows(latents)
         self.centre.copy_(embeddings.mean((0, 1)))
         c = embeddings - self.centre
@@ -142,7 +144,7 @@ class ConditionalLinearDenoiser(nn.Module):
         self.power, self.power_weight = _least_squares(c, (shares + 0.05).log(), ridge)
         predicted = torch.cat([self._shares(e) for e in first.split(256)])
         self.power += (shares.mean(0) / predicted.mean(0)).log()  # unbiased in the shares, not in their logarithms
-        return self
+        return self.to(device)
 
     def conditional_mean(self, embedding: Tensor, frames: int) -> Tensor:
         """mean(c): embedding (B, D) -> (B, T, C * F)."""

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from refined_ldm.integers import cast_numbers
 from refined_ldm.weights import read_weights, save_weights
 
-UNCHANGED = ("time_embed", "film", "conv_in", "conv_out")  # layers without LoRA: timestep, modulation, first and last
+# layers without LoRA: timestep, modulation, first and last
+UNCHANGED = ("time_embed", "film", "caption_map", "map_in", "conv_in", "conv_out")
 
 
 @dataclass(frozen=True)

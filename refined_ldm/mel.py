@@ -145,7 +145,8 @@ def griffin_lim(
         magnitude = _unmel(target, config)  # (B, n_fft // 2 + 1, T)
     iterations = whole("iterations", iterations, 0)
     generator = generator or torch.Generator().manual_seed(0)
-    angle = 2 * torch.pi * torch.rand(magnitude.shape[1:], generator=generator).to(mel.device)  # of every clip
+    angle = 2 * torch.pi * torch.rand(magnitude.shape[1:], generator=generator)  # of every clip
+    angle = angle.to(mel.device, non_blocking=True)
     estimate, previous = torch.polar(magnitude, angle.expand_as(magnitude)), 0
     for _ in range(iterations):
         consistent = _stft(_inverse_stft(estimate, config), config)
@@ -171,7 +172,7 @@ def match_mel(waveform: Tensor, mel: Tensor, config: MelConfig = LDM_MEL, iterat
             f"a mel of {target.shape[2]} frames belongs to {target.shape[2] * config.hop_length} samples, "
             f"got waveform {tuple(waveform.shape)}"
         )
-    bank = _filterbank(config).to(waveform.device)
+    bank = _filterbank(config).to(waveform.device, non_blocking=True)
     share = (bank / bank.sum(0).clamp(min=1e-12)).T  # (n_fft // 2 + 1, F); the bin at 0 Hz is in no band and stays
     margin = (config.n_fft - config.hop_length) // 2
     if waveform.shape[1] <= margin:
@@ -224,7 +225,7 @@ def _unmel(mel: Tensor, config: MelConfig, iterations: int = 30) -> Tensor:
 
     Lee & Seung 2001, eq. 4 with the filterbank W fixed: m <- m * (W' mel) / (W' W m).
     """
-    bank = _filterbank(config).to(mel.device)
+    bank = _filterbank(config).to(mel.device, non_blocking=True)
     target = bank.T @ mel
     magnitude = target / (bank.T @ bank.sum(1)).clamp(min=1e-12)[:, None]  # a flat first guess within each band
     for _ in range(iterations):

@@ -6,14 +6,14 @@ Notebook: 05
 import math
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from refined_ldm import editing, long_sounds, variations
-from refined_ldm.audio import check_sound, is_silent_waveform
+from refined_ldm.audio import are_finite, check_finite, is_silent_waveform, warn_of_silence
 from refined_ldm.clap import CLAP_PRESETS, SHIPPED, Clap
 from refined_ldm.conditioning import guided_noise
 from refined_ldm.config import Config, load_config, preset
@@ -167,8 +167,9 @@ class RefinedAudioLDM(nn.Module):
     ) -> torch.Tensor:
         """Generate a sound for each of B captions -> waveforms (B, N) in [-1, 1], N = seconds * 16000.
 
-        None takes the configuration's value. The noise of a caption depends on `seed` and the caption alone, so its
-        sound does not depend on the others. Line breaks and control characters in a caption count as spaces.
+        None takes the configuration's value. The noise of a caption depends on `seed` and the caption alone, on every
+        device, so its sound does not depend on the others, up to rounding (1e-4 in float32; 1e-2 of its size in half
+        precision or TF32). Line breaks and control characters in a caption count as spaces.
 
         negative_caption: the caption that guidance moves away from. sampler: "dpmpp", or "ddim" with its `eta`.
         guidance_interval: the first and the last timestep with guidance; the others take half the time.
@@ -203,8 +204,9 @@ class RefinedAudioLDM(nn.Module):
             some = [repeated[row] for row in rows]
             generators = caption_generators(some, seed)
             noise = noise_like(embedding.new_empty(len(some), *self.latent_shape(seconds)), generators)
+            own = embedding if len(rows) == len(repeated) else embedding[rows]
             latent = self.sample_latent(
-                embedding[rows],
+                own,
                 noise,
                 steps,
                 guidance_scale,
@@ -215,13 +217,14 @@ class RefinedAudioLDM(nn.Module):
                 on_step,
                 interval,
             )
-            check_sound("latent", latent, some)
             mel = self.decode(latent)
-            check_sound("mel", mel, some)
             waveform = self.to_waveform(mel)[:, : round(seconds * self.config.mel.sample_rate)]
-            check_sound("waveform", waveform, some)
-            silent = (is_constant(latent), is_silent_mel(mel, self.config.mel.floor), is_silent_waveform(waveform))
-            return waveform, torch.stack(silent)  # (B, N), (3, B)
+            stages = {"latent": latent, "mel": mel, "waveform": waveform}
+            silent = [is_constant(latent), is_silent_mel(mel, self.config.mel.floor), is_silent_waveform(waveform)]
+            checks = torch.stack([*map(are_finite, stages.values()), *silent]).cpu()  # (6, B): the device is asked once
+            for (stage, batch), finite in zip(stages.items(), checks, strict=False):
+                check_finite(stage, finite, some, batch.dtype)
+            return waveform, checks[3:]  # (B, N), (3, B)
 
         interval = self.config.guidance_interval if guidance_interval is None else guidance_interval
         waveform, silent = draw(list(range(len(repeated))), seed, interval)
@@ -234,7 +237,7 @@ class RefinedAudioLDM(nn.Module):
                 note(f"the sound of {repeated[row]!r:.60} was silent and is drawn again ({again} of {REDRAWN} times)")
             waveform[rows], silent[:, rows] = draw(rows, f"{seed}, again {again}", interval)
         for stage, of_stage in zip(("latent", "mel", "waveform"), silent, strict=True):
-            check_sound(stage, waveform, repeated, of_stage)
+            warn_of_silence(stage, of_stage, repeated)
         if candidates == 1:
             return waveform
         return self.nearest(waveform, embedding, candidates)
@@ -249,7 +252,7 @@ class RefinedAudioLDM(nn.Module):
         """Of every `candidates` waveforms in (B * candidates, N), the one nearest to its embedding -> (B, N)."""
         nearness = (self.clap.embed_audio(waveform, self.config.mel.sample_rate) * embedding).sum(1)
         best = nearness.view(-1, candidates).argmax(1)
-        return waveform.view(len(best), candidates, -1)[torch.arange(len(best)), best]
+        return waveform.view(len(best), candidates, -1)[torch.arange(len(best), device=best.device), best]
 
     def unfamiliar(self, captions: Sequence[str]) -> list[str]:
         """Return a message for each caption with words from no training caption; it names the nearest known captions.
@@ -286,21 +289,25 @@ class RefinedAudioLDM(nn.Module):
 
         Notebook: 05
         """
-        steps = self.config.steps if steps is None else steps
-        guided = self.guided(unconditional, guidance_scale, guidance_interval)
+        steps, spacing = self.config.steps if steps is None else steps, "leading" if sampler == "ddim" else "trailing"
+        timesteps = iter(self.schedule.timesteps(steps, spacing))
+        guided = self.guided(unconditional, guidance_scale, guidance_interval, timesteps)
         if sampler == "ddim":
-            return ddim_sample(guided, z_T, embedding, self.schedule, steps, eta, generator, on_step=on_step)
-        return dpmpp_sample(guided, z_T, embedding, self.schedule, steps, on_step=on_step)
+            return ddim_sample(guided, z_T, embedding, self.schedule, steps, eta, generator, spacing, on_step=on_step)
+        return dpmpp_sample(guided, z_T, embedding, self.schedule, steps, spacing, on_step=on_step)
 
     def guided(
         self,
         unconditional: torch.Tensor | None = None,
         guidance_scale: float | None = None,
         guidance_interval: tuple[int, int] | None = None,
+        timesteps: Iterator[int] | None = None,
     ) -> Denoiser:
         """Return `denoise` with guidance away from `unconditional` (D,): a function of z_t, t and embeddings (B, D).
 
-        None takes the embedding of "" and the configuration's values. Raises ValueError for an impossible argument.
+        None takes the embedding of "" and the configuration's values. timesteps: those of the calls to come; without
+        them the CPU waits for the device at each call to read `t`, unless there is guidance at every timestep. Raises
+        ValueError for an impossible argument.
         """
         guidance = self.config.guidance_scale if guidance_scale is None else guidance_scale
         if not math.isfinite(guidance):
@@ -311,7 +318,16 @@ class RefinedAudioLDM(nn.Module):
             raise ValueError(f"guidance_interval must be two timesteps, the lower first, got {interval}")
         if unconditional is None:
             unconditional = self.clap.embed_text([""])[0]
-        return lambda z_t, t, c: guided_noise(self.denoise, z_t, t, c, unconditional, guidance, interval)
+        if timesteps is None:
+            everywhere = interval[0] == 0 and interval[1] >= self.schedule.steps - 1
+            within = None if everywhere else interval
+            return lambda z_t, t, c: guided_noise(self.denoise, z_t, t, c, unconditional, guidance, within)
+
+        def guided(z_t: torch.Tensor, t: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+            scale = guidance if interval[0] <= next(timesteps) <= interval[1] else 1.0
+            return guided_noise(self.denoise, z_t, t, c, unconditional, scale)
+
+        return guided
 
     def latent_shape(self, seconds: float) -> tuple[int, int, int]:
         """Return the shape (C, T, F) of a latent of `seconds` s."""
@@ -452,7 +468,7 @@ class RefinedAudioLDM(nn.Module):
             model.load_part(part, folder)
         if model.config.vocoder == "hifigan" or part_path(folder, "hifigan", model.config).is_file():
             model.load_part("hifigan", folder)  # a run has no vocoder until it is trained
-        return model.to(device).eval()
+        return model.to(device, non_blocking=True).eval()
 
     @classmethod
     def from_audioldm(
@@ -492,7 +508,7 @@ class RefinedAudioLDM(nn.Module):
         """
         if is_shipped(name):
             return cls.load(WEIGHTS / name, device, **changes)
-        return cls(preset(name, **changes)).to(device).eval()
+        return cls(preset(name, **changes)).to(device, non_blocking=True).eval()
 
 
 def is_constant(latent: torch.Tensor) -> torch.Tensor:

@@ -177,7 +177,7 @@ class Gaussian:
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """One draw (B, C, T / 4, F / 4)."""
-        noise = draw(torch.randn, self.mean.shape, generator).to(self.mean)
+        noise = draw(torch.randn, self.mean.shape, generator).to(self.mean, non_blocking=True)
         return self.mean + (0.5 * self.log_var).exp() * noise
 
     def kl(self) -> Tensor:
@@ -315,7 +315,7 @@ def latent_scale(vae: MelVAE, mels: Iterable[Tensor]) -> float:
     """
     count = total = squares = 0.0
     for mel in mels:
-        mean = vae.encode(mel).mean.double()
+        mean = vae.encode(mel).mean.cpu().double()  # not every device has float64
         count, total, squares = count + mean.numel(), total + mean.sum().item(), squares + (mean**2).sum().item()
     if not count:
         raise ValueError("latent_scale needs at least one mel, got none")

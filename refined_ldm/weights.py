@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
+from refined_ldm.devices import copy_to_cpu
 from refined_ldm.files import atomic_write
 
 EARLIER_NAMES = {r"\.reading(?=\.|_norm\.)": ".cross_attention", r"\.nothing$": ".null_token"}  # pattern: name now
@@ -109,6 +110,6 @@ def weights_digest(module: nn.Module | dict[str, Tensor]) -> str:
     """Return a digest of the weights of a module or a state dict, 16 hexadecimal digits."""
     digest = hashlib.sha256()
     state = module if isinstance(module, dict) else module.state_dict()
-    for name, value in sorted(state.items()):
-        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    for name, value in sorted(copy_to_cpu(state).items()):
+        digest.update(name.encode() + value.numpy().tobytes())
     return digest.hexdigest()[:16]

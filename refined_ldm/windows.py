@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from refined_ldm.audio import check_sound, is_silent_waveform
+from refined_ldm.audio import are_finite, check_finite, is_silent_waveform, warn_of_silence
 from refined_ldm.diffusion import Denoiser
 
 VOCODED = 1024  # mel frames, about 10 s, that are turned into a waveform at once
@@ -107,10 +107,10 @@ def encode(model: nn.Module, mel: Tensor) -> Tensor:
 
 def decode(model: nn.Module, latent: Tensor, captions: Sequence[str]) -> Tensor:
     """Scaled latents (B, C, T / 4, F / 4) -> log-mels (B, 1, T, F), checked."""
-    check_sound("latent", latent, captions)
+    check_finite("latent", are_finite(latent), captions, latent.dtype)
     window = trained_frames(model)
     mel = in_windows(model.decode, latent, window, window // 4, model.config.vae.downsampling)
-    check_sound("mel", mel, captions)
+    check_finite("mel", are_finite(mel), captions, mel.dtype)
     return mel
 
 
@@ -121,5 +121,6 @@ def vocode(model: nn.Module, mel: Tensor, captions: Sequence[str]) -> Tensor:
     vocoded = in_windows(
         lambda part: model.to_waveform(part)[:, None, :, None], mel, stretch, JOINED, model.config.mel.hop_length
     )[:, 0, :, 0]
-    check_sound("waveform", vocoded, captions, is_silent_waveform(vocoded))
+    check_finite("waveform", are_finite(vocoded), captions, vocoded.dtype)
+    warn_of_silence("waveform", is_silent_waveform(vocoded), captions)
     return vocoded.cpu()

@@ -61,9 +61,9 @@ def parser(runs: dict[str, Callable[[argparse.Namespace], Any]]) -> Parser:
     def precision(sub):
         sub.add_argument(
             "--precision",
-            choices=("auto", "bf16", "fp32"),
+            choices=("auto", "bf16", "fp16", "fp32"),
             default="auto",
-            help="auto: bfloat16 if matrix products are at least twice as fast in it on this device",
+            help="auto: the half precision that this device multiplies faster than float32, if there is one",
         )
 
     def columns(sub):

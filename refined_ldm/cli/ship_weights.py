@@ -34,7 +34,7 @@ from refined_ldm.evaluation.pitch import Crepe
 from refined_ldm.text_to_audio import WEIGHTS, RefinedAudioLDM
 from refined_ldm.training.pipeline import DISCRIMINATOR_FILES
 from refined_ldm.vae import PatchDiscriminator
-from refined_ldm.weights import load_into, read_weights, save_weights
+from refined_ldm.weights import load_into, read_weights, save_weights, weights_digest
 
 FOLDER = WEIGHTS / "tiny"
 COMMANDS = {
@@ -199,7 +199,8 @@ def draw_adherence(card: dict, started: float) -> None:
         title="Between chance and ceiling (200 clips a bar)",
     )
     ax.set_ylim(0, 1.05)
-    display.save_figure(figure, "05_adherence", card["adherence"], {"clips": 200, "probe_clips": 3000}, started)
+    rows = pd.DataFrame(card["adherence"]).assign(weights=weights_digest(RefinedAudioLDM.from_preset("tiny")))
+    display.save_figure(figure, "05_adherence", rows, {"clips": 200, "probe_clips": 3000}, started)
 
 
 def write(card: dict) -> None:

@@ -43,7 +43,7 @@ def optimized(model: "RefinedAudioLDM", options: Namespace) -> "RefinedAudioLDM"
     """The model in the precision that was asked for, optimized for its device."""
     from refined_ldm.inference import optimize_for_inference
 
-    optimize_for_inference(model, {"auto": None, "bf16": "bf16", "fp32": "no"}[options.precision])
+    optimize_for_inference(model, {"auto": None, "bf16": "bf16", "fp16": "fp16", "fp32": "no"}[options.precision])
     return model
 
 

@@ -54,7 +54,7 @@ def _train(options, signals):
         check_run(config, wanted, run_dir, options.resume)
         run_dir.mkdir(parents=True, exist_ok=True)  # from now on --resume finds it
     device = pick_device(options.device)
-    accelerator = accelerator_of(Path(run_dir) / "checkpoints", device.type, options.resume)
+    accelerator = accelerator_of(Path(run_dir) / "checkpoints", device, options.resume)
     if accelerator.num_processes > 1:
         device = accelerator.device  # this process's own
     model = RefinedAudioLDM(config, options.seed).to(device)
@@ -131,7 +131,7 @@ def _train_lora(options, signals):
     training = replace(LoraTraining(), **{name: value for name, value in given.items() if value})
     run_dir = options.run_dir or Path("runs") / "lora"
     device = pick_device(options.device)
-    accelerator = accelerator_of(run_dir / "checkpoints", device.type, options.resume)
+    accelerator = accelerator_of(run_dir / "checkpoints", device, options.resume)
     model = _open_base(options, accelerator.device if accelerator.num_processes > 1 else device)
     main = accelerator.is_main_process
     if main:

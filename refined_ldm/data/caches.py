@@ -159,12 +159,13 @@ def cache_latents(
     embed: Callable[[list[str]], torch.Tensor] | None,
     fingerprint: dict,
     on_clips: Callable[[int, int], None] | None = None,
+    embed_audio: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> Cached:
     """Encode every clip and its captions once, in float16: "latent" (C, T / 4, F / 4), unscaled; "embeddings" (K, D).
 
-    encode: waveform (B, N) -> latent (B, C, T / 4, F / 4); embed: list of B captions -> (B, D); None omits them.
-    Clips with fewer than K captions repeat theirs. Training then skips VAE and conditioner: they read 32 KiB for each
-    clip of 5 s.
+    encode: waveform (B, N) -> latent (B, C, T / 4, F / 4); embed: list of B captions -> (B, D); embed_audio: waveform
+    (B, N) -> "audio_embedding" (B, D); None omits them. Clips with fewer than K captions repeat theirs. Training then
+    skips VAE and conditioner: they read 32 KiB for each clip of 5 s.
     """
     first = [dataset[i] for i in range(min(len(dataset), 256))]
     most = max(len(item["captions"]) for item in first)
@@ -175,6 +176,8 @@ def cache_latents(
             arrays = {}
             if encode:
                 arrays["latent"] = encode(torch.stack([item["waveform"] for item in items]))
+            if embed_audio:
+                arrays["audio_embedding"] = embed_audio(torch.stack([item["waveform"] for item in items]))
             if embed:
                 captions = [item["captions"][k % len(item["captions"])] for item in items for k in range(most)]
                 arrays["embeddings"] = embed(captions).unflatten(0, (len(items), most))

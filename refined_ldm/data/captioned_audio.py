@@ -381,12 +381,21 @@ class StepSampler:
         return np.random.default_rng((self.seed, epoch)).permutation(self.size).tolist()
 
 
-def loader(dataset: Dataset, batch_size: int, seed: int = 0, start_step: int = 0, num_workers: int = 0) -> DataLoader:
-    """Endless batches of `dataset`; the k-th is the same from any `start_step`."""
-    sampler = StepSampler(len(dataset), batch_size, seed, start_step)
-    return DataLoader(
-        dataset, batch_sampler=sampler, collate_fn=collate, num_workers=whole("num_workers", num_workers, 0)
-    )
+def loader(
+    dataset: Dataset,
+    batch_size: int,
+    seed: int = 0,
+    start_step: int = 0,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+) -> DataLoader:
+    """Endless batches of `dataset`; the k-th is the same from any `start_step`.
+
+    num_workers: processes that load ahead; pin_memory: a GPU copies from such memory while it computes
+    (`devices.feeding` gives both).
+    """
+    sampler, workers = StepSampler(len(dataset), batch_size, seed, start_step), whole("num_workers", num_workers, 0)
+    return DataLoader(dataset, batch_sampler=sampler, collate_fn=collate, num_workers=workers, pin_memory=pin_memory)
 
 
 def _name_in_words(path: Path) -> str:

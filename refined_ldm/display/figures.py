@@ -70,7 +70,7 @@ def save_figure(
         "parameters": parameters or {},
         "seconds": None if started is None else round(time.perf_counter() - started, 1),
         "commit": _commit() if REPOSITORY else None,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_initialized() else f"CPU, {os.cpu_count()} cores",
         "versions": {name: version(name) for name in ("torch", "numpy", "matplotlib")},
     }
     with atomic_write(folder / f"{name}.png") as path:

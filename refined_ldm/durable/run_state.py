@@ -12,6 +12,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from refined_ldm.devices import copy_to_cpu
 from refined_ldm.files import atomic_write, remove_leftovers, sha256
 from refined_ldm.weights import load_into, present_names, read_weights
 
@@ -28,7 +29,7 @@ def save_run(run_dir: str | Path, stage: str, learners: Sequence[Any], index: in
     for non-finite values, which are not saved, and OSError if it cannot be written.
     """
     folder = Path(run_dir) / stage
-    files = {name: tensors for learner in learners for name, tensors in _tensors(learner).items()}
+    files = {name: copy_to_cpu(tensors) for learner in learners for name, tensors in _tensors(learner).items()}
     odd = [f"{name} {k}" for name, tensors in files.items() for k, v in tensors.items() if not v.isfinite().all()]
     if odd:
         raise FloatingPointError(f"NaN or infinity in {', '.join(odd[:3])} after step {index}, which was not saved")
@@ -37,9 +38,11 @@ def save_run(run_dir: str | Path, stage: str, learners: Sequence[Any], index: in
         digests = {}
         for name, tensors in files.items():
             path = temporary / f"{name}.safetensors"
-            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path)
+            save_file(tensors, path)
             digests[name] = sha256(path)
         state = {"step": index, "files": list(files), "sha256": digests, **metadata}
+        if scalers := {of.name: of.scaler.state_dict() | {"overflows": of.overflows} for of in learners if of.scaler}:
+            state["scalers"] = scalers
         (temporary / "state.json").write_text(json.dumps(state, indent=1))
     drop_others(run_dir, stage, index)
     return folder / f"step-{index:07d}"
@@ -111,6 +114,9 @@ def load_run(run_dir: str | Path, stage: str, learners: Sequence[Any], seed: int
             raise ValueError(f"{folder} is of seed {state['seed']}, not {seed}: a run goes on with its own")
         for learner in learners:
             _restore(learner, found, folder)
+            if learner.scaler and (scaler := state.get("scalers", {}).get(learner.name)):
+                learner.overflows = scaler.pop("overflows")
+                learner.scaler.load_state_dict(scaler)
         return state["step"]
     return 0
 

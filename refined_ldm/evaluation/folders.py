@@ -196,7 +196,7 @@ def _embed(
     rows, classes = [], []
     for path in paths:
         embedding, probabilities = embedder.embed_audio(_load(path, embedder, sample_rate))
-        rows.append(embedding.double().cpu().numpy())
+        rows.append(embedding.cpu().double().numpy())
         classes += [] if probabilities is None else [probabilities]
         on_file()
     return FolderEmbeddings(_names(paths, folder), rows, torch.cat(classes).numpy() if classes else None)

@@ -62,7 +62,8 @@ class Crepe(nn.Module):
     def forward(self, waveform: torch.Tensor, hop: int = 320) -> tuple[np.ndarray, np.ndarray]:
         if waveform.ndim != 1 or not len(waveform):
             raise ValueError(f"waveform must be (N,) with N > 0, got {tuple(waveform.shape)}")
-        frames = F.pad(waveform.float(), (self.window // 2,) * 2).unfold(0, self.window, hop)  # (T, 1024)
+        padded = F.pad(waveform.to(self.classifier.weight), (self.window // 2,) * 2)
+        frames = padded.unfold(0, self.window, hop)  # (T, 1024)
         frames = frames - frames.mean(1, keepdim=True)
         x = (frames / frames.std(1, keepdim=True).clamp(min=1e-10))[:, None, :, None]  # (T, 1, 1024, 1)
         for i in range(1, len(self.channels)):
@@ -70,10 +71,11 @@ class Crepe(nn.Module):
             x = getattr(self, f"conv{i}_BN")(F.relu(getattr(self, f"conv{i}")(x)))
             x = F.max_pool2d(x, (2, 1))
         activation = self.classifier(x.transpose(1, 2).flatten(1)).sigmoid()  # (T, 360), bins of 20 cents
-        near = (activation.argmax(1, keepdim=True) + torch.arange(-4, 5)).clamp(0, self.bins - 1)
+        around = torch.arange(-4, 5, device=activation.device)
+        near = (activation.argmax(1, keepdim=True) + around).clamp(0, self.bins - 1)
         weight = activation.gather(1, near)
         cents = (weight * (self.lowest + self.step * near)).sum(1) / weight.sum(1)  # paper, eq. 3, near the peak
-        return cents.numpy(), activation.amax(1).numpy()
+        return cents.cpu().numpy(), activation.amax(1).cpu().numpy()
 
 
 def played_notes(count: int, seconds: float = 2.56, seed: int = 0) -> tuple[torch.Tensor, np.ndarray]:

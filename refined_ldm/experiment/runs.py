@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from refined_ldm.data.captioned_audio import loader
+from refined_ldm.devices import synchronize
 from refined_ldm.durable.csv_log import CsvLogger
 from refined_ldm.experiment.arms import Arm, Run
 from refined_ldm.experiment.protocol import GRID
@@ -48,7 +49,7 @@ def run_arm(experiment, run: Run, out: str | Path, resume: bool = False, judge: 
             _write_record(record, kept)
         return record
     out.mkdir(parents=True, exist_ok=True)
-    accelerator = accelerator_of(run_dir, experiment.device.type, resume)
+    accelerator = accelerator_of(run_dir, experiment.device, resume)
     model, examples = experiment.model(arm, seed, max_steps)
     errors = run_dir / "errors.csv"
     rows = pd.read_csv(errors).to_dict("records") if resume and errors.is_file() else []
@@ -84,8 +85,10 @@ def iteration_seconds(experiment, arms: dict[str, Arm], rounds: int = 20, warm: 
     for _ in range(warm + rounds):
         row = {}
         for label, iterations in steps.items():
+            synchronize(experiment.device)
             begin = time.perf_counter()
             next(iterations)
+            synchronize(experiment.device)  # the update of the weights included
             row[label] = time.perf_counter() - begin
         times.append(row)
     table = pd.DataFrame(times[warm:])

@@ -29,7 +29,7 @@ def fit_film(embedding: torch.Tensor, film: torch.Tensor) -> FilmFit:
     """
     if len(embedding) != len(film) or len(embedding) < 3:
         raise ValueError(f"give at least 3 captions, the same for both: got {len(embedding)} and {len(film)}")
-    c, y = embedding.detach().double().cpu(), film.detach().double().cpu()
+    c, y = embedding.detach().cpu().double(), film.detach().cpu().double()
     c_mean, y_mean = c.mean(0), y.mean(0)
     u, s, vt = torch.linalg.svd(c - c_mean, full_matrices=False)  # (N, K), (K,), (K, D)
     along = u.T @ (y - y_mean)  # (K, E)

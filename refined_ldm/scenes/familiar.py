@@ -18,10 +18,11 @@ LEAST_SHARED = 1000  # tokens with one embedding that mark a vocabulary as partl
 
 
 def unseen_tokens(clap: Clap) -> torch.Tensor:
-    """Return a mask (vocabulary,) of the tokens that were in no training caption; all False if all were trained."""
+    """Return a mask (vocabulary,) of the tokens that were in no training caption, on the CPU; all False if none is."""
     table = clap.text.get_input_embeddings().weight.detach()
     samples = range(0, len(table), max(1, len(table) // 5))
-    alike = max(((table == table[i]).all(1) for i in samples), key=torch.sum)  # most of the vocabulary is unseen
+    masks = torch.stack([(table == table[i]).all(1) for i in samples]).cpu()
+    alike = max(masks, key=torch.sum)  # most of the vocabulary is unseen
     return alike if alike.sum() >= LEAST_SHARED else torch.zeros_like(alike)
 
 

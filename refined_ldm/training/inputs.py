@@ -88,13 +88,16 @@ def encode_clips(
 ) -> Dataset:
     """Encode clips and captions once, into run_dir, with the model's VAE and conditioner.
 
-    With `more_captions`, which a grammar writes for scenes, they are embedded during training instead. Returns items as
-    `prepare_latents` does.
+    With `more_captions`, which a grammar writes for scenes, they are embedded during training instead. With an
+    `audio_share` the clips themselves are embedded too. Returns items as `prepare_latents` does.
     """
     model.eval()
 
     def encode(waveform):
         return model.vae.encode(model.mel(waveform.to(model.device))).mean
+
+    def embed_audio(waveform):
+        return model.clap.embed_audio(waveform.to(model.device), model.config.mel.sample_rate)
 
     latents = cache_latents(
         Path(run_dir) / "latents-train",
@@ -104,11 +107,14 @@ def encode_clips(
         {**clips.made_of, "vae": weights_digest(model.vae)},
         on_clips,
     )
+    parts, made_of = [latents], {**clips.made_of, "clap": weights_digest(model.clap)}
+    if model.config.training["ldm"].audio_share:
+        folder = Path(run_dir) / "sounds-train"
+        parts.append(cache_latents(folder, clips, None, None, made_of, on_clips, embed_audio))
     if model.config.more_captions and model.config.data == "scenes":  # too many for a cache
-        return Joined(latents, WrittenClips(clips, model.config.more_captions))
-    made_of = {**clips.made_of, "clap": weights_digest(model.clap)}
+        return Joined(*parts, WrittenClips(clips, model.config.more_captions))
     folder = Path(run_dir) / "embeddings-train"
-    return Joined(latents, cache_latents(folder, clips, None, model.clap.embed_text, made_of))
+    return Joined(*parts, cache_latents(folder, clips, None, model.clap.embed_text, made_of))
 
 
 class Joined(Dataset):
@@ -143,8 +149,7 @@ def fit_gaussian(model: RefinedAudioLDM, latents: torch.Tensor, embeddings: torc
     """Fit the linear denoiser to unscaled latents (N, C, T, F) and the embeddings (N, K, D) of their captions."""
     scaled, embeddings = latents * model.latent_scale.cpu(), embeddings[..., : model.config.unet.embedding_dim]
     conditions = (embeddings,) if model.config.parameterization == "caption-gaussian" else ()
-    model.gaussian.cpu().fit(scaled, *conditions)
-    model.gaussian.to(model.device)
+    model.gaussian.fit(scaled, *conditions)
 
 
 @torch.no_grad()

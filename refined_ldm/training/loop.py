@@ -67,6 +67,8 @@ class Learner:
             dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
             self.optimizers.append(Muon(matrices, settings.lr, weight_decay=settings.weight_decay, dtype=dtype))
         self.average = {k: v.detach().clone() for k, v in network.state_dict().items()} if settings.ema_decay else None
+        half = accelerator.mixed_precision == "fp16"  # its small gradients would be 0: the loss is scaled up for them
+        self.scaler, self.overflows = torch.amp.GradScaler(accelerator.device.type) if half else None, 0
 
     def begin_phase(self):
         """Continue from the averaged weights with fresh optimiser states, before the loss changes."""
@@ -77,33 +79,48 @@ class Learner:
     def update(self, batch, generator, lr, index, accelerator):
         """Take one optimisation step -> the losses before it, {name: mean over the processes}.
 
-        Raises FloatingPointError, before any weight changes, if the loss or its gradient is not finite.
+        In fp16 a step whose scaled gradient overflows is skipped and counted as "overflows", and the scale is halved.
+        Raises FloatingPointError, before any weight changes, if the loss or its gradient is not finite otherwise.
         """
         with accelerator.autocast():
             losses = self.losses(self.network, batch, generator, index)
-        metrics = {k: v.item() for k, v in losses.items()}
         if not losses["loss"].requires_grad:  # the network is not trained in this phase
-            return metrics
+            return _read(losses) | self._counted()
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-        accelerator.backward(losses["loss"])
+        accelerator.backward(losses["loss"] if self.scaler is None else self.scaler.scale(losses["loss"]))
+        if self.scaler is not None:
+            for optimizer in self.optimizers:
+                self.scaler.unscale_(optimizer)
         norm = accelerator.clip_grad_norm_(self.bare.parameters(), self.settings.max_grad_norm or math.inf)
-        metrics = _mean_over_processes(metrics, accelerator)
-        for name, value in {**metrics, "gradient": norm.item()}.items():
-            if not math.isfinite(value):
+        metrics = _read({**losses, "gradient": norm}, accelerator)  # the only time that the CPU waits for the device
+        overflow = self.scaler is not None and self._overflows(metrics)
+        for name, value in metrics.items():
+            if not (math.isfinite(value) or overflow):
                 clips = ", ".join(map(str, gather_object(list(batch.get("id", ())))))
                 raise FloatingPointError(f"the {self.name} {name} is {value} at step {index}, clips {clips}")
+        del metrics["gradient"]
         for optimizer in self.optimizers:
-            optimizer.step()
-        if self.average is not None:  # Karras et al. 2024: the horizon grows with the run
+            optimizer.step() if self.scaler is None else self.scaler.step(optimizer)  # the scaler skips overflows
+        if self.scaler is not None:
+            self.scaler.update()
+        if self.average is not None and not overflow:  # Karras et al. 2024: the horizon grows with the run
             elapsed = index - phase(index, self.settings)[0]
             decay = min(self.settings.ema_decay, elapsed / (elapsed + 10))
-            for name, value in self.bare.state_dict().items():
-                if value.is_floating_point():
-                    self.average[name].lerp_(value, 1 - decay)
-        return metrics
+            floating = {name: value for name, value in self.bare.state_dict().items() if value.is_floating_point()}
+            torch._foreach_lerp_([self.average[name] for name in floating], [*floating.values()], 1 - decay)
+        return metrics | self._counted()
+
+    def _overflows(self, metrics):
+        """Return whether only the gradient is not finite, and a smaller scale could make it so; such steps count."""
+        found = all(math.isfinite(v) == (k != "gradient") for k, v in metrics.items()) and self.scaler.get_scale() > 1
+        self.overflows += found
+        return found
+
+    def _counted(self):
+        return {} if self.scaler is None else {"overflows": float(self.overflows)}
 
     @contextmanager
     def averaged(self):
@@ -144,12 +161,12 @@ def learning_rate(index: int, settings: StageConfig) -> float:
     return peak * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, (elapsed - 1) / (end - start))))
 
 
-def _mean_over_processes(metrics, accelerator):
-    """Return {name: mean over all processes}."""
-    if accelerator.num_processes == 1:
-        return metrics
-    mean = accelerator.reduce(torch.tensor([*metrics.values()], device=accelerator.device), "mean")
-    return dict(zip(metrics, mean.tolist(), strict=True))
+def _read(metrics, accelerator=None):
+    """Return {name: number} of scalars, with one wait; with an accelerator the means over its processes."""
+    values = torch.stack([value.detach().float() for value in metrics.values()])
+    if accelerator is not None and accelerator.num_processes > 1:
+        values = accelerator.reduce(values, "mean")
+    return dict(zip(metrics, values.tolist(), strict=True))
 
 
 def _rows_of_all(own, generator):
@@ -190,7 +207,7 @@ def optimise(
 
     Notebook: 03
     """
-    accelerator, seed = accelerator or pick_accelerator(torch.device(device).type), whole_seed(seed)
+    accelerator, seed = accelerator or pick_accelerator(device), whole_seed(seed)
     shares, main = accelerator.num_processes, accelerator.is_main_process
     if settings.batch_size % shares:
         raise ValueError(

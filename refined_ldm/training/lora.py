@@ -109,7 +109,7 @@ def train_lora(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         matrices = loras.add(config.rank)
-    accelerator = accelerator_of(run_dir / "checkpoints", model.device.type, resume)
+    accelerator = accelerator_of(run_dir / "checkpoints", model.device, resume)
     with accelerator.main_process_first():  # the other processes then find the caches
         clips = cached_clips(model.config, run_dir, on_clips=on_clips, skip_bad=skip_bad)
         latents = encode_clips(model, clips, run_dir, on_clips)

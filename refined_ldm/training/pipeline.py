@@ -22,7 +22,7 @@ from refined_ldm.config import MADE_BY, STAGES, Config, load_config
 from refined_ldm.data.caches import HOLDS
 from refined_ldm.data.captioned_audio import loader
 from refined_ldm.data.sources import is_there
-from refined_ldm.devices import pick_accelerator
+from refined_ldm.devices import feeding, pick_accelerator
 from refined_ldm.discriminators import Discriminators
 from refined_ldm.durable.run_state import (
     SCALE_FILE,
@@ -51,7 +51,7 @@ NEEDED = {  # parts, by stage
 }  # fmt: skip
 FITTED = 2000  # captions on which the new input layer of a published U-Net is fitted
 RUN = (  # names of the files in a run's folder
-    r"config\.yaml|checkpoints|discriminators|tokenizer|(clips|latents|embeddings)-.+|left-out\.txt|"
+    r"config\.yaml|checkpoints|discriminators|tokenizer|(clips|latents|sounds|embeddings)-.+|left-out\.txt|"
     r"(vae|clap|ldm|hifigan)\.csv|.+\.safetensors"
 )
 # the discriminators of a stage, below the folder of a run
@@ -178,13 +178,13 @@ def _conditioner_needed():
         ) from fault
 
 
-def accelerator_of(checkpoints: str | Path, device_type: str, resume: bool = False) -> Accelerator:
+def accelerator_of(checkpoints: str | Path, device: torch.device, resume: bool = False) -> Accelerator:
     """Return the Accelerator of a run; on a CPU, where the precision is measured, a resumed run keeps its precision.
 
     checkpoints: the folder of the run's checkpoints, with one folder for each stage.
     """
-    kept = precision_of(checkpoints) if resume and device_type == "cpu" else None
-    return pick_accelerator(device_type, kept)
+    kept = precision_of(checkpoints) if resume and device.type == "cpu" else None
+    return pick_accelerator(device, kept)
 
 
 def train_stage(
@@ -231,7 +231,7 @@ def train_stage(
         )
     if stage == "ldm" or stage in DETAILS:
         _load_frozen_parts(model, NEEDED[stage] & {"vae", "clap"} - named, run_dir)
-    accelerator = accelerator_of(Path(run_dir) / "checkpoints", model.device.type, resume)
+    accelerator = accelerator_of(Path(run_dir) / "checkpoints", model.device, resume)
     common = {
         "max_steps": max_steps,
         "lr": lr,
@@ -257,13 +257,13 @@ def train_stage(
             fit_caption_map(model, latents)
         if accelerator.is_main_process:
             _save_parts(model, named, run_dir)
-        yield from train_ldm(model, loader(latents, settings.batch_size, seed), **common)
+        yield from train_ldm(model, loader(latents, settings.batch_size, seed, **feeding(model.device)), **common)
     elif stage in DETAILS:
         shared = {name: common[name] for name in ("seed", "run_dir", "resume", "accelerator")}
         yield from DETAILS[stage](model.clap, clips, settings, **shared)
         model.clap.stages = (*model.clap.stages, stage)
     else:
-        batches = loader(clips, settings.batch_size, seed)
+        batches = loader(clips, settings.batch_size, seed, **feeding(model.device))
         if stage == "vae":
             yield from train_vae(model, batches, discriminator=discriminators, **common)
         elif stage == "clap":

@@ -83,7 +83,7 @@ def train_vae(
     def vae_losses(vae, batch, generator, index):
         crops = _crops(batch["waveform"], settings.crop_frames, model.config.mel.hop_length, generator)
         adversarial = index > settings.disc_start
-        made["real"] = model.mel(crops.to(model.device))
+        made["real"] = model.mel(crops.to(model.device, non_blocking=True))
         made["fake"], posterior = vae(made["real"], generator, freeze_encoder=adversarial and settings.disc_start > 0)
         scores = {k: discriminator(made[k].float()) for k in ("real", "fake")} if adversarial else {}
         weight = settings.adversarial_weight
@@ -120,7 +120,7 @@ def train_clap(
 
     def losses(clap, batch, generator, index):
         captions = one_caption_each(batch["captions"], generator)
-        audio, text = clap(batch["waveform"].to(model.device), rate, captions)
+        audio, text = clap(batch["waveform"].to(model.device, non_blocking=True), rate, captions)
         audio, text = (_rows_of_all(rows, generator) for rows in (audio, text))  # each row is compared with all others
         return {"loss": contrastive_loss(audio, text, model.clap.logit_scale)}
 
@@ -164,15 +164,18 @@ def ldm_losses(model: RefinedAudioLDM, settings: StageConfig) -> Callable[..., d
     def condition(batch, z_0, generator):
         if "embeddings" in batch:
             choice = draw(partial(torch.randint, batch["embeddings"].shape[1]), (len(z_0),), generator)
-            c = batch["embeddings"][torch.arange(len(z_0)), choice].to(z_0)
+            embeddings = batch["embeddings"].to(z_0, non_blocking=True)
+            choice = choice.to(z_0.device, non_blocking=True)
+            c = embeddings[torch.arange(len(z_0), device=z_0.device), choice]
         else:
             c = model.clap.embed_text(one_caption_each(batch["captions"], generator))
         if settings.audio_share:
             audio = batch.get("audio_embedding")
             if audio is None:
-                audio = model.clap.embed_audio(batch["waveform"].to(z_0), config.mel.sample_rate)
+                audio = model.clap.embed_audio(batch["waveform"].to(z_0, non_blocking=True), config.mel.sample_rate)
             use_audio = draw(torch.rand, (len(c),), generator) < settings.audio_share
-            c = torch.where(use_audio[:, None].to(c.device), audio.to(c), c)
+            use_audio = use_audio[:, None].to(c.device, non_blocking=True)
+            c = torch.where(use_audio, audio.to(c, non_blocking=True), c)
         if settings.conditioner_dropout:
             c = drop_condition(c, unconditional, settings.conditioner_dropout, generator)
         return drop_condition(c, unconditional, config.unconditional_probability, generator)
@@ -180,12 +183,12 @@ def ldm_losses(model: RefinedAudioLDM, settings: StageConfig) -> Callable[..., d
     def losses(unet, batch, generator, index):
         with torch.no_grad():
             if "latent" in batch:
-                z_0 = model.latent_scale * batch["latent"].to(model.device)
+                z_0 = model.latent_scale * batch["latent"].to(model.device, non_blocking=True)
             else:
-                z_0 = model.encode(batch["waveform"].to(model.device), generator)
+                z_0 = model.encode(batch["waveform"].to(model.device, non_blocking=True), generator)
         c = condition(batch, z_0, generator)
-        t = draw_timesteps(len(z_0), schedule, generator).to(z_0.device)
-        eps = draw(torch.randn, z_0.shape, generator).to(z_0)
+        t = draw_timesteps(len(z_0), schedule, generator).to(z_0.device, non_blocking=True)
+        eps = draw(torch.randn, z_0.shape, generator).to(z_0, non_blocking=True)
         weight = None if settings.loss_weighting == "eps" else model.loss_weight(t)
         denoise = lambda z_t, t, c: model.denoise(z_t, t, c, unet)  # noqa: E731
         return {"loss": diffusion_loss(denoise, z_0, c, t, eps, schedule, weight)}
@@ -218,7 +221,7 @@ def train_hifigan(
 
     def generator_losses(vocoder, batch, generator, index):
         crops = _crops(batch["waveform"], settings.crop_frames, model.config.mel.hop_length, generator)
-        made["real"] = crops.to(model.device)
+        made["real"] = crops.to(model.device, non_blocking=True)
         mel = model.mel(made["real"])
         with torch.no_grad():
             given = model.vae.decode(model.vae.encode(mel).mean).float() if settings.vae_mels else mel

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from refined_ldm.conditioning import guided_noise
+from refined_ldm.devices import synchronize
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.unet import UNet
 from tests.benchmark.bench import best_of, peak_memory
@@ -24,8 +25,9 @@ def cost_against_size(on_row=print, lengths=LENGTHS, batches=BATCHES, widths=WID
     model, rows = model or RefinedAudioLDM.from_preset("tiny"), []
 
     def measure(against, size, seconds, batch, unet=model.unet, parts=("U-Net step", "VAE decode", "vocoder")):
-        z_t = torch.randn(batch, *model.latent_shape(seconds))
-        t, c = torch.full((batch,), 500), torch.randn(batch, unet.config.embedding_dim)
+        place = model.device
+        z_t = torch.randn(batch, *model.latent_shape(seconds), device=place)
+        t, c = torch.full((batch,), 500, device=place), torch.randn(batch, unet.config.embedding_dim, device=place)
         with torch.no_grad():
             mel = model.decode(z_t)
         works = {
@@ -33,8 +35,8 @@ def cost_against_size(on_row=print, lengths=LENGTHS, batches=BATCHES, widths=WID
             "VAE decode": lambda: model.decode(z_t), "vocoder": lambda: model.to_waveform(mel),
         }  # fmt: skip
         for part in parts:
-            work = torch.no_grad()(works[part])
-            memory = peak_memory(work)  # which warms up too
+            work = _finished(torch.no_grad()(works[part]), place)
+            memory = (peak_gpu_memory if place.type == "cuda" else peak_memory)(work)  # which warms up too
             row = {"against": against, "size": size, "part": part, "seconds": round(best_of(work), 5),
                    "memory_gb": memory}  # fmt: skip
             rows.append(row)
@@ -47,8 +49,26 @@ def cost_against_size(on_row=print, lengths=LENGTHS, batches=BATCHES, widths=WID
         measure("batch", batch, lengths[0], batch)
     for width in widths:
         sizes = replace(model.config.unet, model_channels=width, norm_groups=8, head_channels=min(width, 32))
-        measure("width", width, lengths[0], 4, UNet(sizes).eval(), ("U-Net step",))
+        measure("width", width, lengths[0], 4, UNet(sizes).to(model.device).eval(), ("U-Net step",))
     return rows
+
+
+def _finished(work, device):
+    """The call, which returns when the device has finished it."""
+
+    def call():
+        work()
+        synchronize(device)
+
+    return call
+
+
+def peak_gpu_memory(work):
+    """GB that a call takes on the GPU at its peak on top of what was held there before."""
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    work()
+    return round((torch.cuda.max_memory_allocated() - before) / 2**30, 3)
 
 
 def exponent(sizes, costs):

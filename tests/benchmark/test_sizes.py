@@ -7,6 +7,7 @@ from refined_ldm.text_to_audio import RefinedAudioLDM
 from tests.benchmark.figures import cost_curves, ratio_dots, redraw
 from tests.benchmark.sizes import cost_against_size, exponent
 from tests.support import small
+from tests.support.pretended_device import pretend
 
 
 def test_the_exponent_is_that_of_the_larger_half():
@@ -28,6 +29,16 @@ def test_every_part_is_measured_at_every_size(monkeypatch):
     assert all(row["seconds"] > 0 for row in rows)
     figure = cost_curves(rows)
     assert len(figure.axes) in (3, 6) and figure.axes[0].get_lines()
+
+
+def test_a_gpu_is_measured_too_and_waited_for(monkeypatch):
+    small.use_small_clap(monkeypatch)
+    model = RefinedAudioLDM(small.config(), seed=3).eval()
+    with pretend("cuda") as gpu:
+        model.to("cuda")
+        rows = cost_against_size(lambda row: None, lengths=(0.64,), batches=(), widths=(8,), model=model)
+        assert [row["part"] for row in rows] == ["U-Net step", "VAE decode", "vocoder", "U-Net step"]
+        assert sum(n for place, n in gpu.waits.items() if "sizes.py" in place) >= 4 * len(rows)
 
 
 def test_ratios_are_drawn_beside_their_goals():

@@ -22,6 +22,7 @@ from refined_ldm.hifigan import HiFiGAN
 from refined_ldm.mel import mel_filterbank
 from refined_ldm.unet import UNet
 from refined_ldm.vae import MelVAE
+from tests.support.pretended_device import cuda_autocast
 
 FLOAT, HALF = 4, 2  # bytes
 TRAINED = 5  # numbers per weight while training: itself, its gradient, two moments of AdamW, its running average
@@ -67,20 +68,19 @@ class Counted:
 
     parameters: int
     activations: float  # bytes kept for the way back, in float32
-    half_activations: float  # the same under autocast to bfloat16, without its copies of the weights
+    half_activations: float  # the same under CUDA's autocast to bfloat16, without its copies of the weights
     forward: float  # operations
     both: float  # operations there and back
-    launches: int  # calls of the GPU there and back, and one for each weight tensor's average; of any batch
+    launches: int  # calls of the GPU there and back in bfloat16, of any batch
 
 
 def count(make: Callable, run: Callable) -> Counted:
     """Count what `run(network, batch)`, a tensor, takes for each clip; `make()` builds the network."""
     with FakeTensorMode():
         network = make()
-        kept, forward, both, launches = _kept(network, run, 1, False)
-        half = [_kept(network, run, batch, True)[0] for batch in (1, 2)]  # once is the half copy of the weights, too
-        weights = list(network.parameters())
-        return Counted(sum(p.numel() for p in weights), kept, half[1] - half[0], forward, both, launches + len(weights))
+        kept, forward, both, _ = _kept(network, run, 1, False)
+        one, two = (_kept(network, run, batch, True) for batch in (1, 2))  # both keep the half copy of the weights
+        return Counted(sum(p.numel() for p in network.parameters()), kept, two[0] - one[0], forward, both, one[3])
 
 
 class _Launches(TorchDispatchMode):
@@ -104,12 +104,12 @@ def _kept(network, run, batch, half):
         return tensor
 
     operations, launches = FlopCounterMode(display=False), _Launches()
-    with operations, launches, torch.autocast("cpu", torch.bfloat16, enabled=half):
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            loss = run(network, batch).float().sum()
+    with operations, launches, cuda_autocast():
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                loss = run(network, batch).float().sum()
         forward = operations.get_total_flops()
-        if not half:
-            loss.backward()
+        loss.backward()
     held = sum(storage.nbytes() for storage in kept.values())
     return held, forward, operations.get_total_flops(), launches.count
 

@@ -82,6 +82,15 @@ def test_guidance_goes_along_the_line_from_unconditional_to_conditional(scale, b
     assert calls == [batch]  # one call, and of half the size where half is enough
 
 
+@pytest.mark.parametrize("interval, batch", [((0, 4), 3), ((6, 9), 3), ((0, 5), 6), ((5, 5), 6), (None, 6)])
+def test_outside_its_interval_there_is_no_guidance(interval, batch):
+    z_t, t, calls = torch.randn(3, 2, 4, 4), torch.full((3,), 5), []
+    embedding = torch.randn(3, 8)
+    out = guided_noise(record(calls), z_t, t, embedding, torch.randn(8), 2.5, interval)
+    assert calls == [batch]
+    assert torch.equal(out, z_t + embedding.mean(1)[:, None, None, None]) == (batch == 3)
+
+
 def test_guidance_takes_a_negative_caption_for_each_clip():
     z_t, t = torch.zeros(2, 1, 1, 1), torch.zeros(2).long()
     embedding, negative = torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0], [7.0]])

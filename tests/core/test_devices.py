@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
-from refined_ldm.devices import pick_accelerator, pick_device, pick_precision
+from refined_ldm.devices import allow_tf32, exact_float32, feeding, pick_accelerator, pick_device, pick_precision
 
 
 @pytest.fixture(autouse=True)
@@ -40,11 +40,9 @@ def test_a_cpu_uses_bfloat16_only_where_it_is_faster(monkeypatch, ratio, expecte
 
 def test_other_devices(monkeypatch):
     assert pick_precision("mps") == "no"
-    for emulated, expected in ((True, "no"), (False, "bf16")):
+    for capability, expected in (((6, 1), "no"), ((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")):
         pick_precision.cache_clear()
-        monkeypatch.setattr(
-            torch.cuda, "is_bf16_supported", lambda including_emulation=True, e=emulated: including_emulation or not e
-        )
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda of=capability: of)
         assert pick_precision("cuda") == expected
 
 
@@ -54,15 +52,37 @@ def test_the_machine_is_measured_once(monkeypatch):
     assert pick_precision("cpu") == first
 
 
-@pytest.mark.parametrize("settings, message", [
-    ({"mixed_precision": "fp16"}, "training in fp16 is not supported"),
-    ({"distributed_type": DistributedType.FSDP}, "training with FSDP is not supported"),
-])  # fmt: skip
-def test_unsupported_ways_of_training_are_refused(monkeypatch, settings, message):
-    for name, value in settings.items():
-        monkeypatch.setattr(Accelerator, name, value)
-    with pytest.raises(ValueError, match=message):
+def test_an_unsupported_way_of_training_is_refused(monkeypatch):
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    with pytest.raises(ValueError, match="training with FSDP is not supported"):
         pick_accelerator("cpu", precision="no")
+
+
+def test_accelerate_takes_the_gpu_that_was_chosen(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for name in ("cpu", "cuda", "cuda:1"):
+        pick_accelerator(name, precision="no")
+    assert chosen == [torch.device("cuda:1")]
+
+
+def test_a_gpu_is_fed_by_other_processes_from_pinned_memory():
+    assert feeding(torch.device("cpu")) == {"num_workers": 0, "pin_memory": False}
+    assert feeding(torch.device("cuda", 1))["num_workers"] >= 1 and feeding(torch.device("cuda"))["pin_memory"]
+
+
+def test_two_ways_to_one_result_are_compared_in_exact_float32():
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        allow_tf32("cpu")
+        assert torch.get_float32_matmul_precision() == before[0]
+        allow_tf32("cuda")
+        assert torch.get_float32_matmul_precision() == "high"
+        with exact_float32():
+            assert torch.get_float32_matmul_precision() == "highest" and not torch.backends.cudnn.allow_tf32
+        assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("high", before[1])
+    finally:
+        torch.set_float32_matmul_precision(before[0])
 
 
 def test_a_run_that_goes_on_keeps_its_precision_and_a_launcher_decides(monkeypatch):

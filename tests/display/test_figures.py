@@ -27,6 +27,15 @@ def test_a_figure_is_written_with_its_table_and_its_origin(tmp_path):
     assert {path.name for path in tmp_path.rglob("*")} == {"01_x.png", "data", "01_x.csv", "01_x.json"}
 
 
+def test_a_gpu_is_named_only_where_it_was_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    for used, named in ((False, "CPU, "), (True, "a GPU")):
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda used=used: used)
+        display.save_figure(plt.figure(), "01_x", folder=tmp_path)
+        assert json.loads((tmp_path / "data" / "01_x.json").read_text())["device"].startswith(named)
+
+
 def test_a_figure_takes_the_place_of_no_folder(tmp_path):
     figure, _ = plt.subplots()
     for place in ("a.png", "data/a.csv", "data/a.json"):

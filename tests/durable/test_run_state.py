@@ -22,7 +22,7 @@ def learner(seed, steps=0):
             optimizer.step()
             optimizer.zero_grad()
     average = {k: v + 1 for k, v in network.state_dict().items()}
-    return SimpleNamespace(name="net", bare=network, optimizers=optimizers, average=average)
+    return SimpleNamespace(name="net", bare=network, optimizers=optimizers, average=average, scaler=None)
 
 
 def everything(learner):

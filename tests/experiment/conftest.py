@@ -11,7 +11,7 @@ SIZES = {"clips": 24, "held_out": 4, "judged": 6, "probe": 96}
 def prepared(tmp_path_factory):
     """The folder of an experiment with its clips, latents and probe."""
     folder = tmp_path_factory.mktemp("prepared")
-    open_experiment(folder, **SIZES).listener()
+    open_experiment(folder, **SIZES).probed()
     return folder
 
 

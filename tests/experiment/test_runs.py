@@ -49,11 +49,14 @@ def test_a_run_is_judged_anew_at_another_guidance_and_refused_with_another_arm(s
     assert json.loads((tmp_path / "B-4-0.json").read_text()) == second
 
 
-def test_iterations_of_arms_are_timed_in_turn(small):
+def test_iterations_of_arms_are_timed_in_turn(small, monkeypatch):
+    waits = []
+    monkeypatch.setattr("refined_ldm.experiment.runs.synchronize", waits.append)
     oracle = {label: replace(ARMS[label], conditioner="oracle") for label in "BD"}
     rows = iteration_seconds(small, oracle, rounds=3, warm=1)
     assert [row["label"] for row in rows] == ["B", "D"] and rows[0]["times_the_first"] == 1
     assert all(row["seconds"] > 0 for row in rows) and rows[1]["times_the_first"] > 0
+    assert waits == [small.device] * 2 * 2 * 4  # before and after each iteration
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_end(small, tmp_path):

@@ -1,10 +1,12 @@
 """A run that is broken off and resumed is the run that was never broken off, bit for bit."""
 
+import json
 import math
 import os
 import re
 import signal
 from dataclasses import replace
+from functools import partialmethod
 from itertools import islice, pairwise
 
 import pytest
@@ -23,6 +25,7 @@ from refined_ldm.training.loop import learning_rate
 from refined_ldm.training.stages import TRAINERS
 from refined_ldm.vae import MelVAE, PatchDiscriminator, PatchDiscriminatorConfig
 from tests.support import small
+from tests.support.accelerators import fp16_on_the_cpu
 
 MUON = replace(small.STAGE, optimizer="muon", ema_decay=0.99, weight_decay=0.1)
 CASES = {  # name: (stage, settings of its training, other settings)
@@ -87,6 +90,45 @@ def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(case, tmp_path):
     state = resumed.state_dict()
     for name, value in unbroken.state_dict().items():
         assert torch.equal(state[name], value), name
+
+
+@pytest.mark.parametrize("case", ["ldm", "vae-adversarial"])
+def test_fp16_goes_on_bit_for_bit_with_its_scale_and_its_overflows(case, tmp_path, monkeypatch):
+    often = partialmethod(torch.amp.GradScaler.__init__, growth_interval=2)
+    monkeypatch.setattr(torch.amp.GradScaler, "__init__", often)
+    with fp16_on_the_cpu() as accelerator:
+        unbroken, steps = begin(case, accelerator=accelerator)
+        expected = list(steps)
+        assert list(islice(begin(case, accelerator=accelerator, run_dir=tmp_path)[1], 3))
+        resumed, steps = begin(case, seed=8, accelerator=accelerator, run_dir=tmp_path, resume=True)
+        assert [(s.index, s.losses) for s in steps] == [(s.index, s.losses) for s in expected[3:]]
+    state, key = resumed.state_dict(), "overflows" if case == "ldm" else "vae/overflows"
+    assert all(torch.equal(state[name], value) for name, value in unbroken.state_dict().items())
+    scales = [json.loads(path.read_text())["scalers"] for path in sorted(tmp_path.glob("*/step-*/state.json"))]
+    assert len(scales) == 2 and scales[0] != scales[1]
+    assert all(isinstance(s.losses[key], float) for s in expected)
+
+
+def test_in_fp16_losses_are_nearly_those_of_float32():
+    single = [step.loss for step in begin("ldm")[1]]
+    with fp16_on_the_cpu() as accelerator:
+        half = [step.loss for step in begin("ldm", accelerator=accelerator)[1]]
+    assert half != single and half == pytest.approx(single, rel=0.01)
+
+
+def test_an_overflow_skips_the_step_and_one_at_the_smallest_scale_ends_the_run():
+    with fp16_on_the_cpu() as accelerator:
+        model = RefinedAudioLDM(small.config())
+        before, factor = model.vae.decoder.conv_out.weight.clone(), [math.inf]
+        model.vae.decoder.conv_out.weight.register_hook(lambda gradient: gradient * factor[0])
+        steps = train.train_vae(model, loader(small.clips(), 4), max_steps=40, accelerator=accelerator)
+        assert [next(steps).losses["overflows"] for _ in range(3)] == [1, 2, 3]
+        assert torch.equal(model.vae.decoder.conv_out.weight, before)
+        factor[0] = 1.0
+        assert next(steps).losses["overflows"] == 3 and not torch.equal(model.vae.decoder.conv_out.weight, before)
+        factor[0] = math.nan
+        with pytest.raises(FloatingPointError, match="the vae gradient is nan at step 1[0-9]"):
+            list(steps)
 
 
 def test_runs_do_not_mix(tmp_path):

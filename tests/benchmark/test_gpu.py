@@ -1,0 +1,54 @@
+"""What `make gpu` measures, with its sizes turned down, on the CPU."""
+
+import json
+import re
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.benchmark import gpu
+from tests.support.accelerators import forget_accelerators
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def one_accelerator_after_another():
+    yield
+    forget_accelerators()
+
+
+def test_every_section_runs_on_the_cpu_and_is_written(tmp_path, capsys):
+    assert gpu.main(["--small", "--device", "cpu", "--out", str(tmp_path)]) == 0, capsys.readouterr().out
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    sections = found["sections"]
+    assert list(sections) == list(gpu.SECTIONS) and (tmp_path / "gpu_unet.png").stat().st_size > 5000
+    assert all(result["rows"] for name, result in sections.items() if name != "notebooks")
+    assert [row["met"] for row in sections["resumed"]["rows"]] == [True] * 4
+    exact, *_, twice, mel = (row["error"] for row in sections["against_cpu"]["rows"])
+    assert exact == twice == mel == 0  # the CPU beside itself
+    for row in sections["unet"]["rows"]:
+        parts = sum(value for name, value in row.items() if name.endswith(", ms") and name != "whole step, ms")
+        assert 0 < row["whole step, ms"] <= parts * 1.05
+
+
+def test_a_section_that_fails_or_lasts_too_long_does_not_cost_the_others(tmp_path, monkeypatch):
+    def fails(m):
+        raise torch.OutOfMemoryError("too large")
+
+    sections = {"fails": (fails, 5), "sleeps": (lambda m: time.sleep(20), 1), "works": (lambda m: [{"a": 1}], 5)}
+    monkeypatch.setattr(gpu, "SECTIONS", sections)
+    machine = gpu.Machine(torch.device("cpu"), gpu.SMALL)
+    found = gpu.measure(tmp_path, machine, list(sections), on_line=lambda line: None)["sections"]
+    assert "too large" in found["fails"]["failed"] and "stopped after 1 s" in found["sleeps"]["failed"]
+    assert found["works"]["rows"] == [{"a": 1}] and json.loads((tmp_path / "gpu.json").read_text())["sections"] == found
+    machine.ends = 0.0
+    found = gpu.measure(tmp_path, machine, ["works"], on_line=lambda line: None)["sections"]
+    assert found["works"]["failed"] == "no time was left"
+
+
+def test_the_page_has_a_place_for_every_section():
+    page = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
+    assert re.findall(r"<!-- gpu_(\w+) -->", page) == ["machine", *gpu.SECTIONS]
