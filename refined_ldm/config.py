@@ -121,8 +121,11 @@ class Config:
     )
     unconditional_probability: float = 0.1  # share of captions blanked in training, for guidance
 
-    data: str = "scenes"  # the built-in SoundScenes, or a CSV file, a folder of recordings, a dataset_root.json
+    data: str = "scenes"  # the built-in SoundScenes, or a table, a folder, a dataset_root.json, "clotho:FOLDER"
     data_sets: tuple[str, ...] = ()  # names in AudioLDM's dataset_root.json; empty: all
+    data_split: str = ""  # split or fold of a known data set, or several with commas; "": those for training
+    file_column: str = ""  # column of a table with the names of files; "": "file"
+    caption_column: str = ""  # column of a table with the captions; "": "caption"
     clips: int = 4000  # scenes of the training split
     more_captions: int = 0  # additional captions of a scene, which name every possible detail; none of recordings
     seconds: float = 10.24  # s, length of one clip

@@ -12,6 +12,7 @@ from refined_ldm.integers import HIGHEST_RATE, LARGEST_SEED, LOWEST_RATE, intege
 NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|-inf|-nan", re.IGNORECASE)
 EXAMPLES = {
     "generate": 'refined-ldm generate "rain falls while a bell rings" --out runs/first --seed 1',
+    "data": "refined-ldm data clotho:/data/clotho --split development --picture clotho.png",
     "train": "refined-ldm train --preset tiny --stage vae clap ldm hifigan --run runs/tiny",
     "inspect": "refined-ldm inspect audioldm-s-full-v2.ckpt",
     "convert": "refined-ldm convert audioldm-s-full-v2.ckpt runs/audioldm-s --tokenizer roberta-base",
@@ -65,6 +66,13 @@ def parser(runs: dict[str, Callable[[argparse.Namespace], Any]]) -> Parser:
             help="auto: the half precision that this device multiplies faster than float32, if there is one",
         )
 
+    def columns(sub):
+        sub.add_argument(
+            "--split", default="", metavar="NAMES", help="split or folds of a known data set, with commas between them"
+        )
+        sub.add_argument("--file-column", default="", metavar="NAME", help="column with the names of files (file)")
+        sub.add_argument("--caption-column", default="", metavar="NAME", help="column with the captions (caption)")
+
     sub = command("generate", "Write one WAV file for each caption.")
     sub.add_argument("captions", nargs="+", metavar="CAPTION")
     sub.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the WAV files")
@@ -100,6 +108,15 @@ def parser(runs: dict[str, Callable[[argparse.Namespace], Any]]) -> Parser:
 
     edit.add_commands(command, precision)
 
+    sub = command("data", "Show what a data set holds before training: lengths, levels, captions, duplicates, faults.")
+    sub.add_argument("root", metavar="DATA", help="as --data of train: a table, a folder, a known data set, shards")
+    columns(sub)
+    sub.add_argument(
+        "--seconds", type=real(0.01, 120), default=2.56, help="length that training uses of each clip (2.56)"
+    )
+    sub.add_argument("--picture", type=Path, metavar="PNG", help="also draw lengths, rates, levels and captions")
+    sub.add_argument("--json", action="store_true", help="print the report as JSON")
+
     sub = command(
         "train", "Train the stages of a preset or a YAML file. Finished stages in --run are not trained again."
     )
@@ -130,9 +147,11 @@ def parser(runs: dict[str, Callable[[argparse.Namespace], Any]]) -> Parser:
     sub.add_argument(
         "--data",
         metavar="PATH",
-        help="CSV file or folder of captioned recordings, AudioLDM's dataset_root.json, or WebDataset "
-        "shards: a folder of .tar files or a pattern",
+        help="CSV file, JSON lines or folder of captioned recordings; a known data set, by its folder or as "
+        "clotho:FOLDER; AudioLDM's dataset_root.json; WebDataset shards, a folder of .tar files or a pattern; "
+        "Parquet files",
     )
+    columns(sub)
     sub.add_argument(
         "--skip-bad", action="store_true", help="leave out unusable recordings; the run's left-out.txt lists them"
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 from refined_ldm.cli import edit
 from refined_ldm.cli.arguments import parser
 from refined_ldm.cli.checkpoints import convert, inspect
+from refined_ldm.cli.data import data
 from refined_ldm.cli.results import check_result, write_table
 from refined_ldm.cli.sounds import free_path, open_model, optimized, say_written
 from refined_ldm.cli.training import resume_command, train, with_conditioner
@@ -322,6 +323,7 @@ COMMANDS = {
     for run in (
         generate,
         *edit.COMMANDS,
+        data,
         train,
         inspect,
         convert,

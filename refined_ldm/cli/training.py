@@ -34,8 +34,9 @@ def _train(options, signals):
     from refined_ldm.training.stages import stage_settings
 
     config = load_config(options.config) if options.config else preset(options.preset)
-    if options.data:
-        config = replace(config, data=options.data, data_sets=())
+    config = replace(config, **_data_settings(options))
+    if config.data == "scenes" and (config.data_split or config.file_column or config.caption_column):
+        raise ValueError("--split, --file-column and --caption-column are about recordings: give them with --data")
     if options.conditioner:
         config = replace(config, clap=options.conditioner)
     config = with_conditioner(config, options)
@@ -178,7 +179,7 @@ def _open_base(options, device):
     from refined_ldm.published.warm_start import is_model
     from refined_ldm.text_to_audio import RefinedAudioLDM
 
-    changes = {"data": options.data, "data_sets": ()}
+    changes = _data_settings(options)
     path = _shipped_folder(options.reload_from_ckpt or options.preset)
     if is_model(path):
         return RefinedAudioLDM.load(path, device, **changes)
@@ -187,6 +188,14 @@ def _open_base(options, device):
     return RefinedAudioLDM.from_audioldm(
         path, clap_checkpoint=options.clap_checkpoint, tokenizer=options.tokenizer, device=device, **changes
     )
+
+
+def _data_settings(options):
+    """The settings of a configuration that --data and its columns replace; all of them if --data is given."""
+    given = {"data_split": options.split, "file_column": options.file_column, "caption_column": options.caption_column}
+    if options.data:
+        return {"data": options.data, "data_sets": (), **given}
+    return {name: value for name, value in given.items() if value}
 
 
 def _shipped_folder(name):

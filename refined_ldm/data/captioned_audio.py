@@ -15,10 +15,12 @@ from torch.utils.data import DataLoader, Dataset
 from refined_ldm.audio import audio_seconds, load_audio, normalize, pad_or_trim
 from refined_ldm.data.audioldm_lists import audioldm_entries, wav_and_captions
 from refined_ldm.data.caches import cache_latents as cache_latents  # also found here, beside the data sets it caches
+from refined_ldm.data.known_sets import KNOWN, TEMPLATE, known_entries, wanted_splits
 from refined_ldm.data.listing import (
     AUDIO_SUFFIXES,
     TEXT_SUFFIXES,
     captions_table,
+    file_inside,
     find_files,
     is_sound,
     log_once,
@@ -27,8 +29,9 @@ from refined_ldm.data.listing import (
     single_text,
     unused_files,
 )
+from refined_ldm.data.parquet import Cell, find_parquet, parquet_sounds
 from refined_ldm.data.shards import Member, find_shards, shard_sounds
-from refined_ldm.data.tables import caption_lines, clean_caption, field, json_captions, read_rows
+from refined_ldm.data.tables import caption_lines, captions_in, clean_caption, field, json_captions, read_rows, span_in
 from refined_ldm.integers import whole, whole_seed
 
 SAMPLE_RATE = 16_000  # Hz
@@ -39,11 +42,14 @@ FAULTS_SHOWN = 10
 class Recording:
     """One sound file with its captions."""
 
-    path: Path | Member  # a file, or a part of one
+    path: Path | Member | Cell  # a file, or a part of one
     id: str  # unique in the data set: the path below its folder
     captions: tuple[str, ...]  # one or more
     label: str = ""  # class name, where the data set has classes
     where: str = ""  # it is listed: "captions.csv, line 7"
+    split: str = ""  # or fold, where the data set has any
+    start: float = 0.0  # seconds
+    end: float | None = None  # seconds; None: the end of the file
 
 
 class CaptionedAudio(Dataset):
@@ -127,6 +133,43 @@ class CaptionedAudio(Dataset):
         return dataset
 
     @classmethod
+    def open(
+        cls,
+        name: str,
+        root: str | Path,
+        split: str = "",
+        seconds: float = 2.56,
+        template: str = TEMPLATE,
+        caption: str = "",
+        crop: str = "start",
+        seed: int = 0,
+        skip_bad: bool = False,
+    ) -> "CaptionedAudio":
+        """A known data set (a name in `known_sets.KNOWN`, as "clotho") in the layout it is published in, below `root`.
+
+        split: one of its splits or folds, or several with commas; "train": those for training; "": all. template: the
+        caption from names of classes. caption: the column of captions, in place of the data set's own. Clips that
+        every copy of a data set lacks some of (AudioCaps) are no faults; they are listed in `left_out` and counted in
+        one logged line. Raises ValueError for an unknown name or split.
+        """
+        if name not in KNOWN:
+            raise ValueError(f"no known data set {name!r}, only {', '.join(KNOWN)}")
+        missing = []
+        listed = known_entries(name, Path(root), split, missing, template, caption)
+
+        entries = ((where, lambda entry=entry: Recording(*entry())) for where, entry in listed)
+        try:
+            dataset = cls._from_entries(root, entries, seconds, crop, seed, skip_bad)
+        except ValueError as error:
+            if len(missing) > 1 and "no usable entry" in str(error):
+                raise ValueError(f"{root}: none of {len(missing)} listed sounds is there; {missing[0]}") from error
+            raise
+        if missing:
+            log_once(f"{root}: {len(missing)} rows of {KNOWN[name].title} are left out, their sounds are not on disk")
+        dataset.left_out += tuple(missing)
+        return dataset
+
+    @classmethod
     def from_csv(
         cls,
         path: str | Path,
@@ -138,18 +181,22 @@ class CaptionedAudio(Dataset):
         seed: int = 0,
         skip_bad: bool = False,
     ) -> "CaptionedAudio":
-        """Recordings listed in a CSV file with a header: columns `file`, `caption` and, if it has one, `label`.
+        """Recordings listed in a CSV file with a header or in JSON lines (.jsonl): columns `file`, `caption` and, if it
+        has them, `label`, `start` and `end`, which are seconds and choose a part of the file.
 
-        Files are named relative to the CSV file and lie in its folder or below it. Rows that name the same file add
-        captions to it.
+        Files are named relative to the table and lie in its folder or below it. Rows that name the same file, or the
+        same part of it, add captions. A caption in JSON lines may be a list of captions.
         """
         path = Path(path)
 
         def recording(number, row):
-            name, said = field(row, file), clean_caption(field(row, caption))
-            sound = _inside(path.parent, name)
+            name, captions, (start, end) = field(row, file), captions_in(row, caption), span_in(row)
+            sound = file_inside(path.parent, name)
             id = sound.relative_to(path.parent).as_posix()
-            return Recording(sound, id, (said,), (row.get(label) or "").strip(), f"{path.name}, line {number}")
+            if start or end is not None:
+                id += f"@{start:g}-{'' if end is None else f'{end:g}'}"
+            label_of = (row.get(label) or "").strip()
+            return Recording(sound, id, captions, label_of, f"{path.name}, line {number}", "", start, end)
 
         entries = ((f"line {n}", lambda n=n, row=row: recording(n, row)) for n, row in read_rows(path, (file, caption)))
         return cls._from_entries(path, entries, seconds, crop, seed, skip_bad)
@@ -174,7 +221,7 @@ class CaptionedAudio(Dataset):
 
         def recording(where, name, folder, entry):
             wav, texts = wav_and_captions(entry)
-            sound = _inside(folder, wav)
+            sound = file_inside(folder, wav)
             id = f"{name}/{sound.relative_to(folder).as_posix()}"
             return Recording(sound, id, tuple(map(clean_caption, texts)), str(entry.get("labels") or ""), where)
 
@@ -205,6 +252,30 @@ class CaptionedAudio(Dataset):
         if skipped := unused_files(passed):
             log_once(f"{where}: {len(dataset)} sounds in {len(shards)} shards; passed over: {skipped}")
         return dataset
+
+    @classmethod
+    def from_parquet(
+        cls,
+        where: str | Path,
+        split: str = "",
+        seconds: float = 2.56,
+        audio: str = "",
+        caption: str = "",
+        crop: str = "start",
+        seed: int = 0,
+        skip_bad: bool = False,
+    ) -> "CaptionedAudio":
+        """Sounds in a Parquet file, or in those below a folder, as Hugging Face's `datasets` writes them.
+
+        split: of files named train-00000-of-00002.parquet; "": all. audio, caption: the columns (by default "audio",
+        and the first of "caption", "captions", "text" and "transcription"). Needs pyarrow; ValueError without it.
+        """
+        files = find_parquet(where)
+        if not files:
+            raise FileNotFoundError(f"{where}: no .parquet file")
+        sounds = parquet_sounds(files, wanted_splits(split, ("train",)), audio, caption)
+        entries = ((at, lambda entry=entry: Recording(*entry())) for at, entry in sounds)
+        return cls._from_entries(where, entries, seconds, crop, seed, skip_bad)
 
     @classmethod
     def _from_entries(cls, source, entries: Iterator[tuple[str, Callable]], seconds, crop, seed, skip_bad):
@@ -243,13 +314,13 @@ class CaptionedAudio(Dataset):
             stat = recording.path.stat()
             made_of.update(
                 repr((recording.id, recording.captions, recording.label, stat.st_size, stat.st_mtime_ns)).encode()
-            )
+            )  # parts of a file differ in their id
         return made_of.hexdigest()[:32]
 
     def __getitem__(self, index: int) -> dict:
         recording = self.recordings[whole("index", index)]
         try:
-            waveform = load_audio(recording.path, SAMPLE_RATE, self.samples / SAMPLE_RATE, self._start(recording))
+            waveform = load_audio(recording.path, SAMPLE_RATE, *self.part(recording))
         except (ValueError, OSError) as error:
             kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
             raise kind(f"{recording.where}: {error}" if recording.where else error) from error
@@ -261,13 +332,17 @@ class CaptionedAudio(Dataset):
             "label": recording.label,
         }
 
-    def _start(self, recording) -> float:
-        """The start of a recording's crop, in seconds."""
+    def part(self, recording: Recording) -> tuple[float, float]:
+        """The length and the start of a recording's crop, in seconds."""
+        start, seconds = recording.start, self.samples / SAMPLE_RATE
+        if recording.end is not None:
+            seconds = min(seconds, recording.end - start)
         if self.crop == "start":
-            return 0.0
-        spare = round(audio_seconds(recording.path) * SAMPLE_RATE) - self.samples
+            return seconds, start
+        end = audio_seconds(recording.path) if recording.end is None else recording.end
+        spare = round((end - start) * SAMPLE_RATE) - self.samples
         source = np.random.default_rng((self.seed, zlib.crc32(recording.id.encode(errors="backslashreplace"))))
-        return source.integers(max(0, spare) + 1) / SAMPLE_RATE
+        return seconds, start + source.integers(max(0, spare) + 1) / SAMPLE_RATE
 
 
 def collate(items: list[dict]) -> dict:
@@ -326,23 +401,6 @@ def loader(
 def _name_in_words(path: Path) -> str:
     """The name of a file as a caption: "dog barks" of dog_barks.wav."""
     return clean_caption(" ".join(path.stem.replace("_", " ").replace("-", " ").split()) or path.stem)
-
-
-def _inside(folder: Path, name: str) -> Path:
-    """The file `name` of `folder`; names that lead out of it are refused."""
-    relative = os.path.normpath(name)
-    if os.path.isabs(relative) or relative.split(os.sep)[0] == os.pardir:
-        raise ValueError(f"{name!r} leads out of {folder}")
-    try:
-        there = (folder / relative).is_file()
-    except OSError as error:  # too long for a name
-        raise ValueError(f"{name!r:.80} is no file name ({error.strerror})") from error
-    if not there and "\\" in name and (folder / name.replace("\\", "/")).is_file():
-        there = name.replace("\\", "/")
-        raise FileNotFoundError(f"{name}: no such sound file, but {there} is there: write / between folders")
-    if not there:
-        raise FileNotFoundError(f"{folder / relative}: no such sound file")
-    return folder / relative
 
 
 def _report(faults: list[str], source: str | Path, skip_bad: bool) -> None:

@@ -63,6 +63,23 @@ def _raise(error):
     raise error
 
 
+def file_inside(folder: Path, name: str) -> Path:
+    """The file `name` of `folder`; FileNotFoundError if it is missing, ValueError for a name that leads out of it."""
+    relative = os.path.normpath(name)
+    if os.path.isabs(relative) or relative.split(os.sep)[0] == os.pardir:
+        raise ValueError(f"{name!r} leads out of {folder}")
+    try:
+        there = (folder / relative).is_file()
+    except OSError as error:  # too long for a name
+        raise ValueError(f"{name!r:.80} is no file name ({error.strerror})") from error
+    if not there and "\\" in name and (folder / name.replace("\\", "/")).is_file():
+        there = name.replace("\\", "/")
+        raise FileNotFoundError(f"{name}: no such sound file, but {there} is there: write / between folders")
+    if not there:
+        raise FileNotFoundError(f"{folder / relative}: no such sound file")
+    return folder / relative
+
+
 def captions_table(folder: Path) -> Path | None:
     """The captions.csv of a folder, in any case; None if it has none. Raises ValueError if it has several."""
     found = sorted(path for path in folder.iterdir() if path.name.casefold() == "captions.csv" and path.is_file())

@@ -1,40 +1,99 @@
-"""CSV tables and captions; invalid lines are refused by their number."""
+"""Tables (CSV, JSON lines) and captions; invalid lines are refused by their number."""
 
 import csv
 import json
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from refined_ldm.tokenizer import CONTROL, one_line
 
 
-def read_rows(path: str | Path, needed: tuple[str, ...]) -> Iterator[tuple[int, dict]]:
-    """Rows of a CSV file in UTF-8, with commas and a header that has the columns `needed`, each with its line number.
+def read_rows(
+    path: str | Path,
+    needed: tuple[str, ...],
+    header: tuple[str, ...] = (),
+    on_fault: Callable[[str], None] | None = None,
+) -> Iterator[tuple[int, dict]]:
+    """Rows of a table in UTF-8 that has the columns `needed`, each with the number of its last line.
 
-    Raises FileNotFoundError, or ValueError for another encoding, a missing or repeated column, or a quote left open.
+    A table is a CSV file with commas and a header, whose quoted values may break over lines; or JSON lines (.jsonl),
+    an object a line. header: the columns of a CSV file that has none; its lines that begin with # are left out.
+    on_fault: called with a message for each broken row, which otherwise raises. Raises FileNotFoundError, or ValueError
+    for another encoding, a missing or repeated column, or a quote left open.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such CSV file")
+        raise FileNotFoundError(f"{path}: no such {'file of JSON lines' if is_json_lines(path) else 'CSV file'}")
+
+    def report(number, fault):
+        if on_fault is None:
+            raise ValueError(f"{path}, line {number}: {fault}")
+        on_fault(f"{path.name}, line {number}: {fault}")
+
+    kind = "JSON lines" if is_json_lines(path) else "a CSV file"
     try:
         with path.open(newline="", encoding="utf-8-sig") as lines:
-            rows = csv.DictReader(lines, strict=True)
-            header = list(rows.fieldnames or ())
-            for column in needed:
-                if header.count(column) != 1:
-                    number = "one column" if column in header else "a column"
-                    raise ValueError(
-                        f"{path}: expected {number} {column!r}, its header is {header}"
-                        + ("; separate values by commas" if len(header) == 1 else "")
-                    )
-            for row in rows:
-                yield rows.line_num, row
+            if is_json_lines(path):
+                yield from _json_rows(lines, needed, report)
+            else:
+                yield from _csv_rows(path, lines, needed, header, report)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a CSV file in UTF-8 ({error}): save it again in UTF-8") from error
-    except csv.Error as error:
+        raise ValueError(f"{path}: not {kind} in UTF-8 ({error}): save it again in UTF-8") from error
+
+
+def is_json_lines(path: Path) -> bool:
+    """Whether a table is of JSON lines, by its ending."""
+    return path.suffix.lower() in (".jsonl", ".ndjson")
+
+
+def _json_rows(lines, needed, report):
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            report(number, f"not a line of JSON ({error})")
+            continue
+        if not isinstance(row, dict) or any(column not in row for column in needed):
+            held = list(row) if isinstance(row, dict) else type(row).__name__
+            report(number, f"expected an object with {', '.join(map(repr, needed))}, got {held}")
+            continue
+        plain = (str, list, type(None))
+        yield number, {key: value if isinstance(value, plain) else str(value) for key, value in row.items()}
+
+
+def _csv_rows(path, lines, needed, header, report):
+    if header:  # empty lines are no rows, but they count
+        lines = ("\n" if line.startswith("#") else line for line in lines)
+    rows = csv.DictReader(lines, header or None, strict=True, skipinitialspace=bool(header))
+    is_first = True
+    while True:
         begun = rows.line_num + 1
-        raise ValueError(f"{path}, line {begun}: not a CSV file ({error}): a quote may be left open") from error
+        try:
+            if is_first:
+                is_first = False
+                _check_columns(path, list(rows.fieldnames or ()), needed)
+            begun = rows.line_num + 1
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            report(begun, f"not a CSV file ({error}): a quote may be left open")
+        else:
+            yield rows.line_num, row
+
+
+def _check_columns(path, header, needed):
+    for column in needed:
+        if header.count(column) != 1:
+            number = "one column" if column in header else "a column"
+            raise ValueError(
+                f"{path}: expected {number} {column!r}, its header is {header}"
+                + ("; separate values by commas" if len(header) == 1 else "")
+            )
 
 
 def field(row: dict, column: str) -> str:
@@ -47,6 +106,28 @@ def field(row: dict, column: str) -> str:
     if None in row:
         raise ValueError("more values than columns; put a caption that contains a comma in quotes")
     return value
+
+
+def captions_in(row: dict, column: str) -> tuple[str, ...]:
+    """The captions in a column: one, or those of a list; ValueError if there are none."""
+    if isinstance(row[column], list):
+        captions = tuple(clean_caption(text) for text in row[column] if isinstance(text, str))
+        if not captions:
+            raise ValueError(f"the column {column!r} is empty")
+        return captions
+    return (clean_caption(field(row, column)),)
+
+
+def span_in(row: dict) -> tuple[float, float | None]:
+    """The columns "start" and "end" of a row, in seconds -> (start, 0 if there is none; end, None if there is none)."""
+    start, end = ((row.get(column) or "").strip() for column in ("start", "end"))
+    try:
+        span = float(start or 0), float(end) if end else None
+    except ValueError:
+        raise ValueError(f"start and end must be numbers of seconds, got {start!r} and {end!r}") from None
+    if not 0 <= span[0] < (math.inf if span[1] is None else span[1]) <= math.inf:
+        raise ValueError(f"start must be 0 or more and below end, got {start or 0} and {end or 'no end'}")
+    return span
 
 
 def clean_caption(text: str) -> str:

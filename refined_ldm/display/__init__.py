@@ -8,6 +8,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "spectrograms": ["plot_mel", "plot_mels", "plot_waveform"],
         "players": ["compare", "play"],
         "curves": ["bars", "label_lines", "loss_curve", "plot_budget", "running_mean"],
+        "data_report": ["plot_data_report"],
         "widgets": ["claims_table", "explore", "report_unless", "show_source"],
         "figures": [
             "STYLE",

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from refined_ldm.audio import SILENCE
-from refined_ldm.data.captioned_audio import CaptionedAudio
+from refined_ldm.data.sources import open_recordings
 from refined_ldm.discriminators import stft_loss
 from refined_ldm.evaluation.adherence import Judge, rendered_clips
 from refined_ldm.evaluation.metrics import bootstrap_interval, frechet_distance, kernel_distance
@@ -189,6 +189,6 @@ def table(costs: list[Cost]) -> str:
 
 
 def read_recordings(path: str | Path, seconds: float) -> torch.Tensor:
-    """The first `seconds` of each recording in a CSV file or folder (B, N); shorter ones are padded."""
-    data = (CaptionedAudio.from_folder if Path(path).is_dir() else CaptionedAudio.from_csv)(path, seconds)
+    """The first `seconds` of each recording in a table, folder or known data set (B, N); shorter ones are padded."""
+    data = open_recordings(path, seconds=seconds)
     return torch.stack([data[i]["waveform"] for i in range(len(data))])

@@ -11,9 +11,7 @@ from torch.utils.data import Dataset
 
 from refined_ldm.config import Config
 from refined_ldm.data.caches import CACHED_KEYS, cache_clips, cache_latents, encoded_at_once
-from refined_ldm.data.captioned_audio import CaptionedAudio
-from refined_ldm.data.listing import captions_table
-from refined_ldm.data.shards import find_shards
+from refined_ldm.data.sources import open_recordings
 from refined_ldm.scenes.dataset import SoundScenes
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.training.contrasts import WrittenClips
@@ -25,7 +23,7 @@ LEFT_OUT = "left-out.txt"  # of a run: the recordings that could not be used, an
 
 
 def open_data(config: Config, split: str = "train", size: int | None = None, skip_bad: bool = False) -> Dataset:
-    """Open the data set of a configuration: SoundScenes, a folder of recordings, a CSV file, AudioLDM's JSON or shards.
+    """Open the data set of a configuration: SoundScenes, or recordings as `data.sources.open_recordings` finds them.
 
     size: number of scenes, `config.clips` if None. skip_bad: leave out unusable recordings.
     Raises ValueError or FileNotFoundError for unusable recordings without `skip_bad`.
@@ -34,14 +32,15 @@ def open_data(config: Config, split: str = "train", size: int | None = None, ski
     """
     if config.data == "scenes":
         return SoundScenes(split, config.clips if size is None else size, config.seconds)
-    path = Path(config.data)
-    if path.suffix == ".json":
-        return CaptionedAudio.from_audioldm(path, split, config.seconds, config.data_sets, skip_bad=skip_bad)
-    extracted = path.is_dir() and captions_table(path)  # archives may lie beside their extracted files
-    if find_shards(path) and not extracted:
-        return CaptionedAudio.from_shards(path, config.seconds, skip_bad=skip_bad)
-    reader = CaptionedAudio.from_folder if path.is_dir() else CaptionedAudio.from_csv
-    return reader(path, config.seconds, skip_bad=skip_bad)
+    return open_recordings(
+        config.data,
+        config.data_split or split,
+        config.seconds,
+        config.data_sets,
+        config.file_column,
+        config.caption_column,
+        skip_bad,
+    )
 
 
 def cached_clips(

@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from refined_ldm.config import MADE_BY, STAGES, Config, load_config
 from refined_ldm.data.caches import HOLDS
 from refined_ldm.data.captioned_audio import loader
-from refined_ldm.data.shards import find_shards
+from refined_ldm.data.sources import is_there
 from refined_ldm.devices import feeding, pick_accelerator
 from refined_ldm.discriminators import Discriminators
 from refined_ldm.durable.run_state import (
@@ -139,7 +139,7 @@ def check_files(config: Config, stages: Sequence[str], run_dir: str | Path, resu
     """
     for stage in stages:
         _refuse_details(config, stage)
-    if config.data != "scenes" and not (Path(config.data).exists() or find_shards(config.data)):
+    if config.data != "scenes" and not is_there(config.data):
         raise FileNotFoundError(f"no recordings at {config.data} (in AudioLDM's YAML metadata_root): give --data PATH")
     for stage in stages:
         find_named_files(config, _missing_parts(config, stage, run_dir, resume))

@@ -1,0 +1,71 @@
+"""The known data sets train every stage, by name or recognised, with the split that is for training."""
+
+from dataclasses import replace
+
+import pytest
+import yaml
+
+from refined_ldm.cli import main
+from refined_ldm.config import STAGES
+from refined_ldm.data.caches import Cached
+from refined_ldm.data.known_sets import KNOWN
+from refined_ldm.training.pipeline import default_stages
+from tests.support import known_trees, small
+
+AT_ONCE = ("clotho", "audiocaps")  # the others take the same way through training
+LAYOUTS = [name if name in AT_ONCE else pytest.param(name, marks=pytest.mark.slow) for name in known_trees.TREES]
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_all_stages_train_two_steps(tmp_path, monkeypatch, capsys, name):
+    build, splits = known_trees.TREES[name]
+    data = f"{name}:{{0}}" if name == "clotho" else "{0}"
+    small.use_small_clap(monkeypatch)
+    root, run = build(tmp_path / "set"), tmp_path / "run"
+    stage = replace(small.STAGE, max_steps=2, batch_size=2)
+    config = small.config(training={stage_name: stage for stage_name in STAGES})
+    config.save(tmp_path / "small.yaml")
+    arguments = ["-c", str(tmp_path / "small.yaml"), "--data", data.format(root), "--run", str(run), "--device", "cpu"]
+    assert main(["train", *arguments]) == 0
+    printed = capsys.readouterr().out
+    for trained in default_stages(config.changed(data=data.format(root))):
+        assert f"{trained}: 2 steps" in printed
+    clips = Cached(run / "clips-train")
+    assert (len(clips), sum(len(clip["captions"]) for clip in clips)) == splits.get("train", splits[""])
+    assert yaml.safe_load((run / "config.yaml").read_text())["data"] == data.format(root)
+    assert (run / "left-out.txt").is_file() == KNOWN[name].incomplete
+    if name == "audiocaps":
+        assert "no sound file of 'gone_gone_g'" in (run / "left-out.txt").read_text()
+
+
+def test_a_split_that_is_not_there_stops_before_any_work(tmp_path, monkeypatch, capsys):
+    small.use_small_clap(monkeypatch)
+    root = known_trees.esc50(tmp_path / "set")
+    small.config().save(tmp_path / "small.yaml")
+    arguments = ["-c", str(tmp_path / "small.yaml"), "--data", f"esc50:{root}", "--run", str(tmp_path / "run")]
+    assert main(["train", *arguments, "--split", "fold9", "--device", "cpu"]) == 2
+    assert not any((tmp_path / "run").iterdir())
+    assert "ESC-50 has no split 'fold9', only fold1, fold2" in capsys.readouterr().err
+
+
+def test_columns_of_a_table_are_settings_of_the_run(tmp_path, monkeypatch, capsys):
+    small.use_small_clap(monkeypatch)
+    known_trees.sounds(tmp_path, "a.wav", "b.wav")
+    table = known_trees.write(tmp_path / "t.csv", "path,said", 'a.wav,"Rain,\nthen thunder"', "b.wav,A dog")
+    small.config().save(tmp_path / "small.yaml")
+    arguments = [
+        "-c",
+        str(tmp_path / "small.yaml"),
+        "--run",
+        str(tmp_path / "run"),
+        "--stage",
+        "vae",
+        "--device",
+        "cpu",
+    ]
+    columns = ["--file-column", "path", "--caption-column", "said"]
+    assert main(["train", *arguments, *columns]) == 2
+    assert "give them with --data" in capsys.readouterr().err
+    assert main(["train", *arguments, *columns, "--data", str(table), "--max-steps", "2"]) == 0
+    assert [clip["caption"] for clip in Cached(tmp_path / "run/clips-train")] == ["Rain, then thunder", "A dog"]
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["caption_column"] == "said"
