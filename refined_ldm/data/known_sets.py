@@ -302,8 +302,7 @@ def _rows(path, known, on_fault) -> Iterator[tuple[int, dict]]:
         if path.suffix == ".json":  # WavCaps
             entries = _json(path)["data"]
         else:  # MACS
-            loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml, which is ten times as fast
-            entries = yaml.load(path.read_text(encoding="utf-8"), loader)["files"]
+            entries = yaml.safe_load(path.read_text(encoding="utf-8"))["files"]
             entries = [e | {"captions": [a["sentence"] for a in e["annotations"]]} for e in entries]
         rows = [{k: v if isinstance(v, list) else str(v) for k, v in entry.items()} for entry in entries]
     except (KeyError, TypeError, AttributeError, yaml.YAMLError, UnicodeDecodeError) as error:
