@@ -76,8 +76,9 @@ class CaptionMap(nn.Module):
             gram += centred.T @ centred
             cross += centred.T @ target  # the mean of the targets cancels, as the embeddings are centred
             mean += target.sum(0) / len(latents)
-        weight = torch.linalg.solve(gram + ridge * torch.eye(D, dtype=torch.double), cross)  # (D, K * J * C)
-        root = torch.linalg.cholesky(gram + ridge * torch.eye(D, dtype=torch.double))
+        gram += ridge * torch.eye(D, dtype=torch.double)
+        weight = torch.linalg.solve(gram, cross)  # (D, K * J * C)
+        root = torch.linalg.cholesky(gram)
         directions = torch.linalg.svd(root.T @ weight, full_matrices=False)[2][: self.read.out_features]  # (rank, …)
         self.read.weight.copy_((weight @ directions.T).T)
         self.draw.weight.copy_(directions.T)

@@ -1,6 +1,5 @@
 """Parquet files as Hugging Face's `datasets` writes them: sounds in a column of {"bytes", "path"}, read in place."""
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,30 +10,19 @@ from typing import IO
 
 from refined_ldm.data.known_sets import CAPTION_COLUMNS, split_of
 from refined_ldm.data.listing import find_files
+from refined_ldm.data.shards import Inside
 from refined_ldm.data.tables import captions_in
 
 SUFFIX = ".parquet"
 
 
 @dataclass(frozen=True)
-class Cell:
+class Cell(Inside):
     """A sound in a Parquet file, which opens like a Path."""
 
-    archive: Path
-    name: str
     column: str
     group: int  # of rows, which are decoded together
     row: int  # in its group
-
-    def __str__(self) -> str:
-        return f"{self.archive}: {self.name}"
-
-    def is_file(self) -> bool:
-        return self.archive.is_file()
-
-    def stat(self) -> os.stat_result:
-        """Size and time of change of the archive."""
-        return self.archive.stat()
 
     @contextmanager
     def open(self, mode: str = "rb") -> Iterator[IO[bytes]]:

@@ -26,13 +26,11 @@ DAMAGE = (tarfile.TarError, ValueError, OverflowError, MemoryError, OSError)  # 
 
 
 @dataclass(frozen=True)
-class Member:
-    """A file inside a tar archive, which opens like a Path."""
+class Inside:
+    """A file inside an archive, which is named, found and dated like a Path; subclasses open it."""
 
     archive: Path
     name: str
-    offset: int  # bytes, where its contents begin
-    size: int  # bytes
 
     def __str__(self) -> str:
         return f"{self.archive}: {self.name}"
@@ -43,6 +41,14 @@ class Member:
     def stat(self) -> os.stat_result:
         """Size and time of change of the archive."""
         return self.archive.stat()
+
+
+@dataclass(frozen=True)
+class Member(Inside):
+    """A file inside a tar archive."""
+
+    offset: int  # bytes, where its contents begin
+    size: int  # bytes
 
     @contextmanager
     def open(self, mode: str = "rb") -> Iterator[IO[bytes]]:
