@@ -53,7 +53,9 @@ def main():
         tell_writes(sys.argv[sys.argv.index("--run") + 1])
         pipeline.train_hifigan = stopped_at_step_two(pipeline.train_hifigan)
     commands = [list(words) for end, words in groupby(sys.argv[1:], lambda word: word == "--") if not end]
-    print("statuses", *(cli.main(command) for command in commands), flush=True)
+    statuses = " ".join(str(cli.main(command)) for command in commands)
+    sys.stdout.write(f"statuses {statuses}\n")  # at once: two processes write to one pipe, unbuffered in some places
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":
