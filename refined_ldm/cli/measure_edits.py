@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from refined_ldm import display
-from refined_ldm.evaluation.details import DetailJudge
+from refined_ldm.evaluation.detail_judge import DetailJudge
 from refined_ldm.evaluation.edits import TASKS, counterfactuals
 from refined_ldm.inference import optimize_for_inference
 from refined_ldm.text_to_audio import RefinedAudioLDM

@@ -1,8 +1,8 @@
 """Edits against the right answer: rendered scenes with one event exchanged or cut out, and the trivial answers beside.
 
 `SoundScenes.exchange` renders a scene and its counterfactual, so what an edit should have kept is known to the sample.
-Which sounds a result has, the judge of details says (`details.py`). Rows: {"task", "method", "strength", "measure",
-"value", "low", "high", "clips"}.
+`detail_judge.py` says which sounds a result has. Rows: {"task", "method", "strength", "measure", "value", "low", "high",
+"clips"}.
 """
 
 import subprocess
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from refined_ldm.evaluation.details import NAMES, DetailJudge
+from refined_ldm.evaluation.detail_judge import CLASS_NAMES, DetailJudge
 from refined_ldm.evaluation.metrics import bootstrap_interval, share
 from refined_ldm.scenes.classes import CLASSES
 from refined_ldm.scenes.dataset import SoundScenes
@@ -49,8 +49,8 @@ def row(task: str, method: str, measure: str, values: Sequence[float], strength:
 def has(judge: DetailJudge, waveform: torch.Tensor, name: str, among: int = 2) -> bool:
     """Whether the judge counts a class among the `among` likeliest of a waveform (N,)."""
     waveform = waveform[: len(waveform) // 160 * 160]
-    logits = judge.heard(judge.frames(judge.mel(waveform[None])).amax(1))[0]
-    return NAMES.index(name) in logits.topk(among).indices.tolist()
+    logits = judge.classifier(judge.frames(judge.mel(waveform[None])).amax(1))[0]
+    return CLASS_NAMES.index(name) in logits.topk(among).indices.tolist()
 
 
 def counterfactuals(count: int, split: str = "test") -> list[tuple[dict, dict, str]]:
