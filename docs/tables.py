@@ -389,12 +389,10 @@ def ablations() -> str:
         "D, uniform timesteps": "timesteps drawn independently",
         "D, AdamW": "AdamW instead of Muon",
         "D, faint captions": "caption embeddings of norm 1",
-        "D, formula deaf to captions": "unconditional linear denoiser",
         "D, unconditional linear denoiser": "unconditional linear denoiser",
-        "D, no formula": "no linear denoiser",
         "D, no linear denoiser": "no linear denoiser",
     }
-    rows = read("06_ladder").to_dict("records")
+    rows = read("06_ablations").to_dict("records")
     return markdown(
         ["300 iterations, one seed", "aiSFX Fréchet distance", "class recall", "the whole recipe is as good after"],
         [

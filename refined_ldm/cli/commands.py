@@ -245,7 +245,7 @@ def experiment(options: Namespace) -> None:
         raise ValueError(f"no run {', '.join(sorted(unknown))}: --list prints those there are")
     runs = [named[name] for name in o.names] or runs
     check_folder(o.run_dir)
-    tables = (".json", ".csv", "-steps.csv", "-heard.csv")
+    tables = (".json", ".csv", "-steps.csv", "-classes.csv")
     check_folder(out, [f"{run.name}{ending}" for run in runs for ending in tables])
     collected = out.with_name(f"{out.name}.csv")
     check_result(collected, b"name,label,")

@@ -172,7 +172,7 @@ class Experiment:
         """The training set of an arm."""
         name = arm.conditioner + "-tokens" * arm.tokens
         embeddings = embedded_captions(self.folder / f"embeddings-{name}", self.clips, conditioner.embed_text)
-        sounds = embedded_sounds(self.folder / f"heard-{name}", self.clips, conditioner) if arm.audio_share else None
+        sounds = embedded_sounds(self.folder / f"sounds-{name}", self.clips, conditioner) if arm.audio_share else None
         return Examples(self.latents, embeddings, sounds)
 
     def model(self, arm: Arm, seed: int, max_steps: int) -> tuple[RefinedAudioLDM, Examples]:

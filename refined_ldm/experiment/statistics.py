@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import ttest_1samp
 
+from refined_ldm.experiment.arms import EARLIER_LABELS, EARLIER_PARTS
+
 
 def collect(out: str | Path) -> pd.DataFrame:
     """The records of all finished runs in a folder, one row each.
@@ -21,11 +23,15 @@ def collect(out: str | Path) -> pd.DataFrame:
         record = json.loads(path.read_text())
         errors = pd.read_csv(path.with_suffix(".csv"))
         row = {k: v for k, v in record.items() if not isinstance(v, dict)}
+        row["label"] = EARLIER_LABELS.get(row["label"], row["label"])
+        row["part"] = EARLIER_PARTS.get(row["part"], row["part"])
         row["conditioner"] = record["arm"]["conditioner"]
         row |= mean_errors(errors[errors["step"] == errors["step"].max()])
-        adherence = path.with_name(f"{path.stem}-heard.csv")
-        if adherence.is_file():
-            table = pd.read_csv(adherence)
+        for ending in ("classes", "heard"):  # "heard" is the earlier name
+            predicted = path.with_name(f"{path.stem}-{ending}.csv")
+            if not predicted.is_file():
+                continue
+            table = pd.read_csv(predicted)
             row["recall"] = table["recall"].mean()
             row["recall_one"] = table["recall"][table["kind"] == "event"].mean()
         rows.append(row)

@@ -331,23 +331,25 @@ def fuzzed(tmp_path_factory):
     return folder
 
 
-def is_whole_or_told(read):
-    """`read()` gives a data set whose recordings lie in its folder, or a ValueError or FileNotFoundError."""
+def assert_read_or_refused(read, file):
+    """`read()` gives a data set whose recordings lie in its folder, or an error in one line that names `file`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             dataset = read()
-        except (ValueError, FileNotFoundError):
+        except (ValueError, FileNotFoundError) as fault:
+            assert file in str(fault) and len(str(fault).splitlines()) == 1
             return
+    assert dataset.recordings
     for recording in dataset.recordings:
         assert recording.path.name in ("a.wav", "broken.wav") and recording.captions and all(recording.captions)
 
 
 @settings(deadline=2000)
 @given(content=st.binary(max_size=200) | TABLE, skip_bad=st.booleans())
-def test_any_bytes_are_a_table_or_told(fuzzed, content, skip_bad):
+def test_any_bytes_are_read_as_a_table_or_refused(fuzzed, content, skip_bad):
     (fuzzed / "table.csv").write_bytes(content)
-    is_whole_or_told(lambda: CaptionedAudio.from_csv(fuzzed / "table.csv", 0.01, skip_bad=skip_bad))
+    assert_read_or_refused(lambda: CaptionedAudio.from_csv(fuzzed / "table.csv", 0.01, skip_bad=skip_bad), "table.csv")
 
 
 KEYS = st.sampled_from(["wav", "caption", "labels", "caption_2"])
@@ -364,11 +366,11 @@ ENTRIES = st.lists(st.fixed_dictionaries({"wav": NAMES, "caption": JSON}) | JSON
 @example(b"[" * 100_000, [], ".")
 @example(None, [{"wav": "a.wav", "caption": "\ud800"}], ".")
 @example(None, [], "x" * 5000)
-def test_any_bytes_are_audioldms_tree_or_told(fuzzed, root, entries, folder):
+def test_any_bytes_are_read_as_audioldms_tree_or_refused(fuzzed, root, entries, folder):
     (fuzzed / "part.json").write_text(json.dumps({"data": entries}))
     tree = {"set": folder, "metadata": {"path": {"set": {"train": "part.json"}}}}
     (fuzzed / "root.json").write_bytes(json.dumps(tree).encode() if root is None else root)
-    is_whole_or_told(lambda: CaptionedAudio.from_audioldm(fuzzed / "root.json", seconds=0.01))
+    assert_read_or_refused(lambda: CaptionedAudio.from_audioldm(fuzzed / "root.json", seconds=0.01), ".json")
 
 
 @given(st.binary(max_size=100))
