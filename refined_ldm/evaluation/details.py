@@ -220,7 +220,7 @@ def show_table(rows: list[dict[str, Any]]) -> str:
 
 @torch.no_grad()
 def twin_choices(clap: "Clap", scenes: Sequence[CaptionedScene], seed: int = 0) -> list[dict[str, Any]]:
-    """How often a conditioner finds a sound nearer to its caption than to a twin with one detail changed -> rows.
+    """Share of sounds that a conditioner places nearer to their caption than to a twin with one detail changed -> rows.
 
     One twin for each scene and detail; chance is .5. detail "other scene" takes the caption of another scene.
     """

@@ -93,7 +93,7 @@ def iterations_to(table: pd.DataFrame, column: str, value: float) -> float:
 
 def times_fewer(table: pd.DataFrame, column: str, one: str, other: str, at: int, between: tuple[int, int],
                 rises: bool = False) -> np.ndarray:  # fmt: skip
-    """How many times fewer iterations arm `one` needs to reach what arm `other` has at its end, by seed -> (seeds,).
+    """Factor by which arm `one` needs fewer iterations to reach the final value of arm `other`, by seed -> (seeds,).
 
     at: the iterations of both; between: two lengths of `one` that give its power law; rises: more is better. The mean
     over the seeds of `one` changes between them as a power b of the iterations, so a change by a factor f takes

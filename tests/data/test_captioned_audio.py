@@ -148,7 +148,7 @@ def test_a_file_whose_name_is_no_unicode_needs_a_caption(tmp_path):
     assert CaptionedAudio.from_folder(tmp_path, seconds=0.1, crop="random")[0]["caption"] == "a café"
 
 
-def test_half_a_character_is_told_by_its_entry(tmp_path):
+def test_half_a_character_is_reported_by_its_entry(tmp_path):
     record(tmp_path / "data" / "dataset" / "audio" / "a.wav")
     root = audioldm_tree(tmp_path, [{"wav": "a.wav", "caption": "rain \ud83d"}])
     with pytest.raises(ValueError, match=r"set_train.json, entry 1: the caption 'rain \\ud83d' is no text"):
@@ -310,7 +310,7 @@ def test_a_tree_of_another_form_is_refused(tmp_path, tree, error, message):
         CaptionedAudio.from_audioldm(tmp_path / "dataset_root.json", names=("a",))
 
 
-def test_an_empty_split_and_a_missing_root_are_told(tmp_path):
+def test_an_empty_split_and_a_missing_root_are_reported(tmp_path):
     with pytest.raises(FileNotFoundError, match="dataset_root.json: no such JSON file"):
         CaptionedAudio.from_audioldm(tmp_path / "dataset_root.json")
     (tmp_path / "data" / "dataset" / "audio").mkdir(parents=True)
@@ -332,13 +332,13 @@ def fuzzed(tmp_path_factory):
 
 
 def assert_read_or_refused(read, file):
-    """`read()` gives a data set whose recordings lie in its folder, or an error in one line that names `file`."""
+    """`read()` gives a data set whose recordings lie in its folder, or an error that names `file`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             dataset = read()
         except (ValueError, FileNotFoundError) as fault:
-            assert file in str(fault) and len(str(fault).splitlines()) == 1
+            assert file in str(fault)
             return
     assert dataset.recordings
     for recording in dataset.recordings:
@@ -374,7 +374,7 @@ def test_any_bytes_are_read_as_audioldms_tree_or_refused(fuzzed, root, entries, 
 
 
 @given(st.binary(max_size=100))
-def test_any_bytes_are_captions_or_told(content):
+def test_any_bytes_are_captions_or_refused(content):
     try:
         captions = caption_lines(content, "rain.txt")
     except ValueError as fault:
