@@ -82,7 +82,7 @@ class Examples(Dataset):
 
 
 class Experiment:
-    """The shared part of all arms, computed once into `folder`: clips, latents, their scale, held-out clips, the evaluation.
+    """The part that arms share, computed once into `folder`: clips, latents, their scale, held-out clips, evaluation.
 
     base: the model whose VAE and vocoder all arms have; config: that of the arms. files: {"laion": …, "ms": …}, the
     paths of published conditioners; by default folder/clap-NAME.safetensors, with "-plain" for those that were not
