@@ -16,8 +16,8 @@ from torch.utils.data import Dataset
 
 from refined_ldm.clap import CLAP_PRESETS, Clap
 from refined_ldm.config import StageConfig, preset
+from refined_ldm.data.batches import loader
 from refined_ldm.data.caches import cache_latents, encoded_at_once
-from refined_ldm.data.captioned_audio import loader
 from refined_ldm.diffusion import add_noise
 from refined_ldm.evaluation.adherence import (
     AdherenceResult,

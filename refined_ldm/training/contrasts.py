@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 
 from refined_ldm.clap import Clap, contrastive_loss
 from refined_ldm.config import StageConfig
-from refined_ldm.data.captioned_audio import loader
+from refined_ldm.data.batches import loader
 from refined_ldm.scenes.captions import TIMES, Caption
 from refined_ldm.scenes.classes import CLASSES
 from refined_ldm.scenes.dataset import KINDS, captions_of

@@ -17,7 +17,7 @@ import torch
 
 from refined_ldm import display
 from refined_ldm.config import StageConfig
-from refined_ldm.data.captioned_audio import loader
+from refined_ldm.data.batches import loader
 from refined_ldm.discriminators import Discriminators, DiscriminatorsConfig, stft_loss
 from refined_ldm.evaluation.adherence import rendered_clips
 from refined_ldm.evaluation.embeddings.aisfx import Aisfx

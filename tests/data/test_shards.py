@@ -17,7 +17,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from refined_ldm.cli import commands as cli
-from refined_ldm.data.captioned_audio import CaptionedAudio, loader
+from refined_ldm.data.batches import loader
+from refined_ldm.data.captioned_audio import CaptionedAudio
 from refined_ldm.data.shards import find_shards, shard_sounds
 from refined_ldm.weights import read_weights
 from tests.support import small

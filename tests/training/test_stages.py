@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from refined_ldm.data.captioned_audio import loader
+from refined_ldm.data.batches import loader
 from refined_ldm.devices import pick_accelerator
 from refined_ldm.discriminators import Discriminators
 from refined_ldm.durable.signals import Stopped
