@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from refined_ldm.display.curves import label_lines
+from refined_ldm.display.figures import Table
 from refined_ldm.experiment.measures import MEASURES
 
 ARM_NAMES = {  # labels of the stored records, in words
@@ -83,7 +84,7 @@ def plot_targets(runs: pd.DataFrame, reached: pd.DataFrame) -> Figure:
     return figure
 
 
-def plot_dots(rows, value: str, xlabel: str = "", title: str = "", reference: float | None = None,
+def plot_dots(rows: Table, value: str, xlabel: str = "", title: str = "", reference: float | None = None,
               ax: Axes | None = None) -> Axes:  # fmt: skip
     """A dot for each row of {"label", value}, with `low` and `high` if there are; dashed, a reference.
 
