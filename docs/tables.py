@@ -101,17 +101,20 @@ def adherence() -> str:
 def details() -> str:
     """Share of a caption's details that are right in the sound, by the judge of details."""
     names = {
-        "class": "the kinds of sound", "nothing else": "these kinds and no other", "number": "number",
+        "class": "the kinds of sound", "nothing else": "these kinds and no other",
+        "number up to three": "number: once, twice or three times", "number": "number: all, up to six",
         "pitch": "pitch: low or high", "pace": "pace: slow or quick", "order": "order of two sounds",
     }  # fmt: skip
     kinds = ("rendered", "copied", "generated", "chance")
     table = read("05_details").set_index(["detail", "sound"])
     before = read("05_details_before").set_index(["detail", "sound"])  # the weights that had not learned details
+    questions = before.index.get_level_values("detail")
     lines = [
         [name, int(table.loc[(detail, "generated"), "clips"])]
         + [spread(*table.loc[(detail, kind), ["value", "low", "high"]], 2) for kind in kinds]
-        + [spread(*before.loc[(detail, "generated"), ["value", "low", "high"]], 2)]
+        + [spread(*before.loc[(detail, "generated"), ["value", "low", "high"]], 2) if detail in questions else ""]
         for detail, name in names.items()
+        if (detail, "generated") in table.index
     ]
     silent = [of.loc[("silent", "generated")] for of in (table, before)]
     shares = [spread(*of[["value", "low", "high"]], 3) for of in silent]

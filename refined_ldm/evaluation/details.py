@@ -105,6 +105,8 @@ class DetailAnswers:
     def correct(self, chance: bool = False) -> dict[str, np.ndarray]:
         """1 or 0 for each caption, by question: "class", "nothing else" and each detail, whose captions name it.
 
+        "number up to three" is "number" for the captions that count no further.
+
         A silent sound is wrong in every detail. chance: each answer is compared with the caption half the list further
         on that names the same detail; where all captions name the same value (distance), with captions that do not.
         """
@@ -120,17 +122,18 @@ class DetailAnswers:
             no_others.append(classes[-1] and max(others) < 0)
         found["class"], found["nothing else"] = np.array(classes, float), np.array(no_others, float)
         named = [named_details(caption) for caption in self.captions]
-        for detail in DETAILS:
-            rows = [i for i in range(n) if detail in named[i]]
+        asked = {detail: (detail, [i for i in range(n) if detail in named[i]]) for detail in DETAILS}
+        few = [i for i in asked["number"][1] if all(count <= 3 for _, count in named[i]["number"])]
+        for question, (detail, rows) in {"number up to three": ("number", few), **asked}.items():
             if detail == "distance" and chance and rows:
                 far = [any(of["distance"] for of in self.by_class[i].values()) for i in range(n) if i not in rows]
-                found[detail] = np.array(far, float)
+                found[question] = np.array(far, float)
                 continue
             if detail == "order" and chance:  # of two sounds either comes first
-                found[detail] = np.full(len(rows), 0.5)
+                found[question] = np.full(len(rows), 0.5)
                 continue
             half = len(rows) // 2 if chance else 0
-            found[detail] = np.array([
+            found[question] = np.array([
                 not self.silent[i] and all(
                     self.by_class[i][name][detail] == value
                     for (name, _), (_, value) in zip(named[i][detail], named[other][detail], strict=False)

@@ -66,6 +66,12 @@ def test_chance_holds_answers_against_other_captions():
     assert chance["order"].tolist() == [0.5] * 4
 
 
+def test_numbers_up_to_three_are_asked_apart():
+    one, six = (Caption("event", "{a}", (Clause("dog", DOG.phrase, n, True),)) for n in (1, 6))
+    right = _answers([one, six, THEN], silent=(0,)).correct()
+    assert right["number"].tolist() == [0, 1, 1] and right["number up to three"].tolist() == [0, 1]  # THEN counts two
+
+
 def test_an_extra_sound_is_not_nothing_else():
     answers = _answers([THEN])
     answers.logits[0, CLASS_NAMES.index("rain")] = 1.0
