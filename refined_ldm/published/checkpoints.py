@@ -325,6 +325,8 @@ def convert_checkpoint(
 
     path, out = Path(path), Path(out)
     check_writable(out.absolute().parent, [out.name])
+    if out.exists() and path.exists() and out.samefile(path):
+        raise FileExistsError(f"{out} is what is to be converted: give another name")
     if out.exists() and not force:
         raise FileExistsError(f"{out} is there already: give another name, or --force (force=True) to replace it")
     whole = path.is_dir() or detect_checkpoint_type(tensors := read_tensors(path)) == "audioldm"

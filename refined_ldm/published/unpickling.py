@@ -42,15 +42,18 @@ def _emptied(factory=None):
     return {}
 
 
-_SCALAR = np.core.multiarray.scalar if np.__version__ < "2" else np._core.multiarray.scalar
-HARMLESS = [  # what a pickle may ask for beside what torch allows: numbers of numpy, and containers that do nothing
-    *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+_MULTIARRAY = np.core.multiarray if np.__version__ < "2" else np._core.multiarray
+HARMLESS = [  # what a pickle may ask for beside what torch allows: what numpy counts with, containers that do nothing
+    *((getattr(_MULTIARRAY, name), f"numpy.{core}.multiarray.{name}")
+      for name in ("scalar", "_reconstruct") for core in ("core", "_core")),
     *((type(np.dtype(kind)), f"numpy.dtypes.{type(np.dtype(kind)).__name__}")
-      for kind in ("float64", "float32", "int64", "int32", "bool")),
-    (np.dtype, "numpy.dtype"),
+      for kind in ("float64", "float32", "int64", "int32", "uint64", "uint32", "uint8", "bool")),
+    (np.dtype, "numpy.dtype"), (np.ndarray, "numpy.ndarray"),
     (_emptied, "collections.defaultdict"),
     (argparse.Namespace, "argparse.Namespace"),
-    (pathlib.PurePosixPath, "pathlib.PosixPath"),
+    *((kind, f"{module}.{name}") for module in ("pathlib", "pathlib._local")  # the latter: from Python 3.13 on
+      for kind, names in ((pathlib.PurePosixPath, ("PosixPath", "PurePosixPath")),
+                          (pathlib.PureWindowsPath, ("WindowsPath", "PureWindowsPath"))) for name in names),
     *((kind, f"builtins.{kind.__name__}") for kind in (dict, list, tuple, int, float, str, bool)),
 ]  # fmt: skip
 TORCHS_OWN = {  # what torch's reader allows by itself and a file of weights needs
