@@ -63,13 +63,15 @@ def parquet_sounds(
 
 
 def _rows_of(file, path, split, audio, caption):
+    from pyarrow.types import is_struct
+
     columns = file.schema_arrow.names
     caption = caption or next((column for column in CAPTION_COLUMNS if column in columns), CAPTION_COLUMNS[0])
     for column in (audio, caption):
         if column not in columns:
             raise ValueError(f"{path}: expected a column {column!r}, it has {', '.join(columns)}")
     kind = file.schema_arrow.field(audio).type
-    if "bytes" not in [kind.field(k).name for k in range(kind.num_fields)]:
+    if not is_struct(kind) or kind.get_field_index("bytes") < 0:
         raise ValueError(f"{path}: the column {audio!r} must hold sounds as {{'bytes', 'path'}}, it holds {kind}")
 
     def recording(cell, text):

@@ -42,10 +42,11 @@ def _emptied(factory=None):
     return {}
 
 
-_MULTIARRAY = np.core.multiarray if np.__version__ < "2" else np._core.multiarray
+_CORE = np.core if np.__version__ < "2" else np._core
 HARMLESS = [  # what a pickle may ask for beside what torch allows: what numpy counts with, containers that do nothing
-    *((getattr(_MULTIARRAY, name), f"numpy.{core}.multiarray.{name}")
-      for name in ("scalar", "_reconstruct") for core in ("core", "_core")),
+    *((kind, f"numpy.{core}.{name}") for core in ("core", "_core") for kind, name in (
+        (_CORE.multiarray.scalar, "multiarray.scalar"), (_CORE.multiarray._reconstruct, "multiarray._reconstruct"),
+        (_CORE.numeric._frombuffer, "numeric._frombuffer"))),
     *((type(np.dtype(kind)), f"numpy.dtypes.{type(np.dtype(kind)).__name__}")
       for kind in ("float64", "float32", "int64", "int32", "uint64", "uint32", "uint8", "bool")),
     (np.dtype, "numpy.dtype"), (np.ndarray, "numpy.ndarray"),

@@ -390,7 +390,7 @@ def test_a_name_that_the_terminal_cannot_show_is_no_fault(place, monkeypatch):
 
 @pytest.mark.parametrize("fault", [
     MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-    RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 b"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"),
 ])  # fmt: skip
 def test_too_little_memory_is_one_line(place, monkeypatch, capsys, fault):
     def fail(*_, **__):

@@ -96,7 +96,8 @@ def test_pictures_of_before_stay_also_those_that_another_process_writes_meanwhil
 
 
 @pytest.mark.parametrize("words, message", [
-    (["gallery"], "CLIPS: must be a whole number, 1 or more, got 'gallery'"), (["24.5"], "got '24.5'"), (["-3"], "got -3"),
+    (["gallery"], "CLIPS: must be a whole number, 1 or more, got 'gallery'"),
+    (["24.5"], "got '24.5'"), (["-3"], "got -3"),
 ])  # fmt: skip
 def test_measuring_edits_takes_a_whole_number_of_clips(monkeypatch, capsys, words, message):
     asked = []

@@ -216,7 +216,7 @@ def test_tables_take_other_columns_lines_of_json_and_times(tmp_path):
     (['{"file": "rain.wav", "caption": []}'], "line 1: the column 'caption' is empty"),
     (['{"file": "rain.wav", "caption": "Rain", "start": 2, "end": 1}'], "start must be 0 or more and below end"),
     (['{"file": "rain.wav", "caption": "Rain", "start": "0:10"}'], "start and end must be numbers of seconds"),
-    *((['{"file": "rain.wav", "caption": "Rain", "%s": ["rain.wav"]}' % column],
+    *(([f'{{"file": "rain.wav", "caption": "Rain", "{column}": ["rain.wav"]}}'],
        f"line 1: the column '{column}' holds a list, where one value") for column in ("file", "start", "label")),
 ])  # fmt: skip
 def test_faulty_lines_of_json_are_named(tmp_path, lines, message):
