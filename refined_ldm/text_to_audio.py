@@ -466,14 +466,16 @@ class RefinedAudioLDM(nn.Module):
         Notebook: 05
         """
         folder = Path(folder)
+        for lora in (folder, folder / "lora.safetensors"):
+            if lora.name == "lora.safetensors" and lora.is_file() and not (folder / "config.yaml").is_file():
+                raise ValueError(
+                    f"{lora} is a LoRA: load the model that it was trained on, and this beside it (--lora, load_lora)"
+                )
         if folder.is_file() or (folder / "model_index.json").is_file():
             raise ValueError(
                 f"{folder} is no folder written by RefinedAudioLDM.save: convert it first (`refined-ldm "
                 f"convert {folder} FOLDER`) and give that folder"
             )
-        if not (folder / "config.yaml").is_file() and (folder / "lora.safetensors").is_file():
-            raise ValueError(f"{folder} holds a LoRA, which goes with the model it was trained on: load that, and "
-                             f"{folder / 'lora.safetensors'} beside it (--lora, load_lora)")  # fmt: skip
         if not (folder / "config.yaml").is_file():
             raise FileNotFoundError(f"no config.yaml in {folder}: give a folder written by RefinedAudioLDM.save")
         config = load_config(folder / "config.yaml").changed(**changes)

@@ -42,6 +42,8 @@ def measure(clips: int, tasks: Sequence[str]) -> None:
     if list(tasks) == ["gallery"]:
         return gallery()
     if list(tasks) == ["figure"]:
+        if not path.is_file():
+            sys.exit(f"no table {path}: measure it first")
         table = pd.read_csv(path)
         return display.save_figure(draw(table), NAME, table, {"clips": clips})
     if unknown := set(tasks) - TASKS.keys():
@@ -55,7 +57,10 @@ def measure(clips: int, tasks: Sequence[str]) -> None:
         found = TASKS[task](model, judge, count, on_clips=lambda *done: print(*done, file=sys.stderr, flush=True))
         rows = [row for row in rows if row["task"] != task] + found
         rows.sort(key=lambda row: list(TASKS).index(row["task"]))
-        display.save_figure(draw(pd.DataFrame(rows)), NAME, rows, {"clips": clips}, started)  # kept if interrupted
+        if any(row["task"] == "edit" for row in rows):
+            display.save_figure(draw(pd.DataFrame(rows)), NAME, rows, {"clips": clips}, started)  # kept if interrupted
+        else:  # the figure shows that task alone
+            display.save_table(rows, NAME)
         print(pd.DataFrame(found).drop(columns="task").to_string(index=False), flush=True)
 
 

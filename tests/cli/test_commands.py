@@ -429,5 +429,6 @@ def test_a_published_file_where_a_run_is_wanted_is_to_be_converted_first(place, 
         status, _, errors = run(capsys, "generate", "rain", "--out", "o", "--checkpoint", given)
         assert status == 2 and f"convert it first (`refined-ldm convert {given} FOLDER`)" in errors[0]
     (place / "folder" / "lora.safetensors").touch()
-    status, _, errors = run(capsys, "generate", "rain", "--out", "o", "--checkpoint", "folder")
-    assert status == 2 and "folder holds a LoRA, which goes with the model it was trained on" in errors[0]
+    for given in ("folder", "folder/lora.safetensors"):
+        status, _, errors = run(capsys, "generate", "rain", "--out", "o", "--checkpoint", given)
+        assert status == 2 and "folder/lora.safetensors is a LoRA: load the model that it was trained on" in errors[0]

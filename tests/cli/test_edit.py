@@ -110,6 +110,22 @@ def test_measuring_edits_takes_a_whole_number_of_clips(monkeypatch, capsys, word
     assert asked == [{"clips": 24, "tasks": ["edit", "loop"]}, {"clips": 24, "tasks": []}]
 
 
+def test_a_task_that_the_figure_does_not_show_is_measured_alone(tmp_path, monkeypatch, capsys):
+    """In a folder without a table of before."""
+    for module in ("refined_ldm.display", "refined_ldm.display.figures"):
+        monkeypatch.setattr(f"{module}.in_project", lambda folder: tmp_path / folder)
+    monkeypatch.setattr(RefinedAudioLDM, "from_preset", lambda name: None)  # nothing is generated
+    monkeypatch.setattr(measure_edits.DetailJudge, "load", lambda: None)
+    monkeypatch.setattr(measure_edits, "optimize_for_inference", lambda *_: None)
+    found = {"task": "loop", "method": "loop", "strength": None, "measure": "step", "value": 1.0, "clips": 1}
+    monkeypatch.setitem(measure_edits.TASKS, "loop", lambda *_, **__: [found])
+    with pytest.raises(SystemExit, match="no table .*edits.csv: measure it first"):
+        measure_edits.main(["2", "figure"])
+    measure_edits.main(["2", "loop"])
+    assert (tmp_path / "figures/data/edits.csv").read_text().splitlines()[1] == "loop,loop,,step,1.0,1"
+    assert not (tmp_path / "figures/edits.png").exists()
+
+
 @pytest.mark.parametrize("command", ["edit", "inpaint", "extend", "upsample", "loop"])
 def test_help_shows_an_example(capsys, command):
     status, printed, _ = run(capsys, command, "--help")
