@@ -405,7 +405,7 @@ def test_too_little_memory_is_one_line(place, monkeypatch, capsys, fault):
         run(capsys, *arguments)
 
 
-def test_random_weights_are_told(place, monkeypatch, capsys):
+def test_random_weights_are_reported(place, monkeypatch, capsys):
     monkeypatch.setattr(RefinedAudioLDM, "from_preset", lambda *_: RefinedAudioLDM.load("checkpoint"))
     monkeypatch.setattr("refined_ldm.evaluation.budget.error_budget", lambda *_: [])
     for command in (["generate", "rain", "--out", "o", "--steps", 1], ["budget"]):
