@@ -73,7 +73,7 @@ class Functions:
 
     @in_one_line
     def generate(self, caption: str, seconds: float | None, negative: str, seed: int, guidance: float | None,
-                 steps: int | None, candidates: int, progress: gr.Progress = PROGRESS) -> Made:  # fmt: skip
+                 steps: str, candidates: int, progress: gr.Progress = PROGRESS) -> Made:  # fmt: skip
         """Make a sound of a caption."""
 
         def make(**settings) -> torch.Tensor:
@@ -83,7 +83,7 @@ class Functions:
 
     @in_one_line
     def edit(self, sound: str, caption: str, strength: float, method: str, source: str, negative: str, seed: int,
-             guidance: float | None, steps: int | None, candidates: int, progress: gr.Progress = PROGRESS
+             guidance: float | None, steps: str, candidates: int, progress: gr.Progress = PROGRESS
              ) -> Made:  # fmt: skip
         """Change a sound into one of a caption."""
         before = self._read(sound)
@@ -92,50 +92,52 @@ class Functions:
         return self._make(make, before, title, negative, seed, guidance, steps, candidates, progress)
 
     @in_one_line
-    def inpaint(self, sound: str, caption: str, start: float | None, end: float | None, low: float | None,
-                high: float | None, negative: str, seed: int, guidance: float | None, steps: int | None,
-                candidates: int, progress: gr.Progress = PROGRESS) -> Made:  # fmt: skip
+    def inpaint(self, sound: str, caption: str, start: str, end: str, low: str, high: str, negative: str,
+                seed: int, guidance: float | None, steps: str, candidates: int, progress: gr.Progress = PROGRESS
+                ) -> Made:  # fmt: skip
         """Redraw a stretch of a sound, a band of frequencies, or both."""
         before, band = self._read(sound), None
+        start, end = _number("from (s)", start, real(0)), _number("to (s)", end, real(0))
+        low, high = _number("from (Hz)", low, real(0)), _number("to (Hz)", high, real(0))
         if low is not None or high is not None:
-            band = (0 if low is None else low, self.model.config.mel.fmax if high is None else high)
+            band = (low or 0, self.model.config.mel.fmax if high is None else high)
         make, title = partial(self.model.inpaint, before, caption, start, end, band), f"redrawn: {caption}"
         return self._make(make, before, title, negative, seed, guidance, steps, candidates, progress)
 
     @in_one_line
     def extend(self, sound: str, caption: str, seconds: float, negative: str, seed: int, guidance: float | None,
-               steps: int | None, candidates: int, progress: gr.Progress = PROGRESS) -> Made:  # fmt: skip
+               steps: str, candidates: int, progress: gr.Progress = PROGRESS) -> Made:  # fmt: skip
         """Continue a sound."""
         before = self._read(sound)
         make, title = partial(self.model.extend, before, caption, _given("seconds", seconds)), f"continued: {caption}"
         return self._make(make, before, title, negative, seed, guidance, steps, candidates, progress)
 
     @in_one_line
-    def upsample(self, sound: str, caption: str, cutoff: float | None, negative: str, seed: int, guidance: float | None,
-                 steps: int | None, candidates: int, progress: gr.Progress = PROGRESS) -> Made:  # fmt: skip
+    def upsample(self, sound: str, caption: str, cutoff: str, negative: str, seed: int, guidance: float | None,
+                 steps: str, candidates: int, progress: gr.Progress = PROGRESS) -> Made:  # fmt: skip
         """Draw the high frequencies that a sound lacks."""
-        before, (_, rate) = self._read(sound), audio_info(sound)
+        before, (_, rate), cutoff = self._read(sound), audio_info(sound), _number("cutoff", cutoff, real(above=0))
         cutoff = 0.45 * rate if cutoff is None and rate < self.rate else cutoff
         make, title = partial(self.model.super_resolve, before, caption, cutoff), f"upsampled: {caption}"
         return self._make(make, before, title, negative, seed, guidance, steps, candidates, progress)
 
     @in_one_line
-    def loop(self, sound: str | None, caption: str, seconds: float | None, negative: str, seed: int,
-             guidance: float | None, steps: int | None, candidates: int, progress: gr.Progress = PROGRESS
+    def loop(self, sound: str | None, caption: str, seconds: str, negative: str, seed: int,
+             guidance: float | None, steps: str, candidates: int, progress: gr.Progress = PROGRESS
              ) -> Made:  # fmt: skip
         """Make a sound that repeats without a seam, from a sound or, without one, from the caption."""
-        before = self._read(sound) if sound else None
+        before, seconds = self._read(sound) if sound else None, _number("seconds", seconds, real(0.01))
         make, title = partial(self.model.loop, caption, seconds, before), f"loop: {caption}"
         return self._make(make, before, title, negative, seed, guidance, steps, candidates, progress)
 
     @in_one_line
     def compare(self, caption: str, seeds: str, guidances: str, seconds: float | None, negative: str,
-                steps: int | None, progress: gr.Progress = PROGRESS) -> tuple[Figure, str, str]:  # fmt: skip
+                steps: str, progress: gr.Progress = PROGRESS) -> tuple[Figure, str, str]:  # fmt: skip
         """Make the sound of one caption with every seed (a column each) and every guidance (a row each)."""
         columns, rows = _numbers("seeds", seeds, integer(0, LARGEST_SEED)), _numbers("guidances", guidances, real())
         if (count := len(columns) * len(rows)) > COMPARED:
             raise ValueError(f"{len(columns)} seeds with {len(rows)} guidances are {count} sounds: at most {COMPARED}")
-        made, notes = {}, []
+        made, notes, steps = {}, [], _number("steps", steps, integer(1))
         for guidance in rows:
             for seed in columns:
                 progress((len(made), count), unit="sounds")
@@ -163,7 +165,7 @@ class Functions:
             negative_caption=negative,
             seed=_given("seed", seed),
             guidance_scale=guidance,
-            steps=steps,
+            steps=_number("steps", steps, integer(1)),
             candidates=_given("candidates", candidates),
             on_step=lambda done, total: progress((done, total), unit="steps"),
             on_note=notes.append,
@@ -188,15 +190,20 @@ def _given(name, value):
     return value
 
 
+def _number(name: str, text: str, read: Callable[[str], float]) -> float | None:
+    """A number in a text field, None if that is empty. Raises ValueError, naming the field."""
+    try:
+        return read(text) if text.strip() else None
+    except ArgumentTypeError as fault:
+        raise ValueError(f"{name} {fault}") from fault
+
+
 def _numbers(name: str, text: str, read: Callable[[str], float]) -> list:
     """ "1, 2" -> [1, 2], each once. Raises ValueError, naming the field."""
     parts = text.replace(",", " ").split()
     if not parts:
         raise ValueError(f"{name} is empty: give numbers with commas between them")
-    try:
-        return list(dict.fromkeys(map(read, parts)))
-    except ArgumentTypeError as fault:
-        raise ValueError(f"{name}: each {fault}") from fault
+    return list(dict.fromkeys(_number(f"each of the {name}", part, read) for part in parts))
 
 
 def _lines(notes: list[str]) -> str:
@@ -240,7 +247,7 @@ def page(functions: Functions) -> gr.Blocks:
                              gr.Textbox("1, 3", label="guidances"), gr.Number(config.seconds, label="seconds"),
                              gr.Textbox("", label="negative caption"), _steps(config)]  # fmt: skip
                 button = gr.Button("Compare", variant="primary")
-                compared = [gr.Plot(label="spectrograms"), gr.HTML(label="sounds"), _notes()]
+                compared = [_plot(), gr.HTML(label="sounds"), _notes()]
                 button.click(functions.compare, asked, compared, api_name="compare", **alone)
             with gr.Tab("What the judge hears", id="judge"), gr.Row():
                 with gr.Column():
@@ -249,7 +256,7 @@ def page(functions: Functions) -> gr.Blocks:
                     gr.Markdown(JUDGE)
                 with gr.Column():
                     found = [gr.Dataframe(headers=list(COLUMNS), label="what it finds", interactive=False),
-                             gr.Plot(label="spectrogram"), _notes()]  # fmt: skip
+                             _plot(), _notes()]  # fmt: skip
                 button.click(functions.judge_sound, [judged, about], found, api_name="judge", **alone)
         edit_it.click(lambda of: (gr.Tabs(selected="edit"), of), made[0], [tabs, sound], **hidden)
         judge_it.click(
@@ -269,19 +276,18 @@ def _edit_tabs(config: Config) -> dict[str, tuple[gr.Button, list]]:
         own["edit"] = gr.Button("Change", variant="primary"), fields
     with gr.Tab("Redraw"):
         with gr.Row():
-            fields = [gr.Number(None, label="from (s)"), gr.Number(None, label="to (s)"),
-                      gr.Number(None, label="from (Hz)"), gr.Number(None, label="to (Hz)")]  # fmt: skip
+            fields = [_optional("from (s)"), _optional("to (s)")]
+        with gr.Row():
+            fields += [_optional("from (Hz)"), _optional("to (Hz)")]
         own["inpaint"] = gr.Button("Redraw", variant="primary"), fields
     with gr.Tab("Continue"):
         fields = [gr.Number(config.seconds, label="seconds to add")]
         own["extend"] = gr.Button("Continue", variant="primary"), fields
     with gr.Tab("Upsample"):
-        fields = [
-            gr.Number(None, label="cutoff (Hz)", info="nothing is above it; empty: by the sample rate")
-        ]
+        fields = [_optional("cutoff (Hz)", info="nothing is above it; empty: by the sample rate")]
         own["upsample"] = gr.Button("Upsample", variant="primary"), fields
     with gr.Tab("Loop"):
-        fields = [gr.Number(None, label="seconds", info="of a loop from the caption alone, without a sound")]
+        fields = [_optional("seconds", info="of a loop from the caption alone, without a sound")]
         own["loop"] = gr.Button("Loop", variant="primary"), fields
     return own
 
@@ -296,16 +302,26 @@ def _settings(config: Config) -> list:
     return [negative, seed, guidance, steps, candidates]
 
 
-def _steps(config: Config) -> gr.Number:
-    return gr.Number(None, label="steps", precision=0, placeholder=str(config.steps))
+def _steps(config: Config) -> gr.Textbox:
+    return _optional("steps", placeholder=str(config.steps))
+
+
+def _optional(label: str, placeholder: str = "", info: str | None = None) -> gr.Textbox:
+    """A field for a number or nothing; gradio's own field for numbers shows nothing as 0."""
+    return gr.Textbox("", label=label, placeholder=placeholder, info=info, max_lines=1)
 
 
 def _sound() -> gr.Audio:
-    return gr.Audio(sources=["upload", "microphone"], type="filepath", label="sound")
+    return gr.Audio(sources=["upload", "microphone"], type="filepath", label="sound", buttons=["download"])
 
 
 def _made() -> list:
-    return [gr.Audio(type="filepath", label="sound", interactive=False), gr.Plot(label="spectrogram"), _notes()]
+    sound = gr.Audio(type="filepath", label="sound", interactive=False, buttons=["download"])
+    return [sound, _plot(), _notes()]
+
+
+def _plot() -> gr.Plot:
+    return gr.Plot(show_label=False)
 
 
 def _notes() -> gr.Textbox:
