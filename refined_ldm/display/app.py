@@ -222,7 +222,7 @@ def page(functions: Functions) -> gr.Blocks:
                 with gr.Column():
                     caption = gr.Textbox("a dog barks, then a bell rings", label="caption")
                     seconds = gr.Number(config.seconds, label="seconds")
-                    settings = _settings(config)
+                    settings = _settings(config, config.candidates)
                     button = gr.Button("Generate", variant="primary")
                 with gr.Column():
                     made = _made()
@@ -292,13 +292,15 @@ def _edit_tabs(config: Config) -> dict[str, tuple[gr.Button, list]]:
     return own
 
 
-def _settings(config: Config) -> list:
+def _settings(config: Config, count: int = 1) -> list:
     with gr.Accordion("Settings"):
         negative = gr.Textbox("", label="negative caption", info="guidance moves away from it")
         with gr.Row():
             seed, guidance = gr.Number(0, label="seed", precision=0), gr.Number(config.guidance_scale, label="guidance")
             steps = _steps(config)
-        candidates = gr.Slider(1, 8, 1, step=1, label="candidates", info="the one nearest to the caption is kept")
+        candidates = gr.Slider(
+            1, max(8, count), count, step=1, label="candidates", info="the one nearest to the caption is kept"
+        )
     return [negative, seed, guidance, steps, candidates]
 
 
