@@ -19,7 +19,7 @@ def app(options: Namespace) -> None:
         raise ModuleNotFoundError(
             f"{missing.name} is not installed, which this needs: pip install 'refined-audio-ldm[app]'"
         ) from missing
-    from refined_ldm.evaluation.details import DetailJudge
+    from refined_ldm.evaluation.detail_judge import DetailJudge
 
     page.check_port(options.port)
     model = optimized(open_model(options, pick_device(options.device)), options)

@@ -29,7 +29,7 @@ from refined_ldm.config import Config  # noqa: E402
 from refined_ldm.display.players import players  # noqa: E402
 from refined_ldm.display.spectrograms import plot_waveform_mels  # noqa: E402
 from refined_ldm.evaluation.description import describe  # noqa: E402
-from refined_ldm.evaluation.details import DetailJudge  # noqa: E402
+from refined_ldm.evaluation.detail_judge import DetailJudge  # noqa: E402
 from refined_ldm.integers import LARGEST_SEED, integer, real  # noqa: E402
 from refined_ldm.text_to_audio import RefinedAudioLDM  # noqa: E402
 

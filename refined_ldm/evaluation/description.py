@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 
 from refined_ldm.audio import normalize, pad_or_trim
-from refined_ldm.evaluation.details import SILENT, DetailJudge
+from refined_ldm.evaluation.detail_judge import CLASS_NAMES, DetailJudge
+from refined_ldm.evaluation.details import SILENT
 from refined_ldm.scenes.classes import CLASSES
 
 SECONDS = 2.56  # of the scenes that the judge learned from; longer sounds are judged in such pieces
-CLASS_NAMES = tuple(sorted(CLASSES))  # in the order of the judge's logits
 UNCOUNTED = {"crickets", "drums", "engine", "explosion", "fire", "glass", "rain", "siren", "thunder", "typing", "wind"}
 
 

@@ -13,7 +13,7 @@ import torch
 from refined_ldm import display
 from refined_ldm.audio import save_audio
 from refined_ldm.cli import app as command
-from refined_ldm.evaluation.details import DetailJudge
+from refined_ldm.evaluation.detail_judge import DetailJudge
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from tests.support import small
 from tests.support.shell import run

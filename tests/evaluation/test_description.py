@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from refined_ldm.evaluation.description import SECONDS, UNCOUNTED, describe
-from refined_ldm.evaluation.details import DetailJudge
+from refined_ldm.evaluation.detail_judge import DetailJudge
 from refined_ldm.scenes.classes import CLASSES
 from refined_ldm.scenes.dataset import SoundScenes
 
