@@ -38,7 +38,7 @@ POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"  # for t
 OUTSIDE = re.compile(rb"https://[\w./-]+")
 THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])  # no web fonts
 COMPARED = 12  # sounds at most
-COLUMNS = ("begins (s)", "sound", "probability", "number", "pitch", "pace", "far away")  # of the judge's table
+COLUMNS = ("at (s)", "sound", "probability", "number", "pitch", "pace", "far")  # of the judge's table
 JUDGE = (
     "The judge is a small network that learned the 32 classes of the included scenes from rendered sounds of 2.56 s. "
     "Of other sounds it names the nearest of these classes."
@@ -383,4 +383,4 @@ def serve(model: RefinedAudioLDM, judge: DetailJudge, port: int) -> Iterator[str
             )  # fmt: skip
             yield f"http://{HOST}:{port}"
         finally:
-            blocks.close()
+            blocks.close(verbose=False)
