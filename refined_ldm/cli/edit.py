@@ -4,10 +4,11 @@ import sys
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refined_ldm.cli.sounds import free_path, open_model, optimized, say_written
+from refined_ldm.cli.sounds import open_model, optimized, say_written, write_picture
 from refined_ldm.integers import LARGEST_SEED, integer, real
 
 if TYPE_CHECKING:
@@ -133,6 +134,8 @@ def _make(options: Namespace, make: Callable[["RefinedAudioLDM", "torch.Tensor |
 
     stem = f"{caption_name(options.input.stem if options.input else options.caption)}-{options.command}-{options.seed}"
     check_folder(options.out, [f"{stem}.wav"])
+    if options.picture:
+        import_module("refined_ldm.display.spectrograms")  # a package that is missing is named before any work
     if options.input:
         audio_info(options.input)  # a file that is none is refused before the model is loaded
     device = pick_device(options.device)
@@ -165,15 +168,11 @@ def _draw(
 ) -> Path:
     """Write the spectrograms before and after -> the path of the picture."""
     from refined_ldm.display import plot_waveform_mels
-    from refined_ldm.files import atomic_write
 
     sounds, titles = [made], [f"{options.command}: {options.caption}"]
     if sound is not None:
         sounds, titles = [sound, made], [options.input.name, *titles]
-    figure = plot_waveform_mels(sounds, titles, model.config.mel)
-    with atomic_write(path := free_path(path)) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
-    return path
+    return write_picture(plot_waveform_mels(sounds, titles, model.config.mel), path)
 
 
 COMMANDS = (edit, inpaint, extend, upsample, loop)

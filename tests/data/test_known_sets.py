@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from refined_ldm.data.captioned_audio import CaptionedAudio
-from refined_ldm.data.known_sets import KNOWN, letters_and_digits, recognise, youtube_id
+from refined_ldm.data.known_sets import KNOWN, detect_known_set, letters_and_digits, youtube_id
 from refined_ldm.data.listing import log_once
 from refined_ldm.data.sources import is_there, open_recordings
 from tests.support import known_trees
@@ -39,7 +39,7 @@ def test_a_layout_opens_with_its_clips_and_captions(tmp_path, name, split):
 def test_a_layout_is_recognised_below_any_folder_and_said_in_one_line(tmp_path, caplog, name):
     build, splits = TREES[name]
     build(tmp_path / "a" / "copy")
-    assert recognise(tmp_path)[0] == name
+    assert detect_known_set(tmp_path)[0] == name
     log_once.cache_clear()
     with caplog.at_level(logging.WARNING):
         assert counts(open_recordings(tmp_path)) == splits[""]
@@ -51,7 +51,7 @@ def test_a_layout_is_recognised_below_any_folder_and_said_in_one_line(tmp_path, 
 def test_folders_of_ones_own_are_taken_for_nothing(tmp_path):
     write(tmp_path / "train.csv", "file,caption", "rain.wav,Rain")  # no columns of AudioCaps
     sounds(tmp_path, "rain.wav")
-    assert recognise(tmp_path) == ("", [])
+    assert detect_known_set(tmp_path) == ("", [])
     assert said(open_recordings(tmp_path)) == {"rain.wav": ("rain",)}
 
 
@@ -216,6 +216,8 @@ def test_tables_take_other_columns_lines_of_json_and_times(tmp_path):
     (['{"file": "rain.wav", "caption": []}'], "line 1: the column 'caption' is empty"),
     (['{"file": "rain.wav", "caption": "Rain", "start": 2, "end": 1}'], "start must be 0 or more and below end"),
     (['{"file": "rain.wav", "caption": "Rain", "start": "0:10"}'], "start and end must be numbers of seconds"),
+    *(([f'{{"file": "rain.wav", "caption": "Rain", "{column}": ["rain.wav"]}}'],
+       f"line 1: the column '{column}' holds a list, where one value") for column in ("file", "start", "label")),
 ])  # fmt: skip
 def test_faulty_lines_of_json_are_named(tmp_path, lines, message):
     sounds(tmp_path, "rain.wav")
@@ -252,6 +254,8 @@ def test_parquet_is_read_in_place(tmp_path):
     assert not dataset[1]["waveform"].equal(dataset[3]["waveform"])
     with pytest.raises(ValueError, match="expected a column 'said', it has audio, text"):
         open_recordings(tmp_path, caption="said")
+    with pytest.raises(ValueError, match="column 'text' must hold sounds as {'bytes', 'path'}, it holds .*string"):
+        open_recordings(tmp_path, "train", file="text")
     (tmp_path / "data/broken.parquet").write_bytes(b"PAR1 and more bytes")
     with pytest.raises(ValueError, match="broken.parquet: not a Parquet file, or damaged"):
         open_recordings(tmp_path)
