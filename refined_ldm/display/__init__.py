@@ -5,7 +5,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "spectrograms": ["plot_mel", "plot_mels", "plot_waveform"],
+        "spectrograms": ["plot_mel", "plot_mels", "plot_waveform", "plot_waveform_mels"],
         "players": ["compare", "play"],
         "curves": ["bars", "label_lines", "loss_curve", "plot_budget", "running_mean"],
         "data_report": ["plot_data_report"],
