@@ -5,23 +5,30 @@ under a caption. The functions are methods of `RefinedAudioLDM`: `model.edit(wav
 the settings of `generate`: steps, guidance_scale, seed, negative_caption, candidates (`long_sounds.Settings`).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Unpack
 
 import soxr
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from refined_ldm.audio import SILENT
-from refined_ldm.diffusion import add_noise, ddim_sample, ddpm_inversion, dpmpp_sample
+from refined_ldm.diffusion import add_noise, ddim_sample, ddpm_inversion, dpmpp_sample, noise_like
 from refined_ldm.integers import whole_rate
 from refined_ldm.long_sounds import LONGEST, Sampling, Settings, choose, generate_loop, prepare
 from refined_ldm.mel import MelConfig, hz_to_mel, mel_to_hz
+from refined_ldm.randomness import caption_generators
 from refined_ldm.tokenizer import one_line
 from refined_ldm.windows import FADE, decode, encode, multidiffusion, raised_cosine, trained_frames, vocode
 
 LEVEL = 0.5  # peak of the sounds that models are trained on; others are scaled to it, and the result back
+METHODS = ("sdedit", "inversion", "diffedit")
 INVERSION_STEPS = 50
+PROBES = 6  # noises with which the predictions under two captions are compared
+PROBED = 0.5  # of the timesteps, at which they are
+WIDENED = 2  # latent frames that a stretch that was found is widened by: those beside a sound hold some of it too
 
 
 @dataclass
@@ -68,19 +75,29 @@ def padded_mel(model: nn.Module, sound: Sound) -> Tensor:
     return model.mel(waveform[None].to(model.device))
 
 
-def from_noise(model: nn.Module, z_0: Tensor, sampling: Sampling, strength: float) -> Tensor:
+def from_noise(
+    model: nn.Module,
+    z_0: Tensor,
+    sampling: Sampling,
+    strength: float,
+    needed: Tensor | None = None,
+    keep: Callable[[Tensor, int | None], Tensor] | None = None,
+) -> Tensor:
     """SDEdit: noise the latents z_0 (R, C, T, F) as far as `strength` says, and denoise them under the captions.
 
-    Of n steps the last strength * n are taken (Meng et al. 2022, algorithm 1). At 1 z_0 leaves no trace.
+    Of n steps the last strength * n are taken (Meng et al. 2022, algorithm 1). At 1 z_0 leaves no trace. needed: (T,)
+    the frames whose result is used. keep(z_t, timestep): what replaces the latents, None after the last step.
     """
-    start = round(sampling.steps * (1 - strength))
+    start, schedule = round(sampling.steps * (1 - strength)), model.schedule
     if start == sampling.steps:
         return z_0
-    t = torch.full((len(z_0),), model.schedule.timesteps(sampling.steps, "trailing")[start], device=z_0.device)
-    z_t = add_noise(z_0, sampling.noise, t, model.schedule) if start else sampling.noise
-    denoise = multidiffusion(sampling.denoise, trained_frames(model))
-    on_step = sampling.on_step
-    return dpmpp_sample(denoise, z_t, sampling.embedding, model.schedule, sampling.steps, on_step=on_step, start=start)
+    timestep = schedule.timesteps(sampling.steps, "trailing")[start]
+    t = torch.full((len(z_0),), timestep, device=z_0.device)
+    z_t = add_noise(z_0, sampling.noise, t, schedule) if start else sampling.noise
+    return dpmpp_sample(
+        multidiffusion(sampling.denoise, trained_frames(model), needed=needed), keep(z_t, timestep) if keep else z_t,
+        sampling.embedding, schedule, sampling.steps, on_step=sampling.on_step, start=start, after_step=keep,
+    )  # fmt: skip
 
 
 def check_strength(strength: float) -> None:
@@ -103,13 +120,20 @@ def edit(
 
     strength: 0 is the sound through VAE and vocoder, 1 with "sdedit" the sound that `generate` makes. method: "sdedit"
     noises the sound; "inversion" looks for the noise of every step that DDPM makes this very sound of (Manor &
-    Michaeli 2024), which keeps more of it. source_caption: for inversion, what the sound is. sample_rate: of
-    `waveform`, None: the model's. settings: as in `generate`. Raises ValueError for an impossible argument.
+    Michaeli 2024), which keeps more of it; "diffedit" redraws one stretch alone, that in which the two captions differ
+    (`differing_stretch`), and keeps the rest as `inpaint` does. source_caption: what the sound is; for inversion and
+    diffedit. sample_rate: of `waveform`, None: the model's. settings: as in `generate`. Raises ValueError for an
+    impossible argument.
+
+    Notebook: 07
     """
     sound = read_sound(model, waveform, sample_rate)
     check_strength(strength)
-    if method not in ("sdedit", "inversion"):
-        raise ValueError(f"method must be sdedit or inversion, got {method!r}")
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if method == "diffedit":
+        first, last = differing_stretch(model, sound, one_line(caption), one_line(source_caption))
+        return _redraw(model, sound, caption, first, last, None, settings, strength)
     if method == "inversion" and settings.get("steps") is None:
         settings["steps"] = INVERSION_STEPS
     mel = padded_mel(model, sound)
@@ -136,6 +160,33 @@ def _by_inversion(model: nn.Module, z_0: Tensor, sampling: Sampling, strength: f
         guided, latents[start], sampling.embedding, schedule, steps, 1.0, None, "trailing", sampling.on_step, start,
         noises,
     )  # fmt: skip
+
+
+@torch.no_grad()
+def differing_stretch(model: nn.Module, sound: Sound, caption: str, source: str) -> tuple[int, int]:
+    """The stretch of a sound, first sample and last + 1, in which two captions ask for different sounds.
+
+    The sound is noised, and the noise predicted under both captions: the predictions differ where the sound is to
+    change (DiffEdit, Couairon et al. 2023). Of all stretches this is the one with the largest sum of differences above
+    the mean.
+
+    Notebook: 07
+    """
+    if source == caption:
+        raise ValueError(f"caption and source_caption must differ, got {caption!r:.80} twice: what is to change?")
+    config, mel = model.config, padded_mel(model, sound)
+    z_0 = encode(model, mel)
+    noise = noise_like(z_0.expand(PROBES, -1, -1, -1), caption_generators([source] * PROBES, 0))
+    t = torch.full((PROBES,), round(PROBED * model.schedule.steps), device=z_0.device)
+    z_t = add_noise(z_0, noise, t, model.schedule)
+    plain = multidiffusion(model.guided(guidance_scale=1.0), trained_frames(model))
+    one, other = (plain(z_t, t, c.expand(PROBES, 1, -1)) for c in model.clap.embed_text([caption, source]))
+    differs = (one - other).square().mean((0, 1, 3)).sqrt()  # (T,)
+    above = F.pad((differs - differs.mean()).cumsum(0), (1, 0))
+    sums = torch.triu(above[None] - above[:, None])  # [i, j]: of frames i to j - 1
+    first, last = divmod(int(sums.argmax()), len(above))
+    hop = config.vae.downsampling * config.mel.hop_length
+    return max(0, first - WIDENED) * hop, min((last + WIDENED) * hop, len(sound.waveform))
 
 
 def render(model: nn.Module, latent: Tensor, sampling: Sampling, sound: Sound) -> Tensor:
@@ -177,8 +228,9 @@ def inpaint(
 
 
 def _redraw(
-    model: nn.Module, sound: Sound, caption: str, first: int, last: int, band: tuple | None, settings: Settings
-) -> Tensor:
+    model: nn.Module, sound: Sound, caption: str, first: int, last: int, band: tuple | None, settings: Settings,
+    strength: float = 1.0,
+) -> Tensor:  # fmt: skip
     """Redraw samples `first` to `last` of a sound, in a band in Hz if there is one -> (N,)."""
     config, x = model.config, sound.waveform
     down, hop = config.vae.downsampling, config.mel.hop_length
@@ -194,11 +246,7 @@ def _redraw(
         t = torch.full((len(z),), timestep or 0, device=z.device)
         return torch.where(mask, z, z_0 if timestep is None else add_noise(z_0, sampling.noise, t, model.schedule))
 
-    denoise = multidiffusion(sampling.denoise, trained_frames(model), needed=frames)
-    z_T = keep(sampling.noise, model.schedule.steps - 1)
-    latent = dpmpp_sample(
-        denoise, z_T, sampling.embedding, model.schedule, sampling.steps, on_step=sampling.on_step, after_step=keep
-    )
+    latent = from_noise(model, z_0.expand_as(sampling.noise), sampling, strength, frames, keep)
     redrawn = mask.repeat_interleave(down, 0).repeat_interleave(down, 1)
     decoded = torch.where(redrawn, decode(model, latent, sampling.captions), mel)  # what is kept needs no VAE
     drawn = vocode(model, decoded, sampling.captions)[:, : len(x)] * sound.level
@@ -247,8 +295,7 @@ def extend(
     sample_rate: int | None = None,
     **settings: Unpack[Settings],
 ) -> Tensor:
-    """Continue a sound (N,) by `seconds` -> waveform, of which the first N' samples are the sound. See `inpaint`.
-    """
+    """Continue a sound (N,) by `seconds` -> waveform, of which the first N' samples are the sound. See `inpaint`."""
     sound = read_sound(model, waveform, sample_rate)
     samples, rate = len(sound.waveform), model.config.mel.sample_rate
     if not 1 / rate <= seconds <= LONGEST - samples / rate:

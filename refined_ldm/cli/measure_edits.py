@@ -2,9 +2,9 @@
 
     python -m refined_ldm.cli.measure_edits [CLIPS] [TASK …]
 
-TASK: edit, inpaint, extend, long, loop (default: all). Tasks that are not measured keep their rows in the table.
-`gallery` as the only TASK draws figures/editing.png: one sound, and what the functions make of it; `figure` draws
-figures/edits.png again from its table.
+TASK: edit, inpaint, extend, upsample, long, loop (default: all). Tasks that are not measured keep their rows in the
+table, which says of which weights each row is. `gallery` as the only TASK draws figures/editing.png: one sound, and
+what the functions make of it; `figure` draws figures/edits.png again from its table.
 """
 
 import sys
@@ -16,14 +16,16 @@ import pandas as pd
 import torch
 
 from refined_ldm import display
+from refined_ldm.editing import differing_stretch, read_sound
 from refined_ldm.evaluation.details import DetailJudge
-from refined_ldm.evaluation.edits import TASKS, counterfactuals
+from refined_ldm.evaluation.edits import RATE, TASKS, counterfactuals
 from refined_ldm.inference import optimize_for_inference
 from refined_ldm.text_to_audio import RefinedAudioLDM
+from refined_ldm.weights import weights_digest
 
 NAME = "edits"
 GALLERY = 1  # the scene of the gallery
-SHORT = {"extend": 2, "loop": 3, "long": 12}  # these take as many times fewer clips, since each takes longer
+SHORT = {"extend": 2, "upsample": 2, "loop": 3, "long": 12}  # as many times fewer clips, since each takes longer
 
 
 def main(clips: int, tasks: Sequence[str]) -> None:
@@ -38,55 +40,48 @@ def main(clips: int, tasks: Sequence[str]) -> None:
         sys.exit(f"no task {', '.join(sorted(unknown))}: there are {', '.join(TASKS)}")
     started = time.perf_counter()
     model, judge = RefinedAudioLDM.from_preset("tiny"), DetailJudge.load()
+    weights = weights_digest(model)
     optimize_for_inference(model, "no")
     rows = pd.read_csv(path).to_dict("records") if path.is_file() else []
     for task in tasks or TASKS:
         count = max(1, clips // SHORT.get(task, 1))
         found = TASKS[task](model, judge, count, on_clips=lambda *done: print(*done, file=sys.stderr, flush=True))
+        found = [row | {"weights": weights} for row in found]
         rows = [row for row in rows if row["task"] != task] + found
         rows.sort(key=lambda row: list(TASKS).index(row["task"]))
         display.save_figure(draw(pd.DataFrame(rows)), NAME, rows, {"clips": clips}, started)  # kept if interrupted
-        print(pd.DataFrame(found).drop(columns="task").to_string(index=False), flush=True)
+        print(pd.DataFrame(found).drop(columns=["task", "weights"]).to_string(index=False), flush=True)
+
+
+def draw(table: pd.DataFrame) -> plt.Figure:
+    """Adherence against change, of the rows of the task `edit`."""
+    display.set_style()
+    figure, ax = plt.subplots(figsize=(7, 4))
+    display.plot_edits(table[table["task"] == "edit"], ax)
+    return figure
 
 
 def gallery() -> None:
     """Draw a scene, its rendered counterfactual, and what four functions make of it."""
     started, model = time.perf_counter(), RefinedAudioLDM.from_preset("tiny")
     before, after, _ = counterfactuals(GALLERY + 1)[GALLERY]
-    sound, caption, onset = before["waveform"], after["caption"], before["events"][1].onset
+    sound, caption = before["waveform"], after["caption"]
     inverted = model.edit(sound, caption, 0.8, "inversion", before["caption"])
+    first, last = differing_stretch(model, read_sound(model, sound, None), caption, before["caption"])
     sounds = {
         f"the sound: {before['caption']}": sound,
         f"rendered: {caption}": after["waveform"],
         "edit, strength 0.8": model.edit(sound, caption, 0.8),
         "edit by inversion, strength 0.8": inverted,
-        f"inpaint from {onset:.1f} s on": model.inpaint(sound, caption, onset),
+        f"edit by DiffEdit, {first / RATE:.1f} to {last / RATE:.1f} s": model.edit(
+            sound, caption, 1.0, "diffedit", before["caption"]
+        ),
         "inpaint above 2 kHz": model.inpaint(sound, before["caption"], band=(2000, 8000)),
     }
     display.set_style()
     title = "One sound, and what the functions make of it"
     figure = display.plot_mels(model.mel(torch.stack(list(sounds.values()))), list(sounds), size=(3.2, 2), title=title)
     display.save_figure(figure, "editing", None, {"scene": before["id"]}, started)
-
-
-def draw(table: pd.DataFrame) -> plt.Figure:
-    """How much of the new caption is in the result against how far the kept stretch is from the input, by strength."""
-    display.set_style()
-    figure, ax = plt.subplots(figsize=(7, 4))
-    x, y = "log-mel L1 of the kept stretch", "new event"
-    wide = table[table["task"] == "edit"].fillna({"strength": -1.0})  # the trivial answers have no strength
-    wide = wide.pivot(index=["method", "strength"], columns="measure", values="value").reset_index()
-    for method, group in wide.groupby("method", sort=False):
-        edited = group["strength"].iloc[0] >= 0
-        (line,) = ax.plot(group[x], group[y], "o-" if edited else "k.")
-        last = group.iloc[-1]
-        label = f"{method}, strength {' to '.join(f'{s:g}' for s in group['strength'])}" if edited else method
-        ax.annotate(label, (last[x], last[y]), xytext=(6, 4), textcoords="offset points", fontsize=9,
-                    color=line.get_color())  # fmt: skip
-    ax.set_title("Inversion changes less of what should stay than SDEdit")
-    ax.set(xlabel="log-mel L1 of the kept stretch to the input", ylabel="share with the new event")
-    ax.set(xlim=(-0.1, 1.25 * wide[x].max()), ylim=(-0.05, 1.12))
-    return figure
 
 
 if __name__ == "__main__":

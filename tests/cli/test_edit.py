@@ -29,6 +29,7 @@ COMMON = ["--checkpoint", "checkpoint", "--out", "o", "--device", "cpu", "--step
 COMMANDS = {
     "sound-edit-7": (["edit", "sound.wav", "rain", "--strength", 0.6], 5120),
     "sound-edit-7, inverted": (["edit", "sound.wav", "rain", "--method", "inversion", "--source", "wind"], 5120),
+    "sound-edit-7, localised": (["edit", "sound.wav", "rain", "--method", "diffedit", "--source", "wind"], 5120),
     "sound-inpaint-7": (["inpaint", "sound.wav", "rain", "--start", 0.1, "--end", 0.2, "--candidates", 2], 5120),
     "sound-inpaint-7, in a band": (["inpaint", "sound.wav", "rain", "--band", 2000, 4000], 5120),
     "stereo-inpaint-7": (["inpaint", "stereo.wav", "rain", "--end", 0.05, "--negative", "wind"], 1858),
@@ -68,6 +69,7 @@ def test_what_is_kept_is_kept_and_the_picture_shows_both(place, capsys):
     (["edit", "notes.wav", "rain"], "notes.wav"), (["edit", "silent.wav", "rain"], "waveform is silent"),
     (["edit", "sound.wav", "rain", "--strength", "1.5"], "--strength must be"),
     (["edit", "sound.wav", "rain", "--strength", "nan"], "--strength must be"),
+    (["edit", "sound.wav", "rain", "--method", "diffedit", "--source", "rain"], "source_caption must differ"),
     (["inpaint", "sound.wav", "rain"], "say what to redraw"),
     (["inpaint", "sound.wav", "rain", "--start", "1"], "start and end must lie within the sound, 0 to 0.32 s"),
     (["inpaint", "sound.wav", "rain", "--band", "4000", "2000"], "band must be"),

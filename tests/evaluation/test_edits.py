@@ -4,7 +4,7 @@ import torch
 
 from refined_ldm.evaluation import edits
 from refined_ldm.evaluation.details import DetailJudge
-from refined_ldm.evaluation.edits import TASKS, counterfactuals, has, jump, row
+from refined_ldm.evaluation.edits import CUTOFF, TASKS, counterfactuals, has, jump, row
 from refined_ldm.text_to_audio import RefinedAudioLDM
 
 WHOLE = 40_960  # samples of a scene
@@ -57,6 +57,66 @@ class Perfect:
         return self.answers[caption]
 
     inpaint = edit
+
+
+class Trivial:
+    """A model that returns its input, repeats it, or makes silence with a click in it."""
+
+    config = RefinedAudioLDM.from_preset("tiny").config
+
+    def __init__(self):
+        self.mel = RefinedAudioLDM.from_preset("tiny").mel
+
+    def generate(self, captions, seed):
+        return torch.zeros(len(captions), WHOLE).index_fill_(1, torch.tensor([0]), 0.5)
+
+    def loop(self, caption, seed):
+        return self.generate([caption], seed)[0]
+
+    def extend(self, waveform, caption, seconds, seed):
+        return waveform.repeat(2)
+
+    def inpaint(self, waveform, *arguments, **settings):
+        return waveform
+
+    super_resolve = inpaint
+
+
+def of(task, judge, count=2):
+    """{(method, measure): value} of a task that is measured with `Trivial`."""
+    return {(r["method"], r["measure"]): r["value"] for r in TASKS[task](Trivial(), judge, count)}
+
+
+def test_an_unchanged_gap_is_outside_the_mask_itself_and_lacks_the_event(judge):
+    value = of("inpaint", judge)
+    for measure in ("missing event", "largest difference outside the mask", "log-mel jump at the seam"):
+        assert value["inpainting", measure] == value["input unchanged", measure]
+    assert value["inpainting", "missing event"] == 0 == value["inpainting", "largest difference outside the mask"]
+    assert (
+        value["rendered", "missing event"] == 1 and value["caption alone", "largest difference outside the mask"] > 0.1
+    )
+
+
+def test_a_repeated_sound_goes_on_and_silence_with_a_click_does_not(judge):
+    value = of("extend", judge)
+    assert value["extend", "same class in the new half"] == value["input repeated", "same class in the new half"] > 0
+    assert value["caption alone", "same class in the new half"] == 0
+    assert value["caption alone", "log-mel jump at the join"] > value["input repeated", "log-mel jump at the join"]
+
+
+def test_a_click_at_a_loops_seam_is_a_larger_step_than_those_within(judge):
+    value = of("loop", judge)
+    assert value["loop", "class"] == 0 and value["loop", "log-mel jump at the seam"] > 0
+    assert value["loop", "step at the seam no larger than those within"] == 1  # the click itself is within
+    turned = Trivial().loop("", 0).roll(WHOLE // 2)
+    assert value["loop", "log-mel jump at the seam"] == pytest.approx(jump(Trivial(), turned, WHOLE / 2 / 16_000))
+
+
+def test_a_sound_without_high_frequencies_lacks_them_and_is_unchanged_below(judge):
+    value = of("upsample", judge)
+    above, below = f"log-mel L1 above {CUTOFF} Hz", f"relative change below {CUTOFF} Hz"
+    assert value["rendered", above] == 0 < value["input unchanged", above] == value["super-resolution", above]
+    assert value["rendered", below] < 1e-3 > value["super-resolution", below] < value["caption alone", below]
 
 
 def test_the_right_answer_scores_as_the_rendered_one_and_the_input_as_nothing(judge, pairs, monkeypatch):
