@@ -138,6 +138,40 @@ def edits() -> str:
     return markdown([f"{clips} scenes", *shares, change], lines)
 
 
+GOALS = (  # function, task, sound, measure, decimals, goal
+    ("`edit`, DiffEdit", "edit", "DiffEdit", "new event", 2, "≥ 0.8"),
+    ("`edit`, DiffEdit", "edit", "DiffEdit", "kept event", 2, "≥ 0.8"),
+    ("`edit`, DiffEdit", "edit", "DiffEdit", "log-mel L1 of the kept stretch", 3, "below SDEdit's"),
+    ("`inpaint`", "inpaint", "inpainting", "missing event", 2, "≥ 0.8"),
+    ("`inpaint`", "inpaint", "inpainting", "largest difference outside the mask", 3, "0"),
+    ("`inpaint`", "inpaint", "inpainting", "seam within 95 % of random places", 2, "as real clips"),
+    ("`extend`", "extend", "extend", "same class in the new half", 2, "≥ 0.8"),
+    ("`extend`", "extend", "extend", "step at the join within 99 % of all steps", 2, "no click"),
+    ("`super_resolve`", "upsample", "super-resolution", "log-mel L1 above 3600 Hz", 2, "below the input's"),
+    ("`generate_long`, 30 s", "long", "MultiDiffusion", "class where it was asked for", 2, "≥ 0.8"),
+    ("`generate_long`, 30 s", "long", "30 s", "peak memory, of that of 10 s", 2, "≤ 1.3"),
+    ("`loop`", "loop", "loop", "step at the seam no larger than those within", 2, "no larger"),
+)
+
+
+@writer
+def editing_goals() -> str:
+    """Each function that takes a sound: its goal, what was measured, and the trivial answers."""
+    found = {(r["task"], r["method"], r["measure"]): r for r in read("edits").to_dict("records")}
+
+    def cell(task: str, methods: Iterable[str], measure: str, decimals: int) -> str:
+        rows = [found[task, method, measure] for method in methods if (task, method, measure) in found]
+        return spread(rows[0]["value"], rows[0]["low"], rows[0]["high"], decimals) if rows else "–"
+
+    lines = [
+        [function, measure, goal, cell(task, [sound], measure, decimals),
+         cell(task, ["input unchanged", "input repeated"], measure, decimals),
+         cell(task, ["caption alone"], measure, decimals), f"`{task}`"]
+        for function, task, sound, measure, decimals, goal in GOALS
+    ]  # fmt: skip
+    return markdown(["function", "measure", "goal", "value", "input", "caption alone", "TASK"], lines)
+
+
 @writer
 def edits_others() -> str:
     """Inpainting, continuing, looping and long sounds."""

@@ -21,6 +21,7 @@ def place(tmp_path, monkeypatch):
     save_audio(tmp_path / "low.wav", noise, 8000)
     soundfile.write(tmp_path / "stereo.wav", torch.stack([noise, noise], 1).numpy(), 44_100)
     save_audio(tmp_path / "silent.wav", torch.zeros(5120))
+    soundfile.write(tmp_path / "empty.wav", torch.zeros(0).numpy(), 16_000)
     (tmp_path / "notes.wav").write_text("no sound")
     return tmp_path
 
@@ -66,7 +67,8 @@ def test_what_is_kept_is_kept_and_the_picture_shows_both(place, capsys):
 
 @pytest.mark.parametrize("arguments, message", [
     (["edit", "nowhere.wav", "rain"], "nowhere.wav: no such sound file"),
-    (["edit", "notes.wav", "rain"], "notes.wav"), (["edit", "silent.wav", "rain"], "waveform is silent"),
+    (["edit", "notes.wav", "rain"], "notes.wav"), (["edit", "empty.wav", "rain"], "the file holds no samples"),
+    (["edit", "silent.wav", "rain"], "waveform is silent"),
     (["edit", "sound.wav", "rain", "--strength", "1.5"], "--strength must be"),
     (["edit", "sound.wav", "rain", "--strength", "nan"], "--strength must be"),
     (["edit", "sound.wav", "rain", "--method", "diffedit", "--source", "rain"], "source_caption must differ"),
