@@ -38,7 +38,7 @@ def explore(function: Callable, **controls) -> None:
     for name, control in controls.items():
         if isinstance(control, tuple) and isinstance(control[0], tuple):
             (low, high, step), marked = control
-            controls[name] = ipywidgets.FloatRangeSlider(marked, min=low, max=high, step=step)
+            controls[name] = ipywidgets.FloatRangeSlider(value=marked, min=low, max=high, step=step)
     knobs, screen = ipywidgets.interactive(function, {"manual": True}, **controls).kwargs_widgets, ipywidgets.Output()
 
     # What `function` shows is caught here and handed to the screen as a whole. An Output used as a context asks the
