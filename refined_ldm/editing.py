@@ -181,12 +181,12 @@ def differing_stretch(model: nn.Module, sound: Sound, caption: str, source: str)
     z_t = add_noise(z_0, noise, t, model.schedule)
     plain = multidiffusion(model.guided(guidance_scale=1.0), trained_frames(model))
     one, other = (plain(z_t, t, c.expand(PROBES, 1, -1)) for c in model.clap.embed_text([caption, source]))
-    differs = (one - other).square().mean((0, 1, 3)).sqrt()  # (T,)
+    hop, samples = config.vae.downsampling * config.mel.hop_length, len(sound.waveform)
+    differs = (one - other).square().mean((0, 1, 3)).sqrt()[: -(-samples // hop)].cpu()  # (T,)
     above = F.pad((differs - differs.mean()).cumsum(0), (1, 0))
-    sums = torch.triu(above[None] - above[:, None])  # [i, j]: of frames i to j - 1
-    first, last = divmod(int(sums.argmax()), len(above))
-    hop = config.vae.downsampling * config.mel.hop_length
-    return max(0, first - WIDENED) * hop, min((last + WIDENED) * hop, len(sound.waveform))
+    lowest, where = above.cummin(0)  # up to each frame
+    last = int((above - lowest).argmax())
+    return max(0, int(where[last]) - WIDENED) * hop, min((last + WIDENED) * hop, samples)
 
 
 def render(model: nn.Module, latent: Tensor, sampling: Sampling, sound: Sound) -> Tensor:

@@ -168,7 +168,7 @@ def measure_inpaint(
         *(row("inpaint", way, "kept event", values) for way, values in kept.items()),
         *(row("inpaint", way, "largest difference outside the mask", values) for way, values in outside.items()),
         *(row("inpaint", way, "log-mel jump at the seam", values) for way, values in seams.items()),
-        row("inpaint", "rendered, at random places", "log-mel jump at the seam", elsewhere),
+        row("inpaint", "rendered", "log-mel jump at random places", elsewhere),
         *(row("inpaint", way, "seam within 95 % of random places", np.array(seams[way]) <= usual) for way in ways),
     ]
 
@@ -192,13 +192,14 @@ def measure_extend(
             heard[way].append(has(judge, result[n:], scenes[index]["labels"][0], 1))
             clicks[way].append(bool(steps[n - 1] <= steps.quantile(0.99)))
             seams[way].append(jump(model, result, scenes.seconds))
-        elsewhere += jumps(model, sound).tolist()
+        elsewhere.append(jumps(model, sound).numpy())
         on_clips("extend", index + 1, count)
-    usual = np.quantile(elsewhere, 0.95)
+    usual = np.quantile(np.concatenate(elsewhere), 0.95)
     return [
         *(row("extend", way, "same class in the new half", values) for way, values in heard.items()),
         *(row("extend", way, "step at the join within 99 % of all steps", values) for way, values in clicks.items()),
         *(row("extend", way, "log-mel jump at the join", values) for way, values in seams.items()),
+        row("extend", "rendered", "log-mel jump at all places", [float(of_clip.mean()) for of_clip in elsewhere]),
         *(row("extend", way, "join within 95 % of real places", np.array(seams[way]) <= usual) for way in ways),
     ]
 
@@ -239,7 +240,7 @@ def measure_long(
     model: "RefinedAudioLDM", judge: DetailJudge, count: int, seed: int = 0, on_clips: Progress = lambda *_: None
 ) -> list[dict]:
     """`count` sounds of 30 s with six captions: whether each part has its class, and the memory of 10 and of 30 s."""
-    part, heard = 5, {"MultiDiffusion": [], "compared with the next caption": [], "caption alone": []}
+    part, heard, following, made_alone = 5, [], [], []
     scenes = SoundScenes("test", 6 * count, kinds=("event",))
     for index in range(count):
         items = [scenes[6 * index + k] for k in range(6)]
@@ -248,18 +249,20 @@ def measure_long(
         waveform, alone = model.generate_long(captions, 6.0 * part, seed=seed), model.generate(texts, seed=seed)
         for k in range(6):
             middle = waveform[round((part * k + 1.22) * RATE) :][: round(2.56 * RATE)]
-            heard["MultiDiffusion"].append(has(judge, middle, names[k], 1))
-            heard["compared with the next caption"].append(has(judge, middle, names[(k + 1) % 6], 1))
-            heard["caption alone"].append(has(judge, alone[k], names[k], 1))
+            heard.append(has(judge, middle, names[k], 1))
+            following.append(has(judge, middle, names[(k + 1) % 6], 1))
+            made_alone.append(has(judge, alone[k], names[k], 1))
         on_clips("long", index + 1, count)
     peaks = {}
     for seconds in (10, 30):
         done = subprocess.run([sys.executable, "-c", PEAK, str(seconds)], capture_output=True, text=True, check=True)
-        peaks[f"{seconds} s"] = float(done.stdout.split()[-1])
+        peaks[seconds] = float(done.stdout.split()[-1])
     return [
-        *(row("long", way, "class where it was asked for", values) for way, values in heard.items()),
-        *(row("long", way, "peak memory, MB", [peak]) for way, peak in peaks.items()),
-        row("long", "30 s", "peak memory, of that of 10 s", [peaks["30 s"] / peaks["10 s"]]),
+        row("long", "MultiDiffusion", "class where it was asked for", heard),
+        row("long", "caption alone", "class where it was asked for", made_alone),
+        row("long", "MultiDiffusion", "class of the next caption", following),
+        *(row("long", "MultiDiffusion", f"peak memory of {s} s, MB", [peak]) for s, peak in peaks.items()),
+        row("long", "MultiDiffusion", "peak memory of 30 s, of that of 10 s", [peaks[30] / peaks[10]]),
     ]
 
 

@@ -97,16 +97,15 @@ def test_an_unchanged_gap_is_outside_the_mask_itself_and_lacks_the_event(judge):
     )
 
 
-def test_a_repeated_sound_goes_on_and_silence_with_a_click_does_not(judge):
+def test_a_repeated_sound_goes_on_and_silence_with_a_click_joins_badly(judge):
     value = of("extend", judge)
     assert value["extend", "same class in the new half"] == value["input repeated", "same class in the new half"] > 0
-    assert value["caption alone", "same class in the new half"] == 0
     assert value["caption alone", "log-mel jump at the join"] > value["input repeated", "log-mel jump at the join"]
 
 
 def test_a_click_at_a_loops_seam_is_a_larger_step_than_those_within(judge):
     value = of("loop", judge)
-    assert value["loop", "class"] == 0 and value["loop", "log-mel jump at the seam"] > 0
+    assert value["loop", "log-mel jump at the seam"] > 0
     assert value["loop", "step at the seam no larger than those within"] == 1  # the click itself is within
     turned = Trivial().loop("", 0).roll(WHOLE // 2)
     assert value["loop", "log-mel jump at the seam"] == pytest.approx(jump(Trivial(), turned, WHOLE / 2 / 16_000))
