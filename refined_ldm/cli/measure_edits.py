@@ -3,8 +3,8 @@
     python -m refined_ldm.cli.measure_edits [CLIPS] [TASK …]
 
 TASK: edit, inpaint, extend, upsample, long, loop (default: all). Tasks that are not measured keep their rows in the
-table, which says of which weights each row is. `gallery` as the only TASK draws figures/editing.png: one sound, and
-what the functions make of it; `figure` draws figures/edits.png again from its table.
+table, which says of which weights each row is. `gallery` as the only TASK draws figures/editing.png and
+editing_long.png, a sound from each function; `figure` draws figures/edits.png again from its table.
 """
 
 import sys
@@ -18,7 +18,7 @@ import torch
 from refined_ldm import display
 from refined_ldm.editing import differing_stretch, read_sound
 from refined_ldm.evaluation.details import DetailJudge
-from refined_ldm.evaluation.edits import RATE, TASKS, counterfactuals
+from refined_ldm.evaluation.edits import CUTOFF, RATE, TASKS, counterfactuals, low_passed
 from refined_ldm.inference import optimize_for_inference
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.weights import weights_digest
@@ -62,26 +62,39 @@ def draw(table: pd.DataFrame) -> plt.Figure:
 
 
 def gallery() -> None:
-    """Draw a scene, its rendered counterfactual, and what four functions make of it."""
+    """Draw a scene, its rendered counterfactual, and a sound from each function: short ones, and long ones."""
     started, model = time.perf_counter(), RefinedAudioLDM.from_preset("tiny")
+    weights = weights_digest(model)
     before, after, _ = counterfactuals(GALLERY + 1)[GALLERY]
-    sound, caption = before["waveform"], after["caption"]
-    inverted = model.edit(sound, caption, 0.8, "inversion", before["caption"])
-    first, last = differing_stretch(model, read_sound(model, sound, None), caption, before["caption"])
-    sounds = {
-        f"the sound: {before['caption']}": sound,
+    sound, source, caption = before["waveform"], before["caption"], after["caption"]
+    first, last = (at / RATE for at in differing_stretch(model, read_sound(model, sound, None), caption, source))
+    short = {
+        f"the sound: {source}": sound,
         f"rendered: {caption}": after["waveform"],
-        "edit, strength 0.8": model.edit(sound, caption, 0.8),
-        "edit by inversion, strength 0.8": inverted,
-        f"edit by DiffEdit, {first / RATE:.1f} to {last / RATE:.1f} s": model.edit(
-            sound, caption, 1.0, "diffedit", before["caption"]
+        "edit by SDEdit, strength 0.8": model.edit(sound, caption, 0.8),
+        "edit by inversion, strength 0.8": model.edit(sound, caption, 0.8, "inversion", source),
+        f"edit by DiffEdit: {first:.1f} to {last:.1f} s": model.edit(sound, caption, 1, "diffedit", source),
+        "inpaint above 2 kHz": model.inpaint(sound, source, band=(2000, 8000)),
+        f"nothing above {CUTOFF} Hz": low_passed(sound),
+        "super-resolution of it": model.super_resolve(low_passed(sound), source, CUTOFF),
+        "a variation, strength 0.6": model.variations(sound, source, 1, 0.6)[0],
+    }
+    seconds = len(sound) / RATE
+    long = {
+        "extend by its own length": model.extend(sound, source, seconds),
+        "loop “crickets chirp”, twice": model.loop("crickets chirp", seconds).repeat(2),
+        "“rain falls”, from the middle on “a dog barks”": model.generate_long(
+            [(0, "rain falls"), (seconds, "a dog barks")], 2 * seconds
         ),
-        "inpaint above 2 kHz": model.inpaint(sound, before["caption"], band=(2000, 8000)),
     }
     display.set_style()
-    title = "One sound, and what the functions make of it"
-    figure = display.plot_mels(model.mel(torch.stack(list(sounds.values()))), list(sounds), size=(3.2, 2), title=title)
-    display.save_figure(figure, "editing", None, {"scene": before["id"]}, started)
+    for name, sounds, title in (
+        ("editing", short, "One sound, and what the functions make of it"),
+        ("editing_long", long, "Continued, in a loop, and with a change of caption"),
+    ):
+        mels = model.mel(torch.stack(list(sounds.values())))
+        figure = display.plot_mels(mels, list(sounds), size=(3.2, 2), title=title)
+        display.save_figure(figure, name, None, {"scene": before["id"], "weights": weights}, started)
 
 
 if __name__ == "__main__":
