@@ -53,4 +53,4 @@ def test_edits_are_drawn_from_their_weakest_to_their_strongest_with_intervals():
     ax = display.plot_edits(table, plt.figure().subplots())
     np.testing.assert_allclose(ax.lines[0].get_xydata(), [(1.0, 0.2), (2.0, 0.5)])
     np.testing.assert_allclose([end[:, 1] for end in ax.collections[0].get_segments()], [(0.1, 0.4), (0.4, 0.7)])
-    assert [text.get_text() for text in ax.texts] == ["SDEdit, strength 0.6 to 0.8", "input unchanged"]
+    assert [text.get_text() for text in ax.texts] == ["0.6", "0.8", "SDEdit", "input unchanged"]
