@@ -17,7 +17,7 @@ import torch
 
 from refined_ldm import display
 from refined_ldm.editing import differing_stretch, read_sound
-from refined_ldm.evaluation.details import DetailJudge
+from refined_ldm.evaluation.detail_judge import DetailJudge
 from refined_ldm.evaluation.edits import CUTOFF, RATE, TASKS, counterfactuals, low_passed
 from refined_ldm.inference import optimize_for_inference
 from refined_ldm.text_to_audio import RefinedAudioLDM

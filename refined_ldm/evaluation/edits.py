@@ -1,8 +1,8 @@
 """Edits against the right answer: rendered scenes with one event exchanged or cut out, and the trivial answers beside.
 
 `SoundScenes.exchange` renders a scene and its counterfactual, so what an edit should have kept is known to the sample.
-Which sounds a result has, the judge of details says (`details.py`). Rows: {"task", "method", "strength", "measure",
-"value", "low", "high", "clips"}.
+`detail_judge.py` says which sounds a result has. Rows: {"task", "method", "strength", "measure", "value", "low",
+"high", "clips"}.
 """
 
 import subprocess
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from refined_ldm.evaluation.details import NAMES, DetailJudge
+from refined_ldm.evaluation.detail_judge import CLASS_NAMES, DetailJudge
 from refined_ldm.evaluation.metrics import bootstrap_interval, share
 from refined_ldm.mel import hz_to_mel
 from refined_ldm.scenes.classes import CLASSES
@@ -49,14 +49,14 @@ def row(task: str, method: str, measure: str, values: Sequence[float], strength:
 
 @torch.no_grad()
 def class_logits(judge: DetailJudge, waveform: torch.Tensor) -> torch.Tensor:
-    """The judge's logits (classes,), in the order of NAMES, for each class to be in a waveform (N,)."""
+    """The judge's logits (classes,), in the order of CLASS_NAMES, for each class to be in a waveform (N,)."""
     waveform = waveform[: len(waveform) // 160 * 160]
-    return judge.heard(judge.frames(judge.mel(waveform[None])).amax(1))[0]
+    return judge.classifier(judge.frames(judge.mel(waveform[None])).amax(1))[0]
 
 
 def has(judge: DetailJudge, waveform: torch.Tensor, name: str, among: int = 2) -> bool:
     """Whether the judge counts a class among the `among` likeliest of a waveform (N,)."""
-    return NAMES.index(name) in class_logits(judge, waveform).topk(among).indices.tolist()
+    return CLASS_NAMES.index(name) in class_logits(judge, waveform).topk(among).indices.tolist()
 
 
 def counterfactuals(count: int, split: str = "test") -> list[tuple[dict, dict, str]]:
@@ -143,7 +143,7 @@ def measure_inpaint(
     """ "A then B" with B cut out, redrawn where B was: whether B is in the result, and how smooth the seams are."""
     scenes, source = SoundScenes("test", count, kinds=("sequence",)), np.random.default_rng(seed)
     ways = ("rendered", "input unchanged", "caption alone", "inpainting")
-    heard, kept, outside, seams = ({way: [] for way in ways} for _ in range(4))
+    detected, kept, outside, seams = ({way: [] for way in ways} for _ in range(4))
     elsewhere = []
     for index in range(count):
         gap = scenes.exchange(index, 1, None)[1]["waveform"]
@@ -153,7 +153,7 @@ def measure_inpaint(
         results = (whole["waveform"], gap, model.generate([caption], seed=seed)[0],
                    model.inpaint(gap, caption, start, end, seed=seed))  # fmt: skip
         for way, result in zip(ways, results, strict=True):
-            heard[way].append(has(judge, result, last))
+            detected[way].append(has(judge, result, last))
             kept[way].append(has(judge, result, first))
             difference = (result - gap).abs()
             outside[way].append(float(torch.cat([difference[: round(start * RATE)],
@@ -164,7 +164,7 @@ def measure_inpaint(
         on_clips("inpaint", index + 1, count)
     usual = np.quantile(elsewhere, 0.95)
     return [
-        *(row("inpaint", way, "missing event", values) for way, values in heard.items()),
+        *(row("inpaint", way, "missing event", values) for way, values in detected.items()),
         *(row("inpaint", way, "kept event", values) for way, values in kept.items()),
         *(row("inpaint", way, "largest difference outside the mask", values) for way, values in outside.items()),
         *(row("inpaint", way, "log-mel jump at the seam", values) for way, values in seams.items()),
@@ -182,21 +182,21 @@ def measure_extend(
     """
     scenes, elsewhere = SoundScenes("test", count, kinds=("event",)), []
     ways = ("extend", "input repeated", "caption alone")
-    heard, clicks, seams = ({way: [] for way in ways} for _ in range(3))
+    detected, clicks, seams = ({way: [] for way in ways} for _ in range(3))
     for index in range(count):
         sound, caption = scenes[index]["waveform"], scenes[index]["caption"]
         n, made = len(sound), model.generate([caption], seed=seed)[0]
         results = (model.extend(sound, caption, scenes.seconds, seed=seed), sound.repeat(2), torch.cat([sound, made]))
         for way, result in zip(ways, results, strict=True):
             steps = result.diff().abs()
-            heard[way].append(has(judge, result[n:], scenes[index]["labels"][0], 1))
+            detected[way].append(has(judge, result[n:], scenes[index]["labels"][0], 1))
             clicks[way].append(bool(steps[n - 1] <= steps.quantile(0.99)))
             seams[way].append(jump(model, result, scenes.seconds))
         elsewhere.append(jumps(model, sound).numpy())
         on_clips("extend", index + 1, count)
     usual = np.quantile(np.concatenate(elsewhere), 0.95)
     return [
-        *(row("extend", way, "same class in the new half", values) for way, values in heard.items()),
+        *(row("extend", way, "same class in the new half", values) for way, values in detected.items()),
         *(row("extend", way, "step at the join within 99 % of all steps", values) for way, values in clicks.items()),
         *(row("extend", way, "log-mel jump at the join", values) for way, values in seams.items()),
         row("extend", "rendered", "log-mel jump at all places", [float(of_clip.mean()) for of_clip in elsewhere]),
@@ -217,7 +217,7 @@ def measure_upsample(
     scenes = SoundScenes("test", count, kinds=("event",))
     high = round(float((hz_to_mel(CUTOFF) / hz_to_mel(model.config.mel.fmax)) * model.config.mel.n_mels))
     ways = ("rendered", "input unchanged", "caption alone", "super-resolution")
-    distance, heard, below = ({way: [] for way in ways} for _ in range(3))
+    distance, detected, below = ({way: [] for way in ways} for _ in range(3))
     for index in range(count):
         whole, caption = scenes[index]["waveform"], scenes[index]["caption"]
         low = low_passed(whole)
@@ -226,12 +226,12 @@ def measure_upsample(
         mels = model.mel(torch.stack([whole, *results]))[:, 0, :, high:]
         for way, result, mel in zip(ways, results, mels[1:], strict=True):
             distance[way].append(float((mel - mels[0]).abs().mean()))
-            heard[way].append(has(judge, result, scenes[index]["labels"][0], 1))
+            detected[way].append(has(judge, result, scenes[index]["labels"][0], 1))
             below[way].append(float(low_passed(result - low).norm() / low.norm()))
         on_clips("upsample", index + 1, count)
     return [
         *(row("upsample", way, f"log-mel L1 above {CUTOFF} Hz", values) for way, values in distance.items()),
-        *(row("upsample", way, "class", values) for way, values in heard.items()),
+        *(row("upsample", way, "class", values) for way, values in detected.items()),
         *(row("upsample", way, f"relative change below {CUTOFF} Hz", values) for way, values in below.items()),
     ]
 
@@ -240,7 +240,7 @@ def measure_long(
     model: "RefinedAudioLDM", judge: DetailJudge, count: int, seed: int = 0, on_clips: Progress = lambda *_: None
 ) -> list[dict]:
     """`count` sounds of 30 s with six captions: whether each part has its class, and the memory of 10 and of 30 s."""
-    part, heard, following, made_alone = 5, [], [], []
+    part, detected, following, made_alone = 5, [], [], []
     scenes = SoundScenes("test", 6 * count, kinds=("event",))
     for index in range(count):
         items = [scenes[6 * index + k] for k in range(6)]
@@ -249,7 +249,7 @@ def measure_long(
         waveform, alone = model.generate_long(captions, 6.0 * part, seed=seed), model.generate(texts, seed=seed)
         for k in range(6):
             middle = waveform[round((part * k + 1.22) * RATE) :][: round(2.56 * RATE)]
-            heard.append(has(judge, middle, names[k], 1))
+            detected.append(has(judge, middle, names[k], 1))
             following.append(has(judge, middle, names[(k + 1) % 6], 1))
             made_alone.append(has(judge, alone[k], names[k], 1))
         on_clips("long", index + 1, count)
@@ -258,7 +258,7 @@ def measure_long(
         done = subprocess.run([sys.executable, "-c", PEAK, str(seconds)], capture_output=True, text=True, check=True)
         peaks[seconds] = float(done.stdout.split()[-1])
     return [
-        row("long", "MultiDiffusion", "class where it was asked for", heard),
+        row("long", "MultiDiffusion", "class where it was asked for", detected),
         row("long", "caption alone", "class where it was asked for", made_alone),
         row("long", "MultiDiffusion", "class of the next caption", following),
         *(row("long", "MultiDiffusion", f"peak memory of {s} s, MB", [peak]) for s, peak in peaks.items()),
@@ -274,12 +274,12 @@ def measure_loop(
     Trivial answer: a sound that `generate` makes, repeated.
     """
     scenes, ways = SoundScenes("test", count, kinds=("event",)), ("loop", "caption alone")
-    heard, seams, inner, clicks, jumping = ({way: [] for way in ways} for _ in range(5))
+    detected, seams, inner, clicks, jumping = ({way: [] for way in ways} for _ in range(5))
     for index in range(count):
         caption = scenes[index]["caption"]
         results = model.loop(caption, seed=seed), model.generate([caption], seed=seed)[0]
         for way, waveform in zip(ways, results, strict=True):
-            heard[way].append(has(judge, waveform, scenes[index]["labels"][0], 1))
+            detected[way].append(has(judge, waveform, scenes[index]["labels"][0], 1))
             turned = waveform.roll(len(waveform) // 2)  # its seam is in the middle
             seams[way].append(jump(model, turned, len(turned) / 2 / RATE))
             within = jumps(model, waveform)
@@ -288,7 +288,7 @@ def measure_loop(
             clicks[way].append(bool((waveform[0] - waveform[-1]).abs() <= waveform.diff().abs().max()))
         on_clips("loop", index + 1, count)
     return [
-        *(row("loop", way, "class", values) for way, values in heard.items()),
+        *(row("loop", way, "class", values) for way, values in detected.items()),
         *(row("loop", way, "log-mel jump at the seam", values) for way, values in seams.items()),
         *(row("loop", way, "95 % of the jumps within", values) for way, values in inner.items()),
         *(row("loop", way, "jump at the seam no larger than those within", values) for way, values in jumping.items()),
