@@ -145,6 +145,7 @@ GOALS = (  # function, task, sound, measure, decimals, goal
     ("`edit`, DiffEdit", "edit", "DiffEdit", "new event", 2, "≥ 0.8"),
     ("`edit`, DiffEdit", "edit", "DiffEdit", "kept event", 2, "≥ 0.8"),
     ("`edit`, DiffEdit", "edit", "DiffEdit", "log-mel L1 of the kept stretch", 3, "below SDEdit's"),
+    ("`edit`, DiffEdit", "edit", "DiffEdit", "overlap of its stretch with the exchanged events", 2, "1"),
     ("`inpaint`", "inpaint", "inpainting", "missing event", 2, "≥ 0.8"),
     ("`inpaint`", "inpaint", "inpainting", "largest difference outside the mask", 3, "0"),
     ("`inpaint`", "inpaint", "inpainting", "seam within 95 % of random places", 2, "as real clips"),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from refined_ldm.editing import differing_stretch, read_sound
 from refined_ldm.evaluation.detail_judge import CLASS_NAMES, DetailJudge
 from refined_ldm.evaluation.metrics import bootstrap_interval, share
 from refined_ldm.mel import hz_to_mel
@@ -82,6 +83,12 @@ def mel_distance(model: "RefinedAudioLDM", one: torch.Tensor, other: torch.Tenso
     return float((mels[0] - mels[1]).abs().mean())
 
 
+def overlap(one: tuple[float, float], other: tuple[float, float]) -> float:
+    """Intersection over union of two stretches (first, last)."""
+    common = max(0.0, min(one[1], other[1]) - max(one[0], other[0]))
+    return common / (one[1] - one[0] + other[1] - other[0] - common)
+
+
 def measure_edit(
     model: "RefinedAudioLDM", judge: DetailJudge, count: int, seed: int = 0, inversion_steps: int = 15,
     on_clips: Progress = lambda *_: None,
@@ -105,7 +112,7 @@ def measure_edit(
     ways["inpainting from the event on", None] = lambda before, after: model.inpaint(
         before["waveform"], after["caption"], start=before["events"][1].onset - MARGIN, seed=seed
     )
-    found = {way: [] for way in ways}
+    found, overlaps = {way: [] for way in ways}, []
     for done, (before, after, new) in enumerate(pairs, 1):
         kept, old = before["labels"]
         until = before["events"][1].onset - 2 * MARGIN
@@ -116,13 +123,17 @@ def measure_edit(
                 has(judge, result, new) and has(judge, result, kept),
                 mel_distance(model, result, before["waveform"], until),
             ))  # fmt: skip
+        sound = read_sound(model, before["waveform"], None)
+        stretch = differing_stretch(model, sound, after["caption"], before["caption"])
+        ends = [item["events"][1].offset * RATE for item in (before, after)]
+        overlaps.append(overlap(stretch, (before["events"][1].onset * RATE, min(max(ends), len(sound.waveform)))))
         on_clips("edit", done, len(pairs))
     measures = ("new event", "kept event", "old event gone", "new and kept", "log-mel L1 of the kept stretch")
     return [
         row("edit", method, measure, values, strength)
         for (method, strength), results in found.items()
         for measure, values in zip(measures, zip(*results, strict=True), strict=True)
-    ]
+    ] + [row("edit", "DiffEdit", "overlap of its stretch with the exchanged events", overlaps, 1.0)]
 
 
 def jumps(model: "RefinedAudioLDM", waveform: torch.Tensor) -> torch.Tensor:
