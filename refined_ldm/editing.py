@@ -120,9 +120,9 @@ def edit(
 
     strength: 0 is the sound through VAE and vocoder, 1 with "sdedit" the sound that `generate` makes. method: "sdedit"
     noises the sound; "inversion" looks for the noise of every step that DDPM makes this very sound of (Manor &
-    Michaeli 2024), which keeps more of it; "diffedit" redraws one stretch alone, that in which the two captions differ
-    (`differing_stretch`), and keeps the rest as `inpaint` does. source_caption: what the sound is; for inversion and
-    diffedit. sample_rate: of `waveform`, None: the model's. settings: as in `generate`. Raises ValueError for an
+    Michaeli 2024), which keeps more of it; "diffedit" does so in one stretch alone, that in which the two captions
+    differ (`differing_stretch`), and keeps the rest as `inpaint` does. source_caption: what the sound is; for inversion
+    and diffedit. sample_rate: of `waveform`, None: the model's. settings: as in `generate`. Raises ValueError for an
     impossible argument.
 
     Notebook: 07
@@ -131,18 +131,23 @@ def edit(
     check_strength(strength)
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    if method == "diffedit":
-        first, last = differing_stretch(model, sound, one_line(caption), one_line(source_caption))
-        return _redraw(model, sound, caption, first, last, None, settings, strength)
-    if method == "inversion" and settings.get("steps") is None:
+    source = one_line(source_caption)
+    if method != "sdedit" and settings.get("steps") is None:
         settings["steps"] = INVERSION_STEPS
+    if method == "diffedit":
+        first, last = differing_stretch(model, sound, one_line(caption), source)
+
+        def inverted(z_0: Tensor, sampling: Sampling) -> Tensor:
+            return _by_inversion(model, z_0, sampling, strength, source)
+
+        return _redraw(model, sound, caption, first, last, None, settings, inverted)
     mel = padded_mel(model, sound)
     sampling = prepare(model, caption, mel.shape[2] // model.config.vae.downsampling, **settings)
     z_0 = encode(model, mel).expand_as(sampling.noise)
     if method == "sdedit":
         latent = from_noise(model, z_0, sampling, strength)
     else:
-        latent = _by_inversion(model, z_0, sampling, strength, one_line(source_caption))
+        latent = _by_inversion(model, z_0, sampling, strength, source)
     return choose(model, render(model, latent, sampling, sound), sampling)
 
 
@@ -229,14 +234,17 @@ def inpaint(
 
 def _redraw(
     model: nn.Module, sound: Sound, caption: str, first: int, last: int, band: tuple | None, settings: Settings,
-    strength: float = 1.0,
+    draw: Callable[[Tensor, Sampling], Tensor] | None = None,
 ) -> Tensor:  # fmt: skip
-    """Redraw samples `first` to `last` of a sound, in a band in Hz if there is one -> (N,)."""
+    """Redraw samples `first` to `last` of a sound, in a band in Hz if there is one -> (N,).
+
+    draw: makes other latents of latents (R, C, T, F); None: noise, in which what is kept is replaced after every step.
+    """
     config, x = model.config, sound.waveform
     down, hop = config.vae.downsampling, config.mel.hop_length
     mel = padded_mel(model, sound)
     sampling = prepare(model, caption, mel.shape[2] // down, **settings)
-    z_0 = encode(model, mel)
+    z_0 = encode(model, mel).expand_as(sampling.noise)
     begins = torch.arange(z_0.shape[2]) * down * hop  # first sample of each latent frame
     frames, bins = (begins < last) & (begins + down * hop > first), _bins(config.mel, down, band)
     mask = (frames[:, None] & bins).to(z_0.device)  # (T, F), what is redrawn
@@ -246,7 +254,7 @@ def _redraw(
         t = torch.full((len(z),), timestep or 0, device=z.device)
         return torch.where(mask, z, z_0 if timestep is None else add_noise(z_0, sampling.noise, t, model.schedule))
 
-    latent = from_noise(model, z_0.expand_as(sampling.noise), sampling, strength, frames, keep)
+    latent = draw(z_0, sampling) if draw else from_noise(model, z_0, sampling, 1.0, frames, keep)
     redrawn = mask.repeat_interleave(down, 0).repeat_interleave(down, 1)
     decoded = torch.where(redrawn, decode(model, latent, sampling.captions), mel)  # what is kept needs no VAE
     drawn = vocode(model, decoded, sampling.captions)[:, : len(x)] * sound.level

@@ -73,7 +73,7 @@ def gallery() -> None:
         f"rendered: {caption}": after["waveform"],
         "edit by SDEdit, strength 0.8": model.edit(sound, caption, 0.8),
         "edit by inversion, strength 0.8": model.edit(sound, caption, 0.8, "inversion", source),
-        f"edit by DiffEdit: {first:.1f} to {last:.1f} s": model.edit(sound, caption, 1, "diffedit", source),
+        f"edit by DiffEdit: {first:.1f} to {last:.1f} s": model.edit(sound, caption, 0.8, "diffedit", source),
         "inpaint above 2 kHz": model.inpaint(sound, source, band=(2000, 8000)),
         f"nothing above {CUTOFF} Hz": low_passed(sound),
         "super-resolution of it": model.super_resolve(low_passed(sound), source, CUTOFF),

@@ -106,9 +106,10 @@ def measure_edit(
         ways[inversion, s] = lambda before, after, s=s: model.edit(
             before["waveform"], after["caption"], s, "inversion", before["caption"], seed=seed, steps=inversion_steps
         )
-    ways["DiffEdit", 1.0] = lambda before, after: model.edit(
-        before["waveform"], after["caption"], 1.0, "diffedit", before["caption"], seed=seed
-    )
+    ways["DiffEdit", STRENGTHS[-1]] = lambda before, after: model.edit(
+        before["waveform"], after["caption"], STRENGTHS[-1], "diffedit", before["caption"], seed=seed,
+        steps=inversion_steps,
+    )  # fmt: skip
     ways["inpainting from the event on", None] = lambda before, after: model.inpaint(
         before["waveform"], after["caption"], start=before["events"][1].onset - MARGIN, seed=seed
     )
@@ -133,7 +134,7 @@ def measure_edit(
         row("edit", method, measure, values, strength)
         for (method, strength), results in found.items()
         for measure, values in zip(measures, zip(*results, strict=True), strict=True)
-    ] + [row("edit", "DiffEdit", "overlap of its stretch with the exchanged events", overlaps, 1.0)]
+    ] + [row("edit", "DiffEdit", "overlap of its stretch with the exchanged events", overlaps, STRENGTHS[-1])]
 
 
 def jumps(model: "RefinedAudioLDM", waveform: torch.Tensor) -> torch.Tensor:
