@@ -29,8 +29,6 @@ def tidy(notebook: nbformat.NotebookNode) -> None:
                 cell.outputs = []  # the path of this machine's package
             shown = [output for output in cell.outputs if output.get("name") != "stderr"]
             cell.outputs = [output for output in shown if WIDGET not in output.get("data", {})]
-            if "bootstrap" in cell.metadata.get("tags", []):
-                cell.outputs = []  # where the package was found on this machine
             for data in [output.data for output in cell.outputs if "data" in output]:
                 if "text/html" in data:
                     data["text/html"] = PLAYER.sub("<em>Run the cell to listen.</em>", data["text/html"])

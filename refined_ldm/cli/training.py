@@ -6,6 +6,10 @@ from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from refined_ldm.config import Config
 
 
 def train(options: Namespace) -> None:
@@ -203,7 +207,7 @@ def resume_command(arguments: Sequence[str]) -> str:
     return shlex.join(["refined-ldm", *map(str, arguments), *([] if "--resume" in arguments else ["--resume"])])
 
 
-def with_conditioner(config, options):
+def with_conditioner(config: "Config", options: Namespace) -> "Config":
     """The configuration with the conditioner's file and vocabulary that were given, if any were."""
     from dataclasses import replace
 

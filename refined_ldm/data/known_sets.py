@@ -117,7 +117,7 @@ def find_lists(name: str, files: list[Path]) -> list[tuple[Path, str]]:
     return found
 
 
-def recognise(root: str | Path) -> tuple[str, list[Path]]:
+def detect_known_set(root: str | Path) -> tuple[str, list[Path]]:
     """The name of the known data set whose layout a folder has, and its lists; "" if it has none."""
     files = find_files(root)[0]
     for name in KNOWN:

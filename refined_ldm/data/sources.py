@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from refined_ldm.data.captioned_audio import CaptionedAudio
-from refined_ldm.data.known_sets import KNOWN, named_set, recognise
+from refined_ldm.data.known_sets import KNOWN, detect_known_set, named_set
 from refined_ldm.data.listing import captions_table, log_once
 from refined_ldm.data.parquet import SUFFIX, find_parquet
 from refined_ldm.data.shards import find_shards
@@ -38,7 +38,7 @@ def open_recordings(
         return CaptionedAudio.from_audioldm(path, split or "train", seconds, names, skip_bad=skip_bad)
     table = captions_table(path) if path.is_dir() else None  # archives may lie beside their extracted files
     if path.is_dir() and not table:
-        name, lists = recognise(path)
+        name, lists = detect_known_set(path)
         if name:
             dataset = CaptionedAudio.open(name, path, split, seconds, caption=caption, skip_bad=skip_bad)
             captions = sum(len(recording.captions) for recording in dataset.recordings)

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from refined_ldm.display.figures import table_rows
+from refined_ldm.display.figures import Table, table_rows
 from refined_ldm.evaluation.budget import WAYS
 from refined_ldm.integers import whole
 
@@ -72,7 +72,7 @@ def label_lines(ax: Axes, gap: float = 0.08, **style) -> None:
 
 
 def bars(
-    table,
+    table: Table,
     label: str = "label",
     value: str = "value",
     low: str = "low",

@@ -8,8 +8,10 @@ import json
 import os
 import subprocess
 import time
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Union
 
 import matplotlib.pyplot as plt
 import torch
@@ -18,8 +20,12 @@ from matplotlib.figure import Figure
 import refined_ldm
 from refined_ldm.files import atomic_write
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 ROOT = Path(refined_ldm.__file__).resolve().parent.parent
 REPOSITORY = ROOT if (ROOT / "pyproject.toml").exists() else None  # a copy installed elsewhere has none
+Table = Union["pd.DataFrame", Mapping[str, Sequence], Sequence[Mapping]]  # columns, or rows
 SOURCES = ("refined_ldm", "notebooks", "tests/benchmark")  # what draws figures
 STYLE = {
     "figure.dpi": 80,  # stored in notebooks: small on purpose
@@ -54,7 +60,7 @@ def in_project(folder: str | Path) -> Path:
 def save_figure(
     figure: Figure,
     name: str,
-    table=None,
+    table: Table | None = None,
     parameters: dict | None = None,
     started: float | None = None,
     folder: str | Path = "figures",
@@ -81,7 +87,7 @@ def save_figure(
         path.write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
 
 
-def save_table(table, name: str, folder: str | Path = "figures") -> None:
+def save_table(table: Table, name: str, folder: str | Path = "figures") -> None:
     """Write a table alone, as `save_figure` does: `folder`/data/name.csv."""
     rows = table_rows(table)
     with atomic_write(in_project(folder) / "data" / f"{name}.csv") as path:
@@ -92,7 +98,7 @@ def save_table(table, name: str, folder: str | Path = "figures") -> None:
             writer.writerows({k: v.item() if hasattr(v, "item") else v for k, v in row.items()} for row in rows)
 
 
-def table_rows(table) -> list[dict]:
+def table_rows(table: Table) -> list[dict]:
     """A pandas DataFrame, {column: values} or rows as dicts -> rows as dicts."""
     if hasattr(table, "to_dict"):
         return table.to_dict("records")
@@ -101,7 +107,7 @@ def table_rows(table) -> list[dict]:
     return list(table)
 
 
-def read_json(path: str | Path):
+def read_json(path: str | Path) -> Any:
     """The contents of a JSON file."""
     return json.loads(Path(path).read_text(encoding="utf-8"))
 

@@ -4,10 +4,14 @@ import inspect
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 
 from refined_ldm.display.figures import ROOT
+
+if TYPE_CHECKING:
+    from pandas.io.formats.style import Styler
 
 
 def show_source(item: Callable | type) -> None:
@@ -65,12 +69,12 @@ def explore(function: Callable, **controls) -> None:
 
 
 def report_unless(holds: bool, expected: str) -> None:
-    """Print that what was expected of a measurement is not so in this run, unless it holds: no reason to stop."""
+    """Print which expectation a measurement did not meet in this run, unless it holds; the notebook goes on."""
     if not holds:
-        print(f"NOT in this run: {expected}. The model is weak, or what was measured is too little")
+        print(f"NOT in this run: {expected}. The model is weak, or too little was measured")
 
 
-def claims_table(ledger: Sequence[dict]):
+def claims_table(ledger: Sequence[dict]) -> "Styler":
     """Each claim of `claims.read_ledger` with its status and its result -> a pandas table that wraps its text."""
     import pandas as pd
 

@@ -1,13 +1,16 @@
 """The conditioners of the arms: pretrained or not, with token states, and an oracle. Notebook: 06"""
 
+from collections.abc import Callable, Iterable, Sized
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from refined_ldm.clap import Clap
 from refined_ldm.data.caches import cache_latents
 from refined_ldm.data.captioned_audio import SAMPLE_RATE
 from refined_ldm.durable.csv_log import CsvLogger
@@ -16,6 +19,10 @@ from refined_ldm.experiment.pretraining import NAMES, PRETRAINING, train_conditi
 from refined_ldm.experiment.probes import names_in_order
 from refined_ldm.scenes.dataset import KINDS
 from refined_ldm.text_to_audio import RefinedAudioLDM
+from refined_ldm.training.loop import Step
+
+if TYPE_CHECKING:
+    from refined_ldm.experiment.protocol import Experiment
 
 TOKENS = 20  # of a caption that cross-attention sees
 CLAP_RATES = {"laion": 5e-4, "ms": 1e-3}  # of the contrastive stage, each its own best
@@ -28,11 +35,12 @@ TOWERS = {  # the two conditioners in miniature, and as published
 class Tokens(nn.Module):
     """A conditioner that appends the states of its text tower to its embedding: captions -> (B, D + TOKENS * W)."""
 
-    def __init__(self, clap):
+    def __init__(self, clap: Clap):
         super().__init__()
         self.clap, self.embedding_dim = clap, clap.embedding_dim
 
-    def embed_text(self, captions):
+    def embed_text(self, captions: list[str]) -> torch.Tensor:
+        """Captions -> (B, D + TOKENS * W)."""
         states, mask = self.clap.text_states(captions)
         states = (states * mask[..., None])[:, :TOKENS]
         states = nn.functional.pad(states, (0, 0, 0, TOKENS - states.shape[1]))
@@ -42,13 +50,13 @@ class Tokens(nn.Module):
 class Oracle(nn.Module):
     """Looks up in the metadata which classes a caption names, in the order of their onsets: captions -> (B, D)."""
 
-    def __init__(self, items, embedding_dim: int):
+    def __init__(self, items: Iterable[dict], embedding_dim: int):
         super().__init__()
         self.embedding_dim, self.known = embedding_dim, {"": ()}
         self.register_buffer("place", torch.zeros(0), persistent=False)  # follows the model's device
         self.learn(items)
 
-    def learn(self, items) -> None:
+    def learn(self, items: Iterable[dict]) -> None:
         """Add the captions of more scenes."""
         for item in items:
             names = [name for name in names_in_order(item) if name in item["labels"]]
@@ -67,7 +75,9 @@ class Oracle(nn.Module):
         return nn.functional.normalize(rows, dim=1).to(self.place.device)
 
 
-def prepare_conditioners(experiment, runs: list[Run], seed: int = 0, on_step=None) -> None:
+def prepare_conditioners(
+    experiment: "Experiment", runs: list[Run], seed: int = 0, on_step: Callable[[str, Step], None] | None = None
+) -> None:
     """Train the conditioners that `runs` need and that the folder does not hold yet, pretrained or plain.
 
     on_step(stage, step) is called after every iteration.
@@ -96,7 +106,7 @@ def prepare_conditioners(experiment, runs: list[Run], seed: int = 0, on_step=Non
             model.clap.save(path)
 
 
-def embedded_captions(folder: Path, clips, embed) -> Dataset:
+def embedded_captions(folder: Path, clips: Dataset, embed: Callable[[list[str]], torch.Tensor]) -> Dataset:
     """Embeddings of every caption, cached in a folder of their own beside one set of latents."""
     return cache_latents(folder, clips, no_embedding, embed, {**clips.made_of, "of": folder.name})
 
@@ -114,7 +124,7 @@ class _OwnSounds(Dataset):
         return self.clips[index] | {"captions": [str(index)]}
 
 
-def embedded_sounds(folder: Path, clips, clap: nn.Module) -> Dataset:
+def embedded_sounds(folder: Path, clips: Dataset, clap: nn.Module) -> Dataset:
     """Embeddings of the sounds themselves, cached under the same key."""
 
     def embed(indices):
@@ -123,6 +133,6 @@ def embedded_sounds(folder: Path, clips, clap: nn.Module) -> Dataset:
     return cache_latents(folder, _OwnSounds(clips), no_embedding, embed, {**clips.made_of, "of": folder.name})
 
 
-def no_embedding(items) -> torch.Tensor:
+def no_embedding(items: Sized) -> torch.Tensor:
     """Stands for an embedding or a latent that a cache does not need: (B, ...) -> zeros (B, 1)."""
     return torch.zeros(len(items), 1)

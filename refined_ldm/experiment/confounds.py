@@ -9,10 +9,11 @@ import torch
 from refined_ldm.conditioning import drop_condition
 from refined_ldm.diffusion import loss_weight
 from refined_ldm.experiment.protocol import GRID, noise_errors
+from refined_ldm.text_to_audio import RefinedAudioLDM
 
 
 @torch.no_grad()
-def ten_ways(model, latents: torch.Tensor, embeddings: torch.Tensor, train_latents: torch.Tensor,
+def ten_ways(model: RefinedAudioLDM, latents: torch.Tensor, embeddings: torch.Tensor, train_latents: torch.Tensor,
              train_embeddings: torch.Tensor, sounds: torch.Tensor, scales: list[float]) -> list[dict]:  # fmt: skip
     """One model -> rows {"way", "loss", "factor"}; the first is the reference: captions, fixed scale, eps, uniform t.
 

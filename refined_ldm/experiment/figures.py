@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from refined_ldm.display.curves import label_lines
+from refined_ldm.display.figures import Table
 from refined_ldm.experiment.measures import MEASURES
 
 ARM_NAMES = {  # labels of the stored records, in words
@@ -63,7 +64,7 @@ def plot_targets(runs: pd.DataFrame, reached: pd.DataFrame) -> Figure:
                 colour, middle = COLOURS[label[0]], own.groupby("iterations")[column].mean()
                 ax.plot(own["iterations"], own[column], "o", color=colour, markersize=3, alpha=0.6)
                 ax.plot(middle.index, middle, color=colour, label=label[0])
-            ax.set(xscale="log", xlim=(100, 15_000), title=f"{title}, {name}" if column == "error_250" else title)
+            ax.set(xscale="log", xlim=(100, 15_000), title=f"{title}\n{name}")
             ax.set_ylim(0, 1.12 * compared[column].max())
             ax.set_xticks([150, 500, 1500, 6000], ["150", "500", "1,500", "6,000"])
             ax.minorticks_off()
@@ -83,7 +84,7 @@ def plot_targets(runs: pd.DataFrame, reached: pd.DataFrame) -> Figure:
     return figure
 
 
-def plot_dots(rows, value: str, xlabel: str = "", title: str = "", reference: float | None = None,
+def plot_dots(rows: Table, value: str, xlabel: str = "", title: str = "", reference: float | None = None,
               ax: Axes | None = None) -> Axes:  # fmt: skip
     """A dot for each row of {"label", value}, with `low` and `high` if there are; dashed, a reference.
 

@@ -6,6 +6,7 @@ folder of runs), and the numbers in that sentence. `verify` computes each number
 compares the digits. Notebook: 06
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,7 +79,11 @@ def read_ledger(path: str | Path) -> list[dict]:
     return ledger
 
 
-def verify(path: str | Path = "figures/claims.yaml", root: str | Path | None = None, on_claim=None) -> list[Checked]:
+def verify(
+    path: str | Path = "figures/claims.yaml",
+    root: str | Path | None = None,
+    on_claim: Callable[[dict, list[Checked]], None] | None = None,
+) -> list[Checked]:
     """Compute every number of the ledger from its table. Paths are relative to the repository.
 
     A number is at fault if its digits differ from those computed, if it is not in the sentence `found`, if it leaves

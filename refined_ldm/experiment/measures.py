@@ -16,6 +16,7 @@ from refined_ldm.evaluation.metrics import frechet_distance, share
 from refined_ldm.experiment.arms import ABLATIONS, ARMS, Run, plan
 from refined_ldm.experiment.confounds import ten_ways
 from refined_ldm.experiment.probes import caption_distances, order_correct, probe_conditioner
+from refined_ldm.experiment.protocol import Experiment
 from refined_ldm.experiment.runs import iteration_seconds
 from refined_ldm.experiment.statistics import interval, iterations_to, paired, times_fewer
 
@@ -111,7 +112,7 @@ def ablations(table: pd.DataFrame, runs: pd.DataFrame, at: int) -> pd.DataFrame:
     return ablated
 
 
-def reference_scores(experiment) -> list[dict]:
+def reference_scores(experiment: Experiment) -> list[dict]:
     """Scores of other real clips (the real_vs_real baseline), and of the clips through VAE and vocoder (ceiling)."""
     (probed, real), clips = experiment.probed(), experiment.test
     results = {"other real clips": evaluate_rendered(probed, rendered_clips(len(clips), seed=7)),
@@ -121,7 +122,7 @@ def reference_scores(experiment) -> list[dict]:
             for name, result in results.items()]  # fmt: skip
 
 
-def guidance_sweep(experiment, iterations: int) -> list[dict]:
+def guidance_sweep(experiment: Experiment, iterations: int) -> list[dict]:
     """Measures of trained runs (seed 0) at every guidance -> rows. Raises FileNotFoundError if none was trained."""
     long, rows = 4 * iterations, []
     lengths = {"B": [long], "B, wide": [long], "D": [long // 10, iterations], "D, wide": [long // 10],
@@ -140,7 +141,7 @@ def guidance_sweep(experiment, iterations: int) -> list[dict]:
     return rows
 
 
-def seconds_per_iteration(experiment) -> list[dict]:
+def seconds_per_iteration(experiment: Experiment) -> list[dict]:
     """Seconds of an iteration of baseline, recipe and two ablations, on one core: rows of `runs.iteration_seconds`."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -154,7 +155,7 @@ def seconds_per_iteration(experiment) -> list[dict]:
 
 
 @torch.no_grad()
-def loss_confounds(experiment, iterations: int) -> list[dict]:
+def loss_confounds(experiment: Experiment, iterations: int) -> list[dict]:
     """`confounds.ten_ways` for arm C, seed 0. Raises FileNotFoundError if it was not trained here."""
     model = experiment.trained(Run("C", ARMS["C"], iterations, 0, "arms"))
     examples = experiment.examples(ARMS["C"], model.clap)
@@ -167,7 +168,7 @@ def loss_confounds(experiment, iterations: int) -> list[dict]:
                     scales)  # fmt: skip
 
 
-def conditioner_probes(experiment) -> list[dict]:
+def conditioner_probes(experiment: Experiment) -> list[dict]:
     """Probes and distances between captions of both conditioners and of a random one -> rows."""
     rows = []
     for name, kind in (("LAION-style", "laion"), ("MS-CLAP-style", "ms"), ("random, frozen", "random")):
@@ -178,7 +179,7 @@ def conditioner_probes(experiment) -> list[dict]:
     return rows
 
 
-def order_scores(experiment, iterations: int, count: int = 200) -> list[dict]:
+def order_scores(experiment: Experiment, iterations: int, count: int = 200) -> list[dict]:
     """For captions "A then B": the share of sounds in which A is stronger first, for the clips and several arms."""
     probed, _ = experiment.probed()
     items = [item for item in rendered_clips(count, kinds=("sequence",)) if len(item["labels"]) == 2]
@@ -196,7 +197,9 @@ def order_scores(experiment, iterations: int, count: int = 200) -> list[dict]:
     return [{"label": label, **share(order_correct(probed, waves, items))} for label, waves in sounds.items()]
 
 
-def mels_along_training(experiment, iterations: int, caption: str = "a dog barks twice") -> dict[str, np.ndarray]:
+def mels_along_training(
+    experiment: Experiment, iterations: int, caption: str = "a dog barks twice"
+) -> dict[str, np.ndarray]:
     """{run: log-mel (T, F) of one caption and one seed}, for the runs of C, B and D that were trained here."""
     lengths = {"C": (iterations // 5, iterations), "B": (4 * iterations,),
                "D": (0, iterations // 10, iterations // 3, iterations)}  # fmt: skip

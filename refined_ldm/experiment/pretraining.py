@@ -8,16 +8,20 @@ of pretraining can be measured apart from that of the architecture. Notebook: 06
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
 from refined_ldm.clap import Clap
 from refined_ldm.config import StageConfig
 from refined_ldm.data.batches import loader
 from refined_ldm.randomness import draw
 from refined_ldm.scenes.classes import CLASSES
+from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.training.loop import Step, optimise
 from refined_ldm.training.stages import one_caption_each, train_clap
 
@@ -90,7 +94,7 @@ class AudioMultitask(nn.Module):
             {name: nn.Linear(clap.config.audio_channels, TASKS[name]) for name in tasks}
         )  # fmt: skip
 
-    def forward(self, decibels):
+    def forward(self, decibels: torch.Tensor) -> dict[str, torch.Tensor]:
         """decibels (B, 1, T, F) of `Clap.log_mel` -> {task: prediction (B, n)}"""
         pooled = self.audio(decibels).pooler_output
         return {name: head(pooled) for name, head in self.heads.items()}
@@ -107,9 +111,10 @@ def multitask_loss(predictions: dict[str, torch.Tensor], targets: dict) -> dict[
     return {"loss": torch.stack(list(losses.values())).mean(), **losses}
 
 
-def train_audio_multitask(clap: Clap, loader, tasks: tuple[str, ...], settings: StageConfig = AUDIO_MULTITASK,
-                          sample_rate: int = 16_000, seed: int = 0, run_dir=None, resume: bool = False,
-                          accelerator=None) -> Iterator[Step]:  # fmt: skip
+def train_audio_multitask(clap: Clap, loader: DataLoader, tasks: tuple[str, ...],
+                          settings: StageConfig = AUDIO_MULTITASK, sample_rate: int = 16_000, seed: int = 0,
+                          run_dir: str | Path | None = None, resume: bool = False,
+                          accelerator: Accelerator | None = None) -> Iterator[Step]:  # fmt: skip
     """Train the audio tower of `clap` on tasks, with batches of "waveform" (B, N), "events", "labels", "kind"."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -132,7 +137,7 @@ class TextLM(nn.Module):
         self.text = clap.text
         self.register_buffer("vocabulary", vocabulary, persistent=False)  # (V,) ids that captions hold, ascending
 
-    def forward(self, ids, mask):
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """ids (B, L), mask (B, L) -> logits (B, L, V) over the vocabulary"""
         states = self.text(ids, attention_mask=mask).last_hidden_state
         table = self.text.get_input_embeddings().weight[self.vocabulary]  # (V, W)
@@ -144,8 +149,9 @@ def vocabulary_of(clap: Clap, captions: list[str]) -> torch.Tensor:
     return torch.cat([clap.tokenizer([c], clap.config.max_tokens)[0].flatten() for c in set(captions)]).unique()
 
 
-def train_text_lm(clap: Clap, loader, objective: str, captions: list[str], settings: StageConfig = TEXT_LM,
-                  seed: int = 0, run_dir=None, resume: bool = False, accelerator=None) -> Iterator[Step]:  # fmt: skip
+def train_text_lm(clap: Clap, loader: DataLoader, objective: str, captions: list[str], settings: StageConfig = TEXT_LM,
+                  seed: int = 0, run_dir: str | Path | None = None, resume: bool = False,
+                  accelerator: Accelerator | None = None) -> Iterator[Step]:  # fmt: skip
     """Train the text tower of `clap` to predict the next or the masked tokens of captions, with batches of "captions".
 
     captions: all captions of the data set, whose tokens are the vocabulary. Raises ValueError for another objective.
@@ -172,8 +178,9 @@ def train_text_lm(clap: Clap, loader, objective: str, captions: list[str], setti
     yield from optimise(STAGES[1], networks, loader, settings, seed, run_dir, resume, accelerator, device)
 
 
-def train_conditioner(model, clips, pretraining: Pretraining | None = None, seed: int = 0, run_dir=None,
-                      resume: bool = False, accelerator=None) -> Iterator[tuple[str, Step]]:  # fmt: skip
+def train_conditioner(model: RefinedAudioLDM, clips: Dataset, pretraining: Pretraining | None = None, seed: int = 0,
+                      run_dir: str | Path | None = None, resume: bool = False,
+                      accelerator: Accelerator | None = None) -> Iterator[tuple[str, Step]]:  # fmt: skip
     """Train `model.clap` from random weights -> (stage, Step): its pretraining, if any, then both towers together.
 
     clips: items of `SoundScenes`. Pretraining draws the same batches for every conditioner.

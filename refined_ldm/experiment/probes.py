@@ -10,8 +10,10 @@ from dataclasses import asdict
 
 import numpy as np
 import torch
+from torch import nn
 
-from refined_ldm.evaluation.adherence import class_prompt, rendered_clips
+from refined_ldm.clap import Clap
+from refined_ldm.evaluation.adherence import ProbedEmbedding, class_prompt, rendered_clips
 from refined_ldm.evaluation.metrics import found_at_k, share, unit, zero_shot
 from refined_ldm.integers import whole
 from refined_ldm.scenes.captions import NUMBERS, TIMES
@@ -20,7 +22,7 @@ COUNTED = re.compile(rf"\b({'|'.join(word for word in NUMBERS[2:])})\b|\b(once|t
 
 
 @torch.no_grad()
-def nearer(clap, items: list[dict], twins: list[str]) -> np.ndarray:
+def nearer(clap: Clap, items: list[dict], twins: list[str]) -> np.ndarray:
     """items with waveform and caption, twins[i]: another caption for items[i] -> (n,) 1 where its own is the nearer."""
     sounds = _sounds(clap, items)
     own, other = (clap.embed_text(list(captions)) for captions in ([i["caption"] for i in items], twins))
@@ -52,7 +54,7 @@ def negated(items: list[dict]) -> tuple[list[str], list[str]]:
 
 
 @torch.no_grad()
-def probe_conditioner(clap, count: int = 200) -> list[dict]:
+def probe_conditioner(clap: Clap, count: int = 200) -> list[dict]:
     """A conditioner with both towers -> rows: probe, value, low, high, clips, chance."""
     count = whole("count", count, 2)
     mixed, single = rendered_clips(count), rendered_clips(count, kinds=("event",))
@@ -80,7 +82,7 @@ def probe_conditioner(clap, count: int = 200) -> list[dict]:
 
 
 @torch.no_grad()
-def caption_distances(conditioner, count: int = 200) -> dict[str, float]:
+def caption_distances(conditioner: nn.Module, count: int = 200) -> dict[str, float]:
     """Mean cosine distances between a conditioner's embeddings of captions, by what differs.
 
     order: the two captions of a pair of `test_order`; wording: two captions of the same scene; scene: of two scenes.
@@ -98,7 +100,7 @@ def caption_distances(conditioner, count: int = 200) -> dict[str, float]:
     return found
 
 
-def order_correct(probed, waveforms: torch.Tensor, items: list[dict]) -> np.ndarray:
+def order_correct(probed: ProbedEmbedding, waveforms: torch.Tensor, items: list[dict]) -> np.ndarray:
     """Sounds (n, N) of "A then B" -> (n,) 1 if A is stronger in the first half than in the second, compared with B.
 
     The halves are doubled, as the outside embedding needs more than half a clip. Raises ValueError if both events are

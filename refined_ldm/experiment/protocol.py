@@ -9,19 +9,21 @@ noise; distances in an embedding that nobody here trained; and the events that t
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from refined_ldm.clap import CLAP_PRESETS, Clap
-from refined_ldm.config import StageConfig, preset
+from refined_ldm.config import Config, StageConfig, preset
 from refined_ldm.data.batches import loader
 from refined_ldm.data.caches import cache_latents, encoded_at_once
 from refined_ldm.diffusion import add_noise
 from refined_ldm.evaluation.adherence import (
     AdherenceResult,
     ProbedEmbedding,
+    Progress,
     evaluate_embeddings,
     evaluate_generated,
     fit_probe,
@@ -45,6 +47,7 @@ from refined_ldm.integers import whole
 from refined_ldm.randomness import step_seed
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.training.inputs import cached_clips, fit_gaussian
+from refined_ldm.unet import UNetConfig
 from refined_ldm.vae import latent_scale
 from refined_ldm.weights import weights_digest
 
@@ -52,7 +55,7 @@ GRID = tuple(range(25, 1000, 50))  # timesteps at which the noise error is measu
 
 
 @torch.no_grad()
-def noise_errors(model, z_0: torch.Tensor, c: torch.Tensor, seed: int = 0) -> torch.Tensor:
+def noise_errors(model: RefinedAudioLDM, z_0: torch.Tensor, c: torch.Tensor, seed: int = 0) -> torch.Tensor:
     """Squared error of the predicted noise (len(GRID), B), with the same noise at every timestep of GRID.
 
     z_0: scaled latents (B, C, T, F); c: embeddings (B, D).
@@ -68,7 +71,7 @@ def noise_errors(model, z_0: torch.Tensor, c: torch.Tensor, seed: int = 0) -> to
 class Examples(Dataset):
     """Latents with the embeddings of their captions and, if `audio_embeddings` is given, of their own sounds."""
 
-    def __init__(self, latents, embeddings, audio_embeddings=None):
+    def __init__(self, latents: Dataset, embeddings: Dataset, audio_embeddings: Dataset | None = None):
         self.latents, self.embeddings, self.audio_embeddings = latents, embeddings, audio_embeddings
 
     def __len__(self):
@@ -91,9 +94,9 @@ class Experiment:
     experiment for a preset.
     """
 
-    def __init__(self, folder: str | Path, config, base: RefinedAudioLDM, files: dict | None = None, tokenizer=None,
-                 held_out: int = 64, judged: int = 192, probe: int = 1500, on_clips=None,
-                 preset_unet=None):  # fmt: skip
+    def __init__(self, folder: str | Path, config: Config, base: RefinedAudioLDM, files: dict | None = None,
+                 tokenizer: str | Path | None = None, held_out: int = 64, judged: int = 192, probe: int = 1500,
+                 on_clips: Progress | None = None, preset_unet: UNetConfig | None = None):  # fmt: skip
         self.judged, self.probe = whole("judged", judged, 2), whole("probe", probe, 2)
         held_out = whole("held_out", held_out, 2)
         self.folder, self.config, self.base, self.on_clips = Path(folder), config, base.eval(), on_clips
@@ -233,7 +236,9 @@ class Experiment:
         c = model.clap.embed_text([item["caption"] for item in self.held_out])
         return noise_errors(model, z_0, c, step_seed(0, 0)).mean(1).cpu().numpy()
 
-    def quality(self, model: RefinedAudioLDM, guidance: float | None = None, steps: int = 16):
+    def quality(
+        self, model: RefinedAudioLDM, guidance: float | None = None, steps: int = 16
+    ) -> tuple[dict[str, float], AdherenceResult]:
         """Sounds made from the test captions against the clips themselves -> ({measure: number}, AdherenceResult).
 
         The measures: Fréchet and kernel distance in the outside embedding, and class recall. guidance: None takes the
@@ -248,8 +253,8 @@ class Experiment:
 
 
 def open_experiment(folder: str | Path, name: str = "tiny", clips: int | None = None, audioldm: str = "",
-                    laion: str = "", ms: str = "", tokenizer: str = "", device="cpu",
-                    **settings) -> Experiment:  # fmt: skip
+                    laion: str = "", ms: str = "", tokenizer: str = "",
+                    device: torch.device | str = "cpu", **settings: Any) -> Experiment:  # fmt: skip
     """The experiment of a preset.
 
     tiny: the shipped VAE and vocoder, conditioners trained here, a small U-Net. colab, paper: those of a published

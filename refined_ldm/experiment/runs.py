@@ -5,6 +5,7 @@ Notebook: 06
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -15,9 +16,10 @@ from refined_ldm.data.batches import loader
 from refined_ldm.devices import synchronize
 from refined_ldm.durable.csv_log import CsvLogger
 from refined_ldm.experiment.arms import Arm, Run
-from refined_ldm.experiment.protocol import GRID
+from refined_ldm.experiment.protocol import GRID, Experiment
 from refined_ldm.experiment.statistics import mean_errors
 from refined_ldm.files import atomic_write
+from refined_ldm.training.loop import Step
 from refined_ldm.training.pipeline import accelerator_of
 from refined_ldm.training.stages import train_ldm
 
@@ -27,7 +29,14 @@ def eval_steps(max_steps: int, count: int = 12) -> set[int]:
     return set(np.geomspace(max(1, max_steps // 100), max_steps, count).round().astype(int).tolist())
 
 
-def run_arm(experiment, run: Run, out: str | Path, resume: bool = False, judge: bool = True, on_step=None) -> dict:
+def run_arm(
+    experiment: Experiment,
+    run: Run,
+    out: str | Path,
+    resume: bool = False,
+    judge: bool = True,
+    on_step: Callable[[Step], None] | None = None,
+) -> dict:
     """Train and evaluate one run -> its record, which is written to out/NAME.json beside the run's tables.
 
     NAME-steps.csv: the training loss, mean of every 10 iterations; NAME.csv: the noise error at `eval_steps` and GRID;
@@ -72,7 +81,7 @@ def run_arm(experiment, run: Run, out: str | Path, resume: bool = False, judge: 
     return record
 
 
-def iteration_seconds(experiment, arms: dict[str, Arm], rounds: int = 20, warm: int = 3) -> list[dict]:
+def iteration_seconds(experiment: Experiment, arms: dict[str, Arm], rounds: int = 20, warm: int = 3) -> list[dict]:
     """Time iterations of several arms in turn, so that a disturbance affects all of them -> rows for a table.
 
     A row an arm: {"label", "seconds", "times_the_first"}, medians of `rounds` after `warm` others.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy.stats import ttest_1samp
 
 from refined_ldm.experiment.arms import EARLIER_LABELS, EARLIER_PARTS
@@ -57,7 +58,7 @@ def rows_where(table: pd.DataFrame, where: dict) -> pd.DataFrame:
     return table
 
 
-def interval(values, confidence: float = 0.95) -> tuple[float, float, float]:
+def interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float, float, float]:
     """(mean, low, high) of few independent values, by Student's t (1908); of one value, itself three times."""
     values = np.asarray(values, dtype=float)
     mean = values.mean()

@@ -5,6 +5,7 @@ and the network refuses it.
 """
 
 import re
+from collections.abc import Iterable
 
 import torch
 
@@ -125,7 +126,8 @@ def hifigan_from_transformers(published: Tensors) -> Tensors:
     return fold_weight_norm({name: tensor for name, tensor in named.items() if name not in ("mean", "scale")})
 
 
-def rename_tensor(name, rules):
+def rename_tensor(name: str, rules: Iterable[tuple[str, str]]) -> str:
+    """The name after every rule (pattern, replacement) was applied in turn."""
     for pattern, ours in rules:
         name = re.sub(pattern, ours, name)
     return name

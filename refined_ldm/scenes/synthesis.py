@@ -3,9 +3,11 @@
 Notebook: 01
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.fft import irfft, next_fast_len, rfftfreq
 from scipy.signal import lfilter
 
@@ -42,7 +44,7 @@ def noise(rng: np.random.Generator, n: int, low: float, high: float, slope: floa
     return waveform / (waveform.std() + 1e-9)
 
 
-def tone(frequency: np.ndarray, amplitudes=(1.0,), phase: float = 0.0) -> np.ndarray:
+def tone(frequency: np.ndarray, amplitudes: Sequence[float] = (1.0,), phase: float = 0.0) -> np.ndarray:
     """Return a sum of harmonics of a gliding `frequency` (N,) in Hz, without those above 7.5 kHz."""
     cycles = np.cumsum(frequency) / SAMPLE_RATE + phase
     angle = (2 * np.pi * (cycles - np.floor(cycles))).astype(np.float32)
@@ -56,7 +58,9 @@ def tone(frequency: np.ndarray, amplitudes=(1.0,), phase: float = 0.0) -> np.nda
     return total
 
 
-def strike(rng: np.random.Generator, seconds: float, frequencies, decays, amplitudes) -> np.ndarray:
+def strike(
+    rng: np.random.Generator, seconds: float, frequencies: ArrayLike, decays: ArrayLike, amplitudes: ArrayLike
+) -> np.ndarray:
     """Return the sound of a struck body: modes at `frequencies` Hz that decay with time constants `decays` s."""
     t = times(seconds)
     total = np.zeros(len(t), np.float32)

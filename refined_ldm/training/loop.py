@@ -33,6 +33,8 @@ from refined_ldm.training.muon import Muon, split_parameters
 
 log = logging.getLogger(__name__)
 
+Losses = Callable[[nn.Module, dict, torch.Generator, int], dict[str, torch.Tensor]]  # see Learner
+
 
 @dataclass(frozen=True)
 class Step:
@@ -53,7 +55,7 @@ class Learner:
     losses(network, batch, generator, index of the step) -> dict of scalars with the key "loss".
     """
 
-    def __init__(self, name, network, losses, settings, accelerator):
+    def __init__(self, name: str, network: nn.Module, losses: Losses, settings: StageConfig, accelerator: Accelerator):
         self.name, self.losses, self.settings = name, losses, settings
         self.bare = network
         self.network = accelerator.prepare_model(network)
@@ -70,13 +72,15 @@ class Learner:
         half = accelerator.mixed_precision == "fp16"  # its small gradients would be 0: the loss is scaled up for them
         self.scaler, self.overflows = torch.amp.GradScaler(accelerator.device.type) if half else None, 0
 
-    def begin_phase(self):
+    def begin_phase(self) -> None:
         """Continue from the averaged weights with fresh optimiser states, before the loss changes."""
         self.finish()
         for optimizer in self.optimizers:
             optimizer.state.clear()
 
-    def update(self, batch, generator, lr, index, accelerator):
+    def update(
+        self, batch: dict, generator: torch.Generator, lr: float, index: int, accelerator: Accelerator
+    ) -> dict[str, float]:
         """Take one optimisation step -> the losses before it, {name: mean over the processes}.
 
         In fp16 a step whose scaled gradient overflows is skipped and counted as "overflows", and the scale is halved.
@@ -123,7 +127,7 @@ class Learner:
         return {} if self.scaler is None else {"overflows": float(self.overflows)}
 
     @contextmanager
-    def averaged(self):
+    def averaged(self) -> Iterator[None]:
         """Give the network its averaged weights within the context, and those under training after it."""
         if self.average is None:
             yield
@@ -135,7 +139,7 @@ class Learner:
         finally:
             self.bare.load_state_dict(raw)
 
-    def finish(self):
+    def finish(self) -> None:
         """Give the network its averaged weights for good."""
         if self.average is not None:
             self.bare.load_state_dict(self.average)

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from refined_ldm.data.captioned_audio import CaptionedAudio
-from refined_ldm.data.known_sets import KNOWN, letters_and_digits, recognise, youtube_id
+from refined_ldm.data.known_sets import KNOWN, detect_known_set, letters_and_digits, youtube_id
 from refined_ldm.data.listing import log_once
 from refined_ldm.data.sources import is_there, open_recordings
 from tests.support import known_trees
@@ -39,7 +39,7 @@ def test_a_layout_opens_with_its_clips_and_captions(tmp_path, name, split):
 def test_a_layout_is_recognised_below_any_folder_and_said_in_one_line(tmp_path, caplog, name):
     build, splits = TREES[name]
     build(tmp_path / "a" / "copy")
-    assert recognise(tmp_path)[0] == name
+    assert detect_known_set(tmp_path)[0] == name
     log_once.cache_clear()
     with caplog.at_level(logging.WARNING):
         assert counts(open_recordings(tmp_path)) == splits[""]
@@ -51,7 +51,7 @@ def test_a_layout_is_recognised_below_any_folder_and_said_in_one_line(tmp_path, 
 def test_folders_of_ones_own_are_taken_for_nothing(tmp_path):
     write(tmp_path / "train.csv", "file,caption", "rain.wav,Rain")  # no columns of AudioCaps
     sounds(tmp_path, "rain.wav")
-    assert recognise(tmp_path) == ("", [])
+    assert detect_known_set(tmp_path) == ("", [])
     assert said(open_recordings(tmp_path)) == {"rain.wav": ("rain",)}
 
 
