@@ -66,12 +66,11 @@ def spread(value: float, low: float, high: float, decimals: int) -> str:
 
 @writer
 def neighbour() -> str:
-    """Seconds for each way in which threads wait, alone and beside other programs."""
-    header = ["threads", "setting", "a clip, alone", "a clip beside an idle loop", "a clip beside a training",
-              "a training step beside a training"]  # fmt: skip
-    table = pd.read_csv(ROOT / "figures" / "data" / "bench_neighbour.csv", dtype=str).fillna("–")
-    return markdown(header, ([row[0], f"`{row[1].removesuffix(' (ours)')}`{' (ours)' * row[1].endswith(' (ours)')}",
-                              *row[2:]] for row in table.itertuples(index=False)))  # fmt: skip
+    """Seconds for each number of threads and each way in which they wait, alone and beside other programs."""
+    header = ["work", "threads", "setting", "alone", "beside an idle loop", "beside a training"]
+    table = pd.read_csv(ROOT / "figures" / "data" / "bench_neighbour.csv", dtype=str).fillna({"work": ""}).fillna("–")
+    return markdown(header, ([work, threads, "**ours**" if setting == "ours" else f"`{setting}`", *seconds]
+                             for work, threads, setting, *seconds in table.itertuples(index=False)))  # fmt: skip
 
 
 # --- results ---

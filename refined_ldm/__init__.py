@@ -8,7 +8,7 @@ import os
 import lazy_loader
 
 # OpenMP reads this when torch is loaded. Threads that spin while they wait take the cores from other processes: beside
-# one, a clip takes 2 to 5 times as long as with sleeping threads, which alone take up to twice as long (docs/speed.md).
+# one, a clip takes 2 to 5 times as long as with sleeping threads. Small models use one (devices.fitting_threads).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"

@@ -11,11 +11,13 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
+SMALL = 2**35  # parameters x positions of latents below which one thread is faster: up to four clips of `tiny`
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}  # the half precisions, as Accelerate names them
 
 
@@ -77,6 +79,24 @@ def exact_float32() -> Iterator[None]:
     finally:
         torch.set_float32_matmul_precision(matmul)
         torch.backends.cudnn.allow_tf32 = convolutions
+
+
+@contextmanager
+def fitting_threads(network: nn.Module, positions: int, device: torch.device) -> Iterator[None]:
+    """Within the context a CPU computes with one thread if the work is SMALL, else with all threads that torch has.
+
+    The work is the number of parameters of `network` times the `positions` of all latents. It does not depend on what
+    else the machine does, so the same seed gives the same sound. Measured in docs/speed.md.
+    """
+    threads = torch.get_num_threads()
+    small = sum(p.numel() for p in network.parameters()) * positions < SMALL
+    if device.type == "cpu" and small and threads > 1:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
 
 
 def synchronize(device: torch.device | str) -> None:

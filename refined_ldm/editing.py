@@ -142,7 +142,7 @@ def edit(
 
         return _redraw(model, sound, caption, first, last, None, settings, inverted)
     mel = padded_mel(model, sound)
-    sampling = prepare(model, caption, mel.shape[2] // model.config.vae.downsampling, **settings)
+    sampling = prepare(model, one_line(caption), mel.shape[2] // model.config.vae.downsampling, **settings)
     z_0 = encode(model, mel).expand_as(sampling.noise)
     if method == "sdedit":
         latent = from_noise(model, z_0, sampling, strength)
@@ -243,7 +243,7 @@ def _redraw(
     config, x = model.config, sound.waveform
     down, hop = config.vae.downsampling, config.mel.hop_length
     mel = padded_mel(model, sound)
-    sampling = prepare(model, caption, mel.shape[2] // down, **settings)
+    sampling = prepare(model, one_line(caption), mel.shape[2] // down, **settings)
     z_0 = encode(model, mel).expand_as(sampling.noise)
     begins = torch.arange(z_0.shape[2]) * down * hop  # first sample of each latent frame
     frames, bins = (begins < last) & (begins + down * hop > first), _bins(config.mel, down, band)

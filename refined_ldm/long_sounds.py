@@ -138,7 +138,7 @@ def generate_loop(model: nn.Module, caption: str, seconds: float | None = None, 
     if not least <= seconds <= LONGEST:
         raise ValueError(f"seconds must be between {least:g} and {LONGEST}, got {seconds}")
     frames = round(seconds * mel.sample_rate / hop)
-    sampling = prepare(model, caption, frames, **settings)
+    sampling = prepare(model, one_line(caption), frames, **settings)
     window = min(trained_frames(model), frames // unit * unit)
     ring = multidiffusion(sampling.denoise, window, circular=True)
     latent = dpmpp_sample(

@@ -50,6 +50,9 @@ class Loras:
         self._sizes = {name: layer.weight.shape for name, layer in unet.named_modules()
                        if isinstance(layer, nn.Linear | nn.Conv2d)}  # fmt: skip
 
+    def __len__(self) -> int:
+        return self._count
+
     def add(self, rank: int, weight: float = 1.0, layers: Collection[str] | None = None) -> dict[str, nn.Parameter]:
         """Add a LoRA to `layers`, None: all of `lora_layers` -> its matrices by name.
 
@@ -141,10 +144,12 @@ def save_lora(
 def read_lora(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a file of `save_lora` -> (matrices by name, metadata). Raises FileNotFoundError, ValueError."""
     path = Path(path)
+    if path.is_dir():
+        raise FileNotFoundError(f"{path} is a folder: give the file of a LoRA, as its lora.safetensors")
     if not path.is_file():
         raise FileNotFoundError(f"no LoRA at {path}: train one (`refined-ldm train --lora 8 --data FOLDER`)")
     state, metadata = read_weights(path)
-    if metadata.get("kind") != "lora":
+    if metadata.get("kind") != "lora" or not {"base", "name", "config"} <= metadata.keys():
         raise ValueError(f"{path} is no LoRA of `refined-ldm train --lora`")
     return state, metadata
 

@@ -17,8 +17,9 @@ from refined_ldm.audio import are_finite, check_finite, is_silent_waveform, warn
 from refined_ldm.clap import CLAP_PRESETS, SHIPPED, Clap
 from refined_ldm.conditioning import guided_noise
 from refined_ldm.config import Config, load_config, preset
+from refined_ldm.devices import fitting_threads
 from refined_ldm.diffusion import Denoiser, NoiseSchedule, ddim_sample, dpmpp_sample, loss_weight, noise_like, to_noise
-from refined_ldm.files import check_folder
+from refined_ldm.files import atomic_write, check_folder
 from refined_ldm.hifigan import HiFiGAN
 from refined_ldm.integers import whole, whole_seed
 from refined_ldm.linear_denoiser import ConditionalLinearDenoiser, GaussianDenoiser
@@ -112,17 +113,23 @@ class RefinedAudioLDM(nn.Module):
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
         """Decode a scaled latent (B, C, T / 4, F / 4) -> log-mel (B, 1, T, F)."""
-        return self.vae.decode(latent / self.latent_scale)
+        with self._threads(latent.numel() // latent.shape[1]):
+            return self.vae.decode(latent / self.latent_scale)
 
     def to_waveform(self, mel: torch.Tensor) -> torch.Tensor:
         """Convert a log-mel (B, 1, T, F) -> waveform (B, T * hop) in [-1, 1], by HiFi-GAN or Griffin-Lim.
 
         A waveform from Griffin-Lim above full scale is scaled down as a whole, not clipped.
         """
-        if self.config.vocoder == "griffin_lim":
-            waveform = griffin_lim(mel, self.config.mel)
-            return waveform / waveform.abs().amax(1, keepdim=True).clamp(min=1)
-        return self.vocoder(mel)
+        with self._threads(mel.numel() // self.config.vae.downsampling**2):
+            if self.config.vocoder == "griffin_lim":
+                waveform = griffin_lim(mel, self.config.mel)
+                return waveform / waveform.abs().amax(1, keepdim=True).clamp(min=1)
+            return self.vocoder(mel)
+
+    def _threads(self, positions):
+        """Choose the threads of the CPU for latents (B, C, T, F) of B * T * F `positions`, within a context."""
+        return fitting_threads(self.unet, positions, self.device)
 
     def denoise(
         self, z_t: torch.Tensor, t: torch.Tensor, embedding: torch.Tensor, unet: nn.Module | None = None
@@ -173,7 +180,8 @@ class RefinedAudioLDM(nn.Module):
 
         negative_caption: the caption that guidance moves away from. sampler: "dpmpp", or "ddim" with its `eta`.
         guidance_interval: the first and the last timestep with guidance; the others take half the time.
-        candidates: sounds per caption, of which the one with the nearest CLAP embedding is kept.
+        candidates: sounds per caption, of which the one with the nearest CLAP embedding is kept. A CPU computes a few
+        clips of a small model with one thread, which is the fastest (`devices.fitting_threads`).
         on_step: called with (steps done, steps in all); on_note: called with each message, else they are warnings.
         Raises ValueError for an impossible argument, FloatingPointError for a non-finite result.
 
@@ -309,14 +317,17 @@ class RefinedAudioLDM(nn.Module):
             raise ValueError(f"guidance_interval must be two timesteps, the lower first, got {interval}")
         if unconditional is None:
             unconditional = self.clap.embed_text([""])[0]
+        within = None
         if timesteps is None:
             everywhere = interval[0] == 0 and interval[1] >= self.schedule.steps - 1
             within = None if everywhere else interval
-            return lambda z_t, t, c: guided_noise(self.denoise, z_t, t, c, unconditional, guidance, within)
 
         def guided(z_t: torch.Tensor, t: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-            scale = guidance if interval[0] <= next(timesteps) <= interval[1] else 1.0
-            return guided_noise(self.denoise, z_t, t, c, unconditional, scale)
+            scale = guidance
+            if timesteps is not None:
+                scale = guidance if interval[0] <= next(timesteps) <= interval[1] else 1.0
+            with self._threads(z_t.numel() // z_t.shape[1]):
+                return guided_noise(self.denoise, z_t, t, c, unconditional, scale, within)
 
         return guided
 
@@ -423,8 +434,8 @@ class RefinedAudioLDM(nn.Module):
             return
         for given in (Path(self.clap.vocabulary) / name for name in VOCABULARY):
             if given.is_file():
-                folder.mkdir(exist_ok=True)
-                shutil.copyfile(given, folder / given.name)
+                with atomic_write(folder / given.name) as temporary:
+                    shutil.copyfile(given, temporary)
 
     def _part(self, part):
         return {"vae": self.vae, "hifigan": self.vocoder, "clap": self.clap}[part]
@@ -446,6 +457,11 @@ class RefinedAudioLDM(nn.Module):
         Notebook: 05
         """
         folder = Path(folder)
+        for lora in (folder, folder / "lora.safetensors"):
+            if lora.name == "lora.safetensors" and lora.is_file() and not (folder / "config.yaml").is_file():
+                raise ValueError(
+                    f"{lora} is a LoRA: load the model that it was trained on, and this beside it (--lora, load_lora)"
+                )
         if folder.is_file() or (folder / "model_index.json").is_file():
             raise ValueError(
                 f"{folder} is no folder written by RefinedAudioLDM.save: convert it first (`refined-ldm "

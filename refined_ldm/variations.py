@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from refined_ldm.editing import Sound, check_strength, from_noise, padded_mel, read_sound, render
 from refined_ldm.integers import whole
 from refined_ldm.long_sounds import Settings, prepare
+from refined_ldm.tokenizer import one_line
 from refined_ldm.windows import decode, encode, trained_frames, vocode
 
 
@@ -31,7 +32,7 @@ def variations(
     check_strength(strength)
     mel = padded_mel(model, sound)
     frames = mel.shape[2] // model.config.vae.downsampling
-    sampling = prepare(model, caption, frames, candidates=whole("count", count, 1), **settings)
+    sampling = prepare(model, one_line(caption), frames, candidates=whole("count", count, 1), **settings)
     latent = from_noise(model, encode(model, mel).expand_as(sampling.noise), sampling, strength)
     return render(model, latent, sampling, sound)
 
@@ -81,7 +82,7 @@ def interpolate(
     sounds = [read_sound(model, sound, sample_rate, name) for sound, name in ((one, "one"), (other, "other"))]
     shorter = min(len(sound.waveform) for sound in sounds)
     mels = [padded_mel(model, Sound(sound.waveform[:shorter], sound.level)) for sound in sounds]
-    sampling = prepare(model, caption, mels[0].shape[2] // down, **settings)
+    sampling = prepare(model, one_line(caption), mels[0].shape[2] // down, **settings)
     z_0 = slerp(*(encode(model, mel)[0] for mel in mels), weight)
     sampling.noise, sampling.embedding = sampling.noise[:1].expand_as(z_0), sampling.embedding[:1].expand(count, -1, -1)
     sampling.captions = sampling.captions[:1] * count

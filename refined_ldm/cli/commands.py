@@ -1,6 +1,7 @@
 """The commands of `refined-ldm`: generate, train, infer, … Heavy imports are inside the commands that need them."""
 
 import json
+import re
 import sys
 import time
 from argparse import Namespace
@@ -13,17 +14,27 @@ from refined_ldm.cli.arguments import parser
 from refined_ldm.cli.checkpoints import convert, inspect
 from refined_ldm.cli.data import data
 from refined_ldm.cli.results import check_result, write_table
-from refined_ldm.cli.sounds import free_path, open_model, optimized, say_written
+from refined_ldm.cli.sounds import open_model, optimized, say_written, write_picture
 from refined_ldm.cli.training import resume_command, train, with_conditioner
+
+NO_MEMORY = "out of memory|can't allocate memory|not enough memory"  # how torch says so
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command (None: of the shell) -> exit status: 0; 2 with one line on stderr for bad usage or bad input."""
     options = parser(COMMANDS).parse_args(arguments)
+    if hasattr(sys.stdout, "reconfigure"):  # a name that the terminal cannot show is no reason to fail after the work
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return options.run(options) or 0
     except (ValueError, OSError, FloatingPointError) as fault:
         print(f"refined-ldm {options.command}: {fault}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as fault:
+        if not (isinstance(fault, MemoryError) or re.search(NO_MEMORY, str(fault))):
+            raise
+        remedy = "too little memory: ask for fewer or shorter sounds, or for smaller batches"
+        print(f"refined-ldm {options.command}: {remedy}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as fault:
         package = (fault.name or "").partition(".")[0]
@@ -50,7 +61,7 @@ def generate(options: Namespace) -> None:
     from refined_ldm.audio import is_silent_waveform
     from refined_ldm.data.names import SoundFolder, caption_name
     from refined_ldm.devices import pick_device
-    from refined_ldm.files import atomic_write, check_folder
+    from refined_ldm.files import check_folder
 
     stems = [f"{caption_name(caption.lower())}-{options.seed}" for caption in options.captions]
     check_folder(options.out, [f"{stem}.wav" for stem in stems])
@@ -83,8 +94,7 @@ def generate(options: Namespace) -> None:
                         "seconds": waveform.shape[-1] / model.config.mel.sample_rate})  # fmt: skip
     if options.picture:
         figure = plot_mels(model.mel(waveforms.to(device)).cpu(), options.captions, model.config.mel)
-        with atomic_write(free_path(options.out / "spectrograms.png")) as temporary:
-            figure.savefig(temporary, dpi=110, format="png")
+        write_picture(figure, options.out / "spectrograms.png")
     say_written(written, start, options.json, notes)
 
 
@@ -170,6 +180,8 @@ def _evaluate_details(options):
     from refined_ldm.evaluation.details import detail_table, select_scenes, show_table
     from refined_ldm.text_to_audio import RefinedAudioLDM
 
+    if options.reference is not None:
+        raise ValueError(f"--details judges one model: leave out {options.reference}, or --details to compare folders")
     if options.out:
         check_result(options.out, b"detail,sound,")
     judge, device = DetailJudge.load(options.checkpoint), pick_device(options.device)
@@ -296,9 +308,9 @@ def notebooks(options: Namespace) -> None:
     from refined_ldm.config import preset
     from refined_ldm.files import check_folder
 
-    preset(options.preset)  # an unknown one is refused before anything runs
     given = {name: value if name in PATHS else _literal(value) for name, value in options.p}
     wanted = parameters_for(find_notebooks(options.names), options.preset, paths_from_here(given))
+    preset(given.get("preset", options.preset))  # an unknown one is refused before anything runs
     if options.out.resolve() == NOTEBOOKS.resolve():
         raise FileExistsError(f"{options.out} holds the notebooks themselves: give another --out for the executed ones")
     check_folder(options.out, [path.name for path in wanted])

@@ -4,6 +4,8 @@ import json
 import warnings
 from argparse import Namespace
 
+from refined_ldm.cli.results import check_result
+
 
 def data(options: Namespace) -> None:
     """Print what a data set holds, and what of it cannot be used and why."""
@@ -11,14 +13,14 @@ def data(options: Namespace) -> None:
 
     from refined_ldm.data.report import report_data
     from refined_ldm.data.sources import open_recordings
-    from refined_ldm.files import atomic_write, check_file
+    from refined_ldm.files import atomic_write
 
     if options.picture:
         from refined_ldm.display import plot_data_report
 
         if options.picture.suffix.lower() != ".png":
             raise ValueError(f"--picture writes a PNG file, got {options.picture}")
-        check_file(options.picture)
+        check_result(options.picture, b"\x89PNG")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the report lists what is left out
         dataset = open_recordings(

@@ -4,10 +4,11 @@ import sys
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refined_ldm.cli.sounds import free_path, open_model, optimized, say_written
+from refined_ldm.cli.sounds import open_model, optimized, say_written, write_picture
 from refined_ldm.integers import LARGEST_SEED, integer, real
 
 if TYPE_CHECKING:
@@ -134,6 +135,8 @@ def _make(options: Namespace, make: Callable[["RefinedAudioLDM", "torch.Tensor |
 
     stem = f"{caption_name(options.input.stem if options.input else options.caption)}-{options.command}-{options.seed}"
     check_folder(options.out, [f"{stem}.wav"])
+    if options.picture:
+        import_module("refined_ldm.display.spectrograms")  # a package that is missing is named before any work
     if options.input:
         audio_info(options.input)  # a file that is none is refused before the model is loaded
     device = pick_device(options.device)
@@ -169,7 +172,6 @@ def _draw(
 
     from refined_ldm.audio import pad_or_trim
     from refined_ldm.display import plot_mels
-    from refined_ldm.files import atomic_write
 
     sounds = [made] if sound is None else [sound, made]
     hop = model.config.mel.hop_length
@@ -177,9 +179,7 @@ def _draw(
     mels = model.mel(torch.stack([pad_or_trim(one, samples) for one in sounds]).to(model.device)).cpu()
     titles = [f"{options.command}: {options.caption}"]
     figure = plot_mels(mels, [options.input.name, *titles] if sound is not None else titles, model.config.mel)
-    with atomic_write(path := free_path(path)) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
-    return path
+    return write_picture(figure, path)
 
 
 COMMANDS = (edit, inpaint, extend, upsample, loop)

@@ -7,6 +7,7 @@ table, which says of which weights each row is. `gallery` as the only TASK draws
 editing_long.png, a sound from each function; `figure` draws figures/edits.png again from its table.
 """
 
+import argparse
 import sys
 import time
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from refined_ldm.editing import differing_stretch, read_sound
 from refined_ldm.evaluation.detail_judge import DetailJudge
 from refined_ldm.evaluation.edits import CUTOFF, RATE, TASKS, counterfactuals, low_passed
 from refined_ldm.inference import optimize_for_inference
+from refined_ldm.integers import integer
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.weights import weights_digest
 
@@ -28,12 +30,22 @@ GALLERY = 1  # the scene of the gallery
 SHORT = {"extend": 2, "upsample": 2, "loop": 3, "long": 12}  # as many times fewer clips, since each takes longer
 
 
-def main(clips: int, tasks: Sequence[str]) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure what the arguments, None: of the shell, ask for."""
+    parser = argparse.ArgumentParser("python -m refined_ldm.cli.measure_edits", description=__doc__.partition(";")[0])
+    parser.add_argument("clips", type=integer(1), nargs="?", default=24, metavar="CLIPS")
+    parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"of {', '.join(TASKS)}; or gallery, or figure")
+    measure(**vars(parser.parse_args(arguments)))
+
+
+def measure(clips: int, tasks: Sequence[str]) -> None:
     """Draw the gallery, or measure `tasks` on `clips` scenes each, and print the rows."""
     path = display.in_project("figures") / "data" / f"{NAME}.csv"
     if list(tasks) == ["gallery"]:
         return gallery()
     if list(tasks) == ["figure"]:
+        if not path.is_file():
+            sys.exit(f"no table {path}: measure it first")
         table = pd.read_csv(path)
         return display.save_figure(draw(table), NAME, table, {"clips": clips})
     if unknown := set(tasks) - TASKS.keys():
@@ -49,7 +61,10 @@ def main(clips: int, tasks: Sequence[str]) -> None:
         found = [row | {"weights": weights} for row in found]
         rows = [row for row in rows if row["task"] != task] + found
         rows.sort(key=lambda row: list(TASKS).index(row["task"]))
-        display.save_figure(draw(pd.DataFrame(rows)), NAME, rows, {"clips": clips}, started)  # kept if interrupted
+        if any(row["task"] == "edit" for row in rows):
+            display.save_figure(draw(pd.DataFrame(rows)), NAME, rows, {"clips": clips}, started)  # kept if interrupted
+        else:  # the figure shows that task alone
+            display.save_table(rows, NAME)
         print(pd.DataFrame(found).drop(columns=["task", "weights"]).to_string(index=False), flush=True)
 
 
@@ -98,4 +113,4 @@ def gallery() -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 24, sys.argv[2:])
+    main()

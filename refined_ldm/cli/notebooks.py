@@ -57,12 +57,14 @@ def parameters_for(paths: Sequence[Path], preset: str, given: dict[str, Any]) ->
 
 
 def _as_meant(name, value, default):
-    """A parameter as the notebook's own value of it, written `default`, is: an integer, a number, or true or false."""
+    """A parameter of the kind that the notebook's own value, written `default`, has: number, text, true or false."""
     kind = type(ast.literal_eval(default))
     if kind is int:
         return whole_seed(value) if name == "seed" else whole(name, value, 0)
     if kind is float and (isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value)):
         raise ValueError(f"{name} must be a finite number, got {value!r:.80}")
+    if kind is str and not isinstance(value, str):
+        raise ValueError(f"{name} must be a text, got {value!r:.80}")
     if kind is bool and not isinstance(value, bool):
         raise ValueError(f"{name} must be true or false, got {value!r:.80}")
     return value

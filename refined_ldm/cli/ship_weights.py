@@ -31,6 +31,7 @@ from refined_ldm.evaluation.details import select_scenes, twin_choices
 from refined_ldm.evaluation.embeddings.aisfx import Aisfx
 from refined_ldm.evaluation.metrics import recall_at_k, zero_shot
 from refined_ldm.evaluation.pitch import Crepe
+from refined_ldm.files import atomic_write
 from refined_ldm.text_to_audio import WEIGHTS, RefinedAudioLDM
 from refined_ldm.training.pipeline import DISCRIMINATOR_FILES
 from refined_ldm.vae import PatchDiscriminator
@@ -203,9 +204,8 @@ def draw_adherence(card: dict, started: float) -> None:
 
 def write(card: dict) -> None:
     """Replace card.json, whole or not at all."""
-    temporary = FOLDER / "card.json.tmp"
-    temporary.write_text(json.dumps(card, indent=1))
-    temporary.replace(FOLDER / "card.json")
+    with atomic_write(FOLDER / "card.json") as temporary:
+        temporary.write_text(json.dumps(card, indent=1))
 
 
 if __name__ == "__main__":

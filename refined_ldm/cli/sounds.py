@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
+    from matplotlib.figure import Figure
 
     from refined_ldm.text_to_audio import RefinedAudioLDM
 
@@ -56,10 +57,16 @@ def say_written(written: list[dict], start: float, as_json: bool, notes: Sequenc
         print("\n".join(w["file"] for w in written))
 
 
-def free_path(path: Path) -> Path:
-    """A path, numbered if there is a file already."""
+def write_picture(figure: "Figure", path: Path) -> Path:
+    """Write a figure as PNG to `path`, numbered if there is a file already -> its path."""
+    from refined_ldm.files import atomic_write
+
     free, number = path, 1
-    while free.exists():
-        number += 1
-        free = path.with_stem(f"{path.stem}-{number}")
-    return free
+    while True:
+        try:
+            with atomic_write(free, replace=False) as temporary:
+                figure.savefig(temporary, dpi=110, format="png")
+            return free
+        except (FileExistsError, IsADirectoryError):  # perhaps another process has just written it
+            number += 1
+            free = path.with_stem(f"{path.stem}-{number}")

@@ -33,7 +33,6 @@ def _train(options, signals):
     from refined_ldm.durable.csv_log import CsvLogger
     from refined_ldm.durable.signals import Stopped
     from refined_ldm.text_to_audio import RefinedAudioLDM
-    from refined_ldm.training.inputs import LEFT_OUT
     from refined_ldm.training.pipeline import accelerator_of, check_files, check_run, default_stages, train_stage
     from refined_ldm.training.stages import stage_settings
 
@@ -108,7 +107,15 @@ def _train(options, signals):
             if step:
                 summary = f"{step.index} steps, loss {step.loss:.4f}, {waited / spent:.0%} of the time waiting for data"
             print(f"{stage}: {summary}, written to {run_dir}")
-    if accelerator.is_main_process and (run_dir / LEFT_OUT).is_file():
+    if accelerator.is_main_process:
+        _say_left_out(run_dir)
+
+
+def _say_left_out(run_dir):
+    """Print how many recordings a run left out, if any."""
+    from refined_ldm.training.inputs import LEFT_OUT
+
+    if (run_dir / LEFT_OUT).is_file():
         left_out = len((run_dir / LEFT_OUT).read_text(encoding="utf-8").splitlines())
         print(f"{left_out} recordings or rows were left out: {run_dir / LEFT_OUT} says which and why")
 
@@ -159,6 +166,7 @@ def _train_lora(options, signals):
                     write(step)
     if main:
         print(_lora_summary(run_dir / LORA_FILE, read_lora(run_dir / LORA_FILE)[1]))
+        _say_left_out(run_dir)
 
 
 def _lora_summary(file, metadata):

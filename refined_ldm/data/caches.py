@@ -62,6 +62,14 @@ def _cache(folder: Path, fingerprint: dict, count: int, batches: Iterator[tuple[
     return Cached(folder)
 
 
+def of_before(folder: Path) -> dict:
+    """What the cache in a folder was made of, {} if there is none that can be read."""
+    try:
+        return json.loads((folder / "made_of.json").read_text())
+    except (OSError, ValueError):
+        return {}
+
+
 def _kept(folder, fingerprint):
     """The cache in a folder if there is one, whole and made of the same, else None."""
     try:

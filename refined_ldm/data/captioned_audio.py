@@ -29,7 +29,16 @@ from refined_ldm.data.listing import (
 )
 from refined_ldm.data.parquet import Cell, find_parquet, parquet_sounds
 from refined_ldm.data.shards import Member, find_shards, shard_sounds
-from refined_ldm.data.tables import caption_lines, captions_in, clean_caption, field, json_captions, read_rows, span_in
+from refined_ldm.data.tables import (
+    caption_lines,
+    captions_in,
+    clean_caption,
+    field,
+    json_captions,
+    read_rows,
+    span_in,
+    text_in,
+)
 from refined_ldm.integers import whole, whole_seed
 
 SAMPLE_RATE = 16_000  # Hz
@@ -193,8 +202,7 @@ class CaptionedAudio(Dataset):
             id = sound.relative_to(path.parent).as_posix()
             if start or end is not None:
                 id += f"@{start:g}-{'' if end is None else f'{end:g}'}"
-            label_of = (row.get(label) or "").strip()
-            return Recording(sound, id, captions, label_of, f"{path.name}, line {number}", "", start, end)
+            return Recording(sound, id, captions, text_in(row, label), f"{path.name}, line {number}", "", start, end)
 
         entries = ((f"line {n}", lambda n=n, row=row: recording(n, row)) for n, row in read_rows(path, (file, caption)))
         return cls._from_entries(path, entries, seconds, crop, seed, skip_bad)

@@ -49,7 +49,7 @@ def parquet_sounds(
     and the first of CAPTION_COLUMNS. Raises ValueError for a missing column, or if pyarrow is not installed.
     """
     try:
-        from pyarrow import ArrowInvalid
+        from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
         raise ValueError(f"{files[0]}: Parquet files need pyarrow ({error}): pip install pyarrow") from error
@@ -58,16 +58,21 @@ def parquet_sounds(
             try:
                 with ParquetFile(path) as file:
                     yield from _rows_of(file, path, split, audio or "audio", caption)
-            except (OSError, ArrowInvalid) as error:
+            except (OSError, ArrowException) as error:
                 raise ValueError(f"{path}: not a Parquet file, or damaged ({error})") from error
 
 
 def _rows_of(file, path, split, audio, caption):
+    from pyarrow.types import is_struct
+
     columns = file.schema_arrow.names
     caption = caption or next((column for column in CAPTION_COLUMNS if column in columns), CAPTION_COLUMNS[0])
     for column in (audio, caption):
         if column not in columns:
             raise ValueError(f"{path}: expected a column {column!r}, it has {', '.join(columns)}")
+    kind = file.schema_arrow.field(audio).type
+    if not is_struct(kind) or kind.get_field_index("bytes") < 0:
+        raise ValueError(f"{path}: the column {audio!r} must hold sounds as {{'bytes', 'path'}}, it holds {kind}")
 
     def recording(cell, text):
         held = {caption: text if isinstance(text, list) else str(text or "")}

@@ -100,12 +100,19 @@ def field(row: dict, column: str) -> str:
     """The value of a column, trimmed; ValueError if it is empty, or if the row has more or fewer values than that."""
     if row[column] is None:
         raise ValueError(f"the row ends before the column {column!r}; put a caption that holds a line break in quotes")
-    value = row[column].strip()
+    value = text_in(row, column)
     if not value:
         raise ValueError(f"the column {column!r} is empty")
     if None in row:
         raise ValueError("more values than columns; put a caption that contains a comma in quotes")
     return value
+
+
+def text_in(row: dict, column: str) -> str:
+    """The value of a column, trimmed, "" if there is none; ValueError for a list, as JSON lines may hold."""
+    if isinstance(row.get(column), list):
+        raise ValueError(f"the column {column!r} holds a list, where one value was expected")
+    return (row.get(column) or "").strip()
 
 
 def captions_in(row: dict, column: str) -> tuple[str, ...]:
@@ -120,7 +127,7 @@ def captions_in(row: dict, column: str) -> tuple[str, ...]:
 
 def span_in(row: dict) -> tuple[float, float | None]:
     """The columns "start" and "end" of a row, in seconds -> (start, 0 if there is none; end, None if there is none)."""
-    start, end = ((row.get(column) or "").strip() for column in ("start", "end"))
+    start, end = text_in(row, "start"), text_in(row, "end")
     try:
         span = float(start or 0), float(end) if end else None
     except ValueError:

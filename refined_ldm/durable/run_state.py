@@ -17,7 +17,7 @@ from refined_ldm.files import atomic_write, remove_leftovers, sha256
 from refined_ldm.weights import load_into, present_names, read_weights
 
 HOLDS = r"state\.json|.+\.safetensors"  # the files of a checkpoint
-DAMAGE = (OSError, ValueError, KeyError, SafetensorError)  # what reading a damaged checkpoint raises
+DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)  # of a checkpoint that is read
 SCALE_FILE = "checkpoints/ldm/scale.safetensors"  # in a run folder: the latent scale of its U-Net
 KEPT = 2  # checkpoints of a run: the last, and the one before in case the last is damaged
 
@@ -79,7 +79,7 @@ def has_whole_checkpoint(run_dir: str | Path, stage: str) -> bool:
 def precision_of(run_dir: str | Path) -> str | None:
     """The precision that a run was trained in; None if no checkpoint records it."""
     for path in Path(run_dir).glob("*/step-*/state.json"):
-        with suppress(OSError, ValueError):
+        with suppress(*DAMAGE):
             if precision := json.loads(path.read_text()).get("precision"):
                 return precision
     return None

@@ -126,9 +126,10 @@ def detect_checkpoint_type(tensors: Iterable[str]) -> str:
     """The type of a checkpoint by the names of its tensors.
 
     "audioldm" (a whole checkpoint), "unet", "vae", "hifigan", "ms-clap-2023", "laion-clap", "laion-clap fusion"; of our
-    own files "ldm" and "clap"; or "unknown".
+    own files "ldm", "clap" and "lora"; or "unknown".
     """
     kinds = (
+        ("lora", r".+\.lora_[AB]\.weight$"),
         ("audioldm", r"model\.diffusion_model\.|model_ema\.|first_stage_model\."),
         ("ldm", r"unet\.film_embed\."),
         ("clap", r"token_(rows|index)$"),
@@ -222,6 +223,7 @@ READ_BY = {  # kind -> (Python, shell)
     "hifigan": ('checkpoints.read_parts("{path}")', "refined-ldm convert {path} hifigan.safetensors"),
     "ldm": ("RefinedAudioLDM.load(FOLDER), with the other parts beside it", ""),
     "clap": ('Clap.load(NAME, "{path}")', ""),
+    "lora": ('model.load_lora("{path}")', "refined-ldm generate CAPTION --lora {path} --out FOLDER"),
 }
 
 
@@ -325,6 +327,8 @@ def convert_checkpoint(
 
     path, out = Path(path), Path(out)
     check_writable(out.absolute().parent, [out.name])
+    if out.exists() and path.exists() and out.samefile(path):
+        raise FileExistsError(f"{out} is what is to be converted: give another name")
     if out.exists() and not force:
         raise FileExistsError(f"{out} is there already: give another name, or --force (force=True) to replace it")
     whole = path.is_dir() or detect_checkpoint_type(tensors := read_tensors(path)) == "audioldm"

@@ -42,15 +42,19 @@ def _emptied(factory=None):
     return {}
 
 
-_SCALAR = np.core.multiarray.scalar if np.__version__ < "2" else np._core.multiarray.scalar
-HARMLESS = [  # what a pickle may ask for beside what torch allows: numbers of numpy, and containers that do nothing
-    *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+_CORE = np.core if np.__version__ < "2" else np._core
+HARMLESS = [  # what a pickle may ask for beside what torch allows: what numpy counts with, containers that do nothing
+    *((kind, f"numpy.{core}.{name}") for core in ("core", "_core") for kind, name in (
+        (_CORE.multiarray.scalar, "multiarray.scalar"), (_CORE.multiarray._reconstruct, "multiarray._reconstruct"),
+        (_CORE.numeric._frombuffer, "numeric._frombuffer"))),
     *((type(np.dtype(kind)), f"numpy.dtypes.{type(np.dtype(kind)).__name__}")
-      for kind in ("float64", "float32", "int64", "int32", "bool")),
-    (np.dtype, "numpy.dtype"),
+      for kind in ("float64", "float32", "int64", "int32", "uint64", "uint32", "uint8", "bool")),
+    (np.dtype, "numpy.dtype"), (np.ndarray, "numpy.ndarray"),
     (_emptied, "collections.defaultdict"),
     (argparse.Namespace, "argparse.Namespace"),
-    (pathlib.PurePosixPath, "pathlib.PosixPath"),
+    *((kind, f"{module}.{name}") for module in ("pathlib", "pathlib._local")  # the latter: from Python 3.13 on
+      for kind, names in ((pathlib.PurePosixPath, ("PosixPath", "PurePosixPath")),
+                          (pathlib.PureWindowsPath, ("WindowsPath", "PureWindowsPath"))) for name in names),
     *((kind, f"builtins.{kind.__name__}") for kind in (dict, list, tuple, int, float, str, bool)),
 ]  # fmt: skip
 TORCHS_OWN = {  # what torch's reader allows by itself and a file of weights needs

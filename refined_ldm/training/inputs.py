@@ -3,6 +3,7 @@
 Notebook: 03
 """
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from refined_ldm.config import Config
-from refined_ldm.data.caches import CACHED_KEYS, cache_clips, cache_latents, encoded_at_once
+from refined_ldm.data.caches import CACHED_KEYS, cache_clips, cache_latents, encoded_at_once, of_before
 from refined_ldm.data.sources import open_recordings
 from refined_ldm.scenes.dataset import SoundScenes
 from refined_ldm.text_to_audio import RefinedAudioLDM
@@ -62,9 +63,10 @@ def cached_clips(
         listed.parent.mkdir(parents=True, exist_ok=True)
         lines = "".join(f"{' '.join(fault.split())}\n" for fault in left_out)
         listed.write_text(lines, encoding="utf-8", errors="backslashreplace")
-    return cache_clips(
-        Path(run_dir) / f"clips-{split}", data, {"data": data.fingerprint(), "kept": list(CACHED_KEYS)}, on_clips
-    )
+    folder, made_of = Path(run_dir) / f"clips-{split}", {"data": data.fingerprint(), "kept": list(CACHED_KEYS)}
+    if made_of["data"] != of_before(folder).get("data", made_of["data"]):
+        warnings.warn(f"{folder} holds the clips of other data than {config.data}: they are replaced", stacklevel=3)
+    return cache_clips(folder, data, made_of, on_clips)
 
 
 @torch.no_grad()

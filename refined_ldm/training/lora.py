@@ -97,12 +97,14 @@ def train_lora(
 
     on_clips: called with (clips done, clips in all) while the caches are filled.
     Raises FileNotFoundError for missing recordings, FileExistsError for a finished run, ValueError for impossible
-    settings or a run of another model, ModuleNotFoundError without peft.
+    settings, a run of another model or a model with LoRAs, ModuleNotFoundError without peft.
     """
     run_dir, seed, settings = Path(run_dir), whole_seed(seed), training.stage(model.config)
     config = LoraConfig(rank)
     check_lora_run(model.config, run_dir, resume)
     file = run_dir / LORA_FILE
+    if model.loras is not None and len(model.loras):
+        raise ValueError("the model has LoRAs already: call merge_loras() or remove_loras() before it learns another")
     loras = model.with_loras()
     if resume and file.is_file() and (of := read_lora(file)[1])["base"] != loras.base:
         raise ValueError(f"{file} is a LoRA of another model, {of['name']} {of['base']}: a run goes on with its own")

@@ -82,6 +82,7 @@ def check_run(config: Config, stages: Sequence[str], run_dir: str | Path, resume
         check_place(run_dir / cache, HOLDS)
     for stage in stages:
         check_folder(run_dir / "checkpoints" / stage)
+    _refuse_lone_settings(run_dir)
     if resume:
         _refuse_no_run(run_dir)
     else:
@@ -97,6 +98,15 @@ def _refuse_no_run(run_dir):
     if names and not any(re.fullmatch(f"{RUN}|{JUNK}", name) for name in names):
         raise FileNotFoundError(
             f"no run at {run_dir} that could go on: give its folder with --run, or begin one without --resume"
+        )
+
+
+def _refuse_lone_settings(run_dir):
+    """Raise FileExistsError for a config.yaml without a run beside it, which that of a new run would replace."""
+    names = {path.name for path in run_dir.iterdir()} if run_dir.is_dir() else set()
+    if "config.yaml" in names and not any(re.fullmatch(RUN, name) for name in names - {"config.yaml"}):
+        raise FileExistsError(
+            f"{run_dir / 'config.yaml'} is there already, and no run beside it: give another --run, or move it away"
         )
 
 
@@ -216,6 +226,7 @@ def train_stage(
     run_dir, config, seed = Path(run_dir), model.config, whole_seed(seed)
     settings = stage_settings(model.config, stage, max_steps, lr)  # refused before the clips are rendered
     _refuse_details(config, stage)
+    _refuse_lone_settings(run_dir)
     if not resume:
         refuse_old(run_dir / "checkpoints", stage)
         _refuse_finished(run_dir, stage, config)

@@ -1,5 +1,6 @@
 import csv
 import errno
+import io
 import json
 import os
 import shlex
@@ -10,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 import soundfile
+import torch
 
 import refined_ldm
 from refined_ldm.cli import commands as cli
@@ -241,7 +243,7 @@ def place(tmp_path, monkeypatch, checkpoint):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "keep.txt").write_text("precious")
-    for name in ("notes.txt", "notes.csv"):
+    for name in ("notes.txt", "notes.csv", "notes.png"):
         (tmp_path / name).write_text("precious")
     (tmp_path / "list.lst").write_text("rain\nwind\n")
     small.config(seconds=1.28, clips=2).save("small.yaml")
@@ -272,6 +274,10 @@ INFER = ["infer", "-c", "checkpoint/config.yaml", "-l", "list.lst", "--reload_fr
     ([*INFER, "--out", "notes.txt"], "notes.txt is a file, where a folder is needed"),
     (["convert", "checkpoint/vae.safetensors", "notes.txt/x.safetensors"], "notes.txt is a file"),
     (["convert", "checkpoint/vae.safetensors", "folder", "--force"], "folder is a folder, so it is not replaced"),
+    (["convert", "checkpoint/vae.safetensors", "checkpoint/../checkpoint/vae.safetensors", "--force"],
+     "vae.safetensors is what is to be converted"),
+    (["data", "folder", "--picture", "notes.png"], "notes.png is there already and no result"),
+    (["evaluate", "folder", "folder", "--details", "2"], "--details judges one model: leave out folder"),
     (["train", "-c", "small.yaml", "--run", "notes.txt"], "notes.txt is a file, where a folder is needed"),
     (["experiment", "--run", "notes.txt"], "notes.txt is a file, where a folder is needed"),
     (["experiment", "--run", "folder", "--out", "notes.txt"], "notes.txt is a file, where a folder is needed"),
@@ -303,6 +309,20 @@ def test_a_folder_of_somebodys_where_a_run_keeps_what_it_computed_is_not_replace
     status, _, errors = run(capsys, "train", "-c", "small.yaml", "--run", ".", "--stage", "vae")
     assert status == 2 and f"{cache} also holds keep.txt, so it is not replaced" in errors[0]
     assert (place / cache / "keep.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize("more", [["--stage", "vae"], ["--resume"]])
+def test_settings_of_somebodys_do_not_become_those_of_a_run(place, capsys, more):
+    """As with `train -c mine/config.yaml --run mine`, whose comments and other keys would be lost."""
+    (place / "mine").mkdir()
+    (place / "mine" / "config.yaml").write_text(f"# my own\n{(place / 'small.yaml').read_text()}")
+    before = contents(place)
+    status, printed, errors = run(capsys, "train", "-c", "mine/config.yaml", "--run", "mine", *more)
+    assert (status, printed, len(errors)) == (2, [], 1)
+    assert "mine/config.yaml is there already, and no run beside it: give another --run" in errors[0]
+    with pytest.raises(FileExistsError, match="no run beside it"):
+        next(pipeline.train_stage(RefinedAudioLDM(small.config(clips=2)), "vae", place / "mine"))
+    assert contents(place) == before
 
 
 def test_sounds_of_before_stay_and_the_new_ones_are_numbered(place, capsys):
@@ -343,6 +363,7 @@ def test_a_run_that_is_not_there_does_not_go_on(place, capsys):
 
 @pytest.mark.parametrize("arguments, module", [
     (["generate", "rain", "--out", "o", "--checkpoint", "checkpoint", "--picture"], "matplotlib"),
+    (["edit", "notes.txt", "rain", "--out", "o", "--checkpoint", "checkpoint", "--picture"], "matplotlib"),
     (["notebooks", "01"], "papermill"), (["verify"], "pandas"), (["experiment", "--run", "new"], "pandas"),
 ], ids=lambda given: given[0])  # fmt: skip
 def test_an_optional_package_that_is_missing_is_named_before_any_work(place, monkeypatch, capsys, arguments, module):
@@ -355,6 +376,33 @@ def test_an_optional_package_that_is_missing_is_named_before_any_work(place, mon
     status, printed, errors = run(capsys, *arguments)
     assert (status, printed, len(errors)) == (2, [], 1) and contents(place) == before
     assert f'{module} is not installed, which this needs: pip install "refined-audio-ldm[notebooks]"' in errors[0]
+
+
+def test_a_name_that_the_terminal_cannot_show_is_no_fault(place, monkeypatch):
+    """Nor found out when the sound is there already."""
+    screen = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", screen)
+    arguments = ["generate", "Ω", "--out", "é", "--checkpoint", "checkpoint", "--steps", "1", "--device", "cpu"]
+    assert cli.main(arguments) == 0 and (place / "é" / "ω-0.wav").is_file()
+    screen.flush()
+    assert screen.buffer.getvalue() == b"\\xe9/\\u03c9-0.wav\n"
+
+
+@pytest.mark.parametrize("fault", [
+    MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"),
+])  # fmt: skip
+def test_too_little_memory_is_one_line(place, monkeypatch, capsys, fault):
+    def fail(*_, **__):
+        raise fault
+
+    monkeypatch.setattr(RefinedAudioLDM, "generate", fail)
+    arguments = ("generate", "rain", "--out", "o", "--checkpoint", "checkpoint", "--device", "cpu")
+    status, printed, errors = run(capsys, *arguments)
+    assert (status, printed) == (2, []) and "refined-ldm generate: too little memory: ask for fewer" in errors[-1]
+    fault = RuntimeError("a fault of ours")
+    with pytest.raises(RuntimeError, match="of ours"):
+        run(capsys, *arguments)
 
 
 def test_random_weights_are_reported(place, monkeypatch, capsys):
@@ -380,3 +428,7 @@ def test_a_published_file_where_a_run_is_wanted_is_to_be_converted_first(place, 
     for given in ("notes.txt", "pipeline"):
         status, _, errors = run(capsys, "generate", "rain", "--out", "o", "--checkpoint", given)
         assert status == 2 and f"convert it first (`refined-ldm convert {given} FOLDER`)" in errors[0]
+    (place / "folder" / "lora.safetensors").touch()
+    for given in ("folder", "folder/lora.safetensors"):
+        status, _, errors = run(capsys, "generate", "rain", "--out", "o", "--checkpoint", given)
+        assert status == 2 and "folder/lora.safetensors is a LoRA: load the model that it was trained on" in errors[0]

@@ -5,6 +5,8 @@ import soundfile
 import torch
 
 from refined_ldm.audio import load_audio, save_audio
+from refined_ldm.cli import measure_edits
+from refined_ldm.cli.sounds import write_picture
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from tests.support import small
 from tests.support.shell import run
@@ -84,6 +86,49 @@ def test_bad_input_is_one_line_on_stderr_and_status_2(place, capsys, arguments, 
     status, printed, errors = run(capsys, *arguments, "--out", "o", "--checkpoint", "checkpoint")
     assert status == 2 and printed == []
     assert len(errors) == 1 and errors[0].startswith(f"refined-ldm {arguments[0]}: ") and message in errors[0]
+
+
+def test_pictures_of_before_stay_also_those_that_another_process_writes_meanwhile(tmp_path):
+    class Figure:
+        def savefig(self, path, **_):
+            path.write_text("ours")
+            (tmp_path / "a-2.png").write_text("of another process")
+
+    (tmp_path / "a.png").mkdir()
+    assert write_picture(Figure(), tmp_path / "a.png") == tmp_path / "a-3.png"
+    assert (tmp_path / "a-2.png").read_text() == "of another process" and (tmp_path / "a-3.png").read_text() == "ours"
+
+
+@pytest.mark.parametrize("words, message", [
+    (["gallery"], "CLIPS: must be a whole number, 1 or more, got 'gallery'"),
+    (["24.5"], "got '24.5'"), (["-3"], "got -3"),
+])  # fmt: skip
+def test_measuring_edits_takes_a_whole_number_of_clips(monkeypatch, capsys, words, message):
+    asked = []
+    monkeypatch.setattr(measure_edits, "measure", lambda **given: asked.append(given))
+    with pytest.raises(SystemExit, match="2"):
+        measure_edits.main(words)
+    assert message in capsys.readouterr().err and not asked
+    for given in (["24.0", "edit", "loop"], []):
+        measure_edits.main(given)
+    assert asked == [{"clips": 24, "tasks": ["edit", "loop"]}, {"clips": 24, "tasks": []}]
+
+
+def test_a_task_that_the_figure_does_not_show_is_measured_alone(tmp_path, monkeypatch, capsys):
+    """In a folder without a table of before."""
+    for module in ("refined_ldm.display", "refined_ldm.display.figures"):
+        monkeypatch.setattr(f"{module}.in_project", lambda folder: tmp_path / folder)
+    monkeypatch.setattr(RefinedAudioLDM, "from_preset", lambda name: None)  # nothing is generated
+    monkeypatch.setattr(measure_edits.DetailJudge, "load", lambda: None)
+    monkeypatch.setattr(measure_edits, "optimize_for_inference", lambda *_: None)
+    monkeypatch.setattr(measure_edits, "weights_digest", lambda _: "abc")
+    found = {"task": "loop", "method": "loop", "strength": None, "measure": "step", "value": 1.0, "clips": 1}
+    monkeypatch.setitem(measure_edits.TASKS, "loop", lambda *_, **__: [found])
+    with pytest.raises(SystemExit, match="no table .*edits.csv: measure it first"):
+        measure_edits.main(["2", "figure"])
+    measure_edits.main(["2", "loop"])
+    assert (tmp_path / "figures/data/edits.csv").read_text().splitlines()[1] == "loop,loop,,step,1.0,1,abc"
+    assert not (tmp_path / "figures/edits.png").exists()
 
 
 @pytest.mark.parametrize("command", ["edit", "inpaint", "extend", "upsample", "loop"])

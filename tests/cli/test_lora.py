@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import soundfile
@@ -44,6 +45,12 @@ def test_a_lora_is_trained_and_generates(bells, capsys):
     twice = ["--lora", "run/lora.safetensors:0.5", "run/lora.safetensors:0.5"]
     assert (sound(capsys, "d", *twice) - changed).abs().max() < 1e-3
     assert train(capsys, "--max-steps", 4, "--lr", 0.05, "--device", "cpu", "--resume")[0] == 0
+
+
+def test_recordings_that_are_left_out_are_counted(bells, capsys):
+    Path("bells/broken.wav").write_text("no sound")
+    status, printed, errors = train(capsys, "--max-steps", 1, "--device", "cpu", "--skip-bad")
+    assert status == 0 and printed[-1].startswith("1 recordings or rows were left out: run/left-out.txt"), errors
 
 
 @pytest.mark.parametrize("arguments, message", [

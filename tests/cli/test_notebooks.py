@@ -64,6 +64,8 @@ def test_a_parameter_is_of_the_kind_that_the_notebook_gives_it(name, given, mean
     ("seed", "-1", "seed must be a whole number between 0 and 9223372036854775807, got -1"),
     ("lr", "NaN", "lr must be a finite number, got nan"), ("lr", "fast", "lr must be a finite number, got 'fast'"),
     ("write_figures", "1", "write_figures must be true or false, got 1"),
+    ("preset", "5", "preset must be a text, got 5"),
+    ("preset", "huge", "no preset 'huge': choose one of tiny, colab, paper, baseline"),
 ])  # fmt: skip
 def test_a_parameter_that_cannot_be_meant_is_reported_before_anything_runs(tmp_path, capsys, name, value, message):
     assert main(["notebooks", "-p", name, value, "--out", str(tmp_path / "out")]) == 2

@@ -6,7 +6,17 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
-from refined_ldm.devices import allow_tf32, exact_float32, feeding, pick_accelerator, pick_device, pick_precision
+from refined_ldm.config import preset
+from refined_ldm.devices import (
+    allow_tf32,
+    exact_float32,
+    feeding,
+    fitting_threads,
+    pick_accelerator,
+    pick_device,
+    pick_precision,
+)
+from refined_ldm.unet import UNet
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +60,42 @@ def test_the_machine_is_measured_once(monkeypatch):
     first = pick_precision("cpu")
     monkeypatch.setattr(time, "perf_counter", lambda: pytest.fail("measured again"))
     assert pick_precision("cpu") == first
+
+
+@pytest.fixture
+def two_threads():
+    given = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(given)
+
+
+@pytest.mark.parametrize("name, clips, device, threads", [
+    ("tiny", 1, "cpu", 1), ("tiny", 4, "cpu", 1), ("tiny", 8, "cpu", 2), ("tiny", 1, "cuda", 2),
+    ("colab", 1, "cpu", 2), ("paper", 1, "cpu", 2), ("baseline", 1, "cpu", 2),
+])  # fmt: skip
+def test_small_work_takes_one_thread_of_a_cpu_and_published_sizes_all(two_threads, name, clips, device, threads):
+    config = preset(name)
+    with torch.device("meta"):  # no memory
+        unet = UNet(config.unet)
+    latent = config.samples // config.mel.hop_length // 4 * config.mel.n_mels // 4
+    with fitting_threads(unet, clips * latent, torch.device(device)):
+        assert torch.get_num_threads() == threads
+    assert torch.get_num_threads() == 2
+
+
+def test_the_threads_are_as_before_even_after_an_error(two_threads):
+    with pytest.raises(KeyError), fitting_threads(torch.nn.Linear(1, 1), 1, torch.device("cpu")):
+        raise KeyError
+    assert torch.get_num_threads() == 2
+
+
+def test_a_user_who_wants_one_thread_keeps_it(two_threads):
+    torch.set_num_threads(1)
+    for positions in (1, 2**40):
+        with fitting_threads(torch.nn.Linear(1, 1), positions, torch.device("cpu")):
+            assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 1
 
 
 def test_an_unsupported_way_of_training_is_refused(monkeypatch):

@@ -103,6 +103,11 @@ def test_a_lora_of_another_model_or_no_lora_is_refused(model, files, tmp_path, m
         other.load_lora(files[0])
     with pytest.raises(FileNotFoundError, match="no LoRA at .*none.safetensors: train one"):
         model.load_lora(tmp_path / "none.safetensors")
+    with pytest.raises(FileNotFoundError, match="is a folder: give the file of a LoRA"):
+        model.load_lora(tmp_path)
+    save_weights(tmp_path / "half.safetensors", model.vae, kind="lora")  # without its base
+    with pytest.raises(ValueError, match="half.safetensors is no LoRA of"):
+        model.load_lora(tmp_path / "half.safetensors")
     save_weights(tmp_path / "vae.safetensors", model.vae)
     with pytest.raises(ValueError, match="vae.safetensors is no LoRA of"):
         model.load_lora(tmp_path / "vae.safetensors")

@@ -46,6 +46,28 @@ def test_a_sound_does_not_depend_on_its_neighbours(model, settings):
     assert (together[0] - together[1]).abs().max() > 1e-2
 
 
+def test_every_part_of_a_small_model_works_with_one_thread_also_in_editing(model):
+    """In all that makes sounds; afterwards, and after an error, torch has its threads again."""
+    given, threads = torch.get_num_threads(), []
+    look = [part.register_forward_pre_hook(lambda *_: threads.append(torch.get_num_threads()))
+            for part in (model.unet, model.vae.decoder, model.vocoder)]  # fmt: skip
+    torch.set_num_threads(2)
+    try:
+        sound = model.generate(CAPTIONS, steps=2)[0]
+        model.generate(CAPTIONS, steps=2, sampler="ddim", guidance_interval=(300, 800))
+        model.edit(sound, "rain falls", steps=2)
+        model.extend(sound, "rain falls", 0.2, steps=2)
+        model.generate_long("rain falls", 0.7, steps=2)
+        assert len(threads) > 20 and set(threads) == {1} and torch.get_num_threads() == 2
+        with pytest.raises(ValueError, match="latent must be"):
+            model.decode(torch.zeros(1, 3, 8, 8))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(given)
+        for hook in look:
+            hook.remove()
+
+
 @torch.no_grad()
 def test_griffin_lim_stands_in_for_the_vocoder(model, monkeypatch):
     monkeypatch.setattr(model, "config", small.config(vocoder="griffin_lim"))
@@ -292,6 +314,26 @@ def test_a_model_is_saved_over_no_folder_and_none_of_it_before(tmp_path, monkeyp
     with pytest.raises(IsADirectoryError, match="config.yaml is a folder, so it is not replaced"):
         model.save(tmp_path / "m")
     assert [path.name for path in (tmp_path / "m").iterdir()] == ["config.yaml"]
+
+
+def test_a_vocabulary_is_copied_whole_or_not_at_all(tmp_path, monkeypatch):
+    model = small.awake_model(monkeypatch)
+    for name, text in (("given", "whole"), ("m/tokenizer", "earlier")):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "vocab.json").write_text(text)
+
+    def cut(given, path):
+        path.write_text("wh")
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(type(model.clap), "vocabulary", tmp_path / "given")
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.copyfile", cut)
+        with pytest.raises(OSError, match="the disk is gone"):
+            model.save(tmp_path / "m")
+    assert (tmp_path / "m/tokenizer/vocab.json").read_text() == "earlier"
+    model.save(tmp_path / "m")
+    assert (tmp_path / "m/tokenizer/vocab.json").read_text() == "whole"
 
 
 def test_a_silent_sound_is_drawn_again_with_guidance_where_it_does_no_harm(model, monkeypatch):

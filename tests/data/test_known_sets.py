@@ -216,6 +216,8 @@ def test_tables_take_other_columns_lines_of_json_and_times(tmp_path):
     (['{"file": "rain.wav", "caption": []}'], "line 1: the column 'caption' is empty"),
     (['{"file": "rain.wav", "caption": "Rain", "start": 2, "end": 1}'], "start must be 0 or more and below end"),
     (['{"file": "rain.wav", "caption": "Rain", "start": "0:10"}'], "start and end must be numbers of seconds"),
+    *(([f'{{"file": "rain.wav", "caption": "Rain", "{column}": ["rain.wav"]}}'],
+       f"line 1: the column '{column}' holds a list, where one value") for column in ("file", "start", "label")),
 ])  # fmt: skip
 def test_faulty_lines_of_json_are_named(tmp_path, lines, message):
     sounds(tmp_path, "rain.wav")
@@ -252,6 +254,8 @@ def test_parquet_is_read_in_place(tmp_path):
     assert not dataset[1]["waveform"].equal(dataset[3]["waveform"])
     with pytest.raises(ValueError, match="expected a column 'said', it has audio, text"):
         open_recordings(tmp_path, caption="said")
+    with pytest.raises(ValueError, match="column 'text' must hold sounds as {'bytes', 'path'}, it holds .*string"):
+        open_recordings(tmp_path, "train", file="text")
     (tmp_path / "data/broken.parquet").write_bytes(b"PAR1 and more bytes")
     with pytest.raises(ValueError, match="broken.parquet: not a Parquet file, or damaged"):
         open_recordings(tmp_path)

@@ -52,7 +52,7 @@ def test_the_last_two_are_kept_and_what_a_killed_run_left_is_removed(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "no state", "half a state", "no weights", "no optimiser",
-                                    "one bit"])  # fmt: skip
+                                    "one bit", "another state"])  # fmt: skip
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, damage):
     good = learner(0, steps=2)
     save_run(tmp_path, "stage", [good], 2, {})
@@ -63,6 +63,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, damage):
         "empty": lambda: (last / "net-average.safetensors").write_bytes(b""),
         "no state": lambda: (last / "state.json").unlink(),
         "half a state": lambda: (last / "state.json").write_text('{"step": 4'),
+        "another state": lambda: (last / "state.json").write_text("[4]"),
         "no weights": lambda: (last / "net.safetensors").unlink(),
         "no optimiser": lambda: (last / "net-optimizer1.safetensors").unlink(),
         "one bit": lambda: flip_a_bit(last / "net-average.safetensors"),
@@ -144,5 +145,6 @@ def test_the_precision_of_a_run_is_found(tmp_path):
     assert precision_of(tmp_path) is None
     save_run(tmp_path, "stage", [learner(0)], 1, {"precision": "bf16"})
     assert precision_of(tmp_path) == "bf16"
-    (tmp_path / "stage" / "step-0000001" / "state.json").write_text("{")
-    assert precision_of(tmp_path) is None
+    for damaged in ("{", "[]"):
+        (tmp_path / "stage" / "step-0000001" / "state.json").write_text(damaged)
+        assert precision_of(tmp_path) is None

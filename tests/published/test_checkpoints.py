@@ -1,6 +1,7 @@
 import argparse
 import io
 import os
+import pathlib
 import pickle
 import re
 import subprocess
@@ -88,13 +89,15 @@ def test_what_lightning_puts_around_a_state_dict_is_read(tmp_path, protocol, zip
         "best": np.float64(0.25), "step": np.int64(7), "rates": np.float32(1.5), "hparams": argparse.Namespace(lr=1e-4),
         "optimizer_states": [{"state": defaultdict(dict, {0: {"exp_avg": torch.zeros(2)}}), "param_groups": []}],
         "callbacks": {"ModelCheckpoint{'mode': 'min'}": {"best_k_models": {"/a": torch.tensor(1.0)}, "dirpath": None}},
+        "random": np.random.get_state(), "losses": np.ones(3), "there": pathlib.PureWindowsPath("C:/a"),
         "root": tmp_path, "size": torch.Size([2]), "kinds": {1, 2}, "type": dict,
     }  # fmt: skip
     torch.save(contents, tmp_path / "a.ckpt", pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
     found = unpickle(tmp_path / "a.ckpt")
     assert (found["best"], found["step"], found["rates"], found["hparams"].lr) == (0.25, 7, 1.5, 1e-4)
     assert found["optimizer_states"][0]["state"][0]["exp_avg"].shape == (2,) and str(found["root"]) == str(tmp_path)
-    assert forbidden(tmp_path / "a.ckpt") == []
+    assert np.array_equal(found["random"][1], contents["random"][1]) and found["losses"].tolist() == [1, 1, 1]
+    assert forbidden(tmp_path / "a.ckpt") == [] and found["there"] == contents["there"]
     tensors = read_tensors(tmp_path / "a.ckpt")
     assert list(tensors) == ["w"] and torch.equal(tensors["w"], torch.ones(2, 3))
 
@@ -106,6 +109,14 @@ def test_what_lightning_puts_around_a_state_dict_is_read(tmp_path, protocol, zip
 def test_a_pickle_of_protocol_4_finds_only_what_is_listed(module, name):
     with pytest.raises(pickle.UnpicklingError, match=rf"GLOBAL {module}.{name} "):
         unpickling._Restricted(io.BytesIO()).find_class(module, name)
+
+
+@pytest.mark.parametrize("module", ["pathlib", "pathlib._local"])  # the latter from Python 3.13 on
+@pytest.mark.parametrize("name", ["PosixPath", "WindowsPath"])
+def test_paths_are_read_whichever_system_wrote_them(module, name):
+    with torch.serialization.safe_globals(unpickling.HARMLESS):
+        found = unpickling._Restricted(io.BytesIO()).find_class(module, name)
+    assert found is getattr(pathlib, f"Pure{name}") and f"{module}.{name}" in unpickling.ALLOWED
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at the memory map of a process")
@@ -192,6 +203,7 @@ def test_tensors_come_out_of_whichever_wrapper(tmp_path, wrapper, prefix):
     (["audio_branch.patch_embed.mel_conv2d.weight", "text_branch.embeddings.LayerNorm.bias"], "laion-clap fusion"),
     (["audio_branch.patch_embed.fusion_model.local_att.0.bias"], "laion-clap fusion"), (["token_rows"], "clap"),
     (["weight"], "unknown"), ([], "unknown"),
+    (["middle.0.qkv.lora_A.weight", "middle.0.qkv.lora_B.weight"], "lora"),
 ])  # fmt: skip
 def test_a_file_is_recognised_by_the_names_of_its_tensors(names, kind):
     assert detect_checkpoint_type(dict.fromkeys(names)) == kind

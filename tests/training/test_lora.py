@@ -118,6 +118,16 @@ def test_a_run_is_never_begun_twice_nor_gone_on_with_another_model(base, tmp_pat
         next(train_lora(other, run, RANK, SHORT, resume=True))
 
 
+def test_a_model_with_a_lora_learns_no_other_and_keeps_its_own(base, tmp_path):
+    bells = recordings(tmp_path / "bells", 1)
+    list(train_lora(base(bells), tmp_path / "run", RANK, SHORT))
+    model = base(bells)
+    model.load_lora(tmp_path / "run" / "lora.safetensors")
+    with pytest.raises(ValueError, match="the model has LoRAs already: call merge_loras"):
+        next(train_lora(model, tmp_path / "other", RANK, SHORT))
+    assert len(model.loras) == 1 and not (tmp_path / "other").exists()
+
+
 def test_impossible_settings_are_refused():
     for change in ({"held_out": 1.0}, {"patience": 0}, {"evaluate_every": 0}):
         with pytest.raises(ValueError, match=next(iter(change))):

@@ -2,6 +2,7 @@ import json
 import re
 import shutil
 import tarfile
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -43,6 +44,15 @@ def settings(data, **changes):
     crops = {"vae": 16, "hifigan": 16}  # frames
     training = {name: replace(stage, crop_frames=crops.get(name, 0)) for name in STAGES}
     return small.config(data=str(data), training=training, **changes)
+
+
+def test_clips_of_other_data_are_not_replaced_without_a_word(tmp_path):
+    cached_clips(small.config(clips=2, seconds=1.28), tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cached_clips(small.config(clips=2, seconds=1.28), tmp_path)
+    with pytest.warns(UserWarning, match="clips-train holds the clips of other data than scenes: they are replaced"):
+        assert len(cached_clips(small.config(clips=3, seconds=1.28), tmp_path)) == 3
 
 
 def test_data_is_opened_by_what_it_is(recordings, tmp_path):
