@@ -92,4 +92,6 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch torchvision -e '.[notebooks,laion,test]'
 	$(PIP) --no-deps aisfx torchcrepe audioldm audioldm_eval msclap  # they declare versions of 2022 that what we use of them does not need
+	$(PIP) --no-deps brotli fastapi gradio gradio_client groovy hf-gradio orjson pydub python-multipart pytz safehttpx \
+		semantic-version starlette tomlkit uvicorn  # gradio declares Pillow below 13, which what we use of it does not need
 	touch $@

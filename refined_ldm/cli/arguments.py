@@ -24,6 +24,7 @@ EXAMPLES = {
     "experiment": "refined-ldm experiment C-1500-0 --run runs/experiment",
     "verify": "refined-ldm verify",
     "notebooks": "refined-ldm notebooks --preset tiny -p steps 10",
+    "app": "refined-ldm app --checkpoint runs/tiny --port 8000",
     **edit.EXAMPLES,
 }
 
@@ -66,6 +67,17 @@ def parser(runs: dict[str, Callable[[argparse.Namespace], Any]]) -> Parser:
             help="auto: the half precision that this device multiplies faster than float32, if there is one",
         )
 
+    def loras(sub):
+        sub.add_argument(
+            "--lora",
+            nargs="+",
+            action="extend",
+            default=[],
+            type=lora,
+            metavar="FILE[:WEIGHT]",
+            help="LoRAs of this model, by `train --lora`; several add up (WEIGHT: 1)",
+        )
+
     def columns(sub):
         sub.add_argument(
             "--split", default="", metavar="NAMES", help="split or folds of a known data set, with commas between them"
@@ -92,21 +104,23 @@ def parser(runs: dict[str, Callable[[argparse.Namespace], Any]]) -> Parser:
     sub.add_argument(
         "--candidates", type=integer(1), metavar="K", help="generate K sounds and keep the one nearest to its caption"
     )
-    sub.add_argument(
-        "--lora",
-        nargs="+",
-        action="extend",
-        default=[],
-        type=lora,
-        metavar="FILE[:WEIGHT]",
-        help="LoRAs of this model, by `train --lora`; several add up (WEIGHT: 1)",
-    )
+    loras(sub)
     sub.add_argument("--picture", action="store_true", help="also write spectrograms.png")
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     precision(sub)
     sub.add_argument("--json", action="store_true", help="print what was written as JSON")
 
     edit.add_commands(command, precision)
+
+    sub = command("app", "Open a page in the browser with the functions of the shell, for this machine alone.")
+    sub.add_argument("--port", type=integer(1, 65_535), default=7860, help="port on 127.0.0.1 (7860)")
+    sub.add_argument("--no-browser", action="store_true", help="serve the page without opening a browser")
+    source = sub.add_mutually_exclusive_group()
+    source.add_argument("--preset", default="tiny", help="tiny (shipped weights) or another preset (random weights)")
+    source.add_argument("--checkpoint", type=Path, metavar="DIR", help="a run folder with all parts trained")
+    loras(sub)
+    sub.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    precision(sub)
 
     sub = command("data", "Show what a data set holds before training: lengths, levels, captions, duplicates, faults.")
     sub.add_argument("root", metavar="DATA", help="as --data of train: a table, a folder, a known data set, shards")

@@ -10,6 +10,7 @@ from itertools import compress
 from pathlib import Path
 
 from refined_ldm.cli import edit
+from refined_ldm.cli.app import app
 from refined_ldm.cli.arguments import parser
 from refined_ldm.cli.checkpoints import convert, inspect
 from refined_ldm.cli.data import data
@@ -336,6 +337,7 @@ COMMANDS = {
     for run in (
         generate,
         *edit.COMMANDS,
+        app,
         data,
         train,
         inspect,

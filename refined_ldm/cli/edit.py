@@ -168,18 +168,12 @@ def _draw(
     model: "RefinedAudioLDM", sound: "torch.Tensor | None", made: "torch.Tensor", path: Path, options: Namespace
 ) -> Path:
     """Write the spectrograms before and after -> the path of the picture."""
-    import torch
+    from refined_ldm.display import plot_waveform_mels
 
-    from refined_ldm.audio import pad_or_trim
-    from refined_ldm.display import plot_mels
-
-    sounds = [made] if sound is None else [sound, made]
-    hop = model.config.mel.hop_length
-    samples = -(-max(map(len, sounds)) // hop) * hop
-    mels = model.mel(torch.stack([pad_or_trim(one, samples) for one in sounds]).to(model.device)).cpu()
-    titles = [f"{options.command}: {options.caption}"]
-    figure = plot_mels(mels, [options.input.name, *titles] if sound is not None else titles, model.config.mel)
-    return write_picture(figure, path)
+    sounds, titles = [made], [f"{options.command}: {options.caption}"]
+    if sound is not None:
+        sounds, titles = [sound, made], [options.input.name, *titles]
+    return write_picture(plot_waveform_mels(sounds, titles, model.config.mel), path)
 
 
 COMMANDS = (edit, inpaint, extend, upsample, loop)

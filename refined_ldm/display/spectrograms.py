@@ -14,8 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
+from refined_ldm.audio import pad_or_trim
 from refined_ldm.integers import whole
-from refined_ldm.mel import LDM_MEL, MelConfig, hz_to_mel
+from refined_ldm.mel import LDM_MEL, MelConfig, MelSpectrogram, hz_to_mel
 
 RANGE = 80  # dB below the loudest point that a spectrogram shows
 TICKS = (125, 500, 1000, 2000, 4000, 8000, 16_000)  # Hz
@@ -80,6 +81,16 @@ def plot_mels(
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=12)
     return figure
+
+
+def plot_waveform_mels(
+    waveforms: Sequence[torch.Tensor], titles: Sequence[str] = (), config: MelConfig = LDM_MEL, columns: int = 3
+) -> Figure:
+    """Draw the log-mels of waveforms (N,), of one length or several, as `plot_mels` does -> figure."""
+    waveforms = [torch.from_numpy(to_array(waveform)) for waveform in waveforms]
+    samples = -(-max(map(len, waveforms)) // config.hop_length) * config.hop_length
+    mels = MelSpectrogram(config)(torch.stack([pad_or_trim(waveform, samples) for waveform in waveforms]))
+    return plot_mels(mels, titles, config, columns)
 
 
 def to_array(x: torch.Tensor | np.ndarray | Sequence[float]) -> np.ndarray:
