@@ -1,6 +1,9 @@
 """Training of a LoRA on one's own clips, with early stopping on clips that are held out.
 
-The run's folder gets lora.safetensors, the weights with the lowest held-out loss so far, and held-out.csv.
+Clips of what the model was trained on may be mixed in, so that it does not forget them (rehearsal, Robins 1995). The
+run's folder gets lora.safetensors, the weights with the lowest held-out loss so far, and held-out.csv.
+
+Notebook: 08
 """
 
 import csv
@@ -10,9 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from refined_ldm.config import Config, StageConfig
+from refined_ldm.data.caches import CACHED_KEYS, cache_clips
 from refined_ldm.data.captioned_audio import collate, loader
 from refined_ldm.durable.run_state import last_checkpoint, refuse_old
 from refined_ldm.files import atomic_write, check_folder
@@ -28,6 +32,7 @@ LORA_FILE, HELD_OUT_FILE = "lora.safetensors", "held-out.csv"  # of a run
 DRAWS = 8  # noise levels at which each held-out clip is measured
 MOST = 64  # held-out clips that are measured
 FEWEST = 5  # clips; with fewer, none is held out
+KEPT = 96  # clips of the old data that are mixed in by default
 
 
 @dataclass(frozen=True)
@@ -41,11 +46,14 @@ class LoraTraining:
     held_out: float = 0.2  # share of the clips, none of fewer than FEWEST
     evaluate_every: int = 20  # steps between evaluations on the held-out clips, each followed by a checkpoint
     patience: int = 5  # evaluations without a lower loss until training stops
+    kept_share: float = 0.25  # share of the training clips from the old data, if there is any
 
     def __post_init__(self):
         cast_numbers(self)
         if not 0 <= self.held_out < 1:
             raise ValueError(f"held_out must be from 0 to below 1, got {self.held_out}")
+        if not 0 < self.kept_share < 1:
+            raise ValueError(f"kept_share must be between 0 and 1, got {self.kept_share}")
         if min(self.evaluate_every, self.patience) < 1:
             raise ValueError(
                 f"evaluate_every and patience must be positive, got {self.evaluate_every} and {self.patience}"
@@ -89,13 +97,15 @@ def train_lora(
     resume: bool = False,
     on_clips: Callable[[int, int], None] | None = None,
     skip_bad: bool = False,
+    kept: Dataset | None = None,
 ) -> Iterator[Step]:
     """Train a LoRA of a trained model on the clips of `model.config.data`, and yield every Step.
 
     At the end the model has the LoRA of run_dir/lora.safetensors beside its U-Net: that of the step with the lowest
     held-out loss, or of the last step if no clip is held out. All other weights stay as they are.
 
-    on_clips: called with (clips done, clips in all) while the caches are filled.
+    on_clips: called with (clips done, clips in all) while the caches are filled. kept: captioned clips of what the
+    model was trained on, such as `SoundScenes("train", KEPT)`; they make up `training.kept_share` of the batches.
     Raises FileNotFoundError for missing recordings, FileExistsError for a finished run, ValueError for impossible
     settings or a run of another model, ModuleNotFoundError without peft.
     """
@@ -113,7 +123,12 @@ def train_lora(
     with accelerator.main_process_first():  # the other processes then find the caches
         clips = cached_clips(model.config, run_dir, on_clips=on_clips, skip_bad=skip_bad)
         latents = encode_clips(model, clips, run_dir, on_clips)
-    train, held_out = split_clips(len(latents), training.held_out, seed)
+        train, held_out = split_clips(len(latents), training.held_out, seed)
+        learned = Subset(latents, train)
+        if kept is not None:
+            folder, made_of = run_dir / "kept", {"data": kept.fingerprint(), "kept": list(CACHED_KEYS)}
+            old = encode_clips(model, cache_clips(folder / "clips-train", kept, made_of, on_clips), folder, on_clips)
+            learned = Rehearsal(learned, old, training.kept_share)
     losses = ldm_losses(model, settings)
     known = last_checkpoint(run_dir / "checkpoints", "lora") if resume else None
     rows = _read_rows(run_dir, int(known.name.removeprefix("step-")) if known else -1)
@@ -128,7 +143,7 @@ def train_lora(
     steps = optimise(
         "lora",
         {"lora": (LoraUNet(model.unet, matrices), losses)},
-        loader(Subset(latents, train), settings.batch_size, seed),
+        loader(learned, settings.batch_size, seed),
         settings,
         seed,
         run_dir / "checkpoints",
@@ -147,6 +162,7 @@ def train_lora(
                         before, best = (rows[0][1], best_row(rows)[1]) if held_out else (None, None)
                         about = {"step": step.index, "clips": len(train), "held_out_loss": best}
                         about["held_out_loss_before"] = before  # of the model without the LoRA
+                        about["kept"] = 0 if kept is None else len(kept)
                         save_lora(file, matrices, config, loras.base, model.config.name, **about)
                 yield step  # the checkpoint is written after it
                 if _is_over(rows, training):
@@ -154,6 +170,23 @@ def train_lora(
     accelerator.wait_for_everyone()
     model.remove_loras()
     model.load_lora(file)
+
+
+class Rehearsal(Dataset):
+    """New clips, repeated, and old ones, which make up about `share` of the items; both as of `encode_clips`."""
+
+    def __init__(self, new: Dataset, old: Dataset, share: float):
+        times = max(1, round(len(old) * (1 - share) / (share * len(new))))
+        self.items = ConcatDataset([*[new] * times, old])
+        self.captions = max(len(clips[0]["embeddings"]) for clips in (new, old))
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        item = self.items[index]
+        rows = torch.arange(self.captions) % len(item["embeddings"])  # as many captions for each
+        return {**item, "embeddings": item["embeddings"][rows]}
 
 
 def split_clips(count: int, share: float, seed: int = 0) -> tuple[list[int], list[int]]:

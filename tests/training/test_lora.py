@@ -5,10 +5,13 @@ import pytest
 import torch
 
 from refined_ldm.audio import save_audio
+from refined_ldm.data.captioned_audio import CaptionedAudio
 from refined_ldm.lora import read_lora
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.training import lora
-from refined_ldm.training.lora import LoraTraining, split_clips, train_lora
+from refined_ldm.training.inputs import cached_clips, encode_clips
+from refined_ldm.training.lora import LoraTraining, Rehearsal, split_clips, train_lora
+from refined_ldm.training.stages import ldm_losses
 from tests.support import small
 
 pytest.importorskip("peft")
@@ -92,12 +95,39 @@ def test_training_stops_when_the_held_out_loss_no_longer_falls(base, tmp_path, m
     assert list(train_lora(base(bells), run, RANK, settings, resume=True)) == []
 
 
-def test_one_clip_trains(base, tmp_path):
+@pytest.mark.parametrize("count", [1, 3])
+def test_very_few_clips_train(base, tmp_path, count):
     run = tmp_path / "run"
-    list(train_lora(base(recordings(tmp_path / "bells", 1)), run, RANK, SHORT))
+    list(train_lora(base(recordings(tmp_path / "bells", count)), run, RANK, SHORT))
     metadata = read_lora(run / "lora.safetensors")[1]
     assert metadata["step"] == 4 and metadata["held_out_loss"] is None
     assert not (run / "held-out.csv").exists()
+
+
+def test_old_clips_are_mixed_in_and_lower_what_is_forgotten(base, tmp_path):
+    bells = recordings(tmp_path / "bells", 2)
+    old = CaptionedAudio.from_folder(recordings(tmp_path / "old", 6), 0.32)
+    settings, forgotten = replace(SHORT, max_steps=40, evaluate_every=40, batch_size=4, kept_share=0.6), []
+    for name, kept in (("alone", None), ("mixed", old)):
+        model = base(bells)
+        list(train_lora(model, tmp_path / name, RANK, settings, kept=kept))
+        metadata = read_lora(tmp_path / name / "lora.safetensors")[1]
+        assert (metadata["clips"], metadata["kept"]) == (2, 6 if kept else 0)
+        losses = ldm_losses(model, settings.stage(model.config))
+        clips = encode_clips(model, cached_clips(model.config.changed(data=str(tmp_path / "old")), tmp_path / "o"),
+                             tmp_path / "o")  # fmt: skip
+        forgotten.append(lora.held_out_loss(model, losses, clips))
+    assert forgotten[1] < forgotten[0]
+
+
+def test_old_clips_have_their_share_and_as_many_captions():
+    new = [{"latent": torch.zeros(1), "embeddings": torch.arange(2.0)[:, None]}] * 3
+    old = [{"latent": torch.ones(1), "embeddings": torch.arange(3.0)[:, None]}] * 8
+    for share in (0.1, 0.25, 0.6):
+        items = [*(rehearsal := Rehearsal(new, old, share))]
+        mixed = sum(float(item["latent"]) for item in items) / len(rehearsal)
+        assert mixed == pytest.approx(share, abs=0.06) and len(items) % 3 == 2
+        assert {item["embeddings"].flatten().tolist()[-1] for item in items} == {0.0, 2.0}
 
 
 def test_clips_are_held_out_from_five_on():
@@ -119,6 +149,6 @@ def test_a_run_is_never_begun_twice_nor_gone_on_with_another_model(base, tmp_pat
 
 
 def test_impossible_settings_are_refused():
-    for change in ({"held_out": 1.0}, {"patience": 0}, {"evaluate_every": 0}):
+    for change in ({"held_out": 1.0}, {"patience": 0}, {"evaluate_every": 0}, {"kept_share": 0.0}, {"kept_share": 1}):
         with pytest.raises(ValueError, match=next(iter(change))):
             LoraTraining(**change)
