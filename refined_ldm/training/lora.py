@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch.utils.data import ConcatDataset, Dataset, Subset
+from torch.utils.data import Dataset, Subset
 
 from refined_ldm.config import Config, StageConfig
 from refined_ldm.data.caches import CACHED_KEYS, cache_clips
@@ -70,6 +70,7 @@ class LoraTraining:
             optimizer="adamw",
             lr_schedule="constant",
             ema_decay=0.0,
+            conditioner_dropout=0.0,
             disc_start=0,
             save_every=self.evaluate_every,
         )
@@ -128,8 +129,8 @@ def train_lora(
         if kept is not None:
             folder, made_of = run_dir / "kept", {"data": kept.fingerprint(), "kept": list(CACHED_KEYS)}
             old = encode_clips(model, cache_clips(folder / "clips-train", kept, made_of, on_clips), folder, on_clips)
-            learned = Rehearsal(learned, old, training.kept_share)
-    losses = ldm_losses(model, settings)
+            learned = Rehearsal(learned, old, training.kept_share, model.clap.embed_text([""])[0].cpu())
+    losses = ldm_losses(model, settings, unconditional_probability=0)  # guidance must not lead away from the new clips
     known = last_checkpoint(run_dir / "checkpoints", "lora") if resume else None
     rows = _read_rows(run_dir, int(known.name.removeprefix("step-")) if known else -1)
 
@@ -173,20 +174,26 @@ def train_lora(
 
 
 class Rehearsal(Dataset):
-    """New clips, repeated, and old ones, which make up about `share` of the items; both as of `encode_clips`."""
+    """New clips, repeated, and old ones, which make up about `share` of the items; both as of `encode_clips`.
 
-    def __init__(self, new: Dataset, old: Dataset, share: float):
-        times = max(1, round(len(old) * (1 - share) / (share * len(new))))
-        self.items = ConcatDataset([*[new] * times, old])
-        self.captions = max(len(clips[0]["embeddings"]) for clips in (new, old))
+    The empty caption, with the embedding `blank` (D,), is one more caption of the old clips: what the model makes
+    without a caption, which guidance leads away from, stays what it was.
+    """
+
+    def __init__(self, new: Dataset, old: Dataset, share: float, blank: torch.Tensor):
+        self.new, self.old, self.blank = new, old, blank
+        self.repeated = len(new) * max(1, round(len(old) * (1 - share) / (share * len(new))))
+        self.captions = max(len(new[0]["embeddings"]), len(old[0]["embeddings"]) + 1)
 
     def __len__(self):
-        return len(self.items)
+        return self.repeated + len(self.old)
 
     def __getitem__(self, index):
-        item = self.items[index]
-        rows = torch.arange(self.captions) % len(item["embeddings"])  # as many captions for each
-        return {**item, "embeddings": item["embeddings"][rows]}
+        item = self.new[index % len(self.new)] if index < self.repeated else self.old[index - self.repeated]
+        embeddings = item["embeddings"]
+        if index >= self.repeated:
+            embeddings = torch.cat([embeddings, self.blank[None]])
+        return {**item, "embeddings": embeddings[torch.arange(self.captions) % len(embeddings)]}  # as many for each
 
 
 def split_clips(count: int, share: float, seed: int = 0) -> tuple[list[int], list[int]]:

@@ -120,14 +120,17 @@ def test_old_clips_are_mixed_in_and_lower_what_is_forgotten(base, tmp_path):
     assert forgotten[1] < forgotten[0]
 
 
-def test_old_clips_have_their_share_and_as_many_captions():
+def test_old_clips_have_their_share_and_the_empty_caption():
     new = [{"latent": torch.zeros(1), "embeddings": torch.arange(2.0)[:, None]}] * 3
     old = [{"latent": torch.ones(1), "embeddings": torch.arange(3.0)[:, None]}] * 8
     for share in (0.1, 0.25, 0.6):
-        items = [*(rehearsal := Rehearsal(new, old, share))]
-        mixed = sum(float(item["latent"]) for item in items) / len(rehearsal)
-        assert mixed == pytest.approx(share, abs=0.06) and len(items) % 3 == 2
-        assert {item["embeddings"].flatten().tolist()[-1] for item in items} == {0.0, 2.0}
+        rehearsal = Rehearsal(new, old, share, torch.tensor([9.0]))
+        items = [rehearsal[i] for i in range(len(rehearsal))]
+        assert sum(float(item["latent"]) for item in items) / len(items) == pytest.approx(share, abs=0.06)
+        for item in items:
+            expected = [0, 1, 2, 9] if item["latent"] else [0, 1, 0, 1]
+            assert item["embeddings"].flatten().tolist() == expected
+    assert len(items) % 3 == 8 % 3
 
 
 def test_clips_are_held_out_from_five_on():
