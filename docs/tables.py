@@ -184,11 +184,11 @@ def lora_facts() -> str:
     wide = read("lora")
     wide = wide[wide["sound"].isna()].pivot(index="recordings", columns="measure", values="value")
     lines = [
-        [name, f"{row['minutes']:.1f} on {row['cores']:.0f}", f"{row['step']:.0f}", f"{row['megabytes']:.2f}",
+        [name, f"{row['minutes of a core']:.1f}", f"{row['step']:.0f}", f"{row['megabytes']:.2f}",
          f"{row['held-out loss, base']:.3f}", f"{row['held-out loss, LoRA']:.3f}"]
         for name, row in wide.iterrows()
     ]  # fmt: skip
-    header = ["recordings", "minutes on cores", "best step", "file, MB", "held-out loss, base", "LoRA"]
+    header = ["recordings", "minutes of a core", "best step", "file, MB", "held-out loss, base", "LoRA"]
     return markdown(header, lines)
 
 
