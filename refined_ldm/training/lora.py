@@ -129,7 +129,7 @@ def train_lora(
         if kept is not None:
             folder, made_of = run_dir / "kept", {"data": kept.fingerprint(), "kept": list(CACHED_KEYS)}
             old = encode_clips(model, cache_clips(folder / "clips-train", kept, made_of, on_clips), folder, on_clips)
-            learned = Rehearsal(learned, old, training.kept_share, model.clap.embed_text([""])[0].cpu())
+            learned = Rehearsal(learned, old, training.kept_share, model.clap.embed_text([""])[0].detach().cpu())
     losses = ldm_losses(model, settings, unconditional_probability=0)  # guidance must not lead away from the new clips
     known = last_checkpoint(run_dir / "checkpoints", "lora") if resume else None
     rows = _read_rows(run_dir, int(known.name.removeprefix("step-")) if known else -1)
