@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from refined_ldm.evaluation.details import DETAILS, Asked, DetailJudge, judge_details, wanted_of
+from refined_ldm.evaluation.detail_judge import DetailJudge
+from refined_ldm.evaluation.details import DETAILS, CaptionedScene, judge_details, named_details
 from refined_ldm.evaluation.metrics import bootstrap_interval, frechet_distance, kernel_distance, share
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def measure_gain(
 def measure_forgetting(
     model: "RefinedAudioLDM",
     lora: str,
-    asked: Sequence[Asked],
+    scenes: Sequence[CaptionedScene],
     judge: DetailJudge,
     seed: int = 0,
     on_clips: Progress = lambda *_: None,
@@ -91,17 +92,17 @@ def measure_forgetting(
 
     "all details" is the mean over everything that a caption asks for, one number a caption.
     """
-    captions = [a.caption for a in asked]
-    texts, seconds = list(map(str, captions)), asked[0].item["waveform"].shape[0] / model.config.mel.sample_rate
+    captions = [scene.caption for scene in scenes]
+    texts, seconds = list(map(str, captions)), scenes[0].item["waveform"].shape[0] / model.config.mel.sample_rate
     right = {}
     for name in (BASE, LORA):
         if name == LORA:
             model.load_lora(lora)
         sounds = generate_all(model, texts, seconds, seed, f"{name}, old captions", on_clips)
-        right[name] = judge_details(judge, sounds, captions).right()
+        right[name] = judge_details(judge, sounds, captions).correct()
     model.remove_loras()
     for of in right.values():
-        of["all details"] = _of_captions(of, asked)
+        of["all details"] = _of_captions(of, scenes)
     rows = []
     for detail in right[BASE]:
         if not len(right[BASE][detail]):
@@ -114,10 +115,10 @@ def measure_forgetting(
     return rows
 
 
-def _of_captions(right, asked):
+def _of_captions(right, scenes):
     """{detail: 0 or 1 of each caption that names it} -> the mean of each caption (n,)."""
     found = [[float(x)] for x in right["class"]]
-    named = [wanted_of(a.caption) for a in asked]
+    named = [named_details(scene.caption) for scene in scenes]
     for detail in DETAILS:
         places = [i for i, of in enumerate(named) if detail in of]
         for i, x in zip(places, right[detail], strict=True):

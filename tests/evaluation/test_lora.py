@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from refined_ldm.evaluation import lora
-from refined_ldm.evaluation.details import DetailJudge, ask_details, wanted_of
+from refined_ldm.evaluation.detail_judge import DetailJudge
+from refined_ldm.evaluation.details import named_details, select_scenes
 from refined_ldm.evaluation.lora import BASE, LORA, LOSS, distances, measure_forgetting, measure_gain
 from refined_ldm.lora import LoraConfig, save_lora
 from tests.support import small
@@ -44,7 +45,7 @@ def test_a_lora_of_zeros_gains_nothing_and_forgets_nothing(model, tmp_path):
         assert found[measure, LORA] == found[measure, BASE]
         assert found[measure, "recordings trained on"] != found[measure, BASE]
     assert done == [(BASE, 5, 5), (LORA, 5, 5)] and model.loras is None
-    rows = measure_forgetting(model, file, ask_details(2), DetailJudge.load())
+    rows = measure_forgetting(model, file, select_scenes(2), DetailJudge.load())
     assert {row["value"] for row in rows if row["sound"] == LOSS} == {0.0}
 
 
@@ -56,15 +57,15 @@ def test_a_lora_changes_what_is_measured(model, tmp_path):
 
 def test_the_loss_is_the_difference_of_the_shares(model, tmp_path, monkeypatch):
     """With a judge for which the base model is right in everything, and the LoRA in nothing but the class."""
-    asked, answers = ask_details(3), []
+    asked, answers = select_scenes(3), []
 
     class Answers:
         def __init__(self, right):
             self.found = {"class": np.ones(len(asked))}
             for detail in lora.DETAILS:
-                self.found[detail] = np.full(sum(detail in wanted_of(a.caption) for a in asked), float(right))
+                self.found[detail] = np.full(sum(detail in named_details(a.caption) for a in asked), float(right))
 
-        def right(self):
+        def correct(self):
             return dict(self.found)
 
     def judge(*_):
@@ -76,7 +77,7 @@ def test_the_loss_is_the_difference_of_the_shares(model, tmp_path, monkeypatch):
     found = values(rows)
     assert found["number", BASE] == 1 and found["number", LORA] == 0 and found["number", LOSS] == -1
     assert found["class", LOSS] == 0 and -1 < found["all details", LOSS] < 0
-    named = np.array([len(wanted_of(a.caption)) for a in asked])
+    named = np.array([len(named_details(a.caption)) for a in asked])
     assert found["all details", LORA] == pytest.approx((1 / (1 + named)).mean())
 
 
