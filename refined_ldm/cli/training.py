@@ -185,7 +185,7 @@ def _lora_summary(file, metadata):
 def _open_base(options, device):
     """The trained model that --from or --preset names, on the recordings of --data, and the clips of --keep."""
     from refined_ldm.config import load_config
-    from refined_ldm.data.sources import open_recordings
+    from refined_ldm.data.sources import is_there, open_recordings
     from refined_ldm.published.warm_start import is_model
     from refined_ldm.scenes.dataset import SoundScenes
     from refined_ldm.text_to_audio import RefinedAudioLDM
@@ -207,6 +207,8 @@ def _open_base(options, device):
         return model, None
     if keep == "scenes":
         return model, SoundScenes("train", KEPT, model.config.seconds)
+    if not is_there(keep):
+        raise FileNotFoundError(f"no recordings at {keep}: give --keep PATH, scenes or none")
     return model, open_recordings(keep, "", model.config.seconds, skip_bad=options.skip_bad)
 
 

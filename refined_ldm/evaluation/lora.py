@@ -40,7 +40,7 @@ def generate_all(
 
 def distances(embedded: dict[str, np.ndarray], held_out: np.ndarray) -> list[dict]:
     """Distances of sets of embeddings (n, D) to the held-out ones (m, D) -> rows, with 95 % intervals over the sets."""
-    rows, pca = [], min(16, len(held_out) - 1)
+    rows, pca = [], min(16, len(held_out) - 1, held_out.shape[1])
     for measure, distance in ((FRECHET, lambda x: frechet_distance(x, held_out, pca)),
                               (KERNEL, lambda x: kernel_distance(x, held_out, "gaussian"))):  # fmt: skip
         for sound, embedding in embedded.items():
