@@ -143,7 +143,10 @@ def parser(runs: dict[str, Callable[[argparse.Namespace], Any]]) -> Parser:
         metavar="YAML",
         help="a configuration of this project, or a published training configuration of AudioLDM",
     )
-    source.add_argument("--preset", default="tiny", help="sizes and settings: tiny, colab, paper or baseline (tiny)")
+    source.add_argument(
+        "--preset",
+        help="sizes and settings: tiny, colab, paper or baseline (default: those of the run of --from, else tiny)",
+    )
     sub.add_argument(
         "--stage",
         nargs="+",
@@ -183,6 +186,12 @@ def parser(runs: dict[str, Callable[[argparse.Namespace], Any]]) -> Parser:
         type=integer(1, 256),
         metavar="RANK",
         help="train a LoRA of this rank beside the U-Net of --from (default: of --preset), on --data",
+    )
+    sub.add_argument(
+        "--keep",
+        metavar="PATH",
+        help="LoRA: recordings, as --data, of what the model should not forget; `scenes` for the embedded ones, `none` "
+        "for none (default: scenes if it was trained on them)",
     )
     sub.add_argument(
         "--conditioner", metavar="NAME", help="a conditioner of CLAP_PRESETS in place of the configuration's"

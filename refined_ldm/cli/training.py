@@ -28,7 +28,7 @@ def _train(options, signals):
 
     from tqdm import tqdm
 
-    from refined_ldm.config import STAGES, load_config, preset
+    from refined_ldm.config import STAGES
     from refined_ldm.devices import pick_device
     from refined_ldm.durable.csv_log import CsvLogger
     from refined_ldm.durable.signals import Stopped
@@ -36,8 +36,9 @@ def _train(options, signals):
     from refined_ldm.training.pipeline import accelerator_of, check_files, check_run, default_stages, train_stage
     from refined_ldm.training.stages import stage_settings
 
-    config = load_config(options.config) if options.config else preset(options.preset)
-    config = replace(config, **_data_settings(options))
+    if options.keep:
+        raise ValueError("--keep goes with --lora")
+    config = replace(_configuration(options), **_data_settings(options))
     if config.data == "scenes" and (config.data_split or config.file_column or config.caption_column):
         raise ValueError("--split, --file-column and --caption-column are about recordings: give them with --data")
     if options.conditioner:
@@ -120,6 +121,20 @@ def _say_left_out(run_dir):
         print(f"{left_out} recordings or rows were left out: {run_dir / LEFT_OUT} says which and why")
 
 
+def _configuration(options):
+    """The configuration of -c or --preset, else that of the model of ours that --from names, else tiny's."""
+    from refined_ldm.config import load_config, preset
+    from refined_ldm.published.warm_start import is_model
+
+    if options.config:
+        return load_config(options.config)
+    if options.reload_from_ckpt and not options.preset:
+        base = _shipped_folder(options.reload_from_ckpt)
+        if is_model(base):
+            return load_config(base / "config.yaml")
+    return preset(options.preset or "tiny")
+
+
 def _train_lora(options, signals):
     """Train a LoRA beside the U-Net of a trained model."""
     from dataclasses import replace
@@ -143,7 +158,7 @@ def _train_lora(options, signals):
     run_dir = options.run_dir or Path("runs") / "lora"
     device = pick_device(options.device)
     accelerator = accelerator_of(run_dir / "checkpoints", device, options.resume)
-    model = _open_base(options, accelerator.device if accelerator.num_processes > 1 else device)
+    model, kept = _open_base(options, accelerator.device if accelerator.num_processes > 1 else device)
     main = accelerator.is_main_process
     if main:
         check_lora_run(model.config, run_dir, options.resume)
@@ -156,7 +171,7 @@ def _train_lora(options, signals):
     bar = tqdm(total=training.max_steps, desc="lora", disable=None if main else True)
     with bar, CsvLogger(run_dir / "lora.csv", options.resume) as write:
         steps = train_lora(
-            model, run_dir, options.lora, training, options.seed, options.resume, stop_if_asked, options.skip_bad
+            model, run_dir, options.lora, training, options.seed, options.resume, stop_if_asked, options.skip_bad, kept
         )
         with closing(steps):
             for step in steps:
@@ -180,19 +195,33 @@ def _lora_summary(file, metadata):
 
 
 def _open_base(options, device):
-    """The trained model that --from or --preset names, on the recordings of --data."""
+    """The trained model that --from or --preset names, on the recordings of --data, and the clips of --keep."""
+    from refined_ldm.config import load_config
+    from refined_ldm.data.sources import is_there, open_recordings
     from refined_ldm.published.warm_start import is_model
+    from refined_ldm.scenes.dataset import SoundScenes
     from refined_ldm.text_to_audio import RefinedAudioLDM
+    from refined_ldm.training.lora import KEPT
 
     changes = _data_settings(options)
-    path = _shipped_folder(options.reload_from_ckpt or options.preset)
+    path = _shipped_folder(options.reload_from_ckpt or options.preset or "tiny")
+    trained_on = ""
     if is_model(path):
-        return RefinedAudioLDM.load(path, device, **changes)
-    if not path.exists():
+        model, trained_on = RefinedAudioLDM.load(path, device, **changes), load_config(path / "config.yaml").data
+    elif not path.exists():
         raise ValueError(f"{path} is no preset with shipped weights, no run and no checkpoint: give one with --from")
-    return RefinedAudioLDM.from_audioldm(
-        path, clap_checkpoint=options.clap_checkpoint, tokenizer=options.tokenizer, device=device, **changes
-    )
+    else:
+        model = RefinedAudioLDM.from_audioldm(
+            path, clap_checkpoint=options.clap_checkpoint, tokenizer=options.tokenizer, device=device, **changes
+        )
+    keep = options.keep or ("scenes" if trained_on == "scenes" else "none")
+    if keep == "none":
+        return model, None
+    if keep == "scenes":
+        return model, SoundScenes("train", KEPT, model.config.seconds)
+    if not is_there(keep):
+        raise FileNotFoundError(f"no recordings at {keep}: give --keep PATH, scenes or none")
+    return model, open_recordings(keep, "", model.config.seconds, skip_bad=options.skip_bad)
 
 
 def _data_settings(options):

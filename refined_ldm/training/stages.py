@@ -152,9 +152,15 @@ def train_ldm(
     yield from optimise("ldm", networks, loader, settings, seed, run_dir, resume, accelerator, model.device)
 
 
-def ldm_losses(model: RefinedAudioLDM, settings: StageConfig) -> Callable[..., dict[str, torch.Tensor]]:
-    """Return the loss of the U-Net, as `Learner` takes it; batches as for `train_ldm`."""
-    config, schedule = model.config, model.schedule
+def ldm_losses(
+    model: RefinedAudioLDM, settings: StageConfig, unconditional_probability: float | None = None
+) -> Callable[..., dict[str, torch.Tensor]]:
+    """Return the loss of the U-Net, as `Learner` takes it; batches as for `train_ldm`.
+
+    unconditional_probability: of a clip without its caption, for guidance; None: the configuration's.
+    """
+    config, schedule, blank = model.config, model.schedule, unconditional_probability
+    blank = config.unconditional_probability if blank is None else blank
     samplers = {"stratified": stratified_timesteps, "uniform": uniform_timesteps, "noisy": noisy_timesteps}
     draw_timesteps = samplers[settings.timesteps]
     with torch.no_grad():
@@ -178,7 +184,7 @@ def ldm_losses(model: RefinedAudioLDM, settings: StageConfig) -> Callable[..., d
             c = torch.where(use_audio, audio.to(c, non_blocking=True), c)
         if settings.conditioner_dropout:
             c = drop_condition(c, unconditional, settings.conditioner_dropout, generator)
-        return drop_condition(c, unconditional, config.unconditional_probability, generator)
+        return drop_condition(c, unconditional, blank, generator)
 
     def losses(unet, batch, generator, index):
         with torch.no_grad():

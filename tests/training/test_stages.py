@@ -302,3 +302,19 @@ def test_every_stage_learns_one_batch(stage):
     data = small.latents(4) if stage == "ldm" else small.clips(4)  # a fresh VAE's latents are mostly its own noise
     losses = [s.loss for s in TRAINERS[stage](model, loader(data, 4))]
     assert sum(losses[-20:]) < 0.85 * sum(losses[:20])
+
+
+@torch.no_grad()
+def test_how_often_the_unet_has_no_caption_may_differ_from_the_configurations():
+    model = RefinedAudioLDM(small.config(unconditional_probability=0.5), seed=3)
+    small.awake(model.unet)
+    latents, blank = torch.stack([item["latent"] for item in small.latents(8)]), model.clap.embed_text([""])
+    captioned = {"latent": latents, "embeddings": torch.stack([item["embeddings"] for item in small.latents(8)])}
+    blanked = {"latent": latents, "embeddings": blank.expand(8, 3, -1)}
+
+    def loss(batch, probability):
+        losses = train.ldm_losses(model, small.STAGE, probability)
+        return float(losses(model.unet, batch, torch.Generator().manual_seed(1), 0)["loss"])
+
+    never, always, usual = loss(captioned, 0), loss(blanked, 0), loss(captioned, None)
+    assert loss(captioned, 1) == always != never and usual not in (never, always)
