@@ -71,6 +71,10 @@ class DetailJudge(nn.Module):
         self.key, self.value, self.whole = (nn.Linear(2 * inner, inner) for _ in range(3))
         self.answer = nn.Sequential(nn.Linear(6 * inner, inner), nn.GELU(), nn.Linear(inner, sum(SIZES.values())))
 
+    @property
+    def device(self) -> torch.device:
+        return self.mel.window.device
+
     def frames(self, mel: torch.Tensor) -> torch.Tensor:
         """Log-mel (B, 1, T, F) -> features (B, T / 4, 2 * width), 40 ms each."""
         h = (mel + 5) / 3  # about zero mean and unit variance
@@ -332,8 +336,10 @@ def judge_details(judge: DetailJudge, waveforms: torch.Tensor, captions: Sequenc
         row = torch.tensor([i for i, caption in enumerate(part) for _ in caption.clauses])
         names = [clause.name for caption in part for clause in caption.clauses]
         ask = torch.tensor([NAMES.index(name) for name in names])
-        heard, answers = judge(judge.mel(waveforms[start : start + 32]), row, ask)
-        classes.append(heard.numpy())
+        sounds = waveforms[start : start + 32].to(judge.device)
+        heard, answers = judge(judge.mel(sounds), row.to(judge.device), ask.to(judge.device))
+        answers = {k: v.cpu() for k, v in answers.items()}
+        classes.append(heard.cpu().numpy())
         for i in range(len(part)):
             own = {names[q]: {k: v[q] for k, v in answers.items()} for q in torch.nonzero(row == i)[:, 0].tolist()}
             places = sorted(own, key=lambda name: float(own[name]["onset"]))
@@ -341,7 +347,7 @@ def judge_details(judge: DetailJudge, waveforms: torch.Tensor, captions: Sequenc
                 name: {detail: _answer(detail, said) for detail in DETAILS[:-1]} | {"order": places.index(name)}
                 for name, said in own.items()
             })  # fmt: skip
-    silent = (waveforms.abs().amax(1) < SILENT).numpy()
+    silent = (waveforms.abs().amax(1) < SILENT).cpu().numpy()
     return DetailAnswers(list(captions), np.concatenate(classes), of_class, silent)
 
 

@@ -48,7 +48,7 @@ def row(task: str, method: str, measure: str, values: Sequence[float], strength:
 @torch.no_grad()
 def has(judge: DetailJudge, waveform: torch.Tensor, name: str, among: int = 2) -> bool:
     """Whether the judge counts a class among the `among` likeliest of a waveform (N,)."""
-    waveform = waveform[: len(waveform) // 160 * 160]
+    waveform = waveform[: len(waveform) // 160 * 160].to(judge.device)
     logits = judge.heard(judge.frames(judge.mel(waveform[None])).amax(1))[0]
     return NAMES.index(name) in logits.topk(among).indices.tolist()
 
@@ -72,7 +72,7 @@ def counterfactuals(count: int, split: str = "test") -> list[tuple[dict, dict, s
 
 def mel_distance(model: "RefinedAudioLDM", one: torch.Tensor, other: torch.Tensor, seconds: float) -> float:
     """Mean absolute difference of the log-mels of two waveforms (N,), up to `seconds`."""
-    mels = model.mel(torch.stack([one, other]))[:, 0, : int(seconds * 100)]
+    mels = model.mel(torch.stack([one.to(model.device), other.to(model.device)]))[:, 0, : int(seconds * 100)]
     return float((mels[0] - mels[1]).abs().mean())
 
 
@@ -118,7 +118,7 @@ def measure_edit(
 
 def jump(model: "RefinedAudioLDM", waveform: torch.Tensor, seconds: float) -> float:
     """The largest mean step of the log-mel from a frame to the next, within 30 ms of a place."""
-    mel = model.mel(waveform[None, : len(waveform) // 160 * 160])[0, 0]
+    mel = model.mel(waveform[None, : len(waveform) // 160 * 160].to(model.device))[0, 0]
     steps, at = (mel[1:] - mel[:-1]).abs().mean(1), round(seconds * 100)
     return float(steps[max(0, at - 4) : at + 3].max())
 
