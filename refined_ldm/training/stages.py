@@ -156,6 +156,7 @@ def train_ldm(
 def ldm_losses(model: RefinedAudioLDM, settings: StageConfig) -> Callable[..., dict[str, torch.Tensor]]:
     """Return the loss of the U-Net, as `Learner` takes it; batches as for `train_ldm`."""
     config, schedule = model.config, model.schedule
+    model.unet.gradient_checkpointing = settings.gradient_checkpointing
     samplers = {"stratified": stratified_timesteps, "uniform": uniform_timesteps, "noisy": noisy_timesteps}
     draw_timesteps = samplers[settings.timesteps]
     with torch.no_grad():

@@ -75,6 +75,7 @@ def test_clips_for_a_conditioner_of_another_rate_are_resampled_before_the_step(m
     model, clips = small.awake_model(monkeypatch), small.clips()
     within = [step.loss for step in train_clap(copy.deepcopy(model), loader(clips, 4), max_steps=2)]
     before = loader(Resampled(clips, 16_000, 22_050), 4)
+    forget_accelerators()
     with pretend("cuda", capability=(6, 1)) as gpu:
         steps = train_clap(model.to("cuda"), before, max_steps=2)
         found = [next(steps).loss]
