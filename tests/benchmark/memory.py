@@ -91,6 +91,7 @@ def counted(config: Config) -> dict[str, int]:
                      lambda n=sounds: vocoder(torch.randn(n, 1, frames, bins)))  # fmt: skip
             found[f"generating {sounds} sound{'s' * (sounds > 1)} at once"] = whole + max(map(peak_of, steps))
         for batch, checkpointing in ((2, False), (2, True), (4, False)):
+            unet.zero_grad()
             unet.gradient_checkpointing = checkpointing
             kept = (TRAINED - 2) * FLOAT * weights(unet) + peak_of(partial(denoise, batch), grad=True)  # and gradients
             name = f"training the U-Net, batch {batch}" + ", with gradient checkpointing" * checkpointing

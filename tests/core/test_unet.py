@@ -173,7 +173,7 @@ def condition(B=3, tokens=3):
 def test_gradient_checkpointing_computes_blocks_twice_and_changes_no_gradient():
     def gradients(unet):
         calls = []
-        unet.middle[0].register_forward_hook(lambda *_: calls.append(1))
+        unet.middle[0].register_forward_pre_hook(lambda *_: calls.append(1))
         unet(*inputs()).square().mean().backward()
         return len(calls), [p.grad for p in unet.parameters()]
 
