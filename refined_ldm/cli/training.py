@@ -145,14 +145,7 @@ def _train_lora(options, signals):
     bar = tqdm(total=training.max_steps, desc="lora", disable=None if main else True)
     with bar, CsvLogger(run_dir / "lora.csv", options.resume) as write:
         steps = train_lora(
-            model,
-            run_dir,
-            options.lora,
-            training,
-            options.seed,
-            options.resume,
-            stop_if_asked,
-            options.skip_bad,
+            model, run_dir, options.lora, training, options.seed, options.resume, stop_if_asked, options.skip_bad
         )
         with closing(steps):
             for step in steps:

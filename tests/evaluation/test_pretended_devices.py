@@ -8,7 +8,8 @@ import torch
 from refined_ldm.clap import Clap
 from refined_ldm.evaluation.adherence import evaluate_copied, evaluate_generated, fit_probe, rendered_clips
 from refined_ldm.evaluation.budget import error_budget
-from refined_ldm.evaluation.details import DetailJudge, JudgeConfig, ask_details, judge_details, twin_choices, twin_gaps
+from refined_ldm.evaluation.detail_judge import DetailJudge, JudgeConfig
+from refined_ldm.evaluation.details import judge_details, select_scenes, twin_choices
 from refined_ldm.evaluation.edits import TASKS
 from refined_ldm.evaluation.embeddings.registry import Embedding
 from refined_ldm.evaluation.folders import _embed
@@ -53,24 +54,21 @@ def test_judges_probes_and_the_error_budget(kind, monkeypatch, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def asked():
-    return ask_details(1)[:3]
+def scenes():
+    return select_scenes(1)[:3]
 
 
 @DEVICES
-def test_the_judge_of_details_answers_as_on_the_cpu(kind, asked, monkeypatch):
+def test_the_judge_of_details_answers_as_on_the_cpu(kind, scenes, monkeypatch):
     model, judge = small.awake_model(monkeypatch, seconds=2.56), DetailJudge(JudgeConfig((4, 4, 4, 4), 8)).eval()
-    captions, waveforms = [a.caption for a in asked], torch.stack([a.item["waveform"] for a in asked])
-    expected = judge_details(judge, waveforms, captions)
-    gaps, choices = twin_gaps(model, asked, (500,)), twin_choices(model.clap, asked)
+    captions, waveforms = [s.caption for s in scenes], torch.stack([s.item["waveform"] for s in scenes])
+    expected, choices = judge_details(judge, waveforms, captions), twin_choices(model.clap, scenes)
     with pretend(kind):
         judge.to(kind), model.to(kind)
         for place in ("cpu", kind):  # rendered sounds, and those of a model
             found = judge_details(judge, waveforms.to(place), captions)
-            assert found.of_class == expected.of_class and abs(found.classes - expected.classes).max() < 1e-4
-        for ours, wanted in zip(twin_gaps(model, asked, (500,)), gaps, strict=True):
-            assert ours["gap"] == pytest.approx(wanted["gap"], abs=1e-4)
-        assert twin_choices(model.clap, asked) == choices
+            assert found.by_class == expected.by_class and abs(found.logits - expected.logits).max() < 1e-4
+        assert twin_choices(model.clap, scenes) == choices
 
 
 @pytest.mark.parametrize("task", ["edit", "inpaint", "extend", "loop"])
