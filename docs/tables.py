@@ -568,6 +568,12 @@ def scale_unet() -> str:
 
 # --- on a GPU ---
 
+
+@writer
+def memory() -> str:
+    return _stored("memory")
+
+
 GPU_SECTIONS = (
     "facts", "against_cpu", "resumed", "unet", "vae_and_vocoder", "sampling", "half_precision", "what_helps",
     "notebooks", "training",

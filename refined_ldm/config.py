@@ -62,6 +62,7 @@ class StageConfig:
     loss_weighting: str = "prediction"  # U-Net: squared error of the network's own target, or "eps": of the noise
     audio_share: float = 0.0  # U-Net: share of clips conditioned on their audio embedding instead of a caption
     conditioner_dropout: float = 0.0  # U-Net: share of captions blanked in addition to those for guidance
+    gradient_checkpointing: bool = False  # U-Net: activations computed twice instead of kept, for larger batches
     vae_mels: bool = False  # vocoder: train on the VAE's reconstructions of the mels, its inputs in generation
     crop_frames: int = 0  # VAE and vocoder: mel frames of the random training crops; 0: whole clips
     save_every: int = 500  # steps

@@ -51,7 +51,7 @@ def row(task: str, method: str, measure: str, values: Sequence[float], strength:
 @torch.no_grad()
 def class_logits(judge: DetailJudge, waveform: torch.Tensor) -> torch.Tensor:
     """The judge's logits (classes,), in the order of CLASS_NAMES, for each class to be in a waveform (N,)."""
-    waveform = waveform[: len(waveform) // 160 * 160]
+    waveform = waveform[: len(waveform) // 160 * 160].to(judge.device)
     return judge.classifier(judge.frames(judge.mel(waveform[None])).amax(1))[0]
 
 
@@ -79,7 +79,7 @@ def counterfactuals(count: int, split: str = "test") -> list[tuple[dict, dict, s
 
 def mel_distance(model: "RefinedAudioLDM", one: torch.Tensor, other: torch.Tensor, seconds: float) -> float:
     """Mean absolute difference of the log-mels of two waveforms (N,), up to `seconds`."""
-    mels = model.mel(torch.stack([one, other]))[:, 0, : int(seconds * 100)]
+    mels = model.mel(torch.stack([one.to(model.device), other.to(model.device)]))[:, 0, : int(seconds * 100)]
     return float((mels[0] - mels[1]).abs().mean())
 
 
@@ -139,7 +139,7 @@ def measure_edit(
 
 def jumps(model: "RefinedAudioLDM", waveform: torch.Tensor) -> torch.Tensor:
     """At each place of a waveform (N,) the largest mean step of the log-mel from frame to frame, within 30 ms."""
-    mel = model.mel(waveform[None, : len(waveform) // 160 * 160])[0, 0]
+    mel = model.mel(waveform[None, : len(waveform) // 160 * 160].to(model.device))[0, 0]
     return (mel[1:] - mel[:-1]).abs().mean(1).unfold(0, 7, 1).amax(1)  # (T - 7,)
 
 

@@ -109,6 +109,13 @@ def test_fp16_goes_on_bit_for_bit_with_its_scale_and_its_overflows(case, tmp_pat
     assert all(isinstance(s.losses[key], float) for s in expected)
 
 
+def test_gradient_checkpointing_is_a_setting_that_changes_no_loss(monkeypatch):
+    monkeypatch.setitem(CASES, "again", ("ldm", replace(MUON, gradient_checkpointing=True), {}))
+    again, steps = begin("again")
+    assert [step.loss for step in islice(steps, 3)] == [step.loss for step in islice(begin("ldm")[1], 3)]
+    assert again[0].gradient_checkpointing
+
+
 def test_in_fp16_losses_are_nearly_those_of_float32():
     single = [step.loss for step in begin("ldm")[1]]
     with fp16_on_the_cpu() as accelerator:
