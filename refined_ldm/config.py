@@ -96,6 +96,25 @@ class StageConfig:
 
 
 @dataclass(frozen=True)
+class DistillConfig(StageConfig):
+    """Settings of the training of a student, below `training: distill:`; it is no stage of a run by default."""
+
+    max_steps: int = 2000
+    rank: int = 8  # of the LoRA
+    trajectories: int = 4000  # sampled from the teacher, once
+    teacher_steps: int = 12  # of DPM-Solver++ in a trajectory, a multiple of 4
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 1 <= self.rank <= 256:
+            raise ValueError(f"rank must be from 1 to 256, got {self.rank}")
+        if self.trajectories < 1:
+            raise ValueError(f"trajectories must be positive, got {self.trajectories}")
+        if self.teacher_steps < 4 or self.teacher_steps % 4:
+            raise ValueError(f"teacher_steps must be a multiple of 4, got {self.teacher_steps}")
+
+
+@dataclass(frozen=True)
 class Config:
     """All settings of one experiment. `preset` returns the named ones, `load_config` reads a file.
 
@@ -143,7 +162,9 @@ class Config:
     clap_checkpoint: str = ""  # the conditioner
     tokenizer: str = ""  # directory of its vocabulary: roberta-base's for LAION-CLAP; GPT-2's is installed
 
-    training: dict[str, StageConfig] = field(default_factory=lambda: {stage: StageConfig() for stage in STAGES})
+    training: dict[str, StageConfig] = field(
+        default_factory=lambda: {stage: StageConfig() for stage in STAGES} | {"distill": DistillConfig()}
+    )
 
     def __post_init__(self):
         cast_numbers(self)

@@ -48,6 +48,11 @@ def save_weights(
         temporary.chmod(mode)
 
 
+def rounded(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return the tensors that `read_weights` will find in a file of `save_weights`."""
+    return {name: _widened(_packed(tensor.detach(), dtype)) for name, tensor in state.items()}
+
+
 def _packed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     if tensor.is_floating_point():
         return tensor.to(dtype)

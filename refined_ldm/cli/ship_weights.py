@@ -31,6 +31,7 @@ from refined_ldm.evaluation.details import ask_details, twin_choices
 from refined_ldm.evaluation.embeddings.aisfx import Aisfx
 from refined_ldm.evaluation.metrics import recall_at_k, zero_shot
 from refined_ldm.evaluation.pitch import Crepe
+from refined_ldm.student import STUDENT_FILE
 from refined_ldm.text_to_audio import WEIGHTS, RefinedAudioLDM
 from refined_ldm.training.pipeline import DISCRIMINATOR_FILES
 from refined_ldm.vae import PatchDiscriminator
@@ -69,6 +70,7 @@ TITLES = {"vae": "VAE", "clap": "CLAP, HTS-AT + GPT-2", "ldm": "U-Net", "hifigan
 def ship(run: Path) -> None:
     """Write the model's parts and their discriminators in float16, and the second conditioner if there is one."""
     model = RefinedAudioLDM.load(run)
+    (FOLDER / STUDENT_FILE).unlink(missing_ok=True)  # that of the weights before
     model.save(FOLDER, torch.float16)
     discriminators = {
         "hifigan": Discriminators(model.config.discriminators),
