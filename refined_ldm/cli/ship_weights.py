@@ -4,7 +4,7 @@
 
 Half precision, refined_ldm/weights/tiny/*.safetensors; card.json and README.md beside them hold the commands, the
 training curves' last values and what was measured on the very files that are shipped. PART, to measure only
-some of it: conditioners, budget, adherence.
+some of it: conditioners, budget, adherence. The folder of `refined-ldm train --distill` ships its student alone.
 """
 
 import json
@@ -82,6 +82,18 @@ def ship(run: Path) -> None:
     other = run.parent / "tiny-roberta" / "clap-tiny-roberta.safetensors"
     if other.is_file():
         Clap.load("tiny-roberta", other).save(FOLDER / other.name, torch.float16)
+    check_size()
+
+
+def ship_student(run: Path) -> None:
+    """Ship the student of the run, whose teacher must be the shipped weights."""
+    shutil.copy(run / STUDENT_FILE, FOLDER)
+    RefinedAudioLDM.load(FOLDER)  # refuses a student of other weights
+    check_size()
+
+
+def check_size() -> None:
+    """Print the size of all parts together; exit with an error above the limit."""
     total = sum(path.stat().st_size for path in FOLDER.glob("*.safetensors"))
     if total > 30e6:
         sys.exit(f"{total / 1e6:.1f} MB of weights, 30 is the limit")
@@ -164,6 +176,9 @@ def waveforms(items: list[dict]) -> torch.Tensor:
 def main(run: Path, parts: Sequence[str]) -> None:
     """Ship the run and measure `parts` of the card again, or all if there are none."""
     start = time.perf_counter()
+    if (run / STUDENT_FILE).is_file() and not (run / "ldm.safetensors").is_file():
+        ship_student(run)
+        return
     ship(run)
     judge, model = Aisfx.load(), RefinedAudioLDM.from_preset("tiny")
     measure = {
