@@ -112,7 +112,7 @@ def test_the_student_of_a_known_gaussian_learns_its_known_jumps():
     gaussian.mean.fill_(m), gaussian.variance.fill_(V)
     teacher = lambda z_t, t, c: gaussian.noise(z_t, SCHEDULE.at(t))  # noqa: E731
     z_T = torch.randn(64, 1, 4, 4, generator=torch.Generator().manual_seed(1))
-    kept = trajectory(teacher, z_T, None, SCHEDULE, 100)
+    kept = trajectory(teacher, z_T, None, SCHEDULE, 500)
 
     class Gains(nn.Module):
         """eps = gain z_t + shift, with a gain and a shift for each pair of timesteps."""
