@@ -79,7 +79,7 @@ def neighbour() -> str:
 
 @writer
 def adherence() -> str:
-    """How many of the captioned classes are recognised in a sound, by where the sound comes from."""
+    """Share of the captioned classes that are recognised in a sound, by the source of the sound."""
     names = {
         "rendered": "the rendered clips themselves",
         "copied": "the same clips through mel, VAE and vocoder: the ceiling of this model",
@@ -99,19 +99,22 @@ def adherence() -> str:
 
 @writer
 def details() -> str:
-    """Which details of a caption are right in the sound, by the judge of details."""
+    """Share of a caption's details that are right in the sound, by the judge of details."""
     names = {
-        "class": "the kinds of sound", "nothing else": "these kinds and no other", "number": "number",
+        "class": "the kinds of sound", "nothing else": "these kinds and no other",
+        "number up to three": "number: once, twice or three times", "number": "number: all, up to six",
         "pitch": "pitch: low or high", "pace": "pace: slow or quick", "order": "order of two sounds",
     }  # fmt: skip
     kinds = ("rendered", "copied", "generated", "chance")
     table = read("05_details").set_index(["detail", "sound"])
     before = read("05_details_before").set_index(["detail", "sound"])  # the weights that had not learned details
+    questions = before.index.get_level_values("detail")
     lines = [
         [name, int(table.loc[(detail, "generated"), "clips"])]
         + [spread(*table.loc[(detail, kind), ["value", "low", "high"]], 2) for kind in kinds]
-        + [spread(*before.loc[(detail, "generated"), ["value", "low", "high"]], 2)]
+        + [spread(*before.loc[(detail, "generated"), ["value", "low", "high"]], 2) if detail in questions else ""]
         for detail, name in names.items()
+        if (detail, "generated") in table.index
     ]
     silent = [of.loc[("silent", "generated")] for of in (table, before)]
     shares = [spread(*of[["value", "low", "high"]], 3) for of in silent]
@@ -188,7 +191,7 @@ def conditioners() -> str:
 
 @writer
 def twins() -> str:
-    """How often a sound is nearer to its caption than to one with one detail changed, for each shipped conditioner."""
+    """Share of sounds nearer to their caption than to one with one detail changed, for each shipped conditioner."""
     found = {name: scores["twins"] for name, scores in card()["conditioners"].items()}
     details = ("number", "pitch", "pace", "order", "other scene")
     lines = [
@@ -200,7 +203,7 @@ def twins() -> str:
 
 @writer
 def caption_map() -> str:
-    """What the caption map adds to FiLM, after 400 steps of training from the same weights."""
+    """The gain of the caption map beside FiLM, after 400 steps of training from the same weights."""
     found = read("caption_map").query("steps == 400 and timestep == 950")
     networks = list(dict.fromkeys(found["network"]))
     table = found.set_index(["detail", "network"])
@@ -260,13 +263,13 @@ def speed() -> str:
 
 @writer
 def precision() -> str:
-    """What `optimize_for_inference` changes in the output."""
+    """Changes of the output by `optimize_for_inference`."""
     rows = read("bench_accuracy").dropna(subset="way").to_dict("records")
     return markdown(
         ["arithmetic", "relative error of the U-Net", "at the worst timestep", "log-mel L1 of VAE and vocoder"],
         [
             [
-                r["way"].replace("hastened", "optimised"),
+                r["way"],
                 f"{r['unet_error']:g}",
                 f"{r['unet_error_worst']:g}",
                 f"{r['mel_l1']:.4f} ({r['mel_l1_change']:+.2%})",
@@ -278,7 +281,7 @@ def precision() -> str:
 
 @writer
 def bf16_gain() -> str:
-    """How many times as fast this machine multiplies in bfloat16 as in float32."""
+    """Speed of this machine's products in bfloat16 as a multiple of that in float32."""
     machine = read("bench").iloc[0]
     return f"{machine['bf16_gflops'] / machine['fp32_gflops']:.1f}"
 
@@ -288,7 +291,7 @@ def bf16_gain() -> str:
 
 @writer
 def bounds() -> str:
-    """What other real clips score in the measures of the experiment."""
+    """Scores of other real clips in the measures of the experiment."""
     real = read("06_bounds").set_index("sound").loc["other real clips"]
     return f"a Fréchet distance of {real['frechet']:.1f} and a recall of {real['recall']:.2f}"
 
@@ -337,7 +340,7 @@ def _range(values: pd.Series, decimals: int) -> str:
 
 @writer
 def encoder() -> str:
-    """What the conditioner alone changes, seed by seed."""
+    """Effect of the conditioner alone, seed by seed."""
     measures = {
         "error_250": ("noise error, t ≥ 250", 5),
         "frechet": ("aiSFX Fréchet distance", 1),
@@ -359,7 +362,7 @@ def encoder() -> str:
 
 @writer
 def reached() -> str:
-    """How many times fewer iterations an arm needs than a baseline."""
+    """Factor by which an arm needs fewer iterations than a baseline."""
     names = {"error_250": "noise error", "frechet": "Fréchet distance", "recall": "class recall"}
     table, shortest = read("06_reached"), {150, 600, 1500}
     lines = []
@@ -389,12 +392,10 @@ def ablations() -> str:
         "D, uniform timesteps": "timesteps drawn independently",
         "D, AdamW": "AdamW instead of Muon",
         "D, faint captions": "caption embeddings of norm 1",
-        "D, formula deaf to captions": "unconditional linear denoiser",
         "D, unconditional linear denoiser": "unconditional linear denoiser",
-        "D, no formula": "no linear denoiser",
         "D, no linear denoiser": "no linear denoiser",
     }
-    rows = read("06_ladder").to_dict("records")
+    rows = read("06_ablations").to_dict("records")
     return markdown(
         ["300 iterations, one seed", "aiSFX Fréchet distance", "class recall", "the whole recipe is as good after"],
         [
@@ -431,7 +432,7 @@ def controls() -> str:
 
 @writer
 def order() -> str:
-    """How often the two sounds of a caption come in the right order."""
+    """Share of captions whose two sounds come in the right order."""
     rows = read("06_order").to_dict("records")
     return markdown(
         ["sounds of “A, then B”", "in the right order"],
@@ -441,7 +442,7 @@ def order() -> str:
 
 @writer
 def probes() -> str:
-    """What the two conditioners can tell apart."""
+    """Accuracy of probes on the embeddings of the two conditioners."""
     table = read("06_probes").dropna(subset="chance")
     columns = list(dict.fromkeys(table["conditioner"]))
     lines = []

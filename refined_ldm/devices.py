@@ -1,4 +1,4 @@
-"""Where to compute and in which precision, decided in one place."""
+"""Choice of the device and the precision, in one place."""
 
 import math
 import os

@@ -21,7 +21,7 @@ Output = tuple[Tensor, list[Tensor]]  # logits (B, L), feature maps of every lay
 
 @dataclass(frozen=True)
 class DiscriminatorsConfig:
-    """Which discriminators, and their size; the defaults are the published ones (71 M parameters)."""
+    """Kinds and sizes of the discriminators; the defaults are the published ones (71 M parameters)."""
 
     width: int = 32  # channels of a period discriminator's first layer, a multiple of 4; every other follows from it
     periods: tuple[int, ...] = (2, 3, 5, 7, 11)  # samples; primes overlap least

@@ -247,8 +247,7 @@ def extend(
     sample_rate: int | None = None,
     **settings: Unpack[Settings],
 ) -> Tensor:
-    """Continue a sound (N,) by `seconds` -> waveform, of which the first N' samples are the sound. See `inpaint`.
-    """
+    """Continue a sound (N,) by `seconds` -> waveform, of which the first N' samples are the sound. See `inpaint`."""
     sound = read_sound(model, waveform, sample_rate)
     samples, rate = len(sound.waveform), model.config.mel.sample_rate
     if not 1 / rate <= seconds <= LONGEST - samples / rate:

@@ -37,7 +37,7 @@ class Settings(TypedDict, total=False):
 
 @dataclass
 class Sampling:
-    """What `prepare` makes of captions and settings, for R candidates."""
+    """The prepared captions and settings of R candidates, from `prepare`."""
 
     captions: list[str]  # R
     embedding: Tensor  # (R, K, D)

@@ -19,7 +19,7 @@ from refined_ldm.integers import cast_numbers, whole, whole_rate
 
 @dataclass(frozen=True)
 class MelConfig:
-    """How a waveform is cut into frames and its spectrum into mel bands."""
+    """Frames of a waveform and mel bands of its spectrum."""
 
     sample_rate: int = 16_000  # Hz
     n_fft: int = 1024  # samples, 64 ms: window and Fourier transform have the same length

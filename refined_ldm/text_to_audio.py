@@ -228,16 +228,7 @@ class RefinedAudioLDM(nn.Module):
             noise = noise_like(embedding.new_empty(len(some), *self.latent_shape(seconds)), generators)
             own = embedding if len(rows) == len(repeated) else embedding[rows]
             latent = self.sample_latent(
-                own,
-                noise,
-                steps,
-                guidance_scale,
-                unconditional,
-                sampler,
-                eta,
-                generators,
-                on_step,
-                interval,
+                own, noise, steps, guidance_scale, unconditional, sampler, eta, generators, on_step, interval
             )
             mel = self.decode(latent)
             waveform = self.to_waveform(mel)[:, : round(seconds * self.config.mel.sample_rate)]

@@ -26,8 +26,7 @@ def variations(
     sample_rate: int | None = None,
     **settings: Unpack[Settings],
 ) -> Tensor:
-    """`count` sounds near a given one (N,) -> waveforms (count, N'). As `edit`, with as many different noises.
-    """
+    """`count` sounds near a given one (N,) -> waveforms (count, N'). As `edit`, with as many different noises."""
     sound = read_sound(model, waveform, sample_rate)
     check_strength(strength)
     mel = padded_mel(model, sound)

@@ -15,7 +15,10 @@ from torch import Tensor, nn
 from refined_ldm.devices import copy_to_cpu
 from refined_ldm.files import atomic_write
 
-EARLIER_NAMES = {r"\.reading(?=\.|_norm\.)": ".cross_attention", r"\.nothing$": ".null_token"}  # pattern: name now
+EARLIER_NAMES = {  # pattern: name now
+    r"\.reading(?=\.|_norm\.)": ".cross_attention", r"\.nothing$": ".null_token",
+    r"^heard(?=\.)": "classifier", r"^narrow(?=\.)": "projection", r"^whole(?=\.)": "context",  # the judge of details
+}  # fmt: skip
 
 
 def present_names(state: dict[str, Any]) -> dict[str, Any]:

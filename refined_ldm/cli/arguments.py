@@ -137,13 +137,13 @@ def parser(runs: dict[str, Callable[[argparse.Namespace], Any]]) -> Parser:
         metavar="YAML",
         help="a configuration of this project, or a published training configuration of AudioLDM",
     )
-    source.add_argument("--preset", default="tiny")
+    source.add_argument("--preset", default="tiny", help="sizes and settings: tiny, colab, paper or baseline (tiny)")
     sub.add_argument(
         "--stage",
         nargs="+",
         metavar="STAGE",
-        help="any of vae clap ldm hifigan. Default: all in this order; if the configuration names files of "
-        "trained parts, ldm alone (after vae, if no file holds one)",
+        help="any of vae clap ldm hifigan (default: all in this order; if the configuration names files of trained "
+        "parts, ldm alone, after vae if no file holds one), or of details-text details-audio",
     )
     sub.add_argument(
         "--run",
@@ -314,7 +314,9 @@ def parser(runs: dict[str, Callable[[argparse.Namespace], Any]]) -> Parser:
     sub.add_argument("--skip-bad", action="store_true", help="leave out unusable files")
     sub.add_argument("--seed", type=integer(0, LARGEST_SEED), default=0, help="seed of all random numbers (0)")
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
-    sub.add_argument("--out", type=Path, metavar="FILE", help="also write the results as JSON")
+    sub.add_argument(
+        "--out", type=Path, metavar="FILE", help="also write the results as JSON, those of --details as CSV"
+    )
     sub.add_argument("--json", action="store_true", help="print the results as JSON")
 
     sub = command("budget", "Measure the error that each stage adds: mel, VAE, vocoder and the whole model.")
@@ -369,7 +371,7 @@ def parser(runs: dict[str, Callable[[argparse.Namespace], Any]]) -> Parser:
 
     sub = command("notebooks", "Execute the notebooks with papermill into runs/notebooks.")
     sub.add_argument("names", nargs="*", metavar="NAME", help="01 … 06 (default: all)")
-    sub.add_argument("--preset", default="tiny")
+    sub.add_argument("--preset", default="tiny", help="sizes and settings: tiny, colab, paper or baseline (tiny)")
     sub.add_argument(
         "-p",
         nargs=2,

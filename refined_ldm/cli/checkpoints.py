@@ -22,7 +22,7 @@ def inspect(options: Namespace) -> None:
 
 
 def _lines(file):
-    """What was found in a file, as lines of a table."""
+    """The contents of a file, as lines of a table."""
     yield f"{file.path}: {file.kind}, {file.bytes / 1e6:,.1f} MB"
     if file.sha256:
         yield f"sha256 {file.sha256}" + (f", tensors under {file.wrapper!r}" if file.wrapper else "")

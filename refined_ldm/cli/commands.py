@@ -171,7 +171,8 @@ def _evaluate_details(options):
     from tqdm import tqdm
 
     from refined_ldm.devices import pick_device
-    from refined_ldm.evaluation.details import DetailJudge, ask_details, detail_table, show_table
+    from refined_ldm.evaluation.detail_judge import DetailJudge
+    from refined_ldm.evaluation.details import detail_table, select_scenes, show_table
     from refined_ldm.text_to_audio import RefinedAudioLDM
 
     if options.out:
@@ -185,8 +186,8 @@ def _evaluate_details(options):
             bar.total = total
             bar.update(done - bar.n)
 
-        asked = ask_details(options.details, seconds=model.config.seconds)
-        rows = detail_table(judge, model, asked, options.seed, on_clips)
+        scenes = select_scenes(options.details, seconds=model.config.seconds)
+        rows = detail_table(judge, model, scenes, options.seed, on_clips)
     if options.out:
         write_table(options.out, rows)
     print(json.dumps(rows, indent=1) if options.json else show_table(rows))
@@ -249,7 +250,7 @@ def experiment(options: Namespace) -> None:
         raise ValueError(f"no run {', '.join(sorted(unknown))}: --list prints those there are")
     runs = [named[name] for name in o.names] or runs
     check_folder(o.run_dir)
-    tables = (".json", ".csv", "-steps.csv", "-heard.csv")
+    tables = (".json", ".csv", "-steps.csv", "-classes.csv")
     check_folder(out, [f"{run.name}{ending}" for run in runs for ending in tables])
     collected = out.with_name(f"{out.name}.csv")
     check_result(collected, b"name,label,")

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from refined_ldm import display
-from refined_ldm.evaluation.details import DetailJudge
+from refined_ldm.evaluation.detail_judge import DetailJudge
 from refined_ldm.evaluation.edits import TASKS, counterfactuals
 from refined_ldm.inference import optimize_for_inference
 from refined_ldm.text_to_audio import RefinedAudioLDM
@@ -50,7 +50,7 @@ def main(clips: int, tasks: Sequence[str]) -> None:
 
 
 def gallery() -> None:
-    """Draw a scene, its rendered counterfactual, and what four functions make of it."""
+    """Draw a scene, its rendered counterfactual, and the results of four functions."""
     started, model = time.perf_counter(), RefinedAudioLDM.from_preset("tiny")
     before, after, _ = counterfactuals(GALLERY + 1)[GALLERY]
     sound, caption, onset = before["waveform"], after["caption"], before["events"][1].onset
@@ -70,7 +70,7 @@ def gallery() -> None:
 
 
 def draw(table: pd.DataFrame) -> plt.Figure:
-    """How much of the new caption is in the result against how far the kept stretch is from the input, by strength."""
+    """Plot the share with the new event against the change of the kept stretch, a line a method, by strength."""
     display.set_style()
     figure, ax = plt.subplots(figsize=(7, 4))
     x, y = "log-mel L1 of the kept stretch", "new event"

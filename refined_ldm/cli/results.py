@@ -1,4 +1,4 @@
-"""What commands write: its place is checked before any work, and a file is written whole or not at all."""
+"""Results that commands write: their place is checked before any work; files are written whole or not at all."""
 
 import csv
 import sys

@@ -27,7 +27,7 @@ from refined_ldm.clap import Clap
 from refined_ldm.discriminators import Discriminators
 from refined_ldm.evaluation.adherence import class_prompt, fit_probe, measure_adherence, rendered_clips
 from refined_ldm.evaluation.budget import error_budget
-from refined_ldm.evaluation.details import ask_details, twin_choices
+from refined_ldm.evaluation.details import select_scenes, twin_choices
 from refined_ldm.evaluation.embeddings.aisfx import Aisfx
 from refined_ldm.evaluation.metrics import recall_at_k, zero_shot
 from refined_ldm.evaluation.pitch import Crepe
@@ -132,9 +132,7 @@ def draw_curves(tables: dict[str, pd.DataFrame]) -> plt.Figure:
             display.label_lines(ax, fontsize=9)
     for ax in figure.axes[len(tables) :]:
         figure.delaxes(ax)
-    figure.suptitle(
-        "The losses of the stages of tiny (pale: single steps)", x=0.01, ha="left"
-    )
+    figure.suptitle("The losses of the stages of tiny (pale: single steps)", x=0.01, ha="left")
     return figure
 
 
@@ -142,7 +140,7 @@ def draw_curves(tables: dict[str, pd.DataFrame]) -> plt.Figure:
 def conditioners() -> dict[str, dict[str, float]]:
     """For each shipped conditioner: retrieval among 200 mixed test scenes, naming of 200 one-event ones, and twins."""
     scores, mixed, single = {}, rendered_clips(200), rendered_clips(200, kinds=("event",))
-    asked = ask_details(100)
+    scenes = select_scenes(100)
     names = sorted({label for item in single for label in item["labels"]})
     for path in sorted(FOLDER.glob("clap-*.safetensors")):
         name = path.stem.removeprefix("clap-")
@@ -154,7 +152,7 @@ def conditioners() -> dict[str, dict[str, float]]:
             "R@1 text to audio": recall_at_k(text, audio, 1), "R@10 text to audio": recall_at_k(text, audio, 10),
             "R@10 audio to text": recall_at_k(audio, text, 10),
             "zero-shot": zero_shot(alone, clap.embed_text([class_prompt(n) for n in names]), truth).accuracy,
-            "twins": {row.pop("detail"): row for row in twin_choices(clap, asked)},
+            "twins": {row.pop("detail"): row for row in twin_choices(clap, scenes)},
         }  # fmt: skip
     return scores
 

@@ -1,4 +1,4 @@
-"""What every command that makes sounds does: open the model, optimize it, say which files were written."""
+"""Steps of every command that makes sounds: open the model, optimize it, say which files were written."""
 
 import json
 import sys

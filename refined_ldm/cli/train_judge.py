@@ -13,24 +13,25 @@ import torch
 
 from refined_ldm.data.caches import CACHED_KEYS, cache_clips
 from refined_ldm.durable.csv_log import CsvLogger
-from refined_ldm.evaluation.details import CLIPS, JUDGE, WEIGHTS, ask_details, judge_details, train_judge
+from refined_ldm.evaluation.detail_judge import JUDGE_CLIPS, JUDGE_TRAINING, JUDGE_WEIGHTS, train_judge
+from refined_ldm.evaluation.details import judge_details, select_scenes
 from refined_ldm.scenes.dataset import SoundScenes
 
 RUN = Path("runs/judge")
 
 
-def main(size: int = CLIPS) -> None:
+def main(size: int = JUDGE_CLIPS) -> None:
     """Train on `size` scenes and print the share of right answers, by detail."""
     scenes = SoundScenes("val", size, seed=1)
     clips = cache_clips(RUN / "clips", scenes, {"data": scenes.fingerprint(), "kept": list(CACHED_KEYS)})
     with CsvLogger(RUN / "judge.csv", resume=True) as write:
-        for trained, step in train_judge(clips, JUDGE, run_dir=RUN / "checkpoints", resume=True):
+        for trained, step in train_judge(clips, JUDGE_TRAINING, run_dir=RUN / "checkpoints", resume=True):
             write(step)
             judge = trained
-    judge.save(WEIGHTS)
-    asked = ask_details(200)
-    waveforms = torch.stack([a.item["waveform"] for a in asked])
-    for detail, right in judge_details(judge, waveforms, [a.caption for a in asked]).right().items():
+    judge.save(JUDGE_WEIGHTS)
+    selected = select_scenes(200)
+    waveforms = torch.stack([scene.item["waveform"] for scene in selected])
+    for detail, right in judge_details(judge, waveforms, [scene.caption for scene in selected]).correct().items():
         print(f"{detail:14} {right.mean():.3f} of {len(right)}")
 
 

@@ -5,7 +5,8 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "captioned_audio": ["CaptionedAudio", "loader"],
+        "batches": ["loader"],
+        "captioned_audio": ["CaptionedAudio"],
         "caches": ["cache_clips", "cache_latents"],
         "sources": ["open_recordings"],
         "report": ["report_data"],

@@ -47,7 +47,7 @@ def wav_and_captions(entry: Any) -> tuple[str, list[str]]:
 
 
 def _beside(path: Path, named: str) -> Path:
-    """Where a path written in a dataset_root.json leads; AudioLDM keeps that file three folders below where it runs."""
+    """The target of a path in a dataset_root.json; AudioLDM keeps that file three folders below where it runs."""
     places = [*path.absolute().parents[:4], Path.cwd()]
     for place in places:
         try:

@@ -39,7 +39,7 @@ def letters_and_digits(stem: str) -> str:
 
 @dataclass(frozen=True)
 class KnownSet:
-    """Where a data set has its lists, and what their columns are."""
+    """The lists of a data set and their columns."""
 
     title: str
     lists: dict[str, str]  # {end of the path of a list: its split; "{fold}" is a column}
@@ -294,7 +294,7 @@ def _split_names(text: str) -> list[str]:
 
 
 def _rows(path, known, on_fault) -> Iterator[tuple[int, dict]]:
-    """The rows of a list; broken ones are told to `on_fault`."""
+    """The rows of a list; broken ones are given to `on_fault`."""
     if path.suffix not in (".json", ".yaml"):
         yield from read_rows(path, known.file[:1] if is_json_lines(path) else known.needed, known.header, on_fault)
         return

@@ -1,4 +1,4 @@
-"""Which files of a folder are sounds, which text or table row belongs to which of them, and which files are unused."""
+"""The files of a folder: sounds, the text or table row that belongs to each of them, and unused files."""
 
 import logging
 import os

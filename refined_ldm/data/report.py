@@ -1,4 +1,4 @@
-"""What is in a data set, before anything is trained on it: lengths, rates, levels, captions, duplicates, faults."""
+"""Report on a data set before anything is trained on it: lengths, rates, levels, captions, duplicates, faults."""
 
 import hashlib
 from collections import Counter, defaultdict

@@ -1,4 +1,4 @@
-"""What `--data` names: a known data set, a table, a folder, shards, Parquet files or AudioLDM's lists."""
+"""Open what `--data` names: a known data set, a table, a folder, shards, Parquet files or AudioLDM's lists."""
 
 from pathlib import Path
 

@@ -119,7 +119,8 @@ def plot_budget(costs: Sequence[Mapping], title: str = "") -> Figure:
                 cost = rows[way]
                 reach = [[max(0, cost["value"] - cost["low"])], [max(0, cost["high"] - cost["value"])]]
                 ax.barh(place, cost["value"], xerr=reach, color="C1" if "vae" in way or way == "generated" else "C0")
-        ax.axvline(next(iter(rows.values()))["floor"], color="black", linestyle="--", linewidth=1)
+        first = next(iter(rows.values()))
+        ax.axvline(first["baseline" if "baseline" in first else "floor"], color="black", linestyle="--", linewidth=1)
         ax.set_title(measure, fontsize=10)
         ax.set_xlim(left=0)
     axes[0, 0].set_yticks(range(len(ways)), [WAYS[way] for way in ways])

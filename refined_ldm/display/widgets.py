@@ -1,4 +1,4 @@
-"""What a cell shows beside plots and sounds: source code, sliders that call a function, claims and expectations."""
+"""Source code, sliders that call a function, claims and expectations, shown in a cell beside plots and sounds."""
 
 import inspect
 import textwrap

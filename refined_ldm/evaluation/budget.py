@@ -55,7 +55,7 @@ class Cost:
     value: float
     low: float  # 95 % bootstrap interval
     high: float
-    floor: float  # the baseline: the value of the original clips
+    baseline: float  # the value of the original clips
     clips: int
     faulty: int  # clips that are not finite, silent though their original is not, or at full scale for 10 ms
 
@@ -137,15 +137,15 @@ def error_budget(
         notes, cents = played_notes(50, model.config.seconds, seed)
         played = copies(model, notes)
 
-    mel, costs, floors = model.mel.cpu(), [], {}
+    mel, costs, baselines = model.mel.cpu(), [], {}
     for way, sound in sounds.items():
         bad = int(faults(sound, originals).sum())
 
         def add(
             measure: str, value: float, interval: tuple[float, float], n: int, way: str = way, bad: int = bad
         ) -> None:
-            floors.setdefault(measure, value)  # the clips themselves come first
-            costs.append(Cost(way, measure, float(value), *map(float, interval), float(floors[measure]), n, bad))
+            baselines.setdefault(measure, value)  # the clips themselves come first
+            costs.append(Cost(way, measure, float(value), *map(float, interval), float(baselines[measure]), n, bad))
 
         if way != "generated":  # many sounds fit a caption: distances to a single one have no meaning
             parts = zip(sound.split(25), originals.split(25), strict=True)

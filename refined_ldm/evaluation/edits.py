@@ -1,8 +1,8 @@
 """Edits against the right answer: rendered scenes with one event exchanged or cut out, and the trivial answers beside.
 
 `SoundScenes.exchange` renders a scene and its counterfactual, so what an edit should have kept is known to the sample.
-Which sounds a result has, the judge of details says (`details.py`). Rows: {"task", "method", "strength", "measure",
-"value", "low", "high", "clips"}.
+`detail_judge.py` says which sounds a result has. Rows: {"task", "method", "strength", "measure", "value", "low",
+"high", "clips"}.
 """
 
 import subprocess
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from refined_ldm.evaluation.details import NAMES, DetailJudge
+from refined_ldm.evaluation.detail_judge import CLASS_NAMES, DetailJudge
 from refined_ldm.evaluation.metrics import bootstrap_interval, share
 from refined_ldm.scenes.classes import CLASSES
 from refined_ldm.scenes.dataset import SoundScenes
@@ -49,8 +49,8 @@ def row(task: str, method: str, measure: str, values: Sequence[float], strength:
 def has(judge: DetailJudge, waveform: torch.Tensor, name: str, among: int = 2) -> bool:
     """Whether the judge counts a class among the `among` likeliest of a waveform (N,)."""
     waveform = waveform[: len(waveform) // 160 * 160]
-    logits = judge.heard(judge.frames(judge.mel(waveform[None])).amax(1))[0]
-    return NAMES.index(name) in logits.topk(among).indices.tolist()
+    logits = judge.classifier(judge.frames(judge.mel(waveform[None])).amax(1))[0]
+    return CLASS_NAMES.index(name) in logits.topk(among).indices.tolist()
 
 
 def counterfactuals(count: int, split: str = "test") -> list[tuple[dict, dict, str]]:
@@ -128,7 +128,7 @@ def measure_inpaint(
 ) -> list[dict]:
     """ "A then B" with B cut out, redrawn where B was: whether B is in the result, and how smooth the seams are."""
     scenes, source = SoundScenes("test", count, kinds=("sequence",)), np.random.default_rng(seed)
-    heard = {"rendered": [], "input unchanged": [], "caption alone": [], "inpainting": []}
+    detected = {"rendered": [], "input unchanged": [], "caption alone": [], "inpainting": []}
     kept, outside, seams, places = [], [], {"inpainting": [], "rendered, at the same places": []}, []
     for index in range(count):
         gap = scenes.exchange(index, 1, None)[1]["waveform"]
@@ -138,7 +138,7 @@ def measure_inpaint(
         result = model.inpaint(gap, whole["caption"], start, end, seed=seed)
         for way, waveform in (("rendered", whole["waveform"]), ("input unchanged", gap), ("inpainting", result),
                               ("caption alone", model.generate([whole["caption"]], seed=seed)[0])):  # fmt: skip
-            heard[way].append(has(judge, waveform, last))
+            detected[way].append(has(judge, waveform, last))
         kept.append(has(judge, result, first))
         difference = (result - gap).abs()
         outside.append(float(torch.cat([difference[: round(start * RATE)], difference[round(end * RATE) :]]).max()))
@@ -150,7 +150,7 @@ def measure_inpaint(
     seams["rendered, at random places"] = places
     within = np.array(seams["inpainting"]) <= np.quantile(places, 0.95)
     return [
-        *(row("inpaint", way, "missing event", values) for way, values in heard.items()),
+        *(row("inpaint", way, "missing event", values) for way, values in detected.items()),
         row("inpaint", "inpainting", "kept event", kept),
         row("inpaint", "inpainting", "largest difference outside the mask", outside),
         *(row("inpaint", way, "log-mel jump at the seam", values) for way, values in seams.items()),
@@ -162,17 +162,17 @@ def measure_extend(
     model: "RefinedAudioLDM", judge: DetailJudge, count: int, seed: int = 0, on_clips: Progress = lambda *_: None
 ) -> list[dict]:
     """One event, continued by its own length: whether the new half has the same class, and no click at the join."""
-    scenes, heard, clicks = SoundScenes("test", count, kinds=("event",)), {"extend": [], "caption alone": []}, []
+    scenes, detected, clicks = SoundScenes("test", count, kinds=("event",)), {"extend": [], "caption alone": []}, []
     for index in range(count):
         item = scenes[index]
         n, name = len(item["waveform"]), item["labels"][0]
         result = model.extend(item["waveform"], item["caption"], scenes.seconds, seed=seed)
-        heard["extend"].append(has(judge, result[n:], name, 1))
-        heard["caption alone"].append(has(judge, model.generate([item["caption"]], seed=seed)[0], name, 1))
+        detected["extend"].append(has(judge, result[n:], name, 1))
+        detected["caption alone"].append(has(judge, model.generate([item["caption"]], seed=seed)[0], name, 1))
         steps = result.diff().abs()
         clicks.append(bool(steps[n - 1] <= steps.quantile(0.99)))
         on_clips("extend", index + 1, count)
-    return [*(row("extend", way, "same class in the new half", values) for way, values in heard.items()),
+    return [*(row("extend", way, "same class in the new half", values) for way, values in detected.items()),
             row("extend", "extend", "step at the join within 99 % of all steps", clicks)]  # fmt: skip
 
 
@@ -180,7 +180,7 @@ def measure_long(
     model: "RefinedAudioLDM", judge: DetailJudge, count: int, seed: int = 0, on_clips: Progress = lambda *_: None
 ) -> list[dict]:
     """`count` sounds of 30 s with six captions: whether each part has its class, and the memory of 10 and of 30 s."""
-    part, heard, chance = 5, [], []
+    part, detected, chance = 5, [], []
     scenes = SoundScenes("test", 6 * count, kinds=("event",))
     for index in range(count):
         items = [scenes[6 * index + k] for k in range(6)]
@@ -188,10 +188,10 @@ def measure_long(
         waveform = model.generate_long(captions, 6.0 * part, seed=seed)
         for k in range(6):
             middle = waveform[round((part * k + 1.22) * RATE) :][: round(2.56 * RATE)]
-            heard.append(has(judge, middle, items[k]["labels"][0], 1))
+            detected.append(has(judge, middle, items[k]["labels"][0], 1))
             chance.append(has(judge, middle, items[(k + 1) % 6]["labels"][0], 1))
         on_clips("long", index + 1, count)
-    rows = [row("long", "MultiDiffusion", "class where it was asked for", heard),
+    rows = [row("long", "MultiDiffusion", "class where it was asked for", detected),
             row("long", "compared with the next caption", "class where it was asked for", chance)]  # fmt: skip
     for seconds in (10, 30):
         done = subprocess.run([sys.executable, "-c", PEAK, str(seconds)], capture_output=True, text=True, check=True)
@@ -203,18 +203,18 @@ def measure_loop(
     model: "RefinedAudioLDM", judge: DetailJudge, count: int, seed: int = 0, on_clips: Progress = lambda *_: None
 ) -> list[dict]:
     """Loops of one event: whether the class is there, and the jump at the seam beside those at other places."""
-    scenes, heard, inner = SoundScenes("test", count, kinds=("event",)), {"loop": [], "generate": []}, []
+    scenes, detected, inner = SoundScenes("test", count, kinds=("event",)), {"loop": [], "generate": []}, []
     seams = {"loop": [], "generate": []}
     for index in range(count):
         item = scenes[index]
         sounds = {"loop": model.loop(item["caption"], seed=seed),
                   "generate": model.generate([item["caption"]], seed=seed)[0]}  # fmt: skip
         for way, waveform in sounds.items():
-            heard[way].append(has(judge, waveform, item["labels"][0], 1))
+            detected[way].append(has(judge, waveform, item["labels"][0], 1))
             seams[way].append(jump(model, waveform.roll(len(waveform) // 2), len(waveform) / 2 / RATE))
         inner += [jump(model, sounds["loop"], place) for place in np.linspace(0.3, 2.2, 8)]
         on_clips("loop", index + 1, count)
-    return [*(row("loop", way, "class", values) for way, values in heard.items()),
+    return [*(row("loop", way, "class", values) for way, values in detected.items()),
             *(row("loop", way, "log-mel jump at the seam", values) for way, values in seams.items()),
             row("loop", "loop, at other places", "log-mel jump at the seam", inner)]  # fmt: skip
 

@@ -46,7 +46,7 @@ class Comparison:
 
     generated: Side
     reference: Side
-    embedding: dict[str, Any]  # name, version, sha256, dimensions, sample_rate, read_at (Hz), resampler, heard_seconds
+    embedding: dict[str, Any]  # name, version, sha256, dimensions, sample_rate, read_at (Hz), resampler, window_seconds
     pca: int | None  # dimensions of the Frechet distances; None: all
     seed: int
     scores: tuple[Score, ...]
@@ -77,9 +77,10 @@ class Comparison:
             f"{'metric':28}{'value':>10}   {'95 % interval':^21}{'same n':>12}{'baseline':>12}   of",
         ]
         for s in self.scores:
-            same, baseline = ("" if x is None else f"{x:.4g}" for x in (s.same_size, s.floor))
+            same, baseline = ("" if x is None else f"{x:.4g}" for x in (s.same_size, s.baseline))
             interval = f"{s.low:9.4g} … {s.high:<9.4g}"
-            lines.append(f"{METRICS[s.metric]:28}{s.value:10.4g}   {interval}{same:>12}{baseline:>12}   {s.floor_of}")
+            numbers = f"{s.value:10.4g}   {interval}{same:>12}{baseline:>12}"
+            lines.append(f"{METRICS[s.metric]:28}{numbers}   {s.baseline_of}")
         lines += ["", *(f"left out: {', '.join(metrics)}: {reason}" for reason, metrics in reasons.items())]
         return "\n".join([*lines, *self.notes]).rstrip()
 
@@ -278,7 +279,7 @@ def compare_folders(
         "sample_rate": embedder.sample_rate,
         "read_at": sample_rate or embedder.sample_rate,
         "resampler": RESAMPLER,
-        "heard_seconds": embedder.seconds,
+        "window_seconds": embedder.seconds,
     }
     notes = _notes(made_side, real_side, metadata, pca, kept, rows, len(made) - len(captioned) if captions else 0)
     more = [f"passed over in {generated}: {passed}"] * bool(passed)
@@ -291,7 +292,7 @@ def _notes(
     generated: Side, reference: Side, embedding: dict[str, Any], pca: int, kept: int | None, rows: int, uncaptioned: int
 ) -> Iterator[str]:
     """Notes on the limits of a comparison, below its table."""
-    half, window = reference.clips // 2, embedding["heard_seconds"]
+    half, window = reference.clips // 2, embedding["window_seconds"]
     if kept and kept < pca:
         yield f"of the {pca} requested PCA dimensions, a half of the reference has {kept}"
     if half > 1:

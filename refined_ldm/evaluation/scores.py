@@ -1,6 +1,6 @@
 """Scores of two sets of clips: every metric of `metrics` with its confidence interval and its baseline.
 
-The interval is over draws of the generated clips (`bootstrap_interval`). The baseline of a distance (`floor`) is the
+The interval is over draws of the generated clips (`bootstrap_interval`). The baseline of a distance is the
 distance between two halves of the reference (`real_vs_real`). Distances depend on the number of clips: `same_size` is
 the distance at the size of the baseline, and these two can be compared.
 
@@ -52,8 +52,8 @@ class Score:
     low: float  # 95 % bootstrap interval
     high: float
     same_size: float | None  # of distances: the value at the number of clips of the baseline
-    floor: float | None  # the baseline
-    floor_of: str  # its definition, or the reason why there is none
+    baseline: float | None
+    baseline_of: str  # its definition, or the reason why there is none
     clips: int  # generated clips that were used
 
 

@@ -11,6 +11,10 @@ from refined_ldm.integers import whole
 RENAMED = {  # settings of arms in records that were written before these names
     "wide": "unet", "weighting": "loss_weighting", "extra_drop": "conditioner_dropout",
 }  # fmt: skip
+EARLIER_LABELS = {
+    "D, formula deaf to captions": "D, unconditional linear denoiser", "D, no formula": "D, no linear denoiser",
+}  # fmt: skip
+EARLIER_PARTS = {"formula": "linear", "ladder": "ablations"}
 
 
 @dataclass(frozen=True)
@@ -61,11 +65,11 @@ ARMS = {
     "plain": Arm("ms-plain", **RECIPE),
 }
 
-# The recipe with one ingredient taken out. The labels are those of the stored records; figures.ARM_NAMES are shown.
+# The recipe with one ingredient taken out, by the labels of the records; figures.ARM_NAMES has what figures show.
 ABLATIONS = {
     "D": {},
-    "D, formula deaf to captions": {"parameterization": "gaussian", "guidance": 4.0},
-    "D, no formula": {"parameterization": "v", "guidance": 4.0},
+    "D, unconditional linear denoiser": {"parameterization": "gaussian", "guidance": 4.0},
+    "D, no linear denoiser": {"parameterization": "v", "guidance": 4.0},
     "D, AdamW": {"optimizer": "adamw", "lr": 1e-3},
     "D, faint captions": {"gain": 1.0},
     "D, uniform timesteps": {"timesteps": "uniform"},
@@ -84,7 +88,7 @@ class Run:
     arm: Arm
     iterations: int
     seed: int
-    part: str  # formula, arms, target, controls, plateau, ladder, rates or wide
+    part: str  # linear, arms, target, controls, plateau, ablations, rates or wide
 
     @property
     def name(self) -> str:
@@ -99,7 +103,7 @@ def plan(iterations: int = 1500, seeds: int = 3) -> list[Run]:
     runs += [Run(f"C lr {lr:g}", replace(ARMS["C"], lr=lr), iterations // 3, 0, "rates") for lr in RATES]
     runs += [Run(f"B wide lr {lr:g}", replace(ARMS["B"], unet="preset", lr=lr), iterations // 3, 0, "rates")
              for lr in RATES[:3]]  # fmt: skip
-    runs.append(Run("D", ARMS["D"], 0, 0, "formula"))  # an untrained U-Net behind the linear denoiser
+    runs.append(Run("D", ARMS["D"], 0, 0, "linear"))  # an untrained U-Net behind the linear denoiser
     for seed in range(seeds):
         runs += [Run(label, ARMS[label], iterations, seed, "arms") for label in "CBA"]
         runs += [Run("D", ARMS["D"], n, seed, "target") for n in short] + [
@@ -109,7 +113,7 @@ def plan(iterations: int = 1500, seeds: int = 3) -> list[Run]:
         runs += [Run(label, ARMS[label], iterations, seed, "arms") for label in "DE"]
     runs += [Run(label, ARMS[label], short[2], 0, "controls") for label in ("tokens", "oracle", "random", "plain")]
     runs.append(Run("tokens", ARMS["tokens"], iterations, 0, "controls"))  # is order learned with more iterations?
-    runs += [Run(label, replace(ARMS["D"], **change), short[1], 0, "ladder") for label, change in ABLATIONS.items()
+    runs += [Run(label, replace(ARMS["D"], **change), short[1], 0, "ablations") for label, change in ABLATIONS.items()
              if change]  # fmt: skip
     long = 4 * iterations  # is the baseline at its plateau?
     for seed in range(seeds):

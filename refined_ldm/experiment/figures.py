@@ -15,7 +15,7 @@ ARM_NAMES = {  # labels of the stored records, in words
     "A": "A: baseline as published", "B": "B: baseline, fixed and tuned", "C": "C: B with the other conditioner",
     "D": "D: C with the recipe", "E": "E: B with the recipe",
     "B, wide": "B with twice the channels", "D, wide": "D with twice the channels",
-    "D, formula deaf to captions": "unconditional linear denoiser", "D, no formula": "no linear denoiser",
+    "D, unconditional linear denoiser": "unconditional linear denoiser", "D, no linear denoiser": "no linear denoiser",
     "D, AdamW": "AdamW in place of Muon", "D, faint captions": "embeddings of norm 1",
     "D, uniform timesteps": "uniform timesteps", "D, last weights": "no average of weights",
     "tokens": "token states beside it", "oracle": "oracle of the events", "random": "untrained conditioner",

@@ -105,10 +105,10 @@ def beside_d(table: pd.DataFrame, part: str, at: int) -> pd.DataFrame:
 
 def ablations(table: pd.DataFrame, runs: pd.DataFrame, at: int) -> pd.DataFrame:
     """`beside_d` of the ablations, with the iterations after which D itself is as far in two measures."""
-    ladder, whole = beside_d(table, "ladder", at), runs[runs["label"] == "D"]
+    ablated, whole = beside_d(table, "ablations", at), runs[runs["label"] == "D"]
     for column in ("error_250", "frechet"):
-        ladder[f"D after, by {column}"] = [iterations_to(whole, column, value) for value in ladder[column]]
-    return ladder
+        ablated[f"D after, by {column}"] = [iterations_to(whole, column, value) for value in ablated[column]]
+    return ablated
 
 
 def reference_scores(experiment) -> list[dict]:
@@ -145,7 +145,7 @@ def seconds_per_iteration(experiment) -> list[dict]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     small = {"B": ARMS["B"], "D": ARMS["D"]} | {label: replace(ARMS["D"], **ABLATIONS[label])
-                                                for label in ("D, AdamW", "D, no formula")}  # fmt: skip
+                                                for label in ("D, AdamW", "D, no linear denoiser")}  # fmt: skip
     wide = {f"{label}, wide": replace(ARMS[label], unet="preset") for label in "BD"}
     try:
         return iteration_seconds(experiment, small) + iteration_seconds(experiment, wide)

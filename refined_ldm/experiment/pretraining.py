@@ -15,7 +15,7 @@ from torch import nn
 
 from refined_ldm.clap import Clap
 from refined_ldm.config import StageConfig
-from refined_ldm.data.captioned_audio import loader
+from refined_ldm.data.batches import loader
 from refined_ldm.randomness import draw
 from refined_ldm.scenes.classes import CLASSES
 from refined_ldm.training.loop import Step, optimise

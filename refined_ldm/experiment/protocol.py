@@ -16,8 +16,8 @@ from torch.utils.data import Dataset
 
 from refined_ldm.clap import CLAP_PRESETS, Clap
 from refined_ldm.config import StageConfig, preset
+from refined_ldm.data.batches import loader
 from refined_ldm.data.caches import cache_latents, encoded_at_once
-from refined_ldm.data.captioned_audio import loader
 from refined_ldm.diffusion import add_noise
 from refined_ldm.evaluation.adherence import (
     AdherenceResult,
@@ -82,7 +82,7 @@ class Examples(Dataset):
 
 
 class Experiment:
-    """What all arms share, computed once into `folder`: clips, latents, their scale, held-out clips, the evaluation.
+    """The part that arms share, computed once into `folder`: clips, latents, their scale, held-out clips, evaluation.
 
     base: the model whose VAE and vocoder all arms have; config: that of the arms. files: {"laion": …, "ms": …}, the
     paths of published conditioners; by default folder/clap-NAME.safetensors, with "-plain" for those that were not
@@ -172,7 +172,7 @@ class Experiment:
         """The training set of an arm."""
         name = arm.conditioner + "-tokens" * arm.tokens
         embeddings = embedded_captions(self.folder / f"embeddings-{name}", self.clips, conditioner.embed_text)
-        sounds = embedded_sounds(self.folder / f"heard-{name}", self.clips, conditioner) if arm.audio_share else None
+        sounds = embedded_sounds(self.folder / f"sounds-{name}", self.clips, conditioner) if arm.audio_share else None
         return Examples(self.latents, embeddings, sounds)
 
     def model(self, arm: Arm, seed: int, max_steps: int) -> tuple[RefinedAudioLDM, Examples]:

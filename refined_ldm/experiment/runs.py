@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from refined_ldm.data.captioned_audio import loader
+from refined_ldm.data.batches import loader
 from refined_ldm.devices import synchronize
 from refined_ldm.durable.csv_log import CsvLogger
 from refined_ldm.experiment.arms import Arm, Run
@@ -31,7 +31,7 @@ def run_arm(experiment, run: Run, out: str | Path, resume: bool = False, judge: 
     """Train and evaluate one run -> its record, which is written to out/NAME.json beside the run's tables.
 
     NAME-steps.csv: the training loss, mean of every 10 iterations; NAME.csv: the noise error at `eval_steps` and GRID;
-    NAME-heard.csv: the classes found in every clip. A finished run is not repeated, an interrupted one continues from
+    NAME-classes.csv: the classes found in every clip. A finished run is not repeated, an interrupted one continues from
     its checkpoint. Where only the guidance of its arm has changed, its sounds are made and evaluated again. Raises
     ValueError where the record is of another arm.
     """
@@ -44,7 +44,7 @@ def run_arm(experiment, run: Run, out: str | Path, resume: bool = False, judge: 
         if judge and arm.guidance != record["arm"]["guidance"]:
             record |= {
                 "arm": asdict(arm),
-                **_evaluate_sounds(experiment, experiment.trained(run), out / f"{name}-heard.csv"),
+                **_evaluate_sounds(experiment, experiment.trained(run), out / f"{name}-classes.csv"),
             }
             _write_record(record, kept)
         return record
@@ -63,7 +63,7 @@ def run_arm(experiment, run: Run, out: str | Path, resume: bool = False, judge: 
               "precision": accelerator.mixed_precision, "arm": asdict(arm),
               "card": asdict(experiment.card(arm, model))}  # fmt: skip
     if judge:
-        record |= _evaluate_sounds(experiment, model, out / f"{name}-heard.csv")
+        record |= _evaluate_sounds(experiment, model, out / f"{name}-classes.csv")
     model.save_part("ldm", run_dir)
     if max_steps:
         _write(_thinned(pd.read_csv(run_dir / "steps.csv")), out / f"{name}-steps.csv")
@@ -109,8 +109,7 @@ def _evaluate_sounds(experiment, model, path):
     """Evaluate the sounds of a model, and write the classes found in every clip to a CSV file -> measures."""
     begin = time.perf_counter()
     measures, result = experiment.quality(model)
-    table = pd.DataFrame(result.rows).rename(columns={"predicted": "heard"})  # the name in stored tables
-    _write(table[["id", "kind", "labels", "heard", "recall"]], path)
+    _write(pd.DataFrame(result.rows)[["id", "kind", "labels", "predicted", "recall"]], path)
     return measures | {"judged": len(result.rows), "judging_seconds": round(time.perf_counter() - begin, 1)}
 
 

@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import ttest_1samp
 
+from refined_ldm.experiment.arms import EARLIER_LABELS, EARLIER_PARTS
+
 
 def collect(out: str | Path) -> pd.DataFrame:
     """The records of all finished runs in a folder, one row each.
@@ -21,11 +23,15 @@ def collect(out: str | Path) -> pd.DataFrame:
         record = json.loads(path.read_text())
         errors = pd.read_csv(path.with_suffix(".csv"))
         row = {k: v for k, v in record.items() if not isinstance(v, dict)}
+        row["label"] = EARLIER_LABELS.get(row["label"], row["label"])
+        row["part"] = EARLIER_PARTS.get(row["part"], row["part"])
         row["conditioner"] = record["arm"]["conditioner"]
         row |= mean_errors(errors[errors["step"] == errors["step"].max()])
-        adherence = path.with_name(f"{path.stem}-heard.csv")
-        if adherence.is_file():
-            table = pd.read_csv(adherence)
+        for ending in ("classes", "heard"):  # "heard" is the earlier name
+            predicted = path.with_name(f"{path.stem}-{ending}.csv")
+            if not predicted.is_file():
+                continue
+            table = pd.read_csv(predicted)
             row["recall"] = table["recall"].mean()
             row["recall_one"] = table["recall"][table["kind"] == "event"].mean()
         rows.append(row)
@@ -87,7 +93,7 @@ def iterations_to(table: pd.DataFrame, column: str, value: float) -> float:
 
 def times_fewer(table: pd.DataFrame, column: str, one: str, other: str, at: int, between: tuple[int, int],
                 rises: bool = False) -> np.ndarray:  # fmt: skip
-    """How many times fewer iterations arm `one` needs to reach what arm `other` has at its end, by seed -> (seeds,).
+    """Factor by which arm `one` needs fewer iterations to reach the final value of arm `other`, by seed -> (seeds,).
 
     at: the iterations of both; between: two lengths of `one` that give its power law; rises: more is better. The mean
     over the seeds of `one` changes between them as a power b of the iterations, so a change by a factor f takes

@@ -210,7 +210,7 @@ def _data_sets(keys):
 
 
 def _training(keys):
-    """The settings of every stage. What the file tells of the U-Net's training is kept; AudioLDM's own code adds
+    """The settings of every stage. What the file says of the U-Net's training is kept; AudioLDM's own code adds
     constant steps after a linear warm-up, AdamW as torch has it, no clipping, and an average over 10,000 steps.
     """
     common = {

@@ -238,7 +238,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a file or a directory of files holds, found without executing it."""
+    """The contents of a file or a directory of files, read without executing them."""
 
     path: str
     kind: str  # as `detect_checkpoint_type` says; "pipeline", "run" (a folder of ours), or "refused"

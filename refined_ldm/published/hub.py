@@ -81,7 +81,7 @@ def fetch(name: str, on_message: Callable[[str], None] | None = None) -> Path:
 
 
 def how_to_get(name: str) -> str:
-    """How to download a published file by hand, in one sentence."""
+    """One sentence that says how to download a published file by hand."""
     file = PUBLISHED[name]
     where = file.page or f"https://huggingface.co/{file.repository}"
     return (

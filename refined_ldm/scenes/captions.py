@@ -64,7 +64,7 @@ class Clause:
             return f"a single {noun}" if self.counted else f"a {noun}"
         return f"{NUMBERS[self.count]} {noun}s" if self.counted else f"{self.several}{noun}s"
 
-    def said(self) -> dict[str, str | int]:
+    def details(self) -> dict[str, str | int]:
         """Return the details that the clause names: {"number": 2, "pitch": "low", "pace": " quickly", …}."""
         sound, rest = CLASSES[self.name], self.phrase.split("|")[3]
         pitched = sound.low_high and self.adjective in sound.low_high
@@ -80,15 +80,15 @@ class Clause:
 
     def contrasts(self) -> dict[str, list["Clause"]]:
         """Return, for each detail that is named, the clauses that name another one: {"number": [Clause, …], …}."""
-        said, sound, others = self.said(), CLASSES[self.name], {}
-        if "number" in said:
+        named, sound, others = self.details(), CLASSES[self.name], {}
+        if "number" in named:
             others["number"] = [replace(self, count=n) for n in range(1, len(TIMES)) if n != self.count]
-        if "pitch" in said:
+        if "pitch" in named:
             others["pitch"] = [replace(self, adjective=word) for word in sound.low_high if word != self.adjective]
-        if "pace" in said:
+        if "pace" in named:
             manners = [f" {word}" for word in sound.slow_fast]
             others["pace"] = [replace(self, manner=manner) for manner in manners if manner != self.manner]
-        if "loudness" in said:
+        if "loudness" in named:
             manners = SOFTLY if self.manner == LOUDLY else (LOUDLY,)
             others["loudness"] = [replace(self, manner=manner) for manner in manners]
         return others

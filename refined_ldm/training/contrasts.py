@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 
 from refined_ldm.clap import Clap, contrastive_loss
 from refined_ldm.config import StageConfig
-from refined_ldm.data.captioned_audio import loader
+from refined_ldm.data.batches import loader
 from refined_ldm.scenes.captions import TIMES, Caption
 from refined_ldm.scenes.classes import CLASSES
 from refined_ldm.scenes.dataset import KINDS, captions_of
@@ -48,14 +48,14 @@ def answers_of(caption: Caption) -> list[int]:
         if clause is None:
             answers += len(ANSWERS) * [0]
             continue
-        sound, said = CLASSES[clause.name], clause.said()
+        sound, named = CLASSES[clause.name], clause.details()
         answers += [
             1 + NAMES.index(clause.name),
-            said.get("number", 0),
-            1 + sound.low_high.index(said["pitch"]) if "pitch" in said else 0,
-            1 + sound.slow_fast.index(said["pace"].strip()) if "pace" in said else 0,
-            1 + (said["loudness"] == " loudly") if "loudness" in said else 0,
-            int("distance" in said),
+            named.get("number", 0),
+            1 + sound.low_high.index(named["pitch"]) if "pitch" in named else 0,
+            1 + sound.slow_fast.index(named["pace"].strip()) if "pace" in named else 0,
+            1 + (named["loudness"] == " loudly") if "loudness" in named else 0,
+            int("distance" in named),
         ]
     return answers
 

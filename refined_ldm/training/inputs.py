@@ -1,4 +1,4 @@
-"""What the stages are trained on: the clips of a configuration and their latents, computed once into a run's folder.
+"""Training data of the stages: the clips of a configuration and their latents, computed once into a run's folder.
 
 Notebook: 03
 """

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import Dataset, Subset
 
 from refined_ldm.config import Config, StageConfig
-from refined_ldm.data.captioned_audio import collate, loader
+from refined_ldm.data.batches import collate, loader
 from refined_ldm.durable.run_state import last_checkpoint, refuse_old
 from refined_ldm.files import atomic_write, check_folder
 from refined_ldm.integers import cast_numbers, whole_seed

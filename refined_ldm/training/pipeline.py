@@ -19,8 +19,8 @@ import torch
 from accelerate import Accelerator
 
 from refined_ldm.config import MADE_BY, STAGES, Config, load_config
+from refined_ldm.data.batches import loader
 from refined_ldm.data.caches import HOLDS
-from refined_ldm.data.captioned_audio import loader
 from refined_ldm.data.sources import is_there
 from refined_ldm.devices import feeding, pick_accelerator
 from refined_ldm.discriminators import Discriminators

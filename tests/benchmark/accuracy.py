@@ -12,7 +12,7 @@ from refined_ldm.inference import optimize_for_inference
 from refined_ldm.text_to_audio import RefinedAudioLDM
 
 TIMESTEPS = (50, 250, 500, 750, 950)
-QUICK = {"float32, hastened": ("no", False), "bfloat16": ("bf16", False), "compiled": ("no", True)}
+QUICK = {"float32, optimised": ("no", False), "bfloat16": ("bf16", False), "compiled": ("no", True)}
 SAMPLERS = {  # name -> settings of `generate`; the last one is AudioLDM's
     "dpmpp 25": {"steps": 25}, "dpmpp 15": {"steps": 15},
     "dpmpp 15, guided at 200-900": {"steps": 15, "guidance_interval": (200, 900)},

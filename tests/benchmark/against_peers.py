@@ -15,7 +15,7 @@ import torch
 from refined_ldm.clap import CLAP_PRESETS, Clap
 from refined_ldm.conditioning import guided_noise
 from refined_ldm.config import preset
-from refined_ldm.data.captioned_audio import loader
+from refined_ldm.data.batches import loader
 from refined_ldm.devices import pick_precision
 from refined_ldm.hifigan import HiFiGAN
 from refined_ldm.inference import optimize_for_inference

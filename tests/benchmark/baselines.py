@@ -2,7 +2,7 @@
 
 Nothing here is needed to use the project. Each function builds one thing and raises ImportError, with the command that
 installs it, where its package is missing (`pip install "refined-ldm[bench]"`, and those two that go without what they
-ask for: `pip install --no-deps audioldm==0.1.1 msclap==1.3.4`). The authors' CLAPs are in official.py.
+ask for: `pip install --no-deps audioldm==0.1.1 msclap==1.3.4`). The authors' CLAPs are in reference_clap.py.
 """
 
 import importlib

@@ -17,7 +17,7 @@ import torch
 
 from refined_ldm import display
 from refined_ldm.config import StageConfig
-from refined_ldm.data.captioned_audio import loader
+from refined_ldm.data.batches import loader
 from refined_ldm.discriminators import Discriminators, DiscriminatorsConfig, stft_loss
 from refined_ldm.evaluation.adherence import rendered_clips
 from refined_ldm.evaluation.embeddings.aisfx import Aisfx
@@ -44,7 +44,7 @@ def heads(tiny):
 
 
 DISCRIMINATOR_FILES = {
-    "no judge": None,
+    "no discriminator": None,
     "periods": DiscriminatorsConfig(width=4, scales=0),
     "periods + scales": DiscriminatorsConfig(width=4),
     "resolutions": DiscriminatorsConfig(width=4, periods=(), scales=0, resolutions=(256, 512, 1024)),
@@ -102,7 +102,7 @@ def main(run, seconds):
         torch.manual_seed(0)
         discriminators = None if config is None else Discriminators(config)
         steps = trained(model, clips, seconds, StageConfig(10_000, lr=2e-4, **common), discriminators)
-        add("judges, of the shipped vocoder", name, model, steps)
+        add("discriminators, of the shipped vocoder", name, model, steps)
     display.save_table(table, "04_heads")
 
 

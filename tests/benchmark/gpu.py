@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from refined_ldm.clap import Clap, ClapConfig
 from refined_ldm.config import Config, StageConfig, preset
-from refined_ldm.data.captioned_audio import loader
+from refined_ldm.data.batches import loader
 from refined_ldm.devices import HALF, allow_tf32, exact_float32, pick_accelerator, pick_device, synchronize
 from refined_ldm.discriminators import Discriminators
 from refined_ldm.files import atomic_write

@@ -12,7 +12,7 @@ def model(monkeypatch):
     return small.awake_model(monkeypatch)
 
 
-def test_rounding_is_told_beside_plain_float32(model):
+def test_rounding_is_reported_beside_plain_float32(model):
     generator = torch.Generator().manual_seed(0)
     sounds = 0.1 * torch.randn(2, model.config.samples, generator=generator)
     items = [{"waveform": sound, "caption": caption} for sound, caption in zip(sounds, ("rain", "a bell"), strict=True)]

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from refined_ldm.data.batches import loader
 from refined_ldm.data.caches import cache_clips, cache_latents
-from refined_ldm.data.captioned_audio import loader
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.training.stages import train_ldm
 from tests.benchmark import training_costs as scale

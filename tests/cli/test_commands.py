@@ -357,7 +357,7 @@ def test_an_optional_package_that_is_missing_is_named_before_any_work(place, mon
     assert f'{module} is not installed, which this needs: pip install "refined-audio-ldm[notebooks]"' in errors[0]
 
 
-def test_random_weights_are_told(place, monkeypatch, capsys):
+def test_random_weights_are_reported(place, monkeypatch, capsys):
     monkeypatch.setattr(RefinedAudioLDM, "from_preset", lambda *_: RefinedAudioLDM.load("checkpoint"))
     monkeypatch.setattr("refined_ldm.evaluation.budget.error_budget", lambda *_: [])
     for command in (["generate", "rain", "--out", "o", "--steps", 1], ["budget"]):

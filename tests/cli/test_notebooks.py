@@ -158,7 +158,7 @@ def test_a_notebook_imports_the_package_before_torch(path):
     assert not re.search(r"^\s*(import|from) (torch|numpy|matplotlib|refined_ldm)\b", code[:first], re.MULTILINE)
 
 
-def test_a_kernel_that_dies_is_told_in_one_line(two, capsys):
+def test_a_kernel_that_dies_is_reported_in_one_line(two, capsys):
     notebook = nbformat.read(two / "01_small.ipynb", 4)
     notebook.cells[1].source = "import os; os._exit(1)"  # as the system ends what takes too much memory
     nbformat.write(notebook, two / "01_small.ipynb")
@@ -178,7 +178,7 @@ def test_no_notebook_stops_at_how_good_a_model_is(path):
                 and "and it is the real one" not in line]  # fmt: skip
 
 
-def test_a_notebook_that_fails_is_told_in_one_line(two, capsys):
+def test_a_notebook_that_fails_is_reported_in_one_line(two, capsys):
     assert main(["notebooks", "01", "-p", "clips", "1", "--out", str(two / "out")]) == 2
     printed, errors = capsys.readouterr()
     assert not printed and errors.splitlines()[-1] == (

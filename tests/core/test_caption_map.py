@@ -7,8 +7,8 @@ from scipy.fft import dct
 from torch import nn
 
 from refined_ldm.conditioning import CaptionMap, cosines
-from refined_ldm.unet import UNet
-from tests.core.test_unet import SMALL, UNetConfig, awake, inputs
+from refined_ldm.unet import UNet, UNetConfig
+from tests.support.small import UNET, awake, unet_inputs
 
 
 def test_cosines_are_those_of_the_dct():
@@ -56,8 +56,8 @@ def test_a_smaller_rank_keeps_most_of_the_map():
 def test_the_unet_takes_order_from_the_map(patch):
     """Two captions with equal FiLM vectors differ through the map alone."""
     torch.manual_seed(0)
-    unet = UNet(UNetConfig(**SMALL | {"patch_size": patch, "caption_map": 3}))
-    latent, t, c = inputs(T=12, F=8)
+    unet = UNet(UNetConfig(**UNET | {"patch_size": patch, "caption_map": 3}))
+    latent, t, c = unet_inputs(T=12, F=8)
     unet.film_embed.weight.zero_()
     awake(unet)
     unet.film_embed.weight.zero_()

@@ -227,7 +227,7 @@ TREES = st.recursive(PLAIN, lambda inner: st.lists(inner, max_size=4) | st.dicti
 @settings(deadline=2000, suppress_health_check=[HealthCheck.too_slow])
 @given(st.binary(max_size=200) | st.text("ab:{}[]&*!#-\n \"'|>%@0.e", max_size=60).map(str.encode)
        | TREES.map(lambda tree: yaml.safe_dump(tree, allow_unicode=True).encode("utf-8", "surrogatepass")))  # fmt: skip
-def test_any_bytes_are_settings_or_told(tmp_path_factory, content):
+def test_any_bytes_are_settings_or_refused(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "fuzzed.yaml"
     path.write_bytes(content)
     try:
@@ -241,7 +241,7 @@ def test_any_bytes_are_settings_or_told(tmp_path_factory, content):
 
 @settings(deadline=2000)
 @given(st.sampled_from([f.name for f in fields(Config)]), TREES)
-def test_any_value_of_a_setting_is_taken_or_told(tmp_path_factory, name, value):
+def test_any_value_of_a_setting_is_taken_or_refused(tmp_path_factory, name, value):
     path = tmp_path_factory.getbasetemp() / "fuzzed.yaml"
     path.write_text(yaml.safe_dump({"preset": "tiny", name: value}, allow_unicode=True), errors="surrogatepass")
     try:

@@ -84,7 +84,7 @@ def test_outside_the_stretch_the_sound_is_kept_sample_by_sample(model, sound, st
         assert (painted - sound)[last - 1].abs() < 1e-3
 
 
-def test_what_is_kept_is_heard_in_what_is_drawn(model, sound):
+def test_what_is_kept_continues_in_what_is_drawn(model, sound):
     """The same stretch in another sound is redrawn otherwise: the sampler knows what surrounds it."""
     other = small.clips(2)[1]["waveform"]
     stretch = slice(round(0.15 * RATE), round(0.25 * RATE))
@@ -135,7 +135,7 @@ def test_a_loop_of_a_sound_keeps_its_middle(model, sound):
     (torch.ones(5120, 2), "with 1 to 32 channels"), (torch.ones(1, 1, 5), "must be"), (torch.ones(0, 5), "channels"),
 ])  # fmt: skip
 @pytest.mark.parametrize("function", ["edit", "inpaint", "extend", "super_resolve", "variations"])
-def test_sounds_that_are_none_are_refused(model, function, waveform, message):
+def test_unusable_sounds_are_refused(model, function, waveform, message):
     arguments = {"extend": {"caption": "rain", "seconds": 1}, "super_resolve": {"cutoff": 4000}, "variations": {},
                  "inpaint": {"caption": "rain", "start": 0.1}, "edit": {"caption": "rain"}}[function]  # fmt: skip
     with pytest.raises(ValueError, match=message):

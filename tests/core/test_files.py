@@ -137,7 +137,7 @@ def test_a_file_that_must_not_be_replaced_stays(tmp_path, monkeypatch):
         (tmp_path / "file").unlink()
 
 
-def test_a_name_may_be_as_long_as_the_disk_has_it_and_a_longer_one_is_told_before(tmp_path):
+def test_a_name_may_be_as_long_as_the_disk_has_it_and_a_longer_one_is_reported_before(tmp_path):
     most = os.pathconf(tmp_path, "PC_NAME_MAX")
     write(tmp_path / ("x" * most))
     for check, given in ((check_file, [tmp_path / "a" / ("é" * most)]), (check_folder, [tmp_path / ("y" * 999) / "b"]),

@@ -270,7 +270,7 @@ def test_silence_is_never_without_a_word(model, monkeypatch, stage, part, made):
             hook.remove()
 
 
-def test_progress_is_told(model):
+def test_progress_is_reported(model):
     progress = []
     model.generate(CAPTIONS[:1], steps=4, on_step=lambda k, n: progress.append((k, n)))
     assert progress == [(1, 4), (2, 4), (3, 4), (4, 4)]

@@ -7,41 +7,12 @@ from refined_ldm.conditioning import drop_condition
 from refined_ldm.diffusion import NoiseSchedule, diffusion_loss, stratified_timesteps
 from refined_ldm.unet import GEGLU, SelfAttention, Transformer, UNet, UNetConfig, timestep_embedding
 from refined_ldm.weights import load_into, read_weights, save_weights
-
-SMALL = dict(
-    latent_channels=2,
-    model_channels=16,
-    channel_mult=(1, 2),
-    num_res_blocks=1,
-    attention_resolutions=(2,),
-    head_channels=8,
-    attention_layers=1,
-    embedding_dim=6,
-    norm_groups=4,
-)
-
-
-def awake(module):
-    """A network whose zero-initialised layers are random too, so that every part has a say."""
-    generator = torch.Generator().manual_seed(1)
-    for p in module.parameters():
-        if not p.any():
-            nn.init.normal_(p, std=0.1, generator=generator)
-    return module
+from tests.support.small import UNET, awake, unet_inputs
 
 
 def small(**changes):
     torch.manual_seed(0)
-    return UNet(UNetConfig(**SMALL | changes))
-
-
-def inputs(B=3, C=2, T=12, F=4, D=6):
-    generator = torch.Generator().manual_seed(2)
-    return (
-        torch.randn(B, C, T, F, generator=generator),
-        torch.arange(B) * 300,
-        nn.functional.normalize(torch.randn(B, D, generator=generator)),
-    )
+    return UNet(UNetConfig(**UNET | changes))
 
 
 @torch.no_grad()
@@ -54,7 +25,7 @@ def inputs(B=3, C=2, T=12, F=4, D=6):
 ])  # fmt: skip
 def test_shapes(changes, shape):
     unet = awake(small(**changes))
-    latent, t, c = inputs(shape[0], *shape[1:])
+    latent, t, c = unet_inputs(shape[0], *shape[1:])
     out = unet(latent, t, c)
     assert out.shape == shape and out.std() > 0.01
 
@@ -67,7 +38,7 @@ def test_published_sizes():
 
 
 def test_bad_inputs_and_settings_are_refused():
-    unet, (latent, t, c) = small(), inputs()
+    unet, (latent, t, c) = small(), unet_inputs()
     for wrong, message in (
         ((latent[:, :1], t, c), r"latent must be \(B, 2, T, F\)"),
         ((latent[:, :, :5], t, c), "multiples of 2"),
@@ -110,7 +81,7 @@ def test_geglu_equals_the_formula():
 @torch.no_grad()
 def test_the_transformer_has_no_order_of_places():
     torch.manual_seed(0)
-    block, h = awake(Transformer(16, UNetConfig(**SMALL))), torch.randn(2, 16, 4, 3)
+    block, h = awake(Transformer(16, UNetConfig(**UNET))), torch.randn(2, 16, 4, 3)
     order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
     shuffled = h.flatten(2)[:, :, order].view(h.shape)
     torch.testing.assert_close(block(shuffled), block(h).flatten(2)[:, :, order].view(h.shape), atol=1e-5, rtol=1e-5)
@@ -119,7 +90,7 @@ def test_the_transformer_has_no_order_of_places():
 
 @torch.no_grad()
 def test_a_new_unet_predicts_zero_and_an_awake_one_listens_to_all_its_inputs():
-    latent, t, c = inputs()
+    latent, t, c = unet_inputs()
     assert not small()(latent, t, c).any()
     for changes in ({}, {"film_scale": True, "patch_size": 2}):
         unet = awake(small(**changes))
@@ -132,14 +103,14 @@ def test_a_new_unet_predicts_zero_and_an_awake_one_listens_to_all_its_inputs():
 
 @torch.no_grad()
 def test_embedding_gain_is_a_gain():
-    latent, t, c = inputs()
+    latent, t, c = unet_inputs()
     torch.testing.assert_close(awake(small(embedding_gain=3.0))(latent, t, c), awake(small())(latent, t, 3 * c))
 
 
 def test_it_overfits_one_batch():
     """Two captions, two latents: with the caption the noise is predicted, with the other caption it is not."""
     unet, schedule = small(film_scale=True, embedding_gain=2.5), NoiseSchedule.ldm()
-    z_0, _, c = inputs(B=2, T=8)
+    z_0, _, c = unet_inputs(B=2, T=8)
     z_0, c = z_0.repeat(8, 1, 1, 1), c.repeat(8, 1)
     optimizer, generator = torch.optim.Adam(unet.parameters(), 4e-3), torch.Generator().manual_seed(0)
 
@@ -166,12 +137,12 @@ def condition(B=3, tokens=3):
     generator = torch.Generator().manual_seed(4)
     states = torch.randn(B, 3, 5, generator=generator)
     states[:, tokens:] = 0
-    return torch.cat([inputs(B)[2], states.flatten(1)], dim=1)
+    return torch.cat([unet_inputs(B)[2], states.flatten(1)], dim=1)
 
 
 @torch.no_grad()
 def test_token_states_count_in_any_position_and_padding_does_not():
-    unet, (latent, timestep, _) = with_cross_attention(), inputs()
+    unet, (latent, timestep, _) = with_cross_attention(), unet_inputs()
     full, two = unet(latent, timestep, condition()), unet(latent, timestep, condition(tokens=2))
     assert full.shape == latent.shape and not torch.allclose(full, two)
     other = condition(tokens=2)
@@ -184,7 +155,7 @@ def test_token_states_count_in_any_position_and_padding_does_not():
 @torch.no_grad()
 def test_weights_stored_under_earlier_names_are_loaded(tmp_path):
     """`cross_attention` was `reading` and `null_token` was `nothing`: in files of our own and in plain state dicts."""
-    unet, (latent, timestep, _) = with_cross_attention(), inputs()
+    unet, (latent, timestep, _) = with_cross_attention(), unet_inputs()
     earlier = {
         name.replace("cross_attention", "reading").replace("null_token", "nothing"): tensor
         for name, tensor in unet.state_dict().items()
@@ -200,7 +171,7 @@ def test_weights_stored_under_earlier_names_are_loaded(tmp_path):
 
 
 def test_a_condition_of_another_width_is_refused():
-    latent, timestep, embedding = inputs()
+    latent, timestep, embedding = unet_inputs()
     with pytest.raises(ValueError, match=r"embedding must be \(3, 21\), got \(3, 6\)"):
         with_cross_attention()(latent, timestep, embedding)
     with pytest.raises(ValueError, match="tokens and token_width go together"):

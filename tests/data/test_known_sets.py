@@ -165,7 +165,7 @@ def test_audioset_ids_become_names_of_the_lowest_classes(tmp_path):
         CaptionedAudio.open("audioset", root)
 
 
-def test_wavcaps_parts_that_number_sounds_alike_are_told_apart(tmp_path):
+def test_wavcaps_parts_that_number_sounds_alike_are_kept_apart(tmp_path):
     dataset = CaptionedAudio.open("wavcaps", known_trees.wavcaps(tmp_path))
     for recording in dataset.recordings:
         assert recording.captions == (f"A sound of {recording.split}.",) and recording.split in recording.id

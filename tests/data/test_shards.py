@@ -17,7 +17,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from refined_ldm.cli import commands as cli
-from refined_ldm.data.captioned_audio import CaptionedAudio, loader
+from refined_ldm.data.batches import loader
+from refined_ldm.data.captioned_audio import CaptionedAudio
 from refined_ldm.data.shards import find_shards, shard_sounds
 from refined_ldm.weights import read_weights
 from tests.support import small
@@ -193,7 +194,7 @@ def test_damage_in_the_middle_does_not_hide_what_follows(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"\x1f\x8b" + bytes(600), bytes(512)])
-def test_what_is_no_archive_is_told(tmp_path, content):
+def test_what_is_no_archive_is_reported(tmp_path, content):
     (tmp_path / "a.tar").write_bytes(content)
     with pytest.raises(ValueError, match="a.tar: .*(cut or damaged|no usable entry)"):
         CaptionedAudio.from_shards(tmp_path / "a.tar")
@@ -207,8 +208,8 @@ def test_what_is_no_archive_is_told(tmp_path, content):
 @example([(124, b"77777777777\x00"), (156, b"x")], 12_288)  # an extended header of 8 GB
 @example([(124, b"\xff" * 12)], 12_288)  # a negative size
 @example([], 5_000)  # cut within the sound
-def test_any_bytes_are_a_shard_or_told(tmp_path_factory, patches, length):
-    raw = bytearray(test_any_bytes_are_a_shard_or_told.whole)
+def test_any_bytes_are_a_shard_or_refused(tmp_path_factory, patches, length):
+    raw = bytearray(test_any_bytes_are_a_shard_or_refused.whole)
     for place, patch in patches:
         raw[place : place + len(patch)] = patch
         if 148 <= place % 512 < 156:
@@ -237,7 +238,7 @@ def _whole():
     return file.getvalue()
 
 
-test_any_bytes_are_a_shard_or_told.whole = _whole()
+test_any_bytes_are_a_shard_or_refused.whole = _whole()
 
 
 @pytest.mark.parametrize("members, captions", [

@@ -17,7 +17,7 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
-def test_every_step_is_on_disk_as_soon_as_it_is_told_in_every_digit(tmp_path):
+def test_every_step_is_on_disk_as_soon_as_it_is_reported_in_every_digit(tmp_path):
     with CsvLogger(tmp_path / "curve.csv") as write:
         for index in (1, 2):
             write(step(index, 0.1234567890123))

@@ -9,7 +9,7 @@ from refined_ldm.mel import is_silent_mel
 from refined_ldm.text_to_audio import are_finite, check_finite, is_constant, warn_of_silence
 
 
-def test_a_loss_that_jumps_is_told_by_how_much():
+def test_a_loss_that_jumps_is_reported_by_how_much():
     spike = SpikeWatch(factor=3, least=20)
     assert [spike(1.0) for _ in range(20)] == [None] * 20
     assert spike(2.9) is None and spike(5.0) == 5.0
@@ -25,7 +25,7 @@ def test_the_first_losses_are_no_jumps_and_what_lasts_becomes_usual():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
-def test_numbers_that_are_none_name_stage_caption_and_type(dtype, odd):
+def test_non_finite_numbers_name_stage_caption_and_type(dtype, odd):
     batch = torch.ones(3, 2, 4, dtype=dtype)
     check_finite("mel", are_finite(batch), ["a", "b", "c"], dtype)
     batch[1, 0, 3] = odd
@@ -33,7 +33,7 @@ def test_numbers_that_are_none_name_stage_caption_and_type(dtype, odd):
         check_finite("mel", are_finite(batch), ["a", "b", "c"], dtype)
 
 
-def test_silence_is_told(recwarn):
+def test_silence_is_reported(recwarn):
     warn_of_silence("waveform", torch.tensor([False, False]), ["a", "b"])
     assert not recwarn
     with pytest.warns(UserWarning, match="the waveform of 'b' is silent"):

@@ -116,7 +116,7 @@ def test_a_run_goes_on_with_its_own_seed(tmp_path):
 
 
 @pytest.mark.parametrize("where", ["weights", "average", "optimizer"])
-def test_numbers_that_are_none_are_not_saved(tmp_path, where):
+def test_non_finite_numbers_are_not_saved(tmp_path, where):
     good, bad = learner(0, steps=1), learner(0, steps=1)
     save_run(tmp_path, "stage", [good], 1, {})
     state = bad.optimizers[0].state_dict()["state"][0]

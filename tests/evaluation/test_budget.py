@@ -55,7 +55,7 @@ def test_every_way_is_measured_and_the_original_clips_are_the_baseline(model, fe
     by = {(cost.way, cost.measure): cost for cost in costs}
     assert len(by) == len(costs) == 6 * 5 + 2  # from captions there is no clip to be near, and no note
     for (way, measure), cost in by.items():
-        assert cost.floor == by["original", measure].value and cost.low <= cost.value <= cost.high, (way, measure)
+        assert cost.baseline == by["original", measure].value and cost.low <= cost.value <= cost.high, (way, measure)
     assert by["original", "log-mel L1"].value == by["original", "STFT distance"].value == 0
     assert by["original", "pitch error"].value < 20
     assert 0 < by["griffin_lim_32", "log-mel L1"].value < by["vocoder", "log-mel L1"].value  # random weights
@@ -108,7 +108,7 @@ def test_the_command_writes_its_table(monkeypatch, tmp_path, capsys):
     assert cli.main(["budget", "--clips", "5", "--out", str(tmp_path / "a" / "budget.csv")]) == 0
     assert "0.1 (0.08 … 0.12)" in capsys.readouterr().out
     header, row = (tmp_path / "a" / "budget.csv").read_text().splitlines()
-    assert header == "way,measure,value,low,high,floor,clips,faulty"
+    assert header == "way,measure,value,low,high,baseline,clips,faulty"
     assert row == "vocoder,log-mel L1,0.1,0.08,0.12,0.0,5,1"
     assert cli.main(["budget", "--clips", "5", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["faulty"] == 1

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from refined_ldm.evaluation import edits
-from refined_ldm.evaluation.details import DetailJudge
+from refined_ldm.evaluation.detail_judge import DetailJudge
 from refined_ldm.evaluation.edits import TASKS, counterfactuals, has, jump, row
 from refined_ldm.text_to_audio import RefinedAudioLDM
 

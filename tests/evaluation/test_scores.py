@@ -41,8 +41,8 @@ def test_intervals_contain_the_distance_of_other_clips_and_baselines_that_of_oth
         scores, _ = compute(embedded(normal(60, 6, 100 + seed, mean=0.5)), reference)
         other = frechet_distance(normal(60, 6, 200 + seed, mean=0.5), reference.stacked())
         inside += scores["frechet_distance"].low <= other <= scores["frechet_distance"].high
-        assert scores["frechet_distance"].floor < scores["frechet_distance"].same_size
-        assert abs(scores["kernel_polynomial"].floor) < scores["kernel_polynomial"].low
+        assert scores["frechet_distance"].baseline < scores["frechet_distance"].same_size
+        assert abs(scores["kernel_polynomial"].baseline) < scores["kernel_polynomial"].low
     assert inside >= 5
 
 
@@ -50,8 +50,8 @@ def test_a_perfect_model_scores_the_baseline_at_its_size_and_not_elsewhere():
     """100 clips of the same sort as 400 real ones: nearer to all of these than real clips are to 200 others."""
     scores, _ = compute(embedded(normal(100, 30, 0)), embedded(normal(400, 30, 1)), pca=10)
     score = scores["frechet_distance"]
-    assert score.same_size == pytest.approx(score.floor, rel=0.2) and score.value < 0.9 * score.floor
-    assert score.floor_of == "100 real clips against 200 others"
+    assert score.same_size == pytest.approx(score.baseline, rel=0.2) and score.value < 0.9 * score.baseline
+    assert score.baseline_of == "100 real clips against 200 others"
 
 
 def test_windows_are_drawn_clip_by_clip_and_averaged_for_kernel_distances():
@@ -68,8 +68,8 @@ def test_every_metric_is_computed_or_left_out_with_its_reason():
     generated, reference = embedded(normal(24, 6, 0), classes), embedded(normal(24, 6, 1), classes[::-1])
     scores, left_out = compute(generated, reference, captioned=list(range(24)), text=normal(24, 6, 2))
     assert list(scores) == list(METRICS) and not left_out
-    assert scores["inception_score"].floor == pytest.approx(scores["inception_score"].value)  # the same clips
-    assert scores["recall_at_10"].floor == pytest.approx(10 / 24)
+    assert scores["inception_score"].baseline == pytest.approx(scores["inception_score"].value)  # the same clips
+    assert scores["recall_at_10"].baseline == pytest.approx(10 / 24)
     assert all(s.low <= s.value <= s.high for s in scores.values())
     scores, left_out = compute(embedded(normal(24, 6, 0)), embedded(np.ones((24, 6))))
     assert list(scores) == list(METRICS)[:3] and left_out.keys() == set(list(METRICS)[3:])

@@ -17,7 +17,7 @@ def test_the_oracle_encodes_order_and_kind_alone():
     assert not found[3].any()
 
 
-def test_the_oracle_cannot_read_and_can_be_told_more():
+def test_the_oracle_cannot_read_and_can_be_given_more():
     scenes = SoundScenes("test_order", 8)
     oracle = Oracle([scenes[0]], 256)
     with pytest.raises(ValueError, match="no scene for '.*': add its scene with `learn`"):

@@ -51,7 +51,7 @@ def test_compute_refuses_unknown_operations():
     (b"file,caption\nrain.wav,rain", "no ledger"), (b"id: nearer", "no ledger"), (b"- nearer", "no ledger"),
     (b"", "no ledger"), (b"- {id: [", "not plain YAML"), (b"- id: caf\xe9", "not plain YAML"),
 ])  # fmt: skip
-def test_another_file_in_place_of_the_ledger_is_told_in_one_line(tmp_path, capsys, content, message):
+def test_another_file_in_place_of_the_ledger_is_reported_in_one_line(tmp_path, capsys, content, message):
     (tmp_path / "other").write_bytes(content)
     assert main(["verify", "--ledger", str(tmp_path / "other")]) == 2
     printed, errors = capsys.readouterr()

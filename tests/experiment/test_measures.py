@@ -19,7 +19,7 @@ def table():
 
 @pytest.fixture(scope="module")
 def ended(table):
-    return table[table["part"].isin(["arms", "target", "plateau", "wide", "formula"]) & table["frechet"].notna()]
+    return table[table["part"].isin(["arms", "target", "plateau", "wide", "linear"]) & table["frechet"].notna()]
 
 
 def equal(found, name):
@@ -30,8 +30,8 @@ def equal(found, name):
 def test_the_stored_tables_come_out_of_the_stored_runs(table, ended):
     equal(measures.targets_reached(ended, 1500), "06_reached")
     equal(measures.encoder_effects(ended, 1500), "06_encoder")
-    ladder = measures.ablations(table, ended, 300)
-    assert ladder["label"].iloc[0] == "D" and ladder["D after, by frechet"].iloc[0] == pytest.approx(300)
+    ablated = measures.ablations(table, ended, 300)
+    assert ablated["label"].iloc[0] == "D" and ablated["D after, by frechet"].iloc[0] == pytest.approx(300)
     arms = table[table["label"].isin(list("ABCDE")) & table["iterations"].isin([1500, 6000])]
     equal(measures.error_curves(TABLES / "experiment", arms).round(6), "06_arms")
 

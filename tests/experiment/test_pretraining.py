@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from refined_ldm.clap import Clap
-from refined_ldm.data.captioned_audio import loader
+from refined_ldm.data.batches import loader
 from refined_ldm.experiment.pretraining import (
     NAMES,
     PRETRAINING,

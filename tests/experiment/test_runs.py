@@ -32,7 +32,7 @@ def test_a_run_is_judged_written_and_not_repeated(small, tmp_path):
     row = collect(tmp_path).iloc[0]
     last = errors[errors["step"] == 4]
     assert row["error_250"] == pytest.approx(last["error"][last["t"] >= 250].mean())
-    assert row["recall"] == pytest.approx(pd.read_csv(tmp_path / "oracle-4-0-heard.csv")["recall"].mean())
+    assert row["recall"] == pytest.approx(pd.read_csv(tmp_path / "oracle-4-0-classes.csv")["recall"].mean())
 
 
 def test_a_run_is_judged_anew_at_another_guidance_and_refused_with_another_arm(small, tmp_path):

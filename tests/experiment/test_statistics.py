@@ -1,9 +1,15 @@
+import json
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from refined_ldm.experiment.statistics import interval, iterations_to, paired, rows_where, times_fewer
+from refined_ldm.experiment.arms import ABLATIONS, ARMS, Arm, Card
+from refined_ldm.experiment.statistics import collect, interval, iterations_to, paired, rows_where, times_fewer
 from tests.support.runs import TABLE
+
+STORED = Path(__file__).parents[1] / "support" / "stored_record"
 
 
 def test_interval_is_students():
@@ -43,3 +49,15 @@ def test_how_many_times_fewer_iterations_comes_out_of_a_power_law(power):
     assert np.isnan(times_fewer(table, "measure", "C", "B", 400, (100, 400), not rises)).all()
     with pytest.raises(ValueError, match="no row has"):
         times_fewer(table, "measure", "C", "B", 400, (100, 800))
+
+
+def test_a_record_with_earlier_names_is_collected_under_the_present_ones():
+    record = json.loads((STORED / "D-no-formula-300-0.json").read_text())
+    assert {"wide", "weighting", "extra_drop"} <= record["arm"].keys() and "scale" in record["card"]
+    row = collect(STORED).iloc[0]
+    assert (row["label"], row["part"]) == ("D, no linear denoiser", "ablations")
+    for name in ("error_0", "error_250", "recall", "recall_one"):  # of the tables beside the record
+        assert row[name] == pytest.approx(record[name])
+    changes = ABLATIONS[row["label"]]
+    assert Arm.from_record(record["arm"]) == Arm(**{**ARMS["D"].__dict__, **changes})
+    assert Card.from_record(record["card"]).latent_scale == record["card"]["scale"]

@@ -220,7 +220,7 @@ VALUES = ODD | st.recursive(st.integers() | st.floats() | st.text(max_size=6), l
 @example("model.params.latent_t_size", 10**400)
 @example("model.params.base_learning_rate", 10**400)
 @given(st.sampled_from(sorted(leaves(tree()))), VALUES)
-def test_any_value_of_a_published_key_is_followed_or_told(tmp_path_factory, key, value):
+def test_any_value_of_a_published_key_is_followed_or_refused(tmp_path_factory, key, value):
     try:
         load(tmp_path_factory.getbasetemp(), {key: value})
     except ValueError as fault:

@@ -103,7 +103,7 @@ def test_bad_lines_are_all_named_or_left_out_and_listed(model, tmp_path, capsys)
         read_list(listed(tmp_path, b"\xff\n"), [])
 
 
-def test_what_is_written_before_a_fault_stays_and_is_told(model, tmp_path, monkeypatch, capsys):
+def test_what_is_written_before_a_fault_stays_and_is_reported(model, tmp_path, monkeypatch, capsys):
     whole = RefinedAudioLDM.generate
 
     def fails_later(self, captions, **others):
@@ -129,7 +129,7 @@ ROWS = st.binary(max_size=40) | st.text("ab|./\\ \x00\n…", max_size=30).map(st
 
 @settings(deadline=1000)
 @given(st.lists(ROWS, max_size=6).map(b"\n".join), st.booleans())
-def test_any_bytes_are_a_list_or_told(tmp_path_factory, content, skip_bad):
+def test_any_bytes_are_a_list_or_refused(tmp_path_factory, content, skip_bad):
     path, left_out = tmp_path_factory.getbasetemp() / "fuzzed.lst", [] if skip_bad else None
     path.write_bytes(content)
     try:
@@ -247,7 +247,7 @@ def test_a_shrunken_copy_of_the_seeds_file_trains_goes_on_and_infers(workplace, 
     assert status == 0
 
 
-def test_a_conditioner_that_is_nowhere_is_told_before_clips_are_decoded(workplace, capsys):
+def test_a_conditioner_that_is_nowhere_is_reported_before_clips_are_decoded(workplace, capsys):
     published_yaml.write(workplace / "shrunken.yaml", SMALL | {FIRST + "reload_from_ckpt": "vae.ckpt"})
     config = load_config("shrunken.yaml")
     published_yaml.first_stage("vae.ckpt", RefinedAudioLDM(config))
@@ -268,7 +268,7 @@ def test_a_name_that_some_system_cannot_keep_is_reported(tmp_path, row, message)
         read_list(listed(tmp_path, f"wind\n{row}\n"))
 
 
-def test_a_list_that_is_no_file_is_told(tmp_path):
+def test_a_list_that_is_no_file_is_reported(tmp_path):
     with pytest.raises(ValueError, match="/dev/null holds no caption"):
         read_list("/dev/null")
     with pytest.raises(IsADirectoryError, match="is a folder: give a list of captions"):
@@ -277,7 +277,7 @@ def test_a_list_that_is_no_file_is_told(tmp_path):
         read_list(tmp_path / "nowhere")
 
 
-def test_a_folder_that_is_no_run_is_told_with_the_one_to_give(model, tmp_path):
+def test_a_folder_that_is_no_run_is_reported_with_the_one_to_give(model, tmp_path):
     step = tmp_path / "r" / "checkpoints" / "ldm" / "step-0000003"
     step.parent.mkdir(parents=True)
     config = load_config("c.yaml")

@@ -158,7 +158,7 @@ def test_what_is_no_checkpoint_gets_one_clear_line(tmp_path, capsys, name, conte
         assert cli.main(command) == 2 and len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_no_file_and_a_directory_are_told(tmp_path):
+def test_no_file_and_a_directory_are_reported(tmp_path):
     for read in (read_tensors, read_parts, inspect_checkpoint):
         with pytest.raises(FileNotFoundError, match="no file .*nowhere.ckpt"):
             read(tmp_path / "nowhere.ckpt")
@@ -231,7 +231,7 @@ PLACES = st.integers(0, 700) | st.integers(0, 4000)
 @example("pickle", [(2, b"\x8e" + b"\xff" * 6 + b"\x00" * 2)], None)  # a string of 2^48 bytes
 @example("pickle", [(2, b"\x8cx\x93.")], None)  # a global that is named by one string
 @example("safetensors", [(0, b"\xff\xff\xff\x07\x00\x00\x00\x00")], None)
-def test_any_bytes_are_a_checkpoint_or_told(tmp_path_factory, form, patches, cut):
+def test_any_bytes_are_a_checkpoint_or_refused(tmp_path_factory, form, patches, cut):
     raw = bytearray(WHOLE[form])
     for place, patch in patches:
         raw[place : place + len(patch)] = patch

@@ -227,7 +227,7 @@ def test_ten_steps_of_audioldms_sampler_end_at_the_same_latent(audioldm, publish
     torch.testing.assert_close(found, expected, atol=1e-3 * float(expected.std()), rtol=0)
 
 
-def test_it_is_told_as_published_and_generates(loaded):
+def test_it_is_reported_as_published_and_generates(loaded):
     config = loaded.config
     assert (config.clap, config.seconds, config.steps, config.guidance_scale) == ("laion-clap", 10.24, 200, 2.5)
     assert (config.diffusion_steps, config.beta_start, config.beta_end) == (1000, 0.0015, 0.0195)
@@ -793,7 +793,7 @@ def test_a_setting_that_is_missing_or_of_another_type_is_named(pipeline, monkeyp
 
 
 @pytest.mark.parametrize("content", ["[]", "3", '"x"', "null", "{", "\ufeff"])
-def test_settings_that_are_no_object_are_told(pipeline, tmp_path, content):
+def test_settings_that_are_no_object_are_reported(pipeline, tmp_path, content):
     folder = edited(pipeline[1], tmp_path / "edited", "vae")
     (folder / "vae" / "config.json").write_text(content)
     with pytest.raises(ValueError, match="vae/config.json (holds|is no JSON)"):

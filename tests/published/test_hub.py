@@ -99,7 +99,7 @@ def run(name, tmp_path, hub=None, offline=False):
                           timeout=120)  # fmt: skip
 
 
-def test_a_broken_download_is_resumed_told_before_and_fetched_once(hub, tmp_path):
+def test_a_broken_download_is_resumed_announced_and_fetched_once(hub, tmp_path):
     hub.break_at = 15_000_000
     done = run("CLAP_weights_2023.pth", tmp_path, hub)
     assert done.returncode == 0, done.stderr

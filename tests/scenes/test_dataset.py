@@ -21,7 +21,7 @@ def items():
     return [dataset[i] for i in range(len(dataset))]
 
 
-def same(a, b):
+def assert_same(a, b):
     torch.testing.assert_close(a["waveform"], b["waveform"])
     assert {**a, "waveform": None} == {**b, "waveform": None}
 
@@ -82,15 +82,17 @@ def test_events_sound_where_they_are_said_to(items):
 def test_same_scene_for_any_size_and_in_any_order():
     small, large = SoundScenes("val", size=5, seed=3), SoundScenes("val", size=5000, seed=3)
     for i in (4, 0, 2):
-        same(small[i], large[i])
-    same(small[0], pickle.loads(pickle.dumps(large))[0])
+        assert_same(small[i], large[i])
+    assert_same(small[0], pickle.loads(pickle.dumps(large))[0])
     assert not torch.allclose(small[0]["waveform"], SoundScenes("val", size=5, seed=4)[0]["waveform"])
 
 
 def test_one_kind_alone_gives_the_scenes_it_names():
     both = SoundScenes("train", size=6)
     for i, kind in enumerate(KINDS):
-        same(both[i + 3], SoundScenes("train", size=6, kinds=(kind,))[i + 3])
+        alone = SoundScenes("train", size=6, kinds=(kind,))
+        assert {alone[j]["kind"] for j in range(6)} == {kind}
+        assert_same(both[i + 3], alone[i + 3])
 
 
 def test_a_class_added_later_changes_only_the_scenes_that_choose_it(monkeypatch):
@@ -102,7 +104,7 @@ def test_a_class_added_later_changes_only_the_scenes_that_choose_it(monkeypatch)
     for i in range(30):
         after = dataset[i]
         if "aardvark" not in [event.name for event in after["events"]]:
-            same(before[i], after)
+            assert_same(before[i], after)
             kept += 1
     assert kept >= 20
 
@@ -241,9 +243,10 @@ def test_procedural_mode_needs_no_font(monkeypatch):
 
 def test_procedural_scenes_are_those_of_the_whole_set():
     whole, part = SoundScenes("train", size=30), SoundScenes("train", size=30, sources="procedural")
-    for i in range(0, 30, 3):  # one event
-        if whole[i]["labels"][0] not in FROM_FONT:
-            same(whole[i], part[i])
+    procedural = [i for i in range(0, 30, 3) if whole[i]["labels"][0] not in FROM_FONT]  # of the scenes of one event
+    assert len(procedural) > 3
+    for i in procedural:
+        assert_same(whole[i], part[i])
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def write_esc50(folder, classes=("dog", "sea_waves", "hand_saw"), each=2):
 
 @contextmanager
 def audioldm_package():
-    """That of refined_ldm.peers; where it is not installed, the test is skipped."""
+    """That of tests.benchmark.baselines; where it is not installed, the test is skipped."""
     with ExitStack() as stack:
         try:
             stack.enter_context(peers.audioldm_package())

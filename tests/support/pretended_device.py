@@ -157,7 +157,6 @@ class _Operators(TorchDispatchMode):
                 gpu.fault(f"MPS has no {tensor.dtype}, in {name}")
         return out
 
-
     def _waits(self, name, args):
         """Whether the CPU waits for an operator: its result has a size, or is a number, that only the device knows."""
         if name in TAKES_CPU_INDICES and tag_of(args[0]) == self.gpu.type:  # indices of the CPU are copied

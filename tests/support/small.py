@@ -14,6 +14,8 @@ from refined_ldm.vae import VAEConfig
 
 CLAP = ClapConfig(seconds=0.32, image_size=64, audio_width=8, audio_depths=(1, 1), audio_heads=(1, 2),
                   text_width=8, text_layers=1, text_heads=2, embedding_dim=12)  # fmt: skip
+UNET = dict(latent_channels=2, model_channels=16, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(2,),
+            head_channels=8, attention_layers=1, embedding_dim=6, norm_groups=4)  # fmt: skip
 STAGE = StageConfig(max_steps=6, batch_size=4, warmup_steps=2, save_every=3)
 
 
@@ -23,9 +25,7 @@ def config(**changes):
         name="small", clap="tiny-gpt2", seconds=0.32, clips=10, steps=3, parameterization="v",
         mel=MelConfig(n_mels=16),
         vae=VAEConfig(latent_channels=2, channels=8, num_res_blocks=1, norm_groups=4),
-        unet=UNetConfig(latent_channels=2, model_channels=16, channel_mult=(1, 2), num_res_blocks=1,
-                        attention_resolutions=(2,), head_channels=8, attention_layers=1, embedding_dim=12,
-                        embedding_gain=3.5, norm_groups=4, film_scale=True),
+        unet=UNetConfig(**UNET | {"embedding_dim": 12}, embedding_gain=3.5, film_scale=True),
         hifigan=HiFiGANConfig(n_mels=16, channels=32, res_kernels=(3,), res_dilations=((1,),)),
         discriminators=DiscriminatorsConfig(width=4, periods=(2, 3), scales=2),
         training={stage: STAGE for stage in STAGES},
@@ -84,3 +84,13 @@ def latents(count):
         }
         for i in range(count)
     ]
+
+
+def unet_inputs(B=3, C=2, T=12, F=4, D=6):
+    """Latents, timesteps and unit embeddings for a U-Net of the sizes in UNET."""
+    generator = torch.Generator().manual_seed(2)
+    return (
+        torch.randn(B, C, T, F, generator=generator),
+        torch.arange(B) * 300,
+        nn.functional.normalize(torch.randn(B, D, generator=generator)),
+    )

@@ -41,7 +41,7 @@ def test_twins_differ_in_one_detail():
 
 def test_a_caption_has_no_twin_in_what_it_does_not_say():
     flute = Clause("flute", "a *flute|plays|playing|", count=3, counted=True, adjective="low")  # its notes go unnamed
-    assert str(Caption("event", "{a}", (flute,))) == "a flute plays" and not flute.said()
+    assert str(Caption("event", "{a}", (flute,))) == "a flute plays" and not flute.details()
     assert not Caption("event", "{a}", (flute,)).contrasts()
 
 
@@ -52,11 +52,11 @@ def test_twins_are_never_true_of_their_scene(seed):
         true = {str(c) for c in captions_of(item)}
         assert true == set(item["captions"])
         for caption in captions_of(item) + captions_of(item, 3, detailed=1.0):
-            named = [clause.said() for clause in caption.clauses]
+            named = [clause.details() for clause in caption.clauses]
             for detail, others in caption.contrasts().items():
                 for other in others:
                     assert str(other) != str(caption)
-                    named_by_twin = [clause.said() for clause in other.clauses]
+                    named_by_twin = [clause.details() for clause in other.clauses]
                     if detail != "order":
                         pairs = list(zip(named, named_by_twin, strict=True))
                         changed = [k for a, b in pairs for k in a.keys() | b.keys() if a.get(k) != b.get(k)]
@@ -70,7 +70,7 @@ def test_more_captions_are_the_same_every_time_and_name_more():
 
     def named(share):
         captions = [c for item in scenes for c in captions_of(item, 2, detailed=share)]
-        return sum(len(clause.said()) for caption in captions for clause in caption.clauses)
+        return sum(len(clause.details()) for caption in captions for clause in caption.clauses)
 
     plain, rich = named(0.0), named(1.0)
     assert plain == 0 and rich > 40

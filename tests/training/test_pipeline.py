@@ -498,7 +498,7 @@ def test_an_attempt_that_saved_nothing_goes_on_and_a_mistyped_run_does_not(recor
             check_run(config, STAGES, tmp_path / place, resume=True)
 
 
-def test_what_a_later_stage_lacks_is_told_before_the_first(recordings, tmp_path):
+def test_what_a_later_stage_lacks_is_reported_before_the_first(recordings, tmp_path):
     config = settings(recordings)
     with pytest.raises(FileNotFoundError, match="no weights at .*vae.safetensors to learn.*--stage vae clap ldm"):
         check_files(config, ["clap", "ldm"], tmp_path / "run")

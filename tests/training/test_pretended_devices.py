@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from refined_ldm.config import STAGES, StageConfig
-from refined_ldm.data.captioned_audio import loader
+from refined_ldm.data.batches import loader
 from refined_ldm.devices import pick_precision
 from refined_ldm.discriminators import Discriminators
 from refined_ldm.training.contrasts import train_audio_details, train_text_details

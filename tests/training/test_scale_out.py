@@ -22,7 +22,7 @@ from refined_ldm.audio import save_audio
 from refined_ldm.clap import CLAP_PRESETS
 from refined_ldm.cli import commands as cli
 from refined_ldm.config import preset
-from refined_ldm.data.captioned_audio import loader
+from refined_ldm.data.batches import loader
 from refined_ldm.durable.run_state import last_checkpoint
 from refined_ldm.randomness import RankGenerator, draw
 from refined_ldm.text_to_audio import RefinedAudioLDM

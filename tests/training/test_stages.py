@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from refined_ldm.data.captioned_audio import loader
+from refined_ldm.data.batches import loader
 from refined_ldm.devices import pick_accelerator
 from refined_ldm.discriminators import Discriminators
 from refined_ldm.durable.signals import Stopped
@@ -201,7 +201,7 @@ def test_a_signal_waits_for_the_step_and_has_it_saved(tmp_path, number):
     assert found + [s.loss for s in begin("vae", run_dir=tmp_path, resume=True)[1]] == unbroken
 
 
-def test_a_step_is_told_before_it_is_saved_and_saved_if_the_loop_is_left(tmp_path):
+def test_a_step_is_reported_before_it_is_saved_and_saved_if_the_loop_is_left(tmp_path):
     steps = begin("vae", run_dir=tmp_path)[1]
     for step in steps:
         if step.index == 3:  # of which a checkpoint is due
