@@ -43,20 +43,16 @@ class GaussianDenoiser(nn.Module):
         self.mean.copy_(mean), self.variance.copy_(variance.clamp(min=1e-6)), self.basis.copy_(basis)
         return self
 
-    def noise(
-        self, z_t: Tensor, alpha_bar: Tensor, embedding: Tensor | None = None, end: Tensor | None = None
-    ) -> Tensor:
+    def noise(self, z_t: Tensor, alpha_bar: Tensor, embedding: Tensor | None = None) -> Tensor:
         """E[eps | z_t] = s (a^2 S + s^2 I)^-1 (z_t - a m), with a^2 = alpha_bar, s^2 = 1 - alpha_bar, (B, 1, 1, 1).
 
         It follows from the joint Gaussian of eps and z_t = a z_0 + s eps  (Bishop 2006, eq. 2.81). z_t and the result
-        are (B, C, T, F); the embedding is ignored. end: alpha_bar (B, 1, 1, 1) where a jump ends; the result is then
-        the eps of that jump (`jump_gain`).
+        are (B, C, T, F); the embedding is ignored.
         """
         with torch.autocast(z_t.device.type, enabled=False):
-            a2 = alpha_bar.float().flatten(1)[:, None]  # (B, 1, 1)
-            blocks = self._to_blocks(z_t.float()) - a2.sqrt() * self.mean  # (B, T / block_frames, D)
-            ends = None if end is None else end.flatten(1)[:, None]
-            gain = noise_gain(self.variance, a2) if end is None else jump_gain(self.variance, a2, ends)
+            a, s = alpha_bar.float().flatten(1).sqrt()[:, None], (1 - alpha_bar.float()).flatten(1).sqrt()[:, None]
+            blocks = self._to_blocks(z_t.float()) - a * self.mean  # (B, T / block_frames, D)
+            gain = s / (a**2 * self.variance + s**2)
             return self._from_blocks(((blocks @ self.basis) * gain) @ self.basis.T, z_t.shape)
 
     def residual(self, alpha_bar: Tensor) -> Tensor:
@@ -76,22 +72,6 @@ class GaussianDenoiser(nn.Module):
     def _from_blocks(self, blocks: Tensor, shape: torch.Size) -> Tensor:
         B, C, T, F = shape
         return blocks.reshape(B, -1, C, self.block_frames, F).permute(0, 2, 1, 3, 4).reshape(shape)
-
-
-def noise_gain(variance: Tensor, alpha_bar: Tensor) -> Tensor:
-    """E[eps] / (z_t - a m) in a direction of this variance V: s / (a^2 V + s^2)."""
-    return (1 - alpha_bar).sqrt() / (alpha_bar * variance + 1 - alpha_bar)
-
-
-def jump_gain(variance: Tensor, alpha_bar: Tensor, end: Tensor) -> Tensor:
-    """eps / (z_t - a m) with which a jump to alpha_bar = `end` lands where the sampling equation of a Gaussian leads.
-
-    Its solution keeps the place of a latent in the distribution: z_t - a m grows as the standard deviation of z_t,
-    sqrt(a^2 V + s^2). `diffusion.jump` solved for eps. As the end comes near to alpha_bar, it becomes `noise_gain`.
-    """
-    a, a_end = alpha_bar.sqrt(), end.sqrt()
-    growth = ((end * variance + 1 - end) / (alpha_bar * variance + 1 - alpha_bar)).sqrt()
-    return (a * growth - a_end) / (a * (1 - end).sqrt() - a_end * (1 - alpha_bar).sqrt())
 
 
 def shrinkage(variance: Tensor, samples: int) -> Tensor:
@@ -173,19 +153,17 @@ class ConditionalLinearDenoiser(nn.Module):
         waves = self._cosines(frames, embedding)[:, : self.slow]
         return stretch * waves @ courses[:, : waves.shape[1]]
 
-    def noise(self, z_t: Tensor, alpha_bar: Tensor, embedding: Tensor, end: Tensor | None = None) -> Tensor:
+    def noise(self, z_t: Tensor, alpha_bar: Tensor, embedding: Tensor) -> Tensor:
         """E[eps | z_t, c] = s (a^2 S(c) + s^2 I)^-1 (z_t - a mean(c)), with a^2 = alpha_bar, s^2 = 1 - alpha_bar.
 
-        z_t (B, C, T, F) with any T, alpha_bar (B, 1, 1, 1), embedding (B, D) or wider -> (B, C, T, F). end: as in
-        `GaussianDenoiser.noise`.
+        z_t (B, C, T, F) with any T, alpha_bar (B, 1, 1, 1), embedding (B, D) or wider -> (B, C, T, F).
         """
         with torch.autocast(z_t.device.type, enabled=False):
             T, embedding = z_t.shape[2], embedding[:, : self.embedding_dim].float()
             a2 = alpha_bar.float().flatten()[:, None, None]  # (B, 1, 1)
             residual = self._to_rows(z_t.float()) - a2.sqrt() * self.conditional_mean(embedding, T)
             waves = self._cosines(T, residual)
-            variance = self._variances(embedding, T)  # (B, T, C * F)
-            gain = noise_gain(variance, a2) if end is None else jump_gain(variance, a2, end.flatten()[:, None, None])
+            gain = (1 - a2).sqrt() / (a2 * self._variances(embedding, T) + 1 - a2)  # (B, T, C * F)
             eps = waves @ ((waves.T @ residual @ self.basis) * gain) @ self.basis.T
             return eps.unflatten(2, (z_t.shape[1], -1)).transpose(1, 2)
 

@@ -155,8 +155,7 @@ class RefinedAudioLDM(nn.Module):
             return to_noise(prediction, z_t, t, self.schedule, self.config.parameterization)
         alpha_bar = self.schedule.at(t)
         spread = self.gaussian.residual(alpha_bar).sqrt()[:, None, None, None]
-        ends = None if end is None else self.schedule.ends(end)
-        return self.gaussian.noise(z_t, alpha_bar, embedding, ends) + spread * prediction
+        return self.gaussian.noise(z_t, alpha_bar, embedding) + spread * prediction
 
     def loss_weight(self, t: torch.Tensor) -> torch.Tensor:
         """Return the factor (B,) that turns a squared error of eps into one of the U-Net's own target."""
@@ -305,7 +304,7 @@ class RefinedAudioLDM(nn.Module):
         """
         if sampler == "student":
             steps = self._check_student(steps)
-            return jump_sample(self.jump_noise, z_T, embedding, self.schedule, steps, on_step)
+            return jump_sample(self.student_noise, z_T, embedding, self.schedule, steps, on_step)
         steps, spacing = self.config.steps if steps is None else steps, "leading" if sampler == "ddim" else "trailing"
         timesteps = iter(self.schedule.timesteps(steps, spacing))
         guided = self.guided(unconditional, guidance_scale, guidance_interval, timesteps)
@@ -313,7 +312,7 @@ class RefinedAudioLDM(nn.Module):
             return ddim_sample(guided, z_T, embedding, self.schedule, steps, eta, generator, spacing, on_step=on_step)
         return dpmpp_sample(guided, z_T, embedding, self.schedule, steps, spacing, on_step=on_step)
 
-    def jump_noise(self, z_t: torch.Tensor, t: torch.Tensor, end: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+    def student_noise(self, z_t: torch.Tensor, t: torch.Tensor, end: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
         """Return the eps (B, C, T, F) with which the student's jump from timesteps t to `end` (B,) ends.
 
         Notebook: 09

@@ -68,7 +68,7 @@ TITLES = {"vae": "VAE", "clap": "CLAP, HTS-AT + GPT-2", "ldm": "U-Net", "hifigan
 
 
 def ship(run: Path) -> None:
-    """Write the model's parts and their discriminators in float16, and the second conditioner if there is one."""
+    """Write the model's parts and discriminators in float16, and the second conditioner, if there is one, in 8 bits."""
     model = RefinedAudioLDM.load(run)
     (FOLDER / STUDENT_FILE).unlink(missing_ok=True)  # that of the weights before
     model.save(FOLDER, torch.float16)
@@ -81,7 +81,7 @@ def ship(run: Path) -> None:
         save_weights(FOLDER / name, discriminators[stage], discriminators[stage].config, torch.float16)
     other = run.parent / "tiny-roberta" / "clap-tiny-roberta.safetensors"
     if other.is_file():
-        Clap.load("tiny-roberta", other).save(FOLDER / other.name, torch.float16)
+        Clap.load("tiny-roberta", other).save(FOLDER / other.name, torch.int8)  # for notebook 02 alone
     check_size()
 
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
 from refined_ldm.config import Config, DistillConfig
+from refined_ldm.data.batches import loader
 from refined_ldm.data.caches import Cached, cache_batches
-from refined_ldm.data.captioned_audio import loader
 from refined_ldm.diffusion import CLEAN, Denoiser, NoiseSchedule, dpmpp_sample, jump_noise, noise_like
 from refined_ldm.durable.run_state import refuse_old
 from refined_ldm.files import check_folder
@@ -185,12 +185,12 @@ def train_student(
         raise ValueError(f"{file} is a student of another model, {of['name']} {of['base']}: a run goes on with its own")
     accelerator = accelerator_of(run_dir / "checkpoints", model.device, resume)
     with accelerator.main_process_first():  # the other processes then find the clips
-        clips = cached_clips(model.config, run_dir, on_clips=on_clips, skip_bad=skip_bad)
-    if model.config.data == "scenes":
-        clips = WrittenClips(clips, model.config.more_captions)
-        captions = [clips[k]["captions"] for k in range(min(len(clips), settings.trajectories))]
-    else:
-        captions = [item["captions"] for item in clips.rest[: settings.trajectories]]
+        most = min(model.config.clips, settings.trajectories)  # scenes; of recordings all are decoded
+        clips = cached_clips(model.config, run_dir, size=most, on_clips=on_clips, skip_bad=skip_bad)
+    items = clips.rest
+    if model.config.data == "scenes" and model.config.more_captions:
+        items = WrittenClips(clips, model.config.more_captions)
+    captions = [items[k]["captions"] for k in range(min(len(items), settings.trajectories))]
     folder, world = run_dir / "trajectories-train", accelerator.num_processes
     trajectories(model, captions, folder, settings, seed, on_trajectories, accelerator.process_index, world)
     accelerator.wait_for_everyone()

@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from refined_ldm.diffusion import CLEAN, NoiseSchedule, ddim_sample, jump
-from refined_ldm.linear_denoiser import ConditionalLinearDenoiser, GaussianDenoiser, jump_gain, noise_gain, shrinkage
+from refined_ldm.linear_denoiser import ConditionalLinearDenoiser, GaussianDenoiser, shrinkage
 
 CHANNELS, BINS, BLOCK = 2, 3, 4
 SIZE = CHANNELS * BINS * BLOCK
@@ -193,34 +192,3 @@ def test_the_caption_formula_takes_clips_of_any_length_and_refuses_others():
     with pytest.raises(ValueError, match="as many as there are embeddings"):
         denoiser.fit(z[:10], embeddings)
     assert ConditionalLinearDenoiser(CHANNELS, BINS, 2, 8).slow == 8  # no more cosines than frames
-
-
-def test_a_jump_lands_where_the_sampling_equation_leads():
-    """Its solution by 1000 steps of DDIM, which follow `noise`, against one jump."""
-    denoiser, schedule = fitted(), NoiseSchedule.ldm()
-    z_T = torch.randn(3, CHANNELS, 8, BINS, generator=torch.Generator().manual_seed(4))
-    noise = lambda z_t, t, c: denoiser.noise(z_t, schedule.at(t))  # noqa: E731
-    followed = ddim_sample(noise, z_T, None, schedule, 1000, eta=0)  # ends at timestep 0
-    t, s = torch.full((3,), 999), torch.zeros(3, dtype=torch.long)
-    eps = denoiser.noise(z_T, schedule.at(t), end=schedule.ends(s))
-    torch.testing.assert_close(jump(z_T, eps, t, s, schedule), followed, atol=0.02, rtol=0)
-
-
-def test_the_gain_of_a_short_jump_is_that_of_the_noise():
-    variance, here = torch.tensor([0.01, 1.0, 20.0], dtype=torch.double), torch.tensor(0.6, dtype=torch.double)
-    torch.testing.assert_close(jump_gain(variance, here, here + 1e-5), noise_gain(variance, here), rtol=1e-3, atol=0)
-
-
-def test_a_jump_of_a_conditional_denoiser_keeps_the_place_in_the_distribution():
-    """z_t - a m grows as the standard deviation of z_t, in every direction."""
-    denoiser = ConditionalLinearDenoiser(CHANNELS, BINS, 2, 8)
-    denoiser.variance.copy_(torch.rand(denoiser.variance.shape, generator=torch.Generator().manual_seed(1)) + 0.1)
-    schedule, c = NoiseSchedule.ldm(), torch.randn(3, 2, generator=torch.Generator().manual_seed(2))
-    t, s = torch.tensor([999, 600, 200]), torch.tensor([400, CLEAN, 0])
-    z_t = torch.randn(3, CHANNELS, 8, BINS, generator=torch.Generator().manual_seed(5))
-    now, end = schedule.at(t), schedule.ends(s)
-    z_s = jump(z_t, denoiser.noise(z_t, now, c, end), t, s, schedule)
-    waves = denoiser._cosines(8, z_t)
-    of = lambda z: waves.T @ denoiser._to_rows(z) @ denoiser.basis  # noqa: E731
-    deviation = lambda a2: (a2[:, 0] * denoiser._variances(c, 8) + 1 - a2[:, 0]).sqrt()  # noqa: E731
-    torch.testing.assert_close(of(z_s) / deviation(end), of(z_t) / deviation(now), atol=2e-3, rtol=1e-3)

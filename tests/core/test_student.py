@@ -5,7 +5,6 @@ import torch
 
 from refined_ldm.diffusion import CLEAN, NoiseSchedule, add_noise, ddim_step, jump, jump_noise, jump_sample
 from refined_ldm.inference import optimize_for_inference
-from refined_ldm.linear_denoiser import GaussianDenoiser
 from refined_ldm.lora import LoraConfig, save_lora
 from refined_ldm.student import STEPS, STUDENT_FILE, Student, read_student, save_student
 from refined_ldm.text_to_audio import RefinedAudioLDM
@@ -61,13 +60,20 @@ def test_the_sampler_takes_equal_jumps_and_the_last_ends_at_the_clean_latent():
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
 
 
-def test_any_number_of_jumps_of_a_gaussian_gives_the_same_latents():
-    gaussian = GaussianDenoiser(2, 4)
-    gaussian.mean.normal_(), gaussian.variance.uniform_(0.05, 4)
-    jumper = lambda z_t, t, s, c: gaussian.noise(z_t, SCHEDULE.at(t), end=SCHEDULE.ends(s))  # noqa: E731
+def test_any_number_of_exact_jumps_gives_the_same_latents():
+    """Of data N(m, V) the sampling equation is solved on paper: z_t - a m grows as its standard deviation."""
+    m, V = 0.7, 0.3
+
+    def jumper(z_t, t, s, c):
+        now, end = SCHEDULE.at(t), SCHEDULE.ends(s)
+        growth = ((end * V + 1 - end) / (now * V + 1 - now)).sqrt()
+        return jump_noise(z_t, end.sqrt() * m + growth * (z_t - now.sqrt() * m), t, s, SCHEDULE)
+
     z_T = noise(2, 2, 8, 4)
     one, four = (jump_sample(jumper, z_T, None, SCHEDULE, steps) for steps in (1, 4))
     torch.testing.assert_close(one, four, atol=1e-4, rtol=1e-4)
+    a = SCHEDULE.alpha_bar[999]
+    torch.testing.assert_close(one, m + (V / (a * V + 1 - a)).sqrt() * (z_T - a.sqrt() * m), atol=1e-4, rtol=1e-4)
 
 
 # --- a student ---
