@@ -389,7 +389,12 @@ class RefinedAudioLDM(nn.Module):
         self.with_loras().load(path, weight)
 
     def merge_loras(self) -> None:
-        """Add the LoRAs to the weights of the U-Net: equal sounds, faster. Afterwards the model can be saved."""
+        """Add the LoRAs to the weights of the U-Net: equal sounds, faster. Afterwards the model can be saved.
+
+        A student was taught by the weights before, so the model then has none.
+        """
+        if self.loras is not None:
+            self.student = self.student_file = None
         self._end_loras("merge")
 
     def remove_loras(self) -> None:

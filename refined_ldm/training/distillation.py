@@ -26,7 +26,7 @@ from refined_ldm.durable.run_state import refuse_old
 from refined_ldm.files import check_folder
 from refined_ldm.integers import whole_seed
 from refined_ldm.lora import LoraConfig
-from refined_ldm.randomness import draw
+from refined_ldm.randomness import draw, step_seed
 from refined_ldm.student import STEPS, STUDENT_FILE, Student, read_student, save_student
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.training.contrasts import WrittenClips
@@ -94,7 +94,7 @@ def trajectories(
     def rows(first, last):
         for start in range(first, last, TOGETHER):
             numbers = range(start, min(start + TOGETHER, last))
-            generators = [torch.Generator().manual_seed(seed * 1_000_003 + number) for number in numbers]
+            generators = [torch.Generator().manual_seed(step_seed(seed, number)) for number in numbers]
             own = [captions[number % len(captions)] for number in numbers]
             chosen = [of[torch.randint(len(of), (), generator=g)] for of, g in zip(own, generators, strict=True)]
             c = model.clap.embed_text(chosen)
@@ -183,6 +183,9 @@ def train_student(
     file, base = run_dir / STUDENT_FILE, model.digest()
     if resume and file.is_file() and (of := read_student(file)[1])["base"] != base:
         raise ValueError(f"{file} is a student of another model, {of['name']} {of['base']}: a run goes on with its own")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        student = Student(model.unet, settings.rank)
     accelerator = accelerator_of(run_dir / "checkpoints", model.device, resume)
     with accelerator.main_process_first():  # the other processes then find the clips
         most = min(model.config.clips, settings.trajectories)  # scenes; of recordings all are decoded
@@ -195,9 +198,6 @@ def train_student(
     trajectories(model, captions, folder, settings, seed, on_trajectories, accelerator.process_index, world)
     accelerator.wait_for_everyone()
     parts = [Cached(folder / f"part-{part}") for part in range(-(-settings.trajectories // IN_A_PART))]
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        student = Student(model.unet, settings.rank)
     steps = optimise(
         STAGE,
         {STAGE: (student, jump_losses(model))},
@@ -211,7 +211,7 @@ def train_student(
     )
     yield from steps
     if accelerator.is_main_process:
-        about = {"steps": settings.max_steps, "trajectories": settings.trajectories}
+        about = {"training_steps": settings.max_steps, "trajectories": settings.trajectories}
         about["guidance_scale"] = model.config.guidance_scale
         save_student(file, student.tensors(), LoraConfig(settings.rank), base, model.config.name, **about)
     accelerator.wait_for_everyone()

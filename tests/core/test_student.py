@@ -162,6 +162,16 @@ def test_a_model_is_stored_with_its_student_in_either_precision(model, tmp_path)
     torch.testing.assert_close(loaded.generate(["rain"], sampler="student"), expected, atol=0.02, rtol=0)
 
 
+def test_a_student_knows_no_lora(model, tmp_path):
+    write(tmp_path / STUDENT_FILE, model)
+    model.load_student(tmp_path / STUDENT_FILE)
+    model.with_loras().add(2)
+    with pytest.raises(ValueError, match="the student was taught without LoRAs"):
+        model.generate(["rain"], sampler="student")
+    model.merge_loras()
+    assert model.student is None and model.student_file is None
+
+
 def test_students_of_others_and_other_files_are_refused(model, tmp_path, monkeypatch):
     file = tmp_path / STUDENT_FILE
     write(file, model)
