@@ -24,6 +24,7 @@ from refined_ldm.vae import PatchDiscriminatorConfig, VAEConfig
 
 PARAMETERIZATIONS = ("eps", "v", "x0", "gaussian", "caption-gaussian")
 VOCODERS = ("hifigan", "griffin_lim")
+SAMPLERS = ("dpmpp", "ddim", "student")
 OPTIMIZERS = ("adamw", "muon")
 STAGES = ("vae", "clap", "details-text", "details-audio", "ldm", "hifigan")
 LR_SCHEDULES = ("cosine", "constant")
@@ -149,7 +150,8 @@ class Config:
     more_captions: int = 0  # additional captions of a scene, which name every possible detail; none of recordings
     seconds: float = 10.24  # s, length of one clip
 
-    steps: int = 25  # of DPM-Solver++
+    sampler: str = "dpmpp"  # or "ddim", or "student": then for all that it was taught, and "dpmpp" for the rest
+    steps: int = 25  # of DPM-Solver++ or DDIM
     guidance_scale: float = 3.0
     guidance_interval: tuple[int, int] = (0, 1000)  # first and last timestep with guidance
     candidates: int = 1  # sounds generated per caption, of which the conditioner keeps the nearest
@@ -170,6 +172,7 @@ class Config:
         cast_numbers(self)
         _one_of("parameterization", self.parameterization, PARAMETERIZATIONS)
         _one_of("vocoder", self.vocoder, VOCODERS)
+        _one_of("sampler", self.sampler, SAMPLERS)
         _refuse_impossible(self)
         samples = round(self.seconds * self.mel.sample_rate)
         unit = self.mel.hop_length * self.vae.downsampling * self.unet.downsampling  # samples per coarsest U-Net frame

@@ -16,7 +16,7 @@ from refined_ldm import editing, long_sounds, variations
 from refined_ldm.audio import are_finite, check_finite, is_silent_waveform, warn_of_silence
 from refined_ldm.clap import CLAP_PRESETS, SHIPPED, Clap
 from refined_ldm.conditioning import guided_noise
-from refined_ldm.config import Config, load_config, preset
+from refined_ldm.config import SAMPLERS, Config, load_config, preset
 from refined_ldm.diffusion import (
     Denoiser,
     NoiseSchedule,
@@ -174,7 +174,7 @@ class RefinedAudioLDM(nn.Module):
         guidance_scale: float | None = None,
         seed: int = 0,
         negative_caption: str = "",
-        sampler: str = "dpmpp",
+        sampler: str | None = None,
         eta: float = 1.0,
         candidates: int | None = None,
         on_step: Callable[[int, int], None] | None = None,
@@ -189,7 +189,8 @@ class RefinedAudioLDM(nn.Module):
 
         negative_caption: the caption that guidance moves away from. sampler: "dpmpp", "ddim" with its `eta`, or
         "student", which takes 4, 2 or 1 `steps` of one evaluation each, by default 4, with the guidance that it was
-        taught; negative captions and other guidance are its teacher's, "dpmpp".
+        taught; negative captions and other guidance are its teacher's, "dpmpp". Where the configuration's is the
+        student, "dpmpp" takes its place for what it was not taught.
         guidance_interval: the first and the last timestep with guidance; the others take half the time.
         candidates: sounds per caption, of which the one with the nearest CLAP embedding is kept.
         on_step: called with (steps done, steps in all); on_note: called with each message, else they are warnings.
@@ -202,11 +203,8 @@ class RefinedAudioLDM(nn.Module):
         captions = list(captions)
         if not captions:
             raise ValueError("captions is empty: give at least one")
-        if sampler not in ("dpmpp", "ddim", "student"):
-            raise ValueError(f"sampler must be dpmpp, ddim or student, got {sampler!r}")
-        if sampler == "student":
-            given = {"guidance_scale": guidance_scale, "guidance_interval": guidance_interval}
-            self._check_student(steps, {**given, "negative_caption": negative_caption or None})
+        taught = {"guidance_scale": guidance_scale, "guidance_interval": guidance_interval}
+        sampler = self._pick_sampler(sampler, steps, {**taught, "negative_caption": negative_caption or None})
         seconds = self.config.seconds if seconds is None else seconds
         candidates = self.config.candidates if candidates is None else candidates
         if not 0.01 <= seconds <= 120:
@@ -318,6 +316,18 @@ class RefinedAudioLDM(nn.Module):
         Notebook: 09
         """
         return self.denoise(z_t, t, c, self.student, end)
+
+    def _pick_sampler(self, sampler, steps, given):
+        """Return the sampler that is asked for, or the configuration's, if the student knows what is `given`."""
+        if sampler is None and self.config.sampler == "student":
+            known = self.student is not None and self.loras is None and steps in (None, *STEPS)
+            return "student" if known and all(value is None for value in given.values()) else "dpmpp"
+        sampler = self.config.sampler if sampler is None else sampler
+        if sampler not in SAMPLERS:
+            raise ValueError(f"sampler must be dpmpp, ddim or student, got {sampler!r}")
+        if sampler == "student":
+            self._check_student(steps, given)
+        return sampler
 
     def _check_student(self, steps, given=None):
         """Return the number of steps of the student. Raises ValueError without one, or for what only a teacher does."""

@@ -51,7 +51,6 @@ def generate(options: Namespace) -> None:
     from refined_ldm.data.names import SoundFolder, caption_name
     from refined_ldm.devices import pick_device
     from refined_ldm.files import atomic_write, check_folder
-    from refined_ldm.student import STEPS
 
     stems = [f"{caption_name(caption.lower())}-{options.seed}" for caption in options.captions]
     check_folder(options.out, [f"{stem}.wav" for stem in stems])
@@ -60,20 +59,22 @@ def generate(options: Namespace) -> None:
     device = pick_device(options.device)
     model = optimized(open_model(options, device), options)
     start, written, notes = time.perf_counter(), [], []
-    sampler, steps = "dpmpp", options.steps or model.config.steps
-    if options.student:
-        sampler, steps = "student", options.steps or max(STEPS)
-    with tqdm(total=steps, unit="step", disable=None) as bar:
+    with tqdm(unit="step", disable=None) as bar:
+
+        def on_step(done, steps):
+            bar.total = steps
+            bar.update()
+
         waveforms = model.generate(
             options.captions,
             options.seconds,
-            steps,
+            options.steps,
             options.guidance,
             options.seed,
             options.negative,
-            sampler,
+            "student" if options.student else None,
             candidates=options.candidates,
-            on_step=lambda *_: bar.update(),
+            on_step=on_step,
             on_note=notes.append,
         ).cpu()
     sounds, silent = SoundFolder(options.out), is_silent_waveform(waveforms).tolist()

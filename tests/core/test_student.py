@@ -144,6 +144,19 @@ def test_what_only_the_teacher_does_is_refused(model, tmp_path, given, message):
         model.generate(["rain"], sampler="student", **given)
 
 
+def test_a_student_by_default_leaves_to_its_teacher_what_it_was_not_taught(monkeypatch, tmp_path):
+    model = small.awake_model(monkeypatch, sampler="student")
+    teacher = model.generate(["rain"])  # there is no student yet
+    write(tmp_path / STUDENT_FILE, model)
+    model.load_student(tmp_path / STUDENT_FILE)
+    student = model.generate(["rain"], sampler="student")
+    assert torch.equal(model.generate(["rain"]), student) and not torch.equal(student, teacher)
+    assert torch.equal(model.generate(["rain"], steps=2), model.generate(["rain"], sampler="student", steps=2))
+    assert torch.equal(model.generate(["rain"], sampler="dpmpp"), teacher)
+    for given in ({"steps": 3}, {"guidance_scale": 3.0}, {"negative_caption": "wind"}):
+        assert torch.equal(model.generate(["rain"], **given), model.generate(["rain"], sampler="dpmpp", **given))
+
+
 def test_without_a_student_there_is_none_to_sample_with(model):
     with pytest.raises(ValueError, match="this model has no student: train one"):
         model.generate(["rain"], sampler="student")
