@@ -196,8 +196,9 @@ class Upsample(nn.Module):
 class UNet(nn.Module):
     """Latent (B, C, T, F), timestep (B,), embedding (B, D) -> prediction (B, C, T, F).
 
-    With `tokens` in the settings the embedding is followed by K flattened token states: (B, D + K * W). Raises
-    ValueError for another shape.
+    With `tokens` in the settings the embedding is followed by K flattened token states: (B, D + K * W). With an
+    `end_embed`, as a student has, `end` (B,) is the timestep at which a jump from `timestep` ends. Raises ValueError
+    for another shape.
 
     With `gradient_checkpointing` training keeps only what goes from block to block and computes the rest again on the
     way back (Chen et al. 2016): equal gradients, for a third more time and less than half of the memory.
@@ -217,6 +218,7 @@ class UNet(nn.Module):
         time_dim, inner = 4 * first, config.latent_channels * config.patch_size**2
 
         self.time_embed = nn.Sequential(nn.Linear(first, time_dim), nn.SiLU(), nn.Linear(time_dim, time_dim))
+        self.end_embed = None  # of a student: a linear layer for the timestep at which a jump ends
         self.film_embed = nn.Linear(config.embedding_dim, time_dim)
 
         def stage(channels_in: int, channels_out: int, attention: bool) -> nn.ModuleList:
@@ -248,13 +250,15 @@ class UNet(nn.Module):
         self.conv_out = nn.Conv2d(first, inner, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight), nn.init.zeros_(self.conv_out.bias)
 
-    def forward(self, latent: Tensor, timestep: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, latent: Tensor, timestep: Tensor, embedding: Tensor, end: Tensor | None = None) -> Tensor:
         self._check(latent, timestep, embedding)
         tokens = None
         if self.config.tokens:
             tokens = embedding[:, self.config.embedding_dim :].unflatten(1, (self.config.tokens, -1))  # (B, K, W)
             embedding = embedding[:, : self.config.embedding_dim]
         time = self.time_embed(timestep_embedding(timestep, self.config.model_channels))
+        if end is not None:
+            time = time + self.end_embed(timestep_embedding(end, self.config.model_channels))
         caption = self.film_embed(embedding * self.config.embedding_gain)
         condition = torch.cat([time, caption], dim=1)  # (B, 8 * model_channels)
 
