@@ -323,7 +323,8 @@ class RefinedAudioLDM(nn.Module):
 
         Notebook: 09
         """
-        return self.denoise(z_t, t, c, self.student, end)
+        with self._threads(z_t.numel() // z_t.shape[1]):
+            return self.denoise(z_t, t, c, self.student, end)
 
     def _pick_sampler(self, sampler, steps, given):
         """Return the sampler that is asked for, or the configuration's, if the student knows what is `given`."""

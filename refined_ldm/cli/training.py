@@ -157,6 +157,7 @@ def _train_lora(options, signals):
 
     if run_dir := _train_beside(options, signals, "lora", training.max_steps, check_lora_run, steps):
         print(_lora_summary(run_dir / LORA_FILE, read_lora(run_dir / LORA_FILE)[1]))
+        _say_left_out(run_dir)
 
 
 def _train_student(options, signals):
@@ -191,6 +192,7 @@ def _train_student(options, signals):
 
     if run_dir := _train_beside(options, signals, STAGE, settings.max_steps, check_student_run, steps):
         print(f"distill: {settings.max_steps} steps, the student is in {run_dir / STUDENT_FILE}")
+        _say_left_out(run_dir)
 
 
 def _refuse_with(options, this, *others):
@@ -238,8 +240,6 @@ def _train_beside(options, signals, name, max_steps, check, train):
                 bar.set_postfix(loss=f"{step.loss:.4f}")
                 if main:
                     write(step)
-    if main:
-        _say_left_out(run_dir)
     return run_dir if main else None
 
 
