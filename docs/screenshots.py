@@ -21,7 +21,7 @@ from refined_ldm.files import atomic_write
 from refined_ldm.text_to_audio import RefinedAudioLDM
 
 IMAGES = Path(__file__).parent / "images"
-WIDTH, HEIGHT, STEPS = 1100, 960, 15
+WIDTH, HEIGHT, STEPS = 1100, 940, 15
 FIND = """
 const seen = e => e.offsetParent !== null;
 const all = (selector, text) => [...document.querySelectorAll(selector)].filter(

@@ -140,15 +140,96 @@ def edits() -> str:
     return markdown([f"{clips} scenes", *shares, change], lines)
 
 
+GOALS = (  # function, task, sound, measure, decimals, goal
+    ("`edit`, DiffEdit", "edit", "DiffEdit", "new event", 2, "≥ 0.8"),
+    ("`edit`, DiffEdit", "edit", "DiffEdit", "kept event", 2, "≥ 0.8"),
+    ("`edit`, DiffEdit", "edit", "DiffEdit", "log-mel L1 of the kept stretch", 3, "below SDEdit's"),
+    ("`edit`, DiffEdit", "edit", "DiffEdit", "overlap of its stretch with the exchanged events", 2, "1"),
+    ("`inpaint`", "inpaint", "inpainting", "missing event", 2, "≥ 0.8"),
+    ("`inpaint`", "inpaint", "inpainting", "largest difference outside the mask", 3, "0"),
+    ("`inpaint`", "inpaint", "inpainting", "seam within 95 % of random places", 2, "as real clips"),
+    ("`extend`", "extend", "extend", "same class in the new half", 2, "≥ 0.8"),
+    ("`extend`", "extend", "extend", "step at the join within 99 % of all steps", 2, "no click"),
+    ("`super_resolve`", "upsample", "super-resolution", "log-mel L1 above 3600 Hz", 2, "below the input's"),
+    ("`generate_long`, 30 s", "long", "MultiDiffusion", "class where it was asked for", 2, "≥ 0.8"),
+    ("`generate_long`, 30 s", "long", "MultiDiffusion", "peak memory of 30 s, of that of 10 s", 2, "≤ 1.3"),
+    ("`loop`", "loop", "loop", "step at the seam no larger than those within", 2, "no larger"),
+)
+
+
+@writer
+def editing_goals() -> str:
+    """Each function that takes a sound: its goal, what was measured, and the trivial answers."""
+    found = {(r["task"], r["method"], r["measure"]): r for r in read("edits").to_dict("records")}
+
+    def cell(task: str, methods: Iterable[str], measure: str, decimals: int) -> str:
+        rows = [found[task, method, measure] for method in methods if (task, method, measure) in found]
+        return spread(rows[0]["value"], rows[0]["low"], rows[0]["high"], decimals) if rows else "–"
+
+    lines = [
+        [function, measure, goal, cell(task, [sound], measure, decimals),
+         cell(task, ["input unchanged", "input repeated"], measure, decimals),
+         cell(task, ["caption alone"], measure, decimals), f"`{task}`"]
+        for function, task, sound, measure, decimals, goal in GOALS
+    ]  # fmt: skip
+    return markdown(["function", "measure", "goal", "value", "input", "caption alone", "TASK"], lines)
+
+
 @writer
 def edits_others() -> str:
-    """Inpainting, continuing, looping and long sounds."""
-    table = read("edits")
+    """Inpainting, continuing, super-resolution, looping and long sounds, each beside the trivial answers."""
+    ours = {"inpaint": "inpainting", "extend": "extend", "upsample": "super-resolution", "long": "MultiDiffusion",
+            "loop": "loop"}  # fmt: skip
+    lines = []
+    for (task, measure), group in read("edits").query("task != 'edit'").groupby(["task", "measure"], sort=False):
+        cells = {r["method"]: spread(r["value"], r["low"], r["high"], 2) for r in group.to_dict("records")}
+        given = cells.get("input unchanged", cells.get("input repeated", "–"))
+        others = (cells.get(sound, "–") for sound in (ours[task], "rendered", "caption alone"))
+        lines.append([f"`{task}`", measure, *others, given, group["clips"].iloc[0]])
+    return markdown(["task", "measure", "the function", "rendered", "caption alone", "input", "n"], lines)
+
+
+@writer
+def lora_gain() -> str:
+    """Distances to held-out recordings, with and without a LoRA."""
+    table = read("lora")
+    lines = []
+    for (recordings, sound), group in table[table["measure"].isin(("Fréchet distance", "kernel distance"))].groupby(
+        ["recordings", "sound"], sort=False
+    ):
+        own = group.set_index("measure")[["value", "low", "high"]]
+        lines.append([recordings, sound, int(group["clips"].iloc[0]), spread(*own.loc["Fréchet distance"], 1),
+                      spread(*own.loc["kernel distance"], 1)])  # fmt: skip
+    return markdown(["recordings", "sounds", "n", "aiSFX Fréchet distance", "aiSFX kernel distance"], lines)
+
+
+@writer
+def lora_forgetting() -> str:
+    """The share of right details of old captions, with and without a LoRA."""
+    table = read("lora")
+    table = table[table["sound"].isin(("base", "LoRA", "LoRA minus base"))]
+    table = table[~table["measure"].isin(("Fréchet distance", "kernel distance"))]
     lines = [
-        [r["task"], r["method"], r["measure"], spread(r["value"], r["low"], r["high"], 2), r["clips"]]
-        for r in table[table["task"] != "edit"].to_dict("records")
-    ]
-    return markdown(["task", "sound", "measure", "value", "n"], lines)
+        [recordings, detail, int(group["clips"].iloc[0]),
+         *(spread(*group.set_index("sound").loc[sound, ["value", "low", "high"]], 2)
+           for sound in ("base", "LoRA", "LoRA minus base"))]
+        for (recordings, detail), group in table.groupby(["recordings", "measure"], sort=False)
+    ]  # fmt: skip
+    return markdown(["LoRA of", "detail", "captions", "base", "LoRA", "LoRA minus base"], lines)
+
+
+@writer
+def lora_facts() -> str:
+    """What the training of each measured LoRA took."""
+    wide = read("lora")
+    wide = wide[wide["sound"].isna()].pivot(index="recordings", columns="measure", values="value")
+    lines = [
+        [name, f"{row['minutes of a core']:.1f}", f"{row['step']:.0f}", f"{row['megabytes']:.2f}",
+         f"{row['held-out loss, base']:.3f}", f"{row['held-out loss, LoRA']:.3f}"]
+        for name, row in wide.iterrows()
+    ]  # fmt: skip
+    header = ["recordings", "minutes of a core", "best step", "file, MB", "held-out loss, base", "LoRA"]
+    return markdown(header, lines)
 
 
 @writer
@@ -486,6 +567,12 @@ def scale_unet() -> str:
 
 
 # --- on a GPU ---
+
+
+@writer
+def memory() -> str:
+    return _stored("memory")
+
 
 GPU_SECTIONS = (
     "facts", "against_cpu", "resumed", "unet", "vae_and_vocoder", "sampling", "half_precision", "what_helps",

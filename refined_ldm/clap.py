@@ -228,19 +228,20 @@ class Clap(nn.Module):
 
         waveform: (B, N) or (N,) in [-1, 1], sample_rate in Hz  ->  (B, 1, T, F) in dB. Shorter clips are repeated;
         `crop` chooses the part of longer ones, see `embed_audio`.
-        Raises ValueError without an audio tower, or for an empty or non-finite waveform.
+        Raises ValueError without an audio tower, for an empty waveform or, except in training, a non-finite one.
         """
         if not self.config.audio_depths:
             raise ValueError(
                 "this checkpoint holds no audio tower, as no pipeline of diffusers does: its conditioner embeds "
                 "captions only; load one with both towers from 630k-audioset-best.pt"
             )
-        waveform = torch.atleast_2d(torch.as_tensor(waveform)).to(self.mel_bank)
+        waveform = torch.atleast_2d(torch.as_tensor(waveform))
         if waveform.ndim != 2 or waveform.shape[1] == 0:
             raise ValueError(f"waveform must be (B, N) or (N,) with N > 0, got {tuple(waveform.shape)}")
-        if not waveform.isfinite().all():
+        if not (self.training or waveform.isfinite().all()):  # a GPU would wait; in training the loss is checked
             raise ValueError("waveform holds NaN or infinite samples: repair or drop the clip")
-        waveform = self._fit(resample(waveform, sample_rate, self.config.sample_rate), crop, generator)
+        waveform = resample(waveform, sample_rate, self.config.sample_rate).to(self.mel_bank, non_blocking=True)
+        waveform = self._fit(waveform, crop, generator)
         n_fft, hop_length = self.config.n_fft, self.config.hop_length
         spectrum = torch.stft(waveform, n_fft, hop_length, window=self.window, return_complex=True)  # (B, n_fft/2+1, T)
         with torch.autocast(waveform.device.type, enabled=False):

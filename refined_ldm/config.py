@@ -24,6 +24,7 @@ from refined_ldm.vae import PatchDiscriminatorConfig, VAEConfig
 
 PARAMETERIZATIONS = ("eps", "v", "x0", "gaussian", "caption-gaussian")
 VOCODERS = ("hifigan", "griffin_lim")
+SAMPLERS = ("dpmpp", "ddim", "student")
 OPTIMIZERS = ("adamw", "muon")
 STAGES = ("vae", "clap", "details-text", "details-audio", "ldm", "hifigan")
 LR_SCHEDULES = ("cosine", "constant")
@@ -62,6 +63,7 @@ class StageConfig:
     loss_weighting: str = "prediction"  # U-Net: squared error of the network's own target, or "eps": of the noise
     audio_share: float = 0.0  # U-Net: share of clips conditioned on their audio embedding instead of a caption
     conditioner_dropout: float = 0.0  # U-Net: share of captions blanked in addition to those for guidance
+    gradient_checkpointing: bool = False  # U-Net: activations computed twice instead of kept, for larger batches
     vae_mels: bool = False  # vocoder: train on the VAE's reconstructions of the mels, its inputs in generation
     crop_frames: int = 0  # VAE and vocoder: mel frames of the random training crops; 0: whole clips
     save_every: int = 500  # steps
@@ -93,6 +95,25 @@ class StageConfig:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if not all(0 <= decay < 1 for decay in (self.ema_decay, *self.betas)):
             raise ValueError(f"ema_decay and betas must be from 0 to below 1, got {self.ema_decay} and {self.betas}")
+
+
+@dataclass(frozen=True)
+class DistillConfig(StageConfig):
+    """Settings of the training of a student, below `training: distill:`; it is no stage of a run by default."""
+
+    max_steps: int = 2000
+    rank: int = 8  # of the LoRA
+    trajectories: int = 4000  # sampled from the teacher, once
+    teacher_steps: int = 12  # of DPM-Solver++ in a trajectory, a multiple of 4
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 1 <= self.rank <= 256:
+            raise ValueError(f"rank must be from 1 to 256, got {self.rank}")
+        if self.trajectories < 1:
+            raise ValueError(f"trajectories must be positive, got {self.trajectories}")
+        if self.teacher_steps < 4 or self.teacher_steps % 4:
+            raise ValueError(f"teacher_steps must be a multiple of 4, got {self.teacher_steps}")
 
 
 @dataclass(frozen=True)
@@ -130,7 +151,8 @@ class Config:
     more_captions: int = 0  # additional captions of a scene, which name every possible detail; none of recordings
     seconds: float = 10.24  # s, length of one clip
 
-    steps: int = 25  # of DPM-Solver++
+    sampler: str = "dpmpp"  # or "ddim", or "student": then for all that it was taught, and "dpmpp" for the rest
+    steps: int = 25  # of DPM-Solver++ or DDIM
     guidance_scale: float = 3.0
     guidance_interval: tuple[int, int] = (0, 1000)  # first and last timestep with guidance
     candidates: int = 1  # sounds generated per caption, of which the conditioner keeps the nearest
@@ -143,12 +165,15 @@ class Config:
     clap_checkpoint: str = ""  # the conditioner
     tokenizer: str = ""  # directory of its vocabulary: roberta-base's for LAION-CLAP; GPT-2's is installed
 
-    training: dict[str, StageConfig] = field(default_factory=lambda: {stage: StageConfig() for stage in STAGES})
+    training: dict[str, StageConfig] = field(
+        default_factory=lambda: {stage: StageConfig() for stage in STAGES} | {"distill": DistillConfig()}
+    )
 
     def __post_init__(self):
         cast_numbers(self)
         _one_of("parameterization", self.parameterization, PARAMETERIZATIONS)
         _one_of("vocoder", self.vocoder, VOCODERS)
+        _one_of("sampler", self.sampler, SAMPLERS)
         _refuse_impossible(self)
         samples = round(self.seconds * self.mel.sample_rate)
         unit = self.mel.hop_length * self.vae.downsampling * self.unet.downsampling  # samples per coarsest U-Net frame

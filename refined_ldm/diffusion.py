@@ -18,6 +18,8 @@ from refined_ldm.integers import whole
 from refined_ldm.randomness import draw
 
 Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]  # z_t (B, C, T, F), t (B,), c (B, D) -> eps (B, C, T, F)
+Jumper = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # z_t, t, s (B,), c -> eps of the jump from t to s
+CLEAN = -1  # in place of a timestep: the clean latent, where alpha_bar is 1
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,11 @@ class NoiseSchedule:
         if t.device not in self._copies:  # copied once: the CPU would wait for the device at every step
             self._copies[t.device] = self.alpha_bar.to(t.device)
         return self._copies[t.device][t][:, None, None, None]
+
+    def ends(self, s: Tensor) -> Tensor:
+        """alpha_bar (B, 1, 1, 1) where jumps end: at timesteps s (B,), or 1 where s is CLEAN."""
+        clean = (s == CLEAN)[:, None, None, None]
+        return torch.where(clean, torch.ones_like(clean, dtype=self.alpha_bar.dtype), self.at(s.clamp(min=0)))
 
     def timesteps(self, steps: int, spacing: str = "trailing") -> list[int]:
         """`steps` different timesteps from noise to sound, as integers from high to low.
@@ -289,4 +296,60 @@ def dpmpp_sample(
             z_t = after_step(z_t, timesteps[k + 1] if k + 1 < steps else None)
         if on_step:
             on_step(k + 1, steps)
+    return z_t
+
+
+def jump_coefficients(t: Tensor, s: Tensor, schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
+    """c_skip and c_out (B, 1, 1, 1) of the jump z_s = c_skip z_t + c_out eps from timesteps t (B,) to s (B,).
+
+    It is one step of DDIM without noise. With a^2 = alpha_bar and b^2 = 1 - alpha_bar, c_skip = a_s / a_t and
+    c_out = b_s - b_t a_s / a_t. A jump from t to t stays where it is, whatever eps is: c_skip = 1, c_out = 0, the
+    boundary condition of consistency models (Song et al. 2023, eq. 5).
+
+    Notebook: 09
+    """
+    now, end = schedule.at(t), schedule.ends(s)
+    c_skip = end.sqrt() / now.sqrt()
+    return c_skip, (1 - end).sqrt() - (1 - now).sqrt() * c_skip
+
+
+def jump(z_t: Tensor, eps: Tensor, t: Tensor, s: Tensor, schedule: NoiseSchedule) -> Tensor:
+    """z_s = c_skip z_t + c_out eps, all latents (B, C, T, F); t and s (B,) timesteps, s may be CLEAN.
+
+    Notebook: 09
+    """
+    c_skip, c_out = jump_coefficients(t, s, schedule)
+    return c_skip * z_t + c_out * eps
+
+
+def jump_noise(z_t: Tensor, z_s: Tensor, t: Tensor, s: Tensor, schedule: NoiseSchedule) -> Tensor:
+    """The eps with which the jump from z_t ends at z_s: `jump` solved for eps. s must be below t.
+
+    Notebook: 09
+    """
+    c_skip, c_out = jump_coefficients(t, s, schedule)
+    return (z_s - c_skip * z_t) / c_out
+
+
+@torch.no_grad()
+def jump_sample(
+    jumper: Jumper,
+    z_T: Tensor,
+    c: Tensor,
+    schedule: NoiseSchedule,
+    steps: int = 4,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Noise z_T (B, C, T, F) -> latent, in `steps` jumps of equal length in the timestep, the last to z_0.
+
+    `jumper` says where each ends, by its eps; one call a jump. on_step(k, steps) is called after each.
+
+    Notebook: 09
+    """
+    z_t, timesteps = z_T, [*schedule.timesteps(steps), CLEAN]
+    for k, (now, following) in enumerate(pairwise(timesteps)):
+        t, s = (torch.full((len(z_t),), n, device=z_t.device) for n in (now, following))
+        z_t = jump(z_t, jumper(z_t, t, s, c), t, s, schedule)
+        if on_step:
+            on_step(k + 1, len(timesteps) - 1)
     return z_t

@@ -5,23 +5,30 @@ under a caption. The functions are methods of `RefinedAudioLDM`: `model.edit(wav
 the settings of `generate`: steps, guidance_scale, seed, negative_caption, candidates (`long_sounds.Settings`).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Unpack
 
 import soxr
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from refined_ldm.audio import SILENT
-from refined_ldm.diffusion import add_noise, ddim_sample, ddpm_inversion, dpmpp_sample
+from refined_ldm.diffusion import add_noise, ddim_sample, ddpm_inversion, dpmpp_sample, noise_like
 from refined_ldm.integers import whole_rate
 from refined_ldm.long_sounds import LONGEST, Sampling, Settings, choose, generate_loop, prepare
 from refined_ldm.mel import MelConfig, hz_to_mel, mel_to_hz
+from refined_ldm.randomness import caption_generators
 from refined_ldm.tokenizer import one_line
 from refined_ldm.windows import FADE, decode, encode, multidiffusion, raised_cosine, trained_frames, vocode
 
 LEVEL = 0.5  # peak of the sounds that models are trained on; others are scaled to it, and the result back
+METHODS = ("sdedit", "inversion", "diffedit")
 INVERSION_STEPS = 50
+PROBES = 6  # noises with which the predictions under two captions are compared
+PROBED = 0.5  # of the timesteps, at which they are
+WIDENED = 2  # latent frames that a stretch that was found is widened by: those beside a sound hold some of it too
 
 
 @dataclass
@@ -68,19 +75,29 @@ def padded_mel(model: nn.Module, sound: Sound) -> Tensor:
     return model.mel(waveform[None].to(model.device))
 
 
-def from_noise(model: nn.Module, z_0: Tensor, sampling: Sampling, strength: float) -> Tensor:
+def from_noise(
+    model: nn.Module,
+    z_0: Tensor,
+    sampling: Sampling,
+    strength: float,
+    needed: Tensor | None = None,
+    keep: Callable[[Tensor, int | None], Tensor] | None = None,
+) -> Tensor:
     """SDEdit: noise the latents z_0 (R, C, T, F) as far as `strength` says, and denoise them under the captions.
 
-    Of n steps the last strength * n are taken (Meng et al. 2022, algorithm 1). At 1 z_0 leaves no trace.
+    Of n steps the last strength * n are taken (Meng et al. 2022, algorithm 1). At 1 z_0 leaves no trace. needed: (T,)
+    the frames whose result is used. keep(z_t, timestep): what replaces the latents, None after the last step.
     """
-    start = round(sampling.steps * (1 - strength))
+    start, schedule = round(sampling.steps * (1 - strength)), model.schedule
     if start == sampling.steps:
         return z_0
-    t = torch.full((len(z_0),), model.schedule.timesteps(sampling.steps, "trailing")[start], device=z_0.device)
-    z_t = add_noise(z_0, sampling.noise, t, model.schedule) if start else sampling.noise
-    denoise = multidiffusion(sampling.denoise, trained_frames(model))
-    on_step = sampling.on_step
-    return dpmpp_sample(denoise, z_t, sampling.embedding, model.schedule, sampling.steps, on_step=on_step, start=start)
+    timestep = schedule.timesteps(sampling.steps, "trailing")[start]
+    t = torch.full((len(z_0),), timestep, device=z_0.device)
+    z_t = add_noise(z_0, sampling.noise, t, schedule) if start else sampling.noise
+    return dpmpp_sample(
+        multidiffusion(sampling.denoise, trained_frames(model), needed=needed), keep(z_t, timestep) if keep else z_t,
+        sampling.embedding, schedule, sampling.steps, on_step=sampling.on_step, start=start, after_step=keep,
+    )  # fmt: skip
 
 
 def check_strength(strength: float) -> None:
@@ -103,22 +120,34 @@ def edit(
 
     strength: 0 is the sound through VAE and vocoder, 1 with "sdedit" the sound that `generate` makes. method: "sdedit"
     noises the sound; "inversion" looks for the noise of every step that DDPM makes this very sound of (Manor &
-    Michaeli 2024), which keeps more of it. source_caption: for inversion, what the sound is. sample_rate: of
-    `waveform`, None: the model's. settings: as in `generate`. Raises ValueError for an impossible argument.
+    Michaeli 2024), which keeps more of it; "diffedit" does so in one stretch alone, that in which the two captions
+    differ (`differing_stretch`), and keeps the rest as `inpaint` does. source_caption: what the sound is; for inversion
+    and diffedit. sample_rate: of `waveform`, None: the model's. settings: as in `generate`. Raises ValueError for an
+    impossible argument.
+
+    Notebook: 07
     """
     sound = read_sound(model, waveform, sample_rate)
     check_strength(strength)
-    if method not in ("sdedit", "inversion"):
-        raise ValueError(f"method must be sdedit or inversion, got {method!r}")
-    if method == "inversion" and settings.get("steps") is None:
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    source = one_line(source_caption)
+    if method != "sdedit" and settings.get("steps") is None:
         settings["steps"] = INVERSION_STEPS
+    if method == "diffedit":
+        first, last = differing_stretch(model, sound, one_line(caption), source)
+
+        def inverted(z_0: Tensor, sampling: Sampling) -> Tensor:
+            return _by_inversion(model, z_0, sampling, strength, source)
+
+        return _redraw(model, sound, caption, first, last, None, settings, inverted)
     mel = padded_mel(model, sound)
     sampling = prepare(model, one_line(caption), mel.shape[2] // model.config.vae.downsampling, **settings)
     z_0 = encode(model, mel).expand_as(sampling.noise)
     if method == "sdedit":
         latent = from_noise(model, z_0, sampling, strength)
     else:
-        latent = _by_inversion(model, z_0, sampling, strength, one_line(source_caption))
+        latent = _by_inversion(model, z_0, sampling, strength, source)
     return choose(model, render(model, latent, sampling, sound), sampling)
 
 
@@ -136,6 +165,33 @@ def _by_inversion(model: nn.Module, z_0: Tensor, sampling: Sampling, strength: f
         guided, latents[start], sampling.embedding, schedule, steps, 1.0, None, "trailing", sampling.on_step, start,
         noises,
     )  # fmt: skip
+
+
+@torch.no_grad()
+def differing_stretch(model: nn.Module, sound: Sound, caption: str, source: str) -> tuple[int, int]:
+    """The stretch of a sound, first sample and last + 1, in which two captions ask for different sounds.
+
+    The sound is noised, and the noise predicted under both captions: the predictions differ where the sound is to
+    change (DiffEdit, Couairon et al. 2023). Of all stretches this is the one with the largest sum of differences above
+    the mean.
+
+    Notebook: 07
+    """
+    if source == caption:
+        raise ValueError(f"caption and source_caption must differ, got {caption!r:.80} twice: what is to change?")
+    config, mel = model.config, padded_mel(model, sound)
+    z_0 = encode(model, mel)
+    noise = noise_like(z_0.expand(PROBES, -1, -1, -1), caption_generators([source] * PROBES, 0))
+    t = torch.full((PROBES,), round(PROBED * model.schedule.steps), device=z_0.device)
+    z_t = add_noise(z_0, noise, t, model.schedule)
+    plain = multidiffusion(model.guided(guidance_scale=1.0), trained_frames(model))
+    one, other = (plain(z_t, t, c.expand(PROBES, 1, -1)) for c in model.clap.embed_text([caption, source]))
+    hop, samples = config.vae.downsampling * config.mel.hop_length, len(sound.waveform)
+    differs = (one - other).square().mean((0, 1, 3)).sqrt()[: -(-samples // hop)].cpu()  # (T,)
+    above = F.pad((differs - differs.mean()).cumsum(0), (1, 0))
+    lowest, where = above.cummin(0)  # up to each frame
+    last = int((above - lowest).argmax())
+    return max(0, int(where[last]) - WIDENED) * hop, min((last + WIDENED) * hop, samples)
 
 
 def render(model: nn.Module, latent: Tensor, sampling: Sampling, sound: Sound) -> Tensor:
@@ -177,14 +233,18 @@ def inpaint(
 
 
 def _redraw(
-    model: nn.Module, sound: Sound, caption: str, first: int, last: int, band: tuple | None, settings: Settings
-) -> Tensor:
-    """Redraw samples `first` to `last` of a sound, in a band in Hz if there is one -> (N,)."""
+    model: nn.Module, sound: Sound, caption: str, first: int, last: int, band: tuple | None, settings: Settings,
+    draw: Callable[[Tensor, Sampling], Tensor] | None = None,
+) -> Tensor:  # fmt: skip
+    """Redraw samples `first` to `last` of a sound, in a band in Hz if there is one -> (N,).
+
+    draw: makes other latents of latents (R, C, T, F); None: noise, in which what is kept is replaced after every step.
+    """
     config, x = model.config, sound.waveform
     down, hop = config.vae.downsampling, config.mel.hop_length
     mel = padded_mel(model, sound)
     sampling = prepare(model, one_line(caption), mel.shape[2] // down, **settings)
-    z_0 = encode(model, mel)
+    z_0 = encode(model, mel).expand_as(sampling.noise)
     begins = torch.arange(z_0.shape[2]) * down * hop  # first sample of each latent frame
     frames, bins = (begins < last) & (begins + down * hop > first), _bins(config.mel, down, band)
     mask = (frames[:, None] & bins).to(z_0.device)  # (T, F), what is redrawn
@@ -194,11 +254,7 @@ def _redraw(
         t = torch.full((len(z),), timestep or 0, device=z.device)
         return torch.where(mask, z, z_0 if timestep is None else add_noise(z_0, sampling.noise, t, model.schedule))
 
-    denoise = multidiffusion(sampling.denoise, trained_frames(model), needed=frames)
-    z_T = keep(sampling.noise, model.schedule.steps - 1)
-    latent = dpmpp_sample(
-        denoise, z_T, sampling.embedding, model.schedule, sampling.steps, on_step=sampling.on_step, after_step=keep
-    )
+    latent = draw(z_0, sampling) if draw else from_noise(model, z_0, sampling, 1.0, frames, keep)
     redrawn = mask.repeat_interleave(down, 0).repeat_interleave(down, 1)
     decoded = torch.where(redrawn, decode(model, latent, sampling.captions), mel)  # what is kept needs no VAE
     drawn = vocode(model, decoded, sampling.captions)[:, : len(x)] * sound.level

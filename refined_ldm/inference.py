@@ -22,7 +22,7 @@ from refined_ldm.devices import HALF, allow_tf32, pick_precision
 
 LARGE_MAP = 4096  # positions (T x F) from which Winograd is faster, measured on a CPU without bfloat16
 WIDE = 64  # channels, likewise
-EXACT = ("conv_in", "conv_out", "time_embed", "film_embed", "film")  # in float32: a third of the error
+EXACT = ("conv_in", "conv_out", "time_embed", "end_embed", "film_embed", "film")  # in float32: a third of the error
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,11 @@ def optimize_for_inference(model: nn.Module, precision: str | None = None, compi
     precision = precision or pick_precision(device)
     half, winograd = HALF.get(precision), 0
     decoder = nn.ModuleList([model.vae.decoder, model.vae.post_quant_conv])
-    model.unet.to(memory_format=torch.channels_last)
+    unets = [unet for unet in (model.unet, model.student) if unet is not None]
+    for unet in unets:
+        unet.to(memory_format=torch.channels_last)
     if half:
-        for name, layer in model.unet.named_modules():
+        for name, layer in (named for unet in unets for named in unet.named_modules()):
             if isinstance(layer, nn.Conv2d | nn.Linear) and any(part in EXACT for part in name.split(".")):
                 layer.forward = _in_float32(layer.forward, device)
             elif isinstance(layer, nn.Conv2d | nn.Linear):
@@ -68,9 +70,10 @@ def optimize_for_inference(model: nn.Module, precision: str | None = None, compi
             if isinstance(layer, nn.Conv1d | nn.ConvTranspose1d):
                 layer.forward = _as_image(layer)
     if compile:
-        model.unet.compile()
+        for unet in unets:
+            unet.compile()
     if half:
-        for part in (model.unet, model.vae.decoder, model.vae.post_quant_conv, model.vocoder):
+        for part in (*unets, model.vae.decoder, model.vae.post_quant_conv, model.vocoder):
             part.forward = _autocast(part.forward, device, half)
     return Optimizations(precision, winograd, compile)
 

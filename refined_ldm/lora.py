@@ -41,14 +41,41 @@ def lora_layers(unet: nn.Module) -> list[str]:
     ]
 
 
+def layer_sizes(unet: nn.Module) -> dict[str, torch.Size]:
+    """Return the shapes of the weights of all linear and convolutional layers, by name."""
+    layers = unet.named_modules()
+    return {name: layer.weight.shape for name, layer in layers if isinstance(layer, nn.Linear | nn.Conv2d)}
+
+
+def check_fit(matrices: dict[str, Tensor], sizes: dict[str, torch.Size], rank: int, source: str | Path) -> list[str]:
+    """Return the names of the layers that a LoRA changes. Raises ValueError if they do not have these `sizes`."""
+    layers = sorted({name.rsplit(".lora_", 1)[0] for name in matrices})
+    expected = {}
+    for layer in layers:
+        out, into, *kernel = sizes.get(layer, (0, 0))
+        expected[f"{layer}.lora_A.weight"] = (rank, into, *kernel)
+        expected[f"{layer}.lora_B.weight"] = (out, rank, *(1 for _ in kernel))
+    if expected != {name: tuple(matrix.shape) for name, matrix in matrices.items()}:
+        raise ValueError(f"{source} does not fit the U-Net: its matrices are not those of rank {rank}")
+    return layers
+
+
+@torch.no_grad()
+def add_to_weights(unet: nn.Module, matrices: dict[str, Tensor], rank: int, source: str | Path) -> None:
+    """Add a LoRA to the weights of a U-Net for good, W + B A, without peft. Raises ValueError as `check_fit` does."""
+    for layer in check_fit(matrices, layer_sizes(unet), rank, source):
+        weight = unet.get_submodule(layer).weight
+        A, B = (matrices[f"{layer}.lora_{side}.weight"].to(weight) for side in "AB")
+        weight += (B.flatten(1) @ A.flatten(1)).view_as(weight)
+
+
 class Loras:
     """The LoRAs beside the layers of a U-Net, in place. `base`: digest of the model without them."""
 
     def __init__(self, unet: nn.Module, base: str):
         self.unet, self.base = unet, base
         self._tuner, self._count = None, 0
-        self._sizes = {name: layer.weight.shape for name, layer in unet.named_modules()
-                       if isinstance(layer, nn.Linear | nn.Conv2d)}  # fmt: skip
+        self._sizes = layer_sizes(unet)
 
     def __len__(self) -> int:
         return self._count
@@ -87,24 +114,11 @@ class Loras:
                 f"this one has {self.base}. Load the model that it was trained on"
             )
         rank = LoraConfig(**metadata["config"]).rank
-        layers = sorted({name.rsplit(".lora_", 1)[0] for name in state})
-        expected = {name: shape for layer in layers for name, shape in self._shapes(layer, rank).items()}
-        if expected != {name: tuple(matrix.shape) for name, matrix in state.items()}:
-            raise ValueError(f"{path} does not fit the U-Net: its matrices are not those of rank {rank}")
+        layers = check_fit(state, self._sizes, rank, path)
         matrices = self.add(rank, weight, layers)
         with torch.no_grad():
             for name, matrix in state.items():
                 matrices[name].copy_(matrix)
-
-    def _shapes(self, layer, rank):
-        """Return the shapes of the matrices of a layer, {} if there is no such layer."""
-        if layer not in self._sizes:
-            return {}
-        out, into, *kernel = self._sizes[layer]
-        return {
-            f"{layer}.lora_A.weight": (rank, into, *kernel),
-            f"{layer}.lora_B.weight": (out, rank, *(1 for _ in kernel)),
-        }
 
     def merge(self) -> None:
         """Add all LoRAs, with their weights, to the weights of the layers, which then stand alone again."""
@@ -130,8 +144,8 @@ class LoraUNet(nn.Module):
         self.matrices = nn.ParameterList(matrices.values())
         self._whole = (unet,)  # in a tuple, so that its weights are not registered
 
-    def forward(self, latent: Tensor, timestep: Tensor, embedding: Tensor) -> Tensor:
-        return self._whole[0](latent, timestep, embedding)
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self._whole[0](*inputs)
 
 
 def save_lora(

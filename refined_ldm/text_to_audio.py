@@ -16,9 +16,18 @@ from refined_ldm import editing, long_sounds, variations
 from refined_ldm.audio import are_finite, check_finite, is_silent_waveform, warn_of_silence
 from refined_ldm.clap import CLAP_PRESETS, SHIPPED, Clap
 from refined_ldm.conditioning import guided_noise
-from refined_ldm.config import Config, load_config, preset
+from refined_ldm.config import SAMPLERS, Config, load_config, preset
 from refined_ldm.devices import fitting_threads
-from refined_ldm.diffusion import Denoiser, NoiseSchedule, ddim_sample, dpmpp_sample, loss_weight, noise_like, to_noise
+from refined_ldm.diffusion import (
+    Denoiser,
+    NoiseSchedule,
+    ddim_sample,
+    dpmpp_sample,
+    jump_sample,
+    loss_weight,
+    noise_like,
+    to_noise,
+)
 from refined_ldm.files import atomic_write, check_folder
 from refined_ldm.hifigan import HiFiGAN
 from refined_ldm.integers import whole, whole_seed
@@ -26,10 +35,11 @@ from refined_ldm.linear_denoiser import ConditionalLinearDenoiser, GaussianDenoi
 from refined_ldm.lora import Loras
 from refined_ldm.mel import MelSpectrogram, griffin_lim, is_silent_mel
 from refined_ldm.randomness import caption_generators
+from refined_ldm.student import STEPS, STUDENT_FILE, load_student, save_again
 from refined_ldm.tokenizer import one_line
 from refined_ldm.unet import UNet
 from refined_ldm.vae import MelVAE
-from refined_ldm.weights import load_into, read_weights, save_weights, weights_digest
+from refined_ldm.weights import load_into, read_weights, rounded, save_weights, weights_digest
 
 WEIGHTS = Path(__file__).parent / "weights"  # shipped with the package: weights/tiny
 REDRAWN = 3  # times that a silent sound is sampled again
@@ -63,6 +73,7 @@ class RefinedAudioLDM(nn.Module):
 
     film_fit = None  # FilmFit of a conditioner that was swapped in and fitted
     loras = None  # Loras beside the U-Net's layers
+    student_file = None  # Path of the file that the student was loaded from
 
     def __init__(self, config: Config, seed: int = 0, clap: Clap | None = None):
         """Build a model with random weights drawn from `seed`, and with `clap` as its conditioner if it is given.
@@ -86,7 +97,7 @@ class RefinedAudioLDM(nn.Module):
                 f"{config.clap} embeds in {self.clap.embedding_dim} numbers, the U-Net expects "
                 f"{config.unet.embedding_dim}: change unet.embedding_dim"
             )
-        self.gaussian = None
+        self.gaussian, self.student = None, None  # student: a U-Net of `load_student`
         channels, bins = config.vae.latent_channels, config.mel.n_mels // config.vae.downsampling
         if config.parameterization == "gaussian":
             self.gaussian = GaussianDenoiser(channels, bins)
@@ -132,16 +143,21 @@ class RefinedAudioLDM(nn.Module):
         return fitting_threads(self.unet, positions, self.device)
 
     def denoise(
-        self, z_t: torch.Tensor, t: torch.Tensor, embedding: torch.Tensor, unet: nn.Module | None = None
+        self,
+        z_t: torch.Tensor,
+        t: torch.Tensor,
+        embedding: torch.Tensor,
+        unet: nn.Module | None = None,
+        end: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Predict the noise in z_t (B, C, T, F) at timestep t (B,), given an embedding (B, D) -> eps (B, C, T, F).
 
         The result is eps for every `config.parameterization`. `unet` replaces the model's own while it is trained
-        inside a wrapper.
+        inside a wrapper. end (B,): the timesteps, or CLEAN, to which the eps of a student is to jump.
 
         Notebook: 03
         """
-        prediction = (unet or self.unet)(z_t, t, embedding).float()
+        prediction = (unet or self.unet)(z_t, t, embedding, *(() if end is None else (end,))).float()
         if self.gaussian is None:
             return to_noise(prediction, z_t, t, self.schedule, self.config.parameterization)
         alpha_bar = self.schedule.at(t)
@@ -165,7 +181,7 @@ class RefinedAudioLDM(nn.Module):
         guidance_scale: float | None = None,
         seed: int = 0,
         negative_caption: str = "",
-        sampler: str = "dpmpp",
+        sampler: str | None = None,
         eta: float = 1.0,
         candidates: int | None = None,
         on_step: Callable[[int, int], None] | None = None,
@@ -178,7 +194,10 @@ class RefinedAudioLDM(nn.Module):
         device, so its sound does not depend on the others, up to rounding (1e-4 in float32; 1e-2 of its size in half
         precision or TF32). Line breaks and control characters in a caption count as spaces.
 
-        negative_caption: the caption that guidance moves away from. sampler: "dpmpp", or "ddim" with its `eta`.
+        negative_caption: the caption that guidance moves away from. sampler: "dpmpp", "ddim" with its `eta`, or
+        "student", which takes 4, 2 or 1 `steps` of one evaluation each, by default 4, with the guidance that it was
+        taught; negative captions and other guidance are its teacher's, "dpmpp". Where the configuration's is the
+        student, "dpmpp" takes its place for what it was not taught.
         guidance_interval: the first and the last timestep with guidance; the others take half the time.
         candidates: sounds per caption, of which the one with the nearest CLAP embedding is kept. A CPU computes a few
         clips of a small model with one thread, which is the fastest (`devices.fitting_threads`).
@@ -192,8 +211,8 @@ class RefinedAudioLDM(nn.Module):
         captions = list(captions)
         if not captions:
             raise ValueError("captions is empty: give at least one")
-        if sampler not in ("dpmpp", "ddim"):
-            raise ValueError(f"sampler must be dpmpp or ddim, got {sampler!r}")
+        taught = {"guidance_scale": guidance_scale, "guidance_interval": guidance_interval}
+        sampler = self._pick_sampler(sampler, steps, {**taught, "negative_caption": negative_caption or None})
         seconds = self.config.seconds if seconds is None else seconds
         candidates = self.config.candidates if candidates is None else candidates
         if not 0.01 <= seconds <= 120:
@@ -284,16 +303,55 @@ class RefinedAudioLDM(nn.Module):
         """Sample scaled latents (B, C, T, F) by guided diffusion from embeddings (B, D) and noise z_T (B, C, T, F).
 
         unconditional: the embedding (D,) that guidance moves away from, that of "" if None. generator: of DDIM's noise.
-        guidance_interval: the first and the last timestep with guidance. Raises ValueError for an impossible argument.
+        guidance_interval: the first and the last timestep with guidance. A "student" has no use for the three. Raises
+        ValueError for an impossible argument.
 
         Notebook: 05
         """
+        if sampler == "student":
+            steps = self._check_student(steps)
+            return jump_sample(self.student_noise, z_T, embedding, self.schedule, steps, on_step)
         steps, spacing = self.config.steps if steps is None else steps, "leading" if sampler == "ddim" else "trailing"
         timesteps = iter(self.schedule.timesteps(steps, spacing))
         guided = self.guided(unconditional, guidance_scale, guidance_interval, timesteps)
         if sampler == "ddim":
             return ddim_sample(guided, z_T, embedding, self.schedule, steps, eta, generator, spacing, on_step=on_step)
         return dpmpp_sample(guided, z_T, embedding, self.schedule, steps, spacing, on_step=on_step)
+
+    def student_noise(self, z_t: torch.Tensor, t: torch.Tensor, end: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        """Return the eps (B, C, T, F) with which the student's jump from timesteps t to `end` (B,) ends.
+
+        Notebook: 09
+        """
+        with self._threads(z_t.numel() // z_t.shape[1]):
+            return self.denoise(z_t, t, c, self.student, end)
+
+    def _pick_sampler(self, sampler, steps, given):
+        """Return the sampler that is asked for, or the configuration's, if the student knows what is `given`."""
+        if sampler is None and self.config.sampler == "student":
+            known = self.student is not None and self.loras is None and steps in (None, *STEPS)
+            return "student" if known and all(value is None for value in given.values()) else "dpmpp"
+        sampler = self.config.sampler if sampler is None else sampler
+        if sampler not in SAMPLERS:
+            raise ValueError(f"sampler must be dpmpp, ddim or student, got {sampler!r}")
+        if sampler == "student":
+            self._check_student(steps, given)
+        return sampler
+
+    def _check_student(self, steps, given=None):
+        """Return the number of steps of the student. Raises ValueError without one, or for what only a teacher does."""
+        if self.student is None:
+            raise ValueError(
+                "this model has no student: train one (`refined-ldm train --distill`) and load it with load_student"
+            )
+        if self.loras is not None:
+            raise ValueError('the student was taught without LoRAs: remove_loras() before, or take sampler="dpmpp"')
+        for name in (name for name, value in (given or {}).items() if value is not None):
+            raise ValueError(f'{name} does not go with the student, whose guidance is fixed: take sampler="dpmpp"')
+        steps = max(STEPS) if steps is None else whole("steps", steps)
+        if steps not in STEPS:
+            raise ValueError(f'steps of a student must be one of {STEPS}, got {steps}: take sampler="dpmpp" for others')
+        return steps
 
     def guided(
         self,
@@ -353,7 +411,12 @@ class RefinedAudioLDM(nn.Module):
         self.with_loras().load(path, weight)
 
     def merge_loras(self) -> None:
-        """Add the LoRAs to the weights of the U-Net: equal sounds, faster. Afterwards the model can be saved."""
+        """Add the LoRAs to the weights of the U-Net: equal sounds, faster. Afterwards the model can be saved.
+
+        A student was taught by the weights before, so the model then has none.
+        """
+        if self.loras is not None:
+            self.student = self.student_file = None
         self._end_loras("merge")
 
     def remove_loras(self) -> None:
@@ -365,8 +428,21 @@ class RefinedAudioLDM(nn.Module):
         if self.loras is None:
             if any(p.dtype != torch.float32 for p in self.unet.parameters()):
                 raise ValueError("the U-Net is not in float32: load LoRAs before optimize_for_inference")
-            self.loras = Loras(self.unet, weights_digest(self._ldm_state()))
+            self.loras = Loras(self.unet, self.digest())
         return self.loras
+
+    def digest(self) -> str:
+        """Return the digest of the weights that LoRAs and students belong to: U-Net, latent scale, linear denoiser."""
+        return weights_digest(self._ldm_state())
+
+    def load_student(self, path: str | Path) -> None:
+        """Take the student in a file of `refined-ldm train --distill`, for `generate(..., sampler="student")`.
+
+        Raises FileNotFoundError; ValueError for another file, a student of another model, or a U-Net in half precision.
+        """
+        if any(p.dtype != torch.float32 for p in self.unet.parameters()):
+            raise ValueError("the U-Net is not in float32: load the student before optimize_for_inference")
+        self.student, self.student_file = load_student(path, self.unet, self.digest), Path(path)
 
     def _end_loras(self, how):
         if self.loras is not None:
@@ -376,13 +452,15 @@ class RefinedAudioLDM(nn.Module):
     # --- files ---
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
-        """Write config.yaml and one safetensors file for each part into `folder`."""
+        """Write config.yaml and one safetensors file for each part, and for the student, into `folder`."""
         folder = Path(folder)
         parts = [part_path(folder, part, self.config).name for part in ("vae", "ldm", "hifigan", "clap")]
-        check_folder(folder, [*parts, "config.yaml"])
+        check_folder(folder, [*parts, "config.yaml", STUDENT_FILE])
         folder.mkdir(parents=True, exist_ok=True)
         for part in ("vae", "ldm", "hifigan", "clap"):
             self.save_part(part, folder, dtype)
+        if self.student_file:
+            save_again(self.student_file, folder / STUDENT_FILE, weights_digest(rounded(self._ldm_state(), dtype)))
         self.config.save(folder / "config.yaml")
 
     def save_part(self, part: str, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
@@ -475,6 +553,8 @@ class RefinedAudioLDM(nn.Module):
             model.load_part(part, folder)
         if model.config.vocoder == "hifigan" or part_path(folder, "hifigan", model.config).is_file():
             model.load_part("hifigan", folder)  # a run has no vocoder until it is trained
+        if (folder / STUDENT_FILE).is_file():
+            model.load_student(folder / STUDENT_FILE)
         return model.to(device, non_blocking=True).eval()
 
     @classmethod

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from refined_ldm.devices import copy_to_cpu
 from refined_ldm.files import atomic_write
 
+STEP = ":step"  # suffix of the name of a matrix in 8 bits: the float32 tensor that multiplies its rows
 EARLIER_NAMES = {  # pattern: name now
     r"\.reading(?=\.|_norm\.)": ".cross_attention", r"\.nothing$": ".null_token",
     r"^heard(?=\.)": "classifier", r"^narrow(?=\.)": "projection", r"^whole(?=\.)": "context",  # the judge of details
@@ -39,10 +40,11 @@ def save_weights(
     """Write the tensors of a module or a dict to `path` in `dtype`, with its settings as JSON in the header.
 
     config: the part's dataclass of settings; metadata: further entries of the header. An interrupted save leaves the
-    earlier file intact. 64-bit integers are stored in 16 bits where they fit; `read_weights` widens them again.
+    earlier file intact. dtype torch.int8: matrices in 8 bits with a step for each row, the rest in float16. 64-bit
+    integers are stored in 16 bits where they fit; `read_weights` widens them again.
     """
     state = module if isinstance(module, dict) else module.state_dict()
-    tensors = {k: _packed(v.detach(), dtype).cpu().contiguous() for k, v in state.items()}
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in _packed(state, dtype).items()}
     header = {"config": asdict(config) if config is not None else None, **metadata}
     with atomic_write(path) as temporary:
         temporary.touch()
@@ -51,15 +53,39 @@ def save_weights(
         temporary.chmod(mode)
 
 
-def _packed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    if tensor.is_floating_point():
-        return tensor.to(dtype)
-    fits = tensor.dtype == torch.int64 and tensor.numel() and tensor.abs().max() < 2**15
-    return tensor.short() if fits else tensor
+def rounded(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return the tensors that `read_weights` will find in a file of `save_weights`."""
+    return _unpacked(_packed(state, dtype))
 
 
-def _widened(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.is_floating_point() else tensor.long() if tensor.dtype == torch.int16 else tensor
+def _packed(state, dtype):
+    """Return the tensors as they are stored. In 8 bits, a row of a matrix is a step of its own times integers."""
+    packed = {}
+    for name, tensor in state.items():
+        tensor = tensor.detach()
+        if not tensor.is_floating_point():
+            fits = tensor.dtype == torch.int64 and tensor.numel() and tensor.abs().max() < 2**15
+            packed[name] = tensor.short() if fits else tensor
+        elif dtype == torch.int8 and tensor.ndim > 1:
+            largest = tensor.float().flatten(1).abs().amax(1).clamp(min=1e-12).view(-1, *(1 for _ in tensor.shape[1:]))
+            packed[name] = (127 * tensor.float() / largest).round().to(torch.int8)
+            packed[name + STEP] = largest / 127
+        else:
+            packed[name] = tensor.to(torch.float16 if dtype == torch.int8 else dtype)
+    return packed
+
+
+def _unpacked(tensors):
+    """Return stored tensors as they are used: floating-point ones as float32, 16-bit integers as 64-bit ones."""
+    state = {}
+    for name, tensor in tensors.items():
+        if name.endswith(STEP):
+            continue
+        if (step := tensors.get(name + STEP)) is not None:
+            tensor = tensor * step
+        wide = tensor.float() if tensor.is_floating_point() else tensor
+        state[name] = wide.long() if wide.dtype == torch.int16 else wide
+    return state
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -76,7 +102,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = load(path.read_bytes())  # safetensors 0.8 loses 30 bytes of memory for each get_tensor
     except (SafetensorError, json.JSONDecodeError) as fault:
         raise ValueError(f"{path} is not a whole safetensors file of ours ({fault}): copy or train it again") from fault
-    return present_names({k: _widened(v) for k, v in tensors.items()}), metadata
+    return present_names(_unpacked(tensors)), metadata
 
 
 def is_ours(path: str | Path) -> bool:

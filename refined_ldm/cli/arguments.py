@@ -91,7 +91,7 @@ def parser(runs: dict[str, Callable[[argparse.Namespace], Any]]) -> Parser:
     source = sub.add_mutually_exclusive_group()
     source.add_argument("--preset", default="tiny", help="tiny (shipped weights) or another preset (random weights)")
     source.add_argument("--checkpoint", type=Path, metavar="DIR", help="a run folder with all parts trained")
-    sub.add_argument("--steps", type=integer(1), help="sampling steps of DPM-Solver++ (default: the preset's)")
+    sub.add_argument("--steps", type=integer(1), help="sampling steps (default: the preset's)")
     sub.add_argument(
         "--guidance",
         type=real(),
@@ -105,6 +105,14 @@ def parser(runs: dict[str, Callable[[argparse.Namespace], Any]]) -> Parser:
         "--candidates", type=integer(1), metavar="K", help="generate K sounds and keep the one nearest to its caption"
     )
     loras(sub)
+    sub.add_argument(
+        "--student",
+        nargs="?",
+        const=True,
+        type=Path,
+        metavar="FILE",
+        help="sample with the student of `train --distill` in FILE, or the model's own, in 4 (default), 2 or 1 steps",
+    )
     sub.add_argument("--picture", action="store_true", help="also write spectrograms.png")
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     precision(sub)
@@ -143,7 +151,10 @@ def parser(runs: dict[str, Callable[[argparse.Namespace], Any]]) -> Parser:
         metavar="YAML",
         help="a configuration of this project, or a published training configuration of AudioLDM",
     )
-    source.add_argument("--preset", default="tiny", help="sizes and settings: tiny, colab, paper or baseline (tiny)")
+    source.add_argument(
+        "--preset",
+        help="sizes and settings: tiny, colab, paper or baseline (default: those of the run of --from, else tiny)",
+    )
     sub.add_argument(
         "--stage",
         nargs="+",
@@ -178,11 +189,24 @@ def parser(runs: dict[str, Callable[[argparse.Namespace], Any]]) -> Parser:
         metavar="BASE",
         help="trained weights to start from: a preset with shipped weights, a run folder or an AudioLDM checkpoint",
     )
-    sub.add_argument(
+    beside = sub.add_mutually_exclusive_group()
+    beside.add_argument(
         "--lora",
         type=integer(1, 256),
         metavar="RANK",
         help="train a LoRA of this rank beside the U-Net of --from (default: of --preset), on --data",
+    )
+    beside.add_argument(
+        "--distill",
+        action="store_true",
+        help="train a student of the U-Net of --from (default: of --preset) that samples in 4, 2 or 1 steps, on the "
+        "captions of --data (default: the model's own); the configuration has its settings below training: distill",
+    )
+    sub.add_argument(
+        "--keep",
+        metavar="PATH",
+        help="LoRA: recordings, as --data, of what the model should not forget; `scenes` for the embedded ones, `none` "
+        "for none (default: scenes if it was trained on them)",
     )
     sub.add_argument(
         "--conditioner", metavar="NAME", help="a conditioner of CLAP_PRESETS in place of the configuration's"

@@ -71,7 +71,12 @@ def generate(options: Namespace) -> None:
     device = pick_device(options.device)
     model = optimized(open_model(options, device), options)
     start, written, notes = time.perf_counter(), [], []
-    with tqdm(total=options.steps or model.config.steps, unit="step", disable=None) as bar:
+    with tqdm(unit="step", disable=None) as bar:
+
+        def on_step(done, steps):
+            bar.total = steps
+            bar.update()
+
         waveforms = model.generate(
             options.captions,
             options.seconds,
@@ -79,8 +84,9 @@ def generate(options: Namespace) -> None:
             options.guidance,
             options.seed,
             options.negative,
+            "student" if options.student else None,
             candidates=options.candidates,
-            on_step=lambda *_: bar.update(),
+            on_step=on_step,
             on_note=notes.append,
         ).cpu()
     sounds, silent = SoundFolder(options.out), is_silent_waveform(waveforms).tolist()

@@ -56,9 +56,10 @@ def add_commands(command: Callable[[str, str], ArgumentParser], precision: Calla
     sub = sound("edit", "Change a sound into one of a caption, as far as --strength says.")
     sub.add_argument("caption", metavar="CAPTION")
     sub.add_argument("--strength", type=real(0, 1), default=0.5, help="0 keeps the sound, 1 only its level (0.5)")
-    sub.add_argument("--method", choices=("sdedit", "inversion"), default="sdedit",
-                     help="inversion keeps more of the sound, and takes longer")  # fmt: skip
-    sub.add_argument("--source", default="", metavar="CAPTION", help="for inversion: what the sound is")
+    sub.add_argument("--method", choices=("sdedit", "inversion", "diffedit"), default="sdedit",
+                     help="inversion keeps more of the sound, and takes longer; diffedit is inversion in the one "
+                     "stretch in which the captions differ")  # fmt: skip
+    sub.add_argument("--source", default="", metavar="CAPTION", help="for these two: what the sound is")
     sampling(sub)
 
     sub = sound("inpaint", "Redraw a stretch of a sound, a band of frequencies, or both; the rest is kept as it is.")

@@ -2,9 +2,9 @@
 
     python -m refined_ldm.cli.measure_edits [CLIPS] [TASK …]
 
-TASK: edit, inpaint, extend, long, loop (default: all). Tasks that are not measured keep their rows in the table.
-`gallery` as the only TASK draws figures/editing.png: one sound, and what the functions make of it; `figure` draws
-figures/edits.png again from its table.
+TASK: edit, inpaint, extend, upsample, long, loop (default: all). Tasks that are not measured keep their rows in the
+table, which says of which weights each row is. `gallery` as the only TASK draws figures/editing.png and
+editing_long.png, a sound from each function; `figure` draws figures/edits.png again from its table.
 """
 
 import argparse
@@ -17,15 +17,17 @@ import pandas as pd
 import torch
 
 from refined_ldm import display
+from refined_ldm.editing import differing_stretch, read_sound
 from refined_ldm.evaluation.detail_judge import DetailJudge
-from refined_ldm.evaluation.edits import TASKS, counterfactuals
+from refined_ldm.evaluation.edits import CUTOFF, RATE, TASKS, counterfactuals, low_passed
 from refined_ldm.inference import optimize_for_inference
 from refined_ldm.integers import integer
 from refined_ldm.text_to_audio import RefinedAudioLDM
+from refined_ldm.weights import weights_digest
 
 NAME = "edits"
 GALLERY = 1  # the scene of the gallery
-SHORT = {"extend": 2, "loop": 3, "long": 12}  # these take as many times fewer clips, since each takes longer
+SHORT = {"extend": 2, "upsample": 2, "loop": 3, "long": 12}  # as many times fewer clips, since each takes longer
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -50,58 +52,64 @@ def measure(clips: int, tasks: Sequence[str]) -> None:
         sys.exit(f"no task {', '.join(sorted(unknown))}: there are {', '.join(TASKS)}")
     started = time.perf_counter()
     model, judge = RefinedAudioLDM.from_preset("tiny"), DetailJudge.load()
+    weights = weights_digest(model)
     optimize_for_inference(model, "no")
     rows = pd.read_csv(path).to_dict("records") if path.is_file() else []
     for task in tasks or TASKS:
         count = max(1, clips // SHORT.get(task, 1))
         found = TASKS[task](model, judge, count, on_clips=lambda *done: print(*done, file=sys.stderr, flush=True))
+        found = [row | {"weights": weights} for row in found]
         rows = [row for row in rows if row["task"] != task] + found
         rows.sort(key=lambda row: list(TASKS).index(row["task"]))
         if any(row["task"] == "edit" for row in rows):
             display.save_figure(draw(pd.DataFrame(rows)), NAME, rows, {"clips": clips}, started)  # kept if interrupted
         else:  # the figure shows that task alone
             display.save_table(rows, NAME)
-        print(pd.DataFrame(found).drop(columns="task").to_string(index=False), flush=True)
-
-
-def gallery() -> None:
-    """Draw a scene, its rendered counterfactual, and the results of four functions."""
-    started, model = time.perf_counter(), RefinedAudioLDM.from_preset("tiny")
-    before, after, _ = counterfactuals(GALLERY + 1)[GALLERY]
-    sound, caption, onset = before["waveform"], after["caption"], before["events"][1].onset
-    inverted = model.edit(sound, caption, 0.8, "inversion", before["caption"])
-    sounds = {
-        f"the sound: {before['caption']}": sound,
-        f"rendered: {caption}": after["waveform"],
-        "edit, strength 0.8": model.edit(sound, caption, 0.8),
-        "edit by inversion, strength 0.8": inverted,
-        f"inpaint from {onset:.1f} s on": model.inpaint(sound, caption, onset),
-        "inpaint above 2 kHz": model.inpaint(sound, before["caption"], band=(2000, 8000)),
-    }
-    display.set_style()
-    title = "One sound, and what the functions make of it"
-    figure = display.plot_mels(model.mel(torch.stack(list(sounds.values()))), list(sounds), size=(3.2, 2), title=title)
-    display.save_figure(figure, "editing", None, {"scene": before["id"]}, started)
+        print(pd.DataFrame(found).drop(columns=["task", "weights"]).to_string(index=False), flush=True)
 
 
 def draw(table: pd.DataFrame) -> plt.Figure:
-    """Plot the share with the new event against the change of the kept stretch, a line a method, by strength."""
+    """Adherence against change, of the rows of the task `edit`."""
     display.set_style()
     figure, ax = plt.subplots(figsize=(7, 4))
-    x, y = "log-mel L1 of the kept stretch", "new event"
-    wide = table[table["task"] == "edit"].fillna({"strength": -1.0})  # the trivial answers have no strength
-    wide = wide.pivot(index=["method", "strength"], columns="measure", values="value").reset_index()
-    for method, group in wide.groupby("method", sort=False):
-        edited = group["strength"].iloc[0] >= 0
-        (line,) = ax.plot(group[x], group[y], "o-" if edited else "k.")
-        last = group.iloc[-1]
-        label = f"{method}, strength {' to '.join(f'{s:g}' for s in group['strength'])}" if edited else method
-        ax.annotate(label, (last[x], last[y]), xytext=(6, 4), textcoords="offset points", fontsize=9,
-                    color=line.get_color())  # fmt: skip
-    ax.set_title("Inversion changes less of what should stay than SDEdit")
-    ax.set(xlabel="log-mel L1 of the kept stretch to the input", ylabel="share with the new event")
-    ax.set(xlim=(-0.1, 1.25 * wide[x].max()), ylim=(-0.05, 1.12))
+    display.plot_edits(table[table["task"] == "edit"], ax)
     return figure
+
+
+def gallery() -> None:
+    """Draw a scene, its rendered counterfactual, and a sound from each function: short ones, and long ones."""
+    started, model = time.perf_counter(), RefinedAudioLDM.from_preset("tiny")
+    weights = weights_digest(model)
+    before, after, _ = counterfactuals(GALLERY + 1)[GALLERY]
+    sound, source, caption = before["waveform"], before["caption"], after["caption"]
+    first, last = (at / RATE for at in differing_stretch(model, read_sound(model, sound, None), caption, source))
+    short = {
+        f"the sound: {source}": sound,
+        f"rendered: {caption}": after["waveform"],
+        "edit by SDEdit, strength 0.8": model.edit(sound, caption, 0.8),
+        "edit by inversion, strength 0.8": model.edit(sound, caption, 0.8, "inversion", source),
+        f"edit by DiffEdit: {first:.1f} to {last:.1f} s": model.edit(sound, caption, 0.8, "diffedit", source),
+        "inpaint above 2 kHz": model.inpaint(sound, source, band=(2000, 8000)),
+        f"nothing above {CUTOFF} Hz": low_passed(sound),
+        "super-resolution of it": model.super_resolve(low_passed(sound), source, CUTOFF),
+        "a variation, strength 0.6": model.variations(sound, source, 1, 0.6)[0],
+    }
+    seconds = len(sound) / RATE
+    long = {
+        "extend by its own length": model.extend(sound, source, seconds),
+        "loop “crickets chirp”, twice": model.loop("crickets chirp", seconds).repeat(2),
+        "“rain falls”, from the middle on “a dog barks”": model.generate_long(
+            [(0, "rain falls"), (seconds, "a dog barks")], 2 * seconds
+        ),
+    }
+    display.set_style()
+    for name, sounds, title in (
+        ("editing", short, "One sound, and what the functions make of it"),
+        ("editing_long", long, "Continued, in a loop, and with a change of caption"),
+    ):
+        mels = model.mel(torch.stack(list(sounds.values())))
+        figure = display.plot_mels(mels, list(sounds), size=(3.2, 2), title=title)
+        display.save_figure(figure, name, None, {"scene": before["id"], "weights": weights}, started)
 
 
 if __name__ == "__main__":

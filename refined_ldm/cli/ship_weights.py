@@ -4,7 +4,7 @@
 
 Half precision, refined_ldm/weights/tiny/*.safetensors; card.json and README.md beside them hold the commands, the
 training curves' last values and what was measured on the very files that are shipped. PART, to measure only
-some of it: conditioners, budget, adherence.
+some of it: conditioners, budget, adherence. The folder of `refined-ldm train --distill` ships its student alone.
 """
 
 import json
@@ -32,6 +32,7 @@ from refined_ldm.evaluation.embeddings.aisfx import Aisfx
 from refined_ldm.evaluation.metrics import recall_at_k, zero_shot
 from refined_ldm.evaluation.pitch import Crepe
 from refined_ldm.files import atomic_write
+from refined_ldm.student import STUDENT_FILE
 from refined_ldm.text_to_audio import WEIGHTS, RefinedAudioLDM
 from refined_ldm.training.pipeline import DISCRIMINATOR_FILES
 from refined_ldm.vae import PatchDiscriminator
@@ -68,8 +69,9 @@ TITLES = {"vae": "VAE", "clap": "CLAP, HTS-AT + GPT-2", "ldm": "U-Net", "hifigan
 
 
 def ship(run: Path) -> None:
-    """Write the model's parts and their discriminators in float16, and the second conditioner if there is one."""
+    """Write the model's parts and discriminators in float16, and the second conditioner, if there is one, in 8 bits."""
     model = RefinedAudioLDM.load(run)
+    (FOLDER / STUDENT_FILE).unlink(missing_ok=True)  # that of the weights before
     model.save(FOLDER, torch.float16)
     discriminators = {
         "hifigan": Discriminators(model.config.discriminators),
@@ -80,7 +82,19 @@ def ship(run: Path) -> None:
         save_weights(FOLDER / name, discriminators[stage], discriminators[stage].config, torch.float16)
     other = run.parent / "tiny-roberta" / "clap-tiny-roberta.safetensors"
     if other.is_file():
-        Clap.load("tiny-roberta", other).save(FOLDER / other.name, torch.float16)
+        Clap.load("tiny-roberta", other).save(FOLDER / other.name, torch.int8)  # for notebook 02 alone
+    check_size()
+
+
+def ship_student(run: Path) -> None:
+    """Ship the student of the run, whose teacher must be the shipped weights."""
+    shutil.copy(run / STUDENT_FILE, FOLDER)
+    RefinedAudioLDM.load(FOLDER)  # refuses a student of other weights
+    check_size()
+
+
+def check_size() -> None:
+    """Print the size of all parts together; exit with an error above the limit."""
     total = sum(path.stat().st_size for path in FOLDER.glob("*.safetensors"))
     if total > 30e6:
         sys.exit(f"{total / 1e6:.1f} MB of weights, 30 is the limit")
@@ -161,6 +175,9 @@ def waveforms(items: list[dict]) -> torch.Tensor:
 def main(run: Path, parts: Sequence[str]) -> None:
     """Ship the run and measure `parts` of the card again, or all if there are none."""
     start = time.perf_counter()
+    if (run / STUDENT_FILE).is_file() and not (run / "ldm.safetensors").is_file():
+        ship_student(run)
+        return
     ship(run)
     judge, model = Aisfx.load(), RefinedAudioLDM.from_preset("tiny")
     measure = {

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def open_model(options: Namespace, device: "torch.device") -> "RefinedAudioLDM":
-    """The model that --checkpoint or --preset names, with the LoRAs of --lora, if the command has that, merged."""
+    """The model that --checkpoint or --preset names, with the LoRAs of --lora merged, and the student of --student."""
     from refined_ldm.config import preset
     from refined_ldm.text_to_audio import RefinedAudioLDM, is_shipped
 
     if options.checkpoint:
-        return _with_loras(RefinedAudioLDM.load(options.checkpoint, device), options)
+        return _with_files(RefinedAudioLDM.load(options.checkpoint, device), options)
     preset(options.preset)  # an unknown one is refused before anything is said of its weights
     if not is_shipped(options.preset):
         print(
@@ -29,14 +29,16 @@ def open_model(options: Namespace, device: "torch.device") -> "RefinedAudioLDM":
             f"--preset {options.preset}) and give the run as --checkpoint",
             file=sys.stderr,
         )
-    return _with_loras(RefinedAudioLDM.from_preset(options.preset, device), options)
+    return _with_files(RefinedAudioLDM.from_preset(options.preset, device), options)
 
 
-def _with_loras(model, options):
+def _with_files(model, options):
     if loras := getattr(options, "lora", ()):
         for path, weight in loras:
             model.load_lora(path, weight)
         model.merge_loras()
+    if isinstance(file := getattr(options, "student", None), Path):
+        model.load_student(file)
     return model
 
 

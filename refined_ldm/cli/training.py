@@ -19,6 +19,8 @@ def train(options: Namespace) -> None:
     with defer_signals() as signals:  # until there is something to save, or until it is saved
         if options.lora:
             _train_lora(options, signals)
+        elif options.distill:
+            _train_student(options, signals)
         else:
             _train(options, signals)
 
@@ -28,7 +30,7 @@ def _train(options, signals):
 
     from tqdm import tqdm
 
-    from refined_ldm.config import STAGES, load_config, preset
+    from refined_ldm.config import STAGES
     from refined_ldm.devices import pick_device
     from refined_ldm.durable.csv_log import CsvLogger
     from refined_ldm.durable.signals import Stopped
@@ -36,8 +38,9 @@ def _train(options, signals):
     from refined_ldm.training.pipeline import accelerator_of, check_files, check_run, default_stages, train_stage
     from refined_ldm.training.stages import stage_settings
 
-    config = load_config(options.config) if options.config else preset(options.preset)
-    config = replace(config, **_data_settings(options))
+    if options.keep:
+        raise ValueError("--keep goes with --lora")
+    config = replace(_configuration(options), **_data_settings(options))
     if config.data == "scenes" and (config.data_split or config.file_column or config.caption_column):
         raise ValueError("--split, --file-column and --caption-column are about recordings: give them with --data")
     if options.conditioner:
@@ -120,53 +123,124 @@ def _say_left_out(run_dir):
         print(f"{left_out} recordings or rows were left out: {run_dir / LEFT_OUT} says which and why")
 
 
+def _configuration(options):
+    """The configuration of -c or --preset, else that of the model of ours that --from names, else tiny's."""
+    from refined_ldm.config import load_config, preset
+    from refined_ldm.published.warm_start import is_model
+
+    if options.config:
+        return load_config(options.config)
+    if options.reload_from_ckpt and not options.preset:
+        base = _shipped_folder(options.reload_from_ckpt)
+        if is_model(base):
+            return load_config(base / "config.yaml")
+    return preset(options.preset or "tiny")
+
+
 def _train_lora(options, signals):
     """Train a LoRA beside the U-Net of a trained model."""
     from dataclasses import replace
 
+    from refined_ldm.lora import read_lora
+    from refined_ldm.training.lora import LORA_FILE, LoraTraining, check_lora_run, train_lora
+
+    if not options.data:
+        raise ValueError("--lora learns from recordings: give their folder or table with --data")
+    _refuse_with(options, "lora", "stage", "config", "conditioner")
+    training = replace(LoraTraining(), **_given(options))
+
+    def steps(model, run_dir, on_clips):
+        kept = _kept_clips(options, model.config.seconds)
+        return train_lora(
+            model, run_dir, options.lora, training, options.seed, options.resume, on_clips, options.skip_bad, kept
+        )
+
+    if run_dir := _train_beside(options, signals, "lora", training.max_steps, check_lora_run, steps):
+        print(_lora_summary(run_dir / LORA_FILE, read_lora(run_dir / LORA_FILE)[1]))
+        _say_left_out(run_dir)
+
+
+def _train_student(options, signals):
+    """Distill a student of a trained model."""
+    from dataclasses import replace
+
+    from tqdm import tqdm
+
+    from refined_ldm.config import load_config, preset
+    from refined_ldm.published.warm_start import is_model
+    from refined_ldm.student import STUDENT_FILE
+    from refined_ldm.training.distillation import STAGE, check_student_run, settings_of, train_student
+
+    _refuse_with(options, "distill", "stage", "conditioner")
+    config = load_config(options.config) if options.config else preset(options.preset or "tiny")
+    options.reload_from_ckpt = options.reload_from_ckpt or config.start_from
+    if not options.data and not is_model(_base_path(options)):
+        raise ValueError("--distill samples the captions of a data set: give it with --data")
+    settings = replace(settings_of(config), **_given(options))
+
+    def steps(model, run_dir, on_clips):
+        with tqdm(desc="trajectories", disable=None) as sampled:
+
+            def on_trajectories(done, total):
+                on_clips()
+                sampled.total = total
+                sampled.update(done - sampled.n)
+
+            yield from train_student(
+                model, run_dir, settings, options.seed, options.resume, on_clips, on_trajectories, options.skip_bad
+            )
+
+    if run_dir := _train_beside(options, signals, STAGE, settings.max_steps, check_student_run, steps):
+        print(f"distill: {settings.max_steps} steps, the student is in {run_dir / STUDENT_FILE}")
+        _say_left_out(run_dir)
+
+
+def _refuse_with(options, this, *others):
+    """Raise ValueError if an option is given that does not go with the option `this`."""
+    for name in others:
+        if getattr(options, name):
+            raise ValueError(f"--{name} does not go with --{this}, which changes the model of --from alone")
+
+
+def _given(options):
+    """The settings of a training that replace its own."""
+    return {name: value for name in ("max_steps", "lr") if (value := getattr(options, name))}
+
+
+def _train_beside(options, signals, name, max_steps, check, train):
+    """Train what stands beside the U-Net of a trained model -> the folder of the run, None in all but one process.
+
+    check(config, run_dir, resume) raises before any work; train(model, run_dir, on_clips) yields every Step.
+    """
     from tqdm import tqdm
 
     from refined_ldm.devices import pick_device
     from refined_ldm.durable.csv_log import CsvLogger
     from refined_ldm.durable.signals import Stopped
-    from refined_ldm.lora import read_lora
-    from refined_ldm.training.lora import LORA_FILE, LoraTraining, check_lora_run, train_lora
     from refined_ldm.training.pipeline import accelerator_of
 
-    if not options.data:
-        raise ValueError("--lora learns from recordings: give their folder or table with --data")
-    for name in ("stage", "config", "conditioner"):
-        if getattr(options, name):
-            raise ValueError(f"--{name} does not go with --lora, which changes the model of --from alone")
-    given = {"max_steps": options.max_steps, "lr": options.lr}
-    training = replace(LoraTraining(), **{name: value for name, value in given.items() if value})
-    run_dir = options.run_dir or Path("runs") / "lora"
+    run_dir = options.run_dir or Path("runs") / name
     device = pick_device(options.device)
     accelerator = accelerator_of(run_dir / "checkpoints", device, options.resume)
     model = _open_base(options, accelerator.device if accelerator.num_processes > 1 else device)
     main = accelerator.is_main_process
     if main:
-        check_lora_run(model.config, run_dir, options.resume)
+        check(model.config, run_dir, options.resume)
         run_dir.mkdir(parents=True, exist_ok=True)  # from now on --resume finds it
 
     def stop_if_asked(*_):
         if signals:
-            raise Stopped(signals[0], "stopped before the first step of the LoRA")
+            raise Stopped(signals[0], f"stopped before the first step of {name}")
 
-    bar = tqdm(total=training.max_steps, desc="lora", disable=None if main else True)
-    with bar, CsvLogger(run_dir / "lora.csv", options.resume) as write:
-        steps = train_lora(
-            model, run_dir, options.lora, training, options.seed, options.resume, stop_if_asked, options.skip_bad
-        )
-        with closing(steps):
+    bar = tqdm(total=max_steps, desc=name, disable=None if main else True)
+    with bar, CsvLogger(run_dir / f"{name}.csv", options.resume) as write:
+        with closing(train(model, run_dir, stop_if_asked)) as steps:
             for step in steps:
                 bar.update(step.index - bar.n)
                 bar.set_postfix(loss=f"{step.loss:.4f}")
                 if main:
                     write(step)
-    if main:
-        print(_lora_summary(run_dir / LORA_FILE, read_lora(run_dir / LORA_FILE)[1]))
-        _say_left_out(run_dir)
+    return run_dir if main else None
 
 
 def _lora_summary(file, metadata):
@@ -179,13 +253,17 @@ def _lora_summary(file, metadata):
     return f"{line}held-out loss {before:.4f} -> {after:.4f}{note}, written to {file}"
 
 
+def _base_path(options):
+    """The trained model that --from or --preset names: a folder, or a published file."""
+    return _shipped_folder(options.reload_from_ckpt or options.preset or "tiny")
+
+
 def _open_base(options, device):
     """The trained model that --from or --preset names, on the recordings of --data."""
     from refined_ldm.published.warm_start import is_model
     from refined_ldm.text_to_audio import RefinedAudioLDM
 
-    changes = _data_settings(options)
-    path = _shipped_folder(options.reload_from_ckpt or options.preset)
+    changes, path = _data_settings(options), _base_path(options)
     if is_model(path):
         return RefinedAudioLDM.load(path, device, **changes)
     if not path.exists():
@@ -193,6 +271,26 @@ def _open_base(options, device):
     return RefinedAudioLDM.from_audioldm(
         path, clap_checkpoint=options.clap_checkpoint, tokenizer=options.tokenizer, device=device, **changes
     )
+
+
+def _kept_clips(options, seconds):
+    """The clips of --keep; by default the embedded scenes if the model was trained on them, else None."""
+    from refined_ldm.config import load_config
+    from refined_ldm.data.sources import is_there, open_recordings
+    from refined_ldm.published.warm_start import is_model
+    from refined_ldm.scenes.dataset import SoundScenes
+    from refined_ldm.training.lora import KEPT
+
+    path = _base_path(options)
+    trained_on_scenes = is_model(path) and load_config(path / "config.yaml").data == "scenes"
+    keep = options.keep or ("scenes" if trained_on_scenes else "none")
+    if keep == "none":
+        return None
+    if keep == "scenes":
+        return SoundScenes("train", KEPT, seconds)
+    if not is_there(keep):
+        raise FileNotFoundError(f"no recordings at {keep}: give --keep PATH, scenes or none")
+    return open_recordings(keep, "", seconds, skip_bad=options.skip_bad)
 
 
 def _data_settings(options):

@@ -41,7 +41,7 @@ class Cached(Dataset):
         return {**self.rest[index], **{k: torch.from_numpy(floats(v[index])) for k, v in self.arrays.items()}}
 
 
-def _cache(folder: Path, fingerprint: dict, count: int, batches: Iterator[tuple[dict, list[dict]]]) -> Cached:
+def cache_batches(folder: Path, fingerprint: dict, count: int, batches: Iterator[tuple[dict, list[dict]]]) -> Cached:
     """Write (arrays, other values) batch by batch, whole or not at all; an equal earlier cache is taken as it is."""
     if kept := _kept(folder, fingerprint):
         return kept
@@ -144,7 +144,7 @@ def cache_clips(
             rest = [{k: _plain(item[k]) for k in CACHED_KEYS if k in item} for item in items]
             yield {"waveform": np.round(waveforms * 32767).astype(np.int16)}, rest
 
-    return _cache(Path(folder), fingerprint, len(dataset), rows())
+    return cache_batches(Path(folder), fingerprint, len(dataset), rows())
 
 
 def _plain(value):
@@ -192,4 +192,4 @@ def cache_latents(
             rest = [{"id": item["id"], "captions": item["captions"]} for item in items]
             yield {k: v.cpu().numpy().astype(np.float16) for k, v in arrays.items()}, rest
 
-    return _cache(Path(folder), fingerprint, len(dataset), rows())
+    return cache_batches(Path(folder), fingerprint, len(dataset), rows())

@@ -299,8 +299,8 @@ def _rows(path, known, on_fault) -> Iterator[tuple[int, dict]]:
         yield from read_rows(path, known.file[:1] if is_json_lines(path) else known.needed, known.header, on_fault)
         return
     try:
-        if path.suffix == ".json":  # WavCaps
-            entries = _json(path)["data"]
+        if path.suffix == ".json":  # WavCaps; its first lists have no "data" around them
+            entries = listed if isinstance(listed := _json(path), list) else listed["data"]
         else:  # MACS
             entries = yaml.safe_load(path.read_text(encoding="utf-8"))["files"]
             entries = [e | {"captions": [a["sentence"] for a in e["annotations"]]} for e in entries]

@@ -4,9 +4,10 @@ import csv
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from refined_ldm.audio import save_audio
 from refined_ldm.tokenizer import CONTROL, one_line
 
 
@@ -176,3 +177,18 @@ def caption_lines(raw: bytes, name: str | Path) -> tuple[str, ...]:
     if not captions:
         raise ValueError(f"{name}: expected a caption on each line, the file has no text")
     return captions
+
+
+def write_recordings(folder: str | Path, items: Sequence[dict]) -> Path:
+    """Write items with "waveform" (N,) at 16 kHz and "caption" as WAV files and captions.csv -> the path of the table.
+
+    Raises FileExistsError if the folder is there already.
+    """
+    table = Path(folder) / "captions.csv"
+    table.parent.mkdir(parents=True)
+    with table.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("file", "caption"))
+        for number, item in enumerate(items):
+            writer.writerow((save_audio(table.parent / f"{number:03d}.wav", item["waveform"]).name, item["caption"]))
+    return table

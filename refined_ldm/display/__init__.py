@@ -5,9 +5,9 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "spectrograms": ["plot_mel", "plot_mels", "plot_waveform", "plot_waveform_mels"],
+        "spectrograms": ["mark_stretch", "plot_mel", "plot_mels", "plot_waveform", "plot_waveform_mels"],
         "players": ["compare", "play"],
-        "curves": ["bars", "label_lines", "loss_curve", "plot_budget", "running_mean"],
+        "curves": ["bars", "label_lines", "loss_curve", "plot_budget", "plot_edits", "running_mean"],
         "data_report": ["plot_data_report"],
         "widgets": ["claims_table", "explore", "report_unless", "show_source"],
         "figures": [

@@ -127,3 +127,27 @@ def plot_budget(costs: Sequence[Mapping], title: str = "") -> Figure:
     axes[0, 0].invert_yaxis()
     figure.suptitle(title)
     return figure
+
+
+def plot_edits(table, ax: Axes, title: str = "Inversion changes less of what should stay than SDEdit") -> Axes:
+    """Draw rows of `evaluation.edits.measure_edit`: how often the new event is in, against what should have stayed.
+
+    A line a method, from its weakest to its strongest edit, each with its strength; a black dot an answer without one.
+    Bars are 95 % intervals. Notebook: 07.
+    """
+    x, y = "log-mel L1 of the kept stretch", "new event"
+    wide = table.fillna({"strength": -1.0}).set_index(["method", "strength", "measure"])[["value", "low", "high"]]
+    for method in dict.fromkeys(table["method"]):
+        of = wide.loc[method].unstack()
+        share, change = of.xs(y, axis=1, level=1), of["value"][x]
+        edited = of.index[0] >= 0
+        reach = [share["value"] - share["low"], share["high"] - share["value"]]
+        (line, *_) = ax.errorbar(change, share["value"], reach, fmt="o-" if edited else "k.", elinewidth=0.7)
+        style = {"textcoords": "offset points", "color": line.get_color()}
+        for strength in of.index if len(of) > 1 else ():
+            ax.annotate(f"{strength:g}", (change[strength], share["value"][strength]), (5, -11), fontsize=8, **style)
+        end = change.iloc[-1], share["value"].iloc[-1]
+        ax.annotate(textwrap.fill(method, 16), end, (6, 4), fontsize=9, **style)
+    ax.set(xlabel="log-mel L1 of the kept stretch to the input", ylabel="share with the new event", title=title)
+    ax.set(xlim=(-0.1, 1.3 * wide.xs(x, level="measure")["value"].max()), ylim=(-0.05, 1.12))
+    return ax

@@ -113,11 +113,24 @@ def _draw_mel(ax: Axes, levels: np.ndarray, config: MelConfig, top: float, ticks
         vmax=top,
     )
     shown = [hz for hz in ticks if config.fmin <= hz <= config.fmax]
-    low, high = hz_to_mel(config.fmin).item(), hz_to_mel(config.fmax).item()
-    # Band k of `bands` lies k + 1 steps of mel above fmin (and is drawn at height k).
-    positions = [(hz_to_mel(hz).item() - low) / (high - low) * (bands + 1) - 1 for hz in shown]
-    ax.set_yticks(np.clip(positions, -0.5, bands - 0.5), [f"{hz // 1000}k" if hz >= 1000 else str(hz) for hz in shown])
+    heights = [_height(hz, config, bands) for hz in shown]
+    ax.set_yticks(heights, [f"{hz // 1000}k" if hz >= 1000 else str(hz) for hz in shown])
     return image
+
+
+def _height(hz: float, config: MelConfig, bands: int) -> float:
+    """Where a frequency in Hz is drawn. Band k of `bands` lies k + 1 steps of mel above fmin, and is at height k."""
+    low, high, at = (hz_to_mel(x).item() for x in (config.fmin, config.fmax, hz))
+    return float(np.clip((at - low) / (high - low) * (bands + 1) - 1, -0.5, bands - 0.5))
+
+
+def mark_stretch(
+    ax: Axes, seconds: tuple[float, float], band: tuple[float, float] | None = None, config: MelConfig = LDM_MEL
+) -> None:
+    """Frame a stretch in s, and in Hz if there is a band, of the spectrogram that `ax` shows. Notebook: 07."""
+    low, high = (_height(hz, config, config.n_mels) for hz in band or (config.fmin, config.fmax))
+    style = {"fill": False, "edgecolor": "white", "linewidth": 2, "linestyle": "--"}
+    ax.add_patch(plt.Rectangle((seconds[0], low), seconds[1] - seconds[0], high - low, **style))
 
 
 def _decibels(mel: torch.Tensor, config: MelConfig) -> np.ndarray:

@@ -28,7 +28,8 @@ def show_source(item: Callable | type) -> None:
 def explore(function: Callable, **controls) -> None:
     """Show sliders and menus that call `function` anew; they start at its defaults.
 
-    controls: (low, high) or (low, high, step) for a slider, a list for a menu, text for a field, a bool for a box.
+    controls: (low, high) or (low, high, step) for a slider, ((low, high, step), (from, to)) for a slider of a range,
+    a list for a menu, text for a field, a bool for a box.
     """
     try:
         import ipywidgets
@@ -38,6 +39,10 @@ def explore(function: Callable, **controls) -> None:
     from IPython.display import display
     from IPython.utils.capture import capture_output
 
+    for name, control in controls.items():
+        if isinstance(control, tuple) and isinstance(control[0], tuple):
+            (low, high, step), marked = control
+            controls[name] = ipywidgets.FloatRangeSlider(value=marked, min=low, max=high, step=step)
     knobs, screen = ipywidgets.interactive(function, {"manual": True}, **controls).kwargs_widgets, ipywidgets.Output()
 
     # What `function` shows is caught here and handed to the screen as a whole. An Output used as a context asks the

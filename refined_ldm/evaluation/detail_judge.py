@@ -62,6 +62,10 @@ class DetailJudge(nn.Module):
             nn.Linear(6 * inner, inner), nn.GELU(), nn.Linear(inner, sum(ANSWER_SIZES.values()))
         )
 
+    @property
+    def device(self) -> torch.device:
+        return self.mel.window.device
+
     def frames(self, mel: torch.Tensor) -> torch.Tensor:
         """Log-mel (B, 1, T, F) -> features (B, T / 4, 2 * width), 40 ms each."""
         h = (mel + 5) / 3  # about zero mean and unit variance

@@ -158,8 +158,10 @@ def judge_details(judge: DetailJudge, waveforms: torch.Tensor, captions: Sequenc
         row = torch.tensor([i for i, caption in enumerate(batch) for _ in caption.clauses])
         names = [clause.name for caption in batch for clause in caption.clauses]
         queries = torch.tensor([CLASS_NAMES.index(name) for name in names])
-        classes, answers = judge(judge.mel(waveforms[start : start + 32]), row, queries)
-        logits.append(classes.numpy())
+        sounds = waveforms[start : start + 32].to(judge.device)
+        classes, answers = judge(judge.mel(sounds), row.to(judge.device), queries.to(judge.device))
+        answers = {k: v.cpu() for k, v in answers.items()}
+        logits.append(classes.cpu().numpy())
         for i in range(len(batch)):
             own = {names[q]: {k: v[q] for k, v in answers.items()} for q in torch.nonzero(row == i)[:, 0].tolist()}
             ordered = sorted(own, key=lambda name: float(own[name]["onset"]))
@@ -167,7 +169,7 @@ def judge_details(judge: DetailJudge, waveforms: torch.Tensor, captions: Sequenc
                 name: {detail: _value(detail, of) for detail in DETAILS[:-1]} | {"order": ordered.index(name)}
                 for name, of in own.items()
             })  # fmt: skip
-    silent = (waveforms.abs().amax(1) < SILENT).numpy()
+    silent = (waveforms.abs().amax(1) < SILENT).cpu().numpy()
     return DetailAnswers(list(captions), np.concatenate(logits), by_class, silent)
 
 

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from refined_ldm.editing import differing_stretch, read_sound
 from refined_ldm.evaluation.detail_judge import CLASS_NAMES, DetailJudge
 from refined_ldm.evaluation.metrics import bootstrap_interval, share
+from refined_ldm.mel import hz_to_mel
 from refined_ldm.scenes.classes import CLASSES
 from refined_ldm.scenes.dataset import SoundScenes
 
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
 
 RATE = 16_000  # Hz
 MARGIN = 0.07  # s, the length of a frame of the mel: nearer to an exchanged event its frames hold it too
-STRENGTHS = (0.6, 0.8)
+STRENGTHS = (0.6, 0.8, 0.9)
+CUTOFF = 3600  # Hz, above which sounds are drawn anew: .45 of 8 kHz
 PEAK = """
 import resource, sys
 from refined_ldm import RefinedAudioLDM
@@ -46,11 +49,15 @@ def row(task: str, method: str, measure: str, values: Sequence[float], strength:
 
 
 @torch.no_grad()
+def class_logits(judge: DetailJudge, waveform: torch.Tensor) -> torch.Tensor:
+    """The judge's logits (classes,), in the order of CLASS_NAMES, for each class to be in a waveform (N,)."""
+    waveform = waveform[: len(waveform) // 160 * 160].to(judge.device)
+    return judge.classifier(judge.frames(judge.mel(waveform[None])).amax(1))[0]
+
+
 def has(judge: DetailJudge, waveform: torch.Tensor, name: str, among: int = 2) -> bool:
     """Whether the judge counts a class among the `among` likeliest of a waveform (N,)."""
-    waveform = waveform[: len(waveform) // 160 * 160]
-    logits = judge.classifier(judge.frames(judge.mel(waveform[None])).amax(1))[0]
-    return CLASS_NAMES.index(name) in logits.topk(among).indices.tolist()
+    return CLASS_NAMES.index(name) in class_logits(judge, waveform).topk(among).indices.tolist()
 
 
 def counterfactuals(count: int, split: str = "test") -> list[tuple[dict, dict, str]]:
@@ -72,8 +79,14 @@ def counterfactuals(count: int, split: str = "test") -> list[tuple[dict, dict, s
 
 def mel_distance(model: "RefinedAudioLDM", one: torch.Tensor, other: torch.Tensor, seconds: float) -> float:
     """Mean absolute difference of the log-mels of two waveforms (N,), up to `seconds`."""
-    mels = model.mel(torch.stack([one, other]))[:, 0, : int(seconds * 100)]
+    mels = model.mel(torch.stack([one.to(model.device), other.to(model.device)]))[:, 0, : int(seconds * 100)]
     return float((mels[0] - mels[1]).abs().mean())
+
+
+def overlap(one: tuple[float, float], other: tuple[float, float]) -> float:
+    """Intersection over union of two stretches (first, last)."""
+    common = max(0.0, min(one[1], other[1]) - max(one[0], other[0]))
+    return common / (one[1] - one[0] + other[1] - other[0] - common)
 
 
 def measure_edit(
@@ -93,13 +106,17 @@ def measure_edit(
         ways[inversion, s] = lambda before, after, s=s: model.edit(
             before["waveform"], after["caption"], s, "inversion", before["caption"], seed=seed, steps=inversion_steps
         )
+    ways["DiffEdit", STRENGTHS[-1]] = lambda before, after: model.edit(
+        before["waveform"], after["caption"], STRENGTHS[-1], "diffedit", before["caption"], seed=seed,
+        steps=inversion_steps,
+    )  # fmt: skip
     ways["inpainting from the event on", None] = lambda before, after: model.inpaint(
-        before["waveform"], after["caption"], start=before["events"][1].onset, seed=seed
+        before["waveform"], after["caption"], start=before["events"][1].onset - MARGIN, seed=seed
     )
-    found = {way: [] for way in ways}
+    found, overlaps = {way: [] for way in ways}, []
     for done, (before, after, new) in enumerate(pairs, 1):
         kept, old = before["labels"]
-        until = before["events"][1].onset - MARGIN
+        until = before["events"][1].onset - 2 * MARGIN
         for way, make in ways.items():
             result = make(before, after)
             found[way].append((
@@ -107,20 +124,29 @@ def measure_edit(
                 has(judge, result, new) and has(judge, result, kept),
                 mel_distance(model, result, before["waveform"], until),
             ))  # fmt: skip
+        sound = read_sound(model, before["waveform"], None)
+        stretch = differing_stretch(model, sound, after["caption"], before["caption"])
+        ends = [item["events"][1].offset * RATE for item in (before, after)]
+        overlaps.append(overlap(stretch, (before["events"][1].onset * RATE, min(max(ends), len(sound.waveform)))))
         on_clips("edit", done, len(pairs))
     measures = ("new event", "kept event", "old event gone", "new and kept", "log-mel L1 of the kept stretch")
     return [
         row("edit", method, measure, values, strength)
         for (method, strength), results in found.items()
         for measure, values in zip(measures, zip(*results, strict=True), strict=True)
-    ]
+    ] + [row("edit", "DiffEdit", "overlap of its stretch with the exchanged events", overlaps, STRENGTHS[-1])]
+
+
+def jumps(model: "RefinedAudioLDM", waveform: torch.Tensor) -> torch.Tensor:
+    """At each place of a waveform (N,) the largest mean step of the log-mel from frame to frame, within 30 ms."""
+    mel = model.mel(waveform[None, : len(waveform) // 160 * 160].to(model.device))[0, 0]
+    return (mel[1:] - mel[:-1]).abs().mean(1).unfold(0, 7, 1).amax(1)  # (T - 7,)
 
 
 def jump(model: "RefinedAudioLDM", waveform: torch.Tensor, seconds: float) -> float:
-    """The largest mean step of the log-mel from a frame to the next, within 30 ms of a place."""
-    mel = model.mel(waveform[None, : len(waveform) // 160 * 160])[0, 0]
-    steps, at = (mel[1:] - mel[:-1]).abs().mean(1), round(seconds * 100)
-    return float(steps[max(0, at - 4) : at + 3].max())
+    """The jump at a place; nearer than 40 ms to an end, the last one before it."""
+    steps = jumps(model, waveform)
+    return float(steps[min(max(0, round(seconds * 100) - 4), len(steps) - 1)])
 
 
 def measure_inpaint(
@@ -128,96 +154,159 @@ def measure_inpaint(
 ) -> list[dict]:
     """ "A then B" with B cut out, redrawn where B was: whether B is in the result, and how smooth the seams are."""
     scenes, source = SoundScenes("test", count, kinds=("sequence",)), np.random.default_rng(seed)
-    detected = {"rendered": [], "input unchanged": [], "caption alone": [], "inpainting": []}
-    kept, outside, seams, places = [], [], {"inpainting": [], "rendered, at the same places": []}, []
+    ways = ("rendered", "input unchanged", "caption alone", "inpainting")
+    detected, kept, outside, seams = ({way: [] for way in ways} for _ in range(4))
+    elsewhere = []
     for index in range(count):
         gap = scenes.exchange(index, 1, None)[1]["waveform"]
         whole = scenes.exchange(index, 1, scenes[index]["labels"][1])[0]
-        event, (first, last) = whole["events"][1], whole["labels"]
-        start, end = event.onset, min(event.offset, scenes.seconds)
-        result = model.inpaint(gap, whole["caption"], start, end, seed=seed)
-        for way, waveform in (("rendered", whole["waveform"]), ("input unchanged", gap), ("inpainting", result),
-                              ("caption alone", model.generate([whole["caption"]], seed=seed)[0])):  # fmt: skip
-            detected[way].append(has(judge, waveform, last))
-        kept.append(has(judge, result, first))
-        difference = (result - gap).abs()
-        outside.append(float(torch.cat([difference[: round(start * RATE)], difference[round(end * RATE) :]]).max()))
-        for place in (start, end) if end < scenes.seconds - 0.1 else (start,):
-            seams["inpainting"].append(jump(model, result, place))
-            seams["rendered, at the same places"].append(jump(model, whole["waveform"], place))
-        places += [jump(model, whole["waveform"], place) for place in source.uniform(0.1, scenes.seconds - 0.1, 8)]
+        caption, event, (first, last) = whole["caption"], whole["events"][1], whole["labels"]
+        start, end = event.onset - MARGIN, min(event.offset + MARGIN, scenes.seconds)
+        results = (whole["waveform"], gap, model.generate([caption], seed=seed)[0],
+                   model.inpaint(gap, caption, start, end, seed=seed))  # fmt: skip
+        for way, result in zip(ways, results, strict=True):
+            detected[way].append(has(judge, result, last))
+            kept[way].append(has(judge, result, first))
+            difference = (result - gap).abs()
+            outside[way].append(float(torch.cat([difference[: round(start * RATE)],
+                                                 difference[round(end * RATE) :]]).max()))  # fmt: skip
+            places = (start, end) if end < scenes.seconds - 0.1 else (start,)
+            seams[way] += [jump(model, result, place) for place in places]
+        elsewhere += [jump(model, whole["waveform"], place) for place in source.uniform(0.1, scenes.seconds - 0.1, 8)]
         on_clips("inpaint", index + 1, count)
-    seams["rendered, at random places"] = places
-    within = np.array(seams["inpainting"]) <= np.quantile(places, 0.95)
+    usual = np.quantile(elsewhere, 0.95)
     return [
         *(row("inpaint", way, "missing event", values) for way, values in detected.items()),
-        row("inpaint", "inpainting", "kept event", kept),
-        row("inpaint", "inpainting", "largest difference outside the mask", outside),
+        *(row("inpaint", way, "kept event", values) for way, values in kept.items()),
+        *(row("inpaint", way, "largest difference outside the mask", values) for way, values in outside.items()),
         *(row("inpaint", way, "log-mel jump at the seam", values) for way, values in seams.items()),
-        row("inpaint", "inpainting", "seam within 95 % of random places", within),
+        row("inpaint", "rendered", "log-mel jump at random places", elsewhere),
+        *(row("inpaint", way, "seam within 95 % of random places", np.array(seams[way]) <= usual) for way in ways),
     ]
 
 
 def measure_extend(
     model: "RefinedAudioLDM", judge: DetailJudge, count: int, seed: int = 0, on_clips: Progress = lambda *_: None
 ) -> list[dict]:
-    """One event, continued by its own length: whether the new half has the same class, and no click at the join."""
-    scenes, detected, clicks = SoundScenes("test", count, kinds=("event",)), {"extend": [], "caption alone": []}, []
+    """One event, continued by its own length: whether the new half has the same class, and no click at the join.
+
+    Trivial answers: the sound repeated, and a sound of the caption put behind it.
+    """
+    scenes, elsewhere = SoundScenes("test", count, kinds=("event",)), []
+    ways = ("extend", "input repeated", "caption alone")
+    detected, clicks, seams = ({way: [] for way in ways} for _ in range(3))
     for index in range(count):
-        item = scenes[index]
-        n, name = len(item["waveform"]), item["labels"][0]
-        result = model.extend(item["waveform"], item["caption"], scenes.seconds, seed=seed)
-        detected["extend"].append(has(judge, result[n:], name, 1))
-        detected["caption alone"].append(has(judge, model.generate([item["caption"]], seed=seed)[0], name, 1))
-        steps = result.diff().abs()
-        clicks.append(bool(steps[n - 1] <= steps.quantile(0.99)))
+        sound, caption = scenes[index]["waveform"], scenes[index]["caption"]
+        n, made = len(sound), model.generate([caption], seed=seed)[0]
+        results = (model.extend(sound, caption, scenes.seconds, seed=seed), sound.repeat(2), torch.cat([sound, made]))
+        for way, result in zip(ways, results, strict=True):
+            steps = result.diff().abs()
+            detected[way].append(has(judge, result[n:], scenes[index]["labels"][0], 1))
+            clicks[way].append(bool(steps[n - 1] <= steps.quantile(0.99)))
+            seams[way].append(jump(model, result, scenes.seconds))
+        elsewhere.append(jumps(model, sound).numpy())
         on_clips("extend", index + 1, count)
-    return [*(row("extend", way, "same class in the new half", values) for way, values in detected.items()),
-            row("extend", "extend", "step at the join within 99 % of all steps", clicks)]  # fmt: skip
+    usual = np.quantile(np.concatenate(elsewhere), 0.95)
+    return [
+        *(row("extend", way, "same class in the new half", values) for way, values in detected.items()),
+        *(row("extend", way, "step at the join within 99 % of all steps", values) for way, values in clicks.items()),
+        *(row("extend", way, "log-mel jump at the join", values) for way, values in seams.items()),
+        row("extend", "rendered", "log-mel jump at all places", [float(of_clip.mean()) for of_clip in elsewhere]),
+        *(row("extend", way, "join within 95 % of real places", np.array(seams[way]) <= usual) for way in ways),
+    ]
+
+
+def low_passed(waveform: torch.Tensor) -> torch.Tensor:
+    """A waveform (N,) without anything above CUTOFF."""
+    spectrum, hz = torch.fft.rfft(waveform), torch.fft.rfftfreq(len(waveform), 1 / RATE)
+    return torch.fft.irfft(torch.where(hz <= CUTOFF, spectrum, 0), len(waveform))
+
+
+def measure_upsample(
+    model: "RefinedAudioLDM", judge: DetailJudge, count: int, seed: int = 0, on_clips: Progress = lambda *_: None
+) -> list[dict]:
+    """Events without their high frequencies: how near those that are drawn are to the rendered ones."""
+    scenes = SoundScenes("test", count, kinds=("event",))
+    high = round(float((hz_to_mel(CUTOFF) / hz_to_mel(model.config.mel.fmax)) * model.config.mel.n_mels))
+    ways = ("rendered", "input unchanged", "caption alone", "super-resolution")
+    distance, detected, below = ({way: [] for way in ways} for _ in range(3))
+    for index in range(count):
+        whole, caption = scenes[index]["waveform"], scenes[index]["caption"]
+        low = low_passed(whole)
+        results = (whole, low, model.generate([caption], seed=seed)[0],
+                   model.super_resolve(low, caption, CUTOFF, seed=seed))  # fmt: skip
+        mels = model.mel(torch.stack([whole, *results]))[:, 0, :, high:]
+        for way, result, mel in zip(ways, results, mels[1:], strict=True):
+            distance[way].append(float((mel - mels[0]).abs().mean()))
+            detected[way].append(has(judge, result, scenes[index]["labels"][0], 1))
+            below[way].append(float(low_passed(result - low).norm() / low.norm()))
+        on_clips("upsample", index + 1, count)
+    return [
+        *(row("upsample", way, f"log-mel L1 above {CUTOFF} Hz", values) for way, values in distance.items()),
+        *(row("upsample", way, "class", values) for way, values in detected.items()),
+        *(row("upsample", way, f"relative change below {CUTOFF} Hz", values) for way, values in below.items()),
+    ]
 
 
 def measure_long(
     model: "RefinedAudioLDM", judge: DetailJudge, count: int, seed: int = 0, on_clips: Progress = lambda *_: None
 ) -> list[dict]:
     """`count` sounds of 30 s with six captions: whether each part has its class, and the memory of 10 and of 30 s."""
-    part, detected, chance = 5, [], []
+    part, detected, following, made_alone = 5, [], [], []
     scenes = SoundScenes("test", 6 * count, kinds=("event",))
     for index in range(count):
         items = [scenes[6 * index + k] for k in range(6)]
-        captions = [(float(part * k), item["caption"]) for k, item in enumerate(items)]
-        waveform = model.generate_long(captions, 6.0 * part, seed=seed)
+        names, texts = [item["labels"][0] for item in items], [item["caption"] for item in items]
+        captions = [(float(part * k), text) for k, text in enumerate(texts)]
+        waveform, alone = model.generate_long(captions, 6.0 * part, seed=seed), model.generate(texts, seed=seed)
         for k in range(6):
             middle = waveform[round((part * k + 1.22) * RATE) :][: round(2.56 * RATE)]
-            detected.append(has(judge, middle, items[k]["labels"][0], 1))
-            chance.append(has(judge, middle, items[(k + 1) % 6]["labels"][0], 1))
+            detected.append(has(judge, middle, names[k], 1))
+            following.append(has(judge, middle, names[(k + 1) % 6], 1))
+            made_alone.append(has(judge, alone[k], names[k], 1))
         on_clips("long", index + 1, count)
-    rows = [row("long", "MultiDiffusion", "class where it was asked for", detected),
-            row("long", "compared with the next caption", "class where it was asked for", chance)]  # fmt: skip
+    peaks = {}
     for seconds in (10, 30):
         done = subprocess.run([sys.executable, "-c", PEAK, str(seconds)], capture_output=True, text=True, check=True)
-        rows.append(row("long", f"{seconds} s", "peak memory, MB", [float(done.stdout.split()[-1])]))
-    return rows
+        peaks[seconds] = float(done.stdout.split()[-1])
+    return [
+        row("long", "MultiDiffusion", "class where it was asked for", detected),
+        row("long", "caption alone", "class where it was asked for", made_alone),
+        row("long", "MultiDiffusion", "class of the next caption", following),
+        *(row("long", "MultiDiffusion", f"peak memory of {s} s, MB", [peak]) for s, peak in peaks.items()),
+        row("long", "MultiDiffusion", "peak memory of 30 s, of that of 10 s", [peaks[30] / peaks[10]]),
+    ]
 
 
 def measure_loop(
     model: "RefinedAudioLDM", judge: DetailJudge, count: int, seed: int = 0, on_clips: Progress = lambda *_: None
 ) -> list[dict]:
-    """Loops of one event: whether the class is there, and the jump at the seam beside those at other places."""
-    scenes, detected, inner = SoundScenes("test", count, kinds=("event",)), {"loop": [], "generate": []}, []
-    seams = {"loop": [], "generate": []}
+    """Loops of one event: whether the class is there, and the step at the seam beside those within.
+
+    Trivial answer: a sound that `generate` makes, repeated.
+    """
+    scenes, ways = SoundScenes("test", count, kinds=("event",)), ("loop", "caption alone")
+    detected, seams, inner, clicks, jumping = ({way: [] for way in ways} for _ in range(5))
     for index in range(count):
-        item = scenes[index]
-        sounds = {"loop": model.loop(item["caption"], seed=seed),
-                  "generate": model.generate([item["caption"]], seed=seed)[0]}  # fmt: skip
-        for way, waveform in sounds.items():
-            detected[way].append(has(judge, waveform, item["labels"][0], 1))
-            seams[way].append(jump(model, waveform.roll(len(waveform) // 2), len(waveform) / 2 / RATE))
-        inner += [jump(model, sounds["loop"], place) for place in np.linspace(0.3, 2.2, 8)]
+        caption = scenes[index]["caption"]
+        results = model.loop(caption, seed=seed), model.generate([caption], seed=seed)[0]
+        for way, waveform in zip(ways, results, strict=True):
+            detected[way].append(has(judge, waveform, scenes[index]["labels"][0], 1))
+            turned = waveform.roll(len(waveform) // 2)  # its seam is in the middle
+            seams[way].append(jump(model, turned, len(turned) / 2 / RATE))
+            within = jumps(model, waveform)
+            inner[way].append(float(within.quantile(0.95)))
+            jumping[way].append(bool(seams[way][-1] <= within.max()))
+            clicks[way].append(bool((waveform[0] - waveform[-1]).abs() <= waveform.diff().abs().max()))
         on_clips("loop", index + 1, count)
-    return [*(row("loop", way, "class", values) for way, values in detected.items()),
-            *(row("loop", way, "log-mel jump at the seam", values) for way, values in seams.items()),
-            row("loop", "loop, at other places", "log-mel jump at the seam", inner)]  # fmt: skip
+    return [
+        *(row("loop", way, "class", values) for way, values in detected.items()),
+        *(row("loop", way, "log-mel jump at the seam", values) for way, values in seams.items()),
+        *(row("loop", way, "95 % of the jumps within", values) for way, values in inner.items()),
+        *(row("loop", way, "jump at the seam no larger than those within", values) for way, values in jumping.items()),
+        *(row("loop", way, "step at the seam no larger than those within", values) for way, values in clicks.items()),
+    ]
 
 
-TASKS = {"edit": measure_edit, "inpaint": measure_inpaint, "extend": measure_extend, "long": measure_long,
-         "loop": measure_loop}  # fmt: skip
+TASKS = {"edit": measure_edit, "inpaint": measure_inpaint, "extend": measure_extend, "upsample": measure_upsample,
+         "long": measure_long, "loop": measure_loop}  # fmt: skip

@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "stages": ["train_vae", "train_clap", "train_ldm", "train_hifigan"],
         "pipeline": ["train_stage"],
         "lora": ["train_lora"],
+        "distillation": ["train_student"],
         "muon": ["Muon"],
     },
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import Dataset
 
+from refined_ldm.clap import resample
 from refined_ldm.config import Config
 from refined_ldm.data.caches import CACHED_KEYS, cache_clips, cache_latents, encoded_at_once, of_before
 from refined_ldm.data.sources import open_recordings
@@ -117,6 +118,21 @@ def encode_clips(
         return Joined(*parts, WrittenClips(clips, model.config.more_captions))
     folder = Path(run_dir) / "embeddings-train"
     return Joined(*parts, cache_latents(folder, clips, None, model.clap.embed_text, made_of))
+
+
+class Resampled(Dataset):
+    """Clips at another sample rate, `sample_rate` of each item, so that a training step need not resample them."""
+
+    def __init__(self, clips: Dataset, sample_rate: int, wanted: int):
+        self.clips, self.sample_rate, self.wanted = clips, sample_rate, wanted
+
+    def __len__(self):
+        return len(self.clips)
+
+    def __getitem__(self, index):
+        item = self.clips[index]
+        waveform = resample(item["waveform"][None], self.sample_rate, self.wanted)[0]
+        return {**item, "waveform": waveform, "sample_rate": self.wanted}
 
 
 class Joined(Dataset):

@@ -106,8 +106,9 @@ class Learner:
                 clips = ", ".join(map(str, gather_object(list(batch.get("id", ())))))
                 raise FloatingPointError(f"the {self.name} {name} is {value} at step {index}, clips {clips}")
         del metrics["gradient"]
-        for optimizer in self.optimizers:
-            optimizer.step() if self.scaler is None else self.scaler.step(optimizer)  # the scaler skips overflows
+        if not overflow:  # GradScaler.step would skip it too, but wait for the device to say so
+            for optimizer in self.optimizers:
+                optimizer.step()
         if self.scaler is not None:
             self.scaler.update()
         if self.average is not None and not overflow:  # Karras et al. 2024: the horizon grows with the run

@@ -1,6 +1,9 @@
 """Training of a LoRA on one's own clips, with early stopping on clips that are held out.
 
-The run's folder gets lora.safetensors, the weights with the lowest held-out loss so far, and held-out.csv.
+Clips of what the model was trained on may be mixed in, so that it does not forget them (rehearsal, Robins 1995). The
+run's folder gets lora.safetensors, the weights with the lowest held-out loss so far, and held-out.csv.
+
+Notebook: 08
 """
 
 import csv
@@ -14,6 +17,7 @@ from torch.utils.data import Dataset, Subset
 
 from refined_ldm.config import Config, StageConfig
 from refined_ldm.data.batches import collate, loader
+from refined_ldm.data.caches import CACHED_KEYS, cache_clips
 from refined_ldm.durable.run_state import last_checkpoint, refuse_old
 from refined_ldm.files import atomic_write, check_folder
 from refined_ldm.integers import cast_numbers, whole_seed
@@ -28,6 +32,7 @@ LORA_FILE, HELD_OUT_FILE = "lora.safetensors", "held-out.csv"  # of a run
 DRAWS = 8  # noise levels at which each held-out clip is measured
 MOST = 64  # held-out clips that are measured
 FEWEST = 5  # clips; with fewer, none is held out
+KEPT = 64  # clips of the old data that are mixed in by default
 
 
 @dataclass(frozen=True)
@@ -40,12 +45,15 @@ class LoraTraining:
     warmup_steps: int = 20
     held_out: float = 0.2  # share of the clips, none of fewer than FEWEST
     evaluate_every: int = 20  # steps between evaluations on the held-out clips, each followed by a checkpoint
-    patience: int = 5  # evaluations without a lower loss until training stops
+    patience: int = 3  # evaluations without a lower loss until training stops
+    kept_share: float = 0.25  # share of the training clips from the old data, if there is any
 
     def __post_init__(self):
         cast_numbers(self)
         if not 0 <= self.held_out < 1:
             raise ValueError(f"held_out must be from 0 to below 1, got {self.held_out}")
+        if not 0 < self.kept_share < 1:
+            raise ValueError(f"kept_share must be between 0 and 1, got {self.kept_share}")
         if min(self.evaluate_every, self.patience) < 1:
             raise ValueError(
                 f"evaluate_every and patience must be positive, got {self.evaluate_every} and {self.patience}"
@@ -62,6 +70,7 @@ class LoraTraining:
             optimizer="adamw",
             lr_schedule="constant",
             ema_decay=0.0,
+            conditioner_dropout=0.0,
             disc_start=0,
             save_every=self.evaluate_every,
         )
@@ -89,13 +98,15 @@ def train_lora(
     resume: bool = False,
     on_clips: Callable[[int, int], None] | None = None,
     skip_bad: bool = False,
+    kept: Dataset | None = None,
 ) -> Iterator[Step]:
     """Train a LoRA of a trained model on the clips of `model.config.data`, and yield every Step.
 
     At the end the model has the LoRA of run_dir/lora.safetensors beside its U-Net: that of the step with the lowest
     held-out loss, or of the last step if no clip is held out. All other weights stay as they are.
 
-    on_clips: called with (clips done, clips in all) while the caches are filled.
+    on_clips: called with (clips done, clips in all) while the caches are filled. kept: captioned clips of what the
+    model was trained on, such as `SoundScenes("train", KEPT)`; they make up `training.kept_share` of the batches.
     Raises FileNotFoundError for missing recordings, FileExistsError for a finished run, ValueError for impossible
     settings, a run of another model or a model with LoRAs, ModuleNotFoundError without peft.
     """
@@ -115,8 +126,13 @@ def train_lora(
     with accelerator.main_process_first():  # the other processes then find the caches
         clips = cached_clips(model.config, run_dir, on_clips=on_clips, skip_bad=skip_bad)
         latents = encode_clips(model, clips, run_dir, on_clips)
-    train, held_out = split_clips(len(latents), training.held_out, seed)
-    losses = ldm_losses(model, settings)
+        train, held_out = split_clips(len(latents), training.held_out, seed)
+        learned = Subset(latents, train)
+        if kept is not None:
+            folder, made_of = run_dir / "kept", {"data": kept.fingerprint(), "kept": list(CACHED_KEYS)}
+            old = encode_clips(model, cache_clips(folder / "clips-train", kept, made_of, on_clips), folder, on_clips)
+            learned = Rehearsal(learned, old, training.kept_share, model.clap.embed_text([""])[0].detach().cpu())
+    losses = ldm_losses(model, settings, unconditional_probability=0)  # guidance must not lead away from the new clips
     known = last_checkpoint(run_dir / "checkpoints", "lora") if resume else None
     rows = _read_rows(run_dir, int(known.name.removeprefix("step-")) if known else -1)
 
@@ -130,7 +146,7 @@ def train_lora(
     steps = optimise(
         "lora",
         {"lora": (LoraUNet(model.unet, matrices), losses)},
-        loader(Subset(latents, train), settings.batch_size, seed),
+        loader(learned, settings.batch_size, seed),
         settings,
         seed,
         run_dir / "checkpoints",
@@ -149,6 +165,7 @@ def train_lora(
                         before, best = (rows[0][1], best_row(rows)[1]) if held_out else (None, None)
                         about = {"step": step.index, "clips": len(train), "held_out_loss": best}
                         about["held_out_loss_before"] = before  # of the model without the LoRA
+                        about["kept"] = 0 if kept is None else len(kept)
                         save_lora(file, matrices, config, loras.base, model.config.name, **about)
                 yield step  # the checkpoint is written after it
                 if _is_over(rows, training):
@@ -156,6 +173,29 @@ def train_lora(
     accelerator.wait_for_everyone()
     model.remove_loras()
     model.load_lora(file)
+
+
+class Rehearsal(Dataset):
+    """New clips, repeated, and old ones, which make up about `share` of the items; both as of `encode_clips`.
+
+    The empty caption, with the embedding `blank` (D,), is one more caption of the old clips: what the model makes
+    without a caption, which guidance leads away from, stays what it was.
+    """
+
+    def __init__(self, new: Dataset, old: Dataset, share: float, blank: torch.Tensor):
+        self.new, self.old, self.blank = new, old, blank
+        self.repeated = len(new) * max(1, round(len(old) * (1 - share) / (share * len(new))))
+        self.captions = max(len(new[0]["embeddings"]), len(old[0]["embeddings"]) + 1)
+
+    def __len__(self):
+        return self.repeated + len(self.old)
+
+    def __getitem__(self, index):
+        item = self.new[index % len(self.new)] if index < self.repeated else self.old[index - self.repeated]
+        embeddings = item["embeddings"]
+        if index >= self.repeated:
+            embeddings = torch.cat([embeddings, self.blank[None]])
+        return {**item, "embeddings": embeddings[torch.arange(self.captions) % len(embeddings)]}  # as many for each
 
 
 def split_clips(count: int, share: float, seed: int = 0) -> tuple[list[int], list[int]]:

@@ -38,7 +38,14 @@ from refined_ldm.published.hub import CONDITIONERS, fetch
 from refined_ldm.published.warm_start import find_named_files, is_model, keep_captions, load_named_parts, names_files
 from refined_ldm.text_to_audio import RefinedAudioLDM, part_path
 from refined_ldm.training.contrasts import train_audio_details, train_text_details
-from refined_ldm.training.inputs import LEFT_OUT, cached_clips, encode_clips, fit_caption_map, measure_latents
+from refined_ldm.training.inputs import (
+    LEFT_OUT,
+    Resampled,
+    cached_clips,
+    encode_clips,
+    fit_caption_map,
+    measure_latents,
+)
 from refined_ldm.training.loop import Step
 from refined_ldm.training.stages import stage_settings, train_clap, train_hifigan, train_ldm, train_vae
 from refined_ldm.vae import PatchDiscriminator
@@ -51,8 +58,8 @@ NEEDED = {  # parts, by stage
 }  # fmt: skip
 FITTED = 2000  # captions on which the new input layer of a published U-Net is fitted
 RUN = (  # names of the files in a run's folder
-    r"config\.yaml|checkpoints|discriminators|tokenizer|(clips|latents|sounds|embeddings)-.+|left-out\.txt|"
-    r"(vae|clap|ldm|hifigan)\.csv|.+\.safetensors"
+    r"config\.yaml|checkpoints|discriminators|tokenizer|(clips|latents|sounds|embeddings|trajectories)-.+|"
+    r"left-out\.txt|(vae|clap|ldm|hifigan|distill)\.csv|.+\.safetensors"
 )
 # the discriminators of a stage, below the folder of a run
 DISCRIMINATOR_FILES = {stage: f"discriminators/{stage}.safetensors" for stage in ("vae", "hifigan")}
@@ -274,7 +281,11 @@ def train_stage(
         yield from DETAILS[stage](model.clap, clips, settings, **shared)
         model.clap.stages = (*model.clap.stages, stage)
     else:
-        batches = loader(clips, settings.batch_size, seed, **feeding(model.device))
+        rates = config.mel.sample_rate, model.clap.config.sample_rate
+        resampled = stage == "clap" and rates[0] != rates[1]
+        batches = loader(
+            Resampled(clips, *rates) if resampled else clips, settings.batch_size, seed, **feeding(model.device)
+        )
         if stage == "vae":
             yield from train_vae(model, batches, discriminator=discriminators, **common)
         elif stage == "clap":

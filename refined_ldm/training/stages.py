@@ -112,14 +112,15 @@ def train_clap(
 ) -> Iterator[Step]:
     """Train `model.clap` with the contrastive loss and yield every Step.
 
-    Batches hold "waveform" (B, N) and "captions", of which one is drawn per clip. Raises as `optimise` does.
+    Batches hold "waveform" (B, N) and "captions", of which one is drawn per clip, and "sample_rate" in Hz if it is not
+    the model's (`inputs.Resampled`). Raises as `optimise` does.
 
     Notebook: 02
     """
-    rate = model.config.mel.sample_rate
 
     def losses(clap, batch, generator, index):
         captions = one_caption_each(batch["captions"], generator)
+        rate = batch["sample_rate"][0] if "sample_rate" in batch else model.config.mel.sample_rate
         audio, text = clap(batch["waveform"].to(model.device, non_blocking=True), rate, captions)
         audio, text = (_rows_of_all(rows, generator) for rows in (audio, text))  # each row is compared with all others
         return {"loss": contrastive_loss(audio, text, model.clap.logit_scale)}
@@ -152,9 +153,16 @@ def train_ldm(
     yield from optimise("ldm", networks, loader, settings, seed, run_dir, resume, accelerator, model.device)
 
 
-def ldm_losses(model: RefinedAudioLDM, settings: StageConfig) -> Callable[..., dict[str, torch.Tensor]]:
-    """Return the loss of the U-Net, as `Learner` takes it; batches as for `train_ldm`."""
-    config, schedule = model.config, model.schedule
+def ldm_losses(
+    model: RefinedAudioLDM, settings: StageConfig, unconditional_probability: float | None = None
+) -> Callable[..., dict[str, torch.Tensor]]:
+    """Return the loss of the U-Net, as `Learner` takes it; batches as for `train_ldm`.
+
+    unconditional_probability: of a clip without its caption, for guidance; None: the configuration's.
+    """
+    config, schedule, blank = model.config, model.schedule, unconditional_probability
+    blank = config.unconditional_probability if blank is None else blank
+    model.unet.gradient_checkpointing = settings.gradient_checkpointing
     samplers = {"stratified": stratified_timesteps, "uniform": uniform_timesteps, "noisy": noisy_timesteps}
     draw_timesteps = samplers[settings.timesteps]
     with torch.no_grad():
@@ -178,7 +186,7 @@ def ldm_losses(model: RefinedAudioLDM, settings: StageConfig) -> Callable[..., d
             c = torch.where(use_audio, audio.to(c, non_blocking=True), c)
         if settings.conditioner_dropout:
             c = drop_condition(c, unconditional, settings.conditioner_dropout, generator)
-        return drop_condition(c, unconditional, config.unconditional_probability, generator)
+        return drop_condition(c, unconditional, blank, generator)
 
     def losses(unet, batch, generator, index):
         with torch.no_grad():

@@ -2,14 +2,17 @@
 
 For a machine with one GPU. Sections run in the order below, the most valuable first, each within its own limit of
 seconds; after each the results so far are in gpu.json, so that nothing is lost when the time is over. docs/gpu.md is
-written from that file once it is copied to docs/gpu.json. `--small` turns all sizes down for a CPU.
+written from that file once it is copied to docs/gpu.json. `--small` turns all sizes down for a CPU. The last section
+trains in what time is left; `--only training` gives it all of it.
 """
 
 import argparse
 import json
+import math
 import os
 import platform
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,20 +29,23 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from refined_ldm.clap import Clap, ClapConfig
-from refined_ldm.config import Config, StageConfig, preset
+from refined_ldm.config import Config, StageConfig, load_config, preset
 from refined_ldm.data.batches import loader
 from refined_ldm.devices import HALF, allow_tf32, exact_float32, pick_accelerator, pick_device, synchronize
 from refined_ldm.discriminators import Discriminators
 from refined_ldm.files import atomic_write
 from refined_ldm.inference import optimize_for_inference
 from refined_ldm.text_to_audio import RefinedAudioLDM
-from refined_ldm.training.stages import TRAINERS, train_ldm
+from refined_ldm.training.pipeline import train_stage
+from refined_ldm.training.stages import TRAINERS
 from refined_ldm.vae import PatchDiscriminator, PatchDiscriminatorConfig
 from tests.support import small
 from tests.support.accelerators import forget_accelerators
 
 PEAK = 989e12  # a second: bfloat16 of an H100 SXM without sparsity, as its maker states
 CAPTION, SECONDS = "a dog barks twice", 480
+SAVED = 120  # seconds between two times that the training writes its weights
+ROOT = Path(__file__).parents[2]
 NOTEBOOKS = ("01", "02", "03", "04", "05", "06")
 
 
@@ -57,6 +63,7 @@ class Sizes:
     config: Config | None = None  # None: the published sizes, with the conditioner of `tiny`
     clap: ClapConfig | None = None  # None: the shipped one
     compiled: bool = True
+    trained: int | None = None  # steps and clips of the training at the end; None: those of launch/tiny_details.yaml
 
     def published(self, device: torch.device) -> RefinedAudioLDM:
         """The model of published size, with random weights."""
@@ -72,9 +79,18 @@ class Sizes:
         """The shipped model, or a small one."""
         return self.published(device) if self.config else RefinedAudioLDM.from_preset("tiny", device)
 
+    def details(self, folder: Path) -> Config:
+        """The settings of the training at the end; a small one starts from weights that are written to `folder`."""
+        if self.config is None:
+            return load_config(ROOT / "launch" / "tiny_details.yaml")
+        self.published(torch.device("cpu")).save(folder)
+        stage = replace(self.config.training["ldm"], max_steps=self.trained, save_every=1000)
+        training = self.config.training | {"ldm": stage}
+        return self.config.changed(training=training, clips=self.trained, seconds=1.28, start_from=str(folder))
+
 
 SMALL_CONFIG = small.config(vae_discriminator=PatchDiscriminatorConfig(8, 2))
-SMALL = Sizes(32, 2**12, (1, 2), 1, 2, 2, (), SMALL_CONFIG, small.CLAP, compiled=False)
+SMALL = Sizes(32, 2**12, (1, 2), 1, 2, 2, (), SMALL_CONFIG, small.CLAP, compiled=False, trained=8)
 
 
 @dataclass
@@ -84,6 +100,8 @@ class Machine:
     device: torch.device
     sizes: Sizes
     ends: float = field(default_factory=lambda: time.monotonic() + SECONDS)
+    out: Path = Path("runs/gpu")
+    section_ends: float = math.inf
 
     def seconds(self, call: Callable[[], object]) -> float:
         """Mean seconds of a call, after two that warm up."""
@@ -401,23 +419,42 @@ def notebooks(m: Machine) -> list[dict]:
     return rows
 
 
-@section(120)
+@section(480)
 def training(m: Machine) -> list[dict]:
-    """The U-Net of `tiny`, trained on random latents in the time that is left: steps a second."""
-    model = m.sizes.shipped(m.device)
-    settings = replace(model.config.training["ldm"], max_steps=10**6, warmup_steps=2)
-    data = _clips(m, model.config, "ldm", 4 * settings.batch_size)
-    model.config = model.config.changed(training=model.config.training | {"ldm": settings})
-    forget_accelerators()
-    accelerator, start, taken = pick_accelerator(m.device), time.perf_counter(), 0
-    lasts = min(100.0, max(1.0, m.ends - time.monotonic() - 5)) if m.device.type != "cpu" else 0.0
-    with closing(train_ldm(model, loader(data, settings.batch_size), accelerator=accelerator)) as steps:
+    """Training of the U-Net of launch/tiny_details.yaml from the shipped weights, as long as there is time.
+
+    Its learning rate falls to zero in any case, since the number of steps is chosen after 30 of them. The averaged
+    weights are written to OUT/ldm.safetensors every SAVED seconds and at the end.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        start, config = time.perf_counter(), m.sizes.details(Path(folder) / "start")
+        settings, run = config.training["ldm"], Path(folder) / "run"
+
+        def begin(**settings) -> tuple[RefinedAudioLDM, Iterator]:
+            forget_accelerators()
+            model = RefinedAudioLDM(config).to(m.device)
+            return model, train_stage(model, "ldm", run, **settings)
+
+        # the first run renders the clips and encodes them, and the second finds that done
+        with closing(begin(max_steps=10**6)[1]) as steps:
+            seconds = [step.seconds for step in islice(steps, 30)]
+        prepared, pace = time.perf_counter() - start, statistics.median(seconds)
+        left = 0.9 * (min(m.ends, m.section_ends) - time.monotonic())
+        count = max(2, min(settings.max_steps, int(left / pace)))
+        model, steps = begin(max_steps=count)
+        losses, written = [], time.monotonic()
         for step in steps:
-            taken = step.index
-            if time.perf_counter() - start > lasts:
-                break
-    spent = time.perf_counter() - start
-    return [{"batch": settings.batch_size, "steps": taken, "steps a second": round(taken / spent, 2)}]
+            losses.append(step.loss)
+            if step.index == count or time.monotonic() - written > SAVED:
+                with step.averaged():
+                    model.save_part("ldm", m.out, torch.float16)
+                written = time.monotonic()
+    some = max(1, count // 10)
+    means = (statistics.mean(part) for part in (losses[:some], losses[-some:]))
+    first, last = (round(mean, 5) for mean in means)
+    return [{"batch": settings.batch_size, "steps": count, "of": settings.max_steps, "ms a step": _three(1e3 * pace),
+             "clips": config.clips, "rendering and encoding, s": round(prepared, 1), "loss of the first tenth": first,
+             "of the last tenth": last}]  # fmt: skip
 
 
 def draw(rows: list[dict], path: Path) -> None:
@@ -454,14 +491,14 @@ def time_limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def measure(out: Path, m: Machine, names: list[str], on_line: Callable[[str], None] = print) -> dict:
-    """Run sections and write out/gpu.json after each -> its contents. A section that fails is recorded as failed."""
+def measure(m: Machine, names: list[str], on_line: Callable[[str], None] = print) -> dict:
+    """Run sections and write m.out/gpu.json after each -> its contents. A section that fails is recorded as failed."""
     cuda = m.device.type == "cuda"
     found = {
         "machine": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
         "torch": torch.__version__, "python": platform.python_version(), "cores": os.cpu_count(), "sections": {},
     }  # fmt: skip
-    out.mkdir(parents=True, exist_ok=True)
+    m.out.mkdir(parents=True, exist_ok=True)
     for name in names:
         function, limit = SECTIONS[name]
         start, left = time.perf_counter(), min(limit, m.ends - time.monotonic())
@@ -469,6 +506,7 @@ def measure(out: Path, m: Machine, names: list[str], on_line: Callable[[str], No
         if left < 1:
             result["failed"] = "no time was left"
         else:
+            m.section_ends = time.monotonic() + left
             try:
                 with time_limit(left):
                     result["rows"] = function(m)
@@ -476,10 +514,10 @@ def measure(out: Path, m: Machine, names: list[str], on_line: Callable[[str], No
                 result["failed"] = f"{type(fault).__name__}: {fault}"[:300]
         result["seconds"] = round(time.perf_counter() - start, 1)
         found["sections"][name] = result
-        with atomic_write(out / "gpu.json") as path:
+        with atomic_write(m.out / "gpu.json") as path:
             path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         if name == "unet" and result["rows"] and find_spec("matplotlib"):
-            draw(result["rows"], out / "gpu_unet.png")
+            draw(result["rows"], m.out / "gpu_unet.png")
         on_line(f"{name}, {result['seconds']} s{': ' + result['failed'] if 'failed' in result else ''}")
         for row in result["rows"]:
             on_line("  " + ", ".join(f"{k} {v}" for k, v in row.items()))
@@ -495,8 +533,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--small", action="store_true", help="turn all sizes down, for a CPU")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION")
     o = parser.parse_args(arguments)
-    machine = Machine(pick_device(o.device), SMALL if o.small else Sizes(), time.monotonic() + o.seconds)
-    found = measure(o.out, machine, o.only)
+    machine = Machine(pick_device(o.device), SMALL if o.small else Sizes(), time.monotonic() + o.seconds, o.out)
+    found = measure(machine, o.only)
     return int(any("failed" in result for result in found["sections"].values()))
 
 

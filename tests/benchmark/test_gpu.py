@@ -2,8 +2,10 @@
 
 import json
 import re
+import statistics
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -29,6 +31,8 @@ def test_every_section_runs_on_the_cpu_and_is_written(tmp_path, capsys):
     assert [row["met"] for row in sections["resumed"]["rows"]] == [True] * 4
     exact, *_, twice, mel = (row["error"] for row in sections["against_cpu"]["rows"])
     assert exact == twice == mel == 0  # the CPU beside itself
+    (trained,) = sections["training"]["rows"]
+    assert trained["steps"] == trained["of"] == 8 and (tmp_path / "ldm.safetensors").is_file()
     for row in sections["unet"]["rows"]:
         parts = sum(value for name, value in row.items() if name.endswith(", ms") and name != "whole step, ms")
         assert 0 < row["whole step, ms"] <= parts * 1.05
@@ -40,13 +44,24 @@ def test_a_section_that_fails_or_lasts_too_long_does_not_cost_the_others(tmp_pat
 
     sections = {"fails": (fails, 5), "sleeps": (lambda m: time.sleep(20), 1), "works": (lambda m: [{"a": 1}], 5)}
     monkeypatch.setattr(gpu, "SECTIONS", sections)
-    machine = gpu.Machine(torch.device("cpu"), gpu.SMALL)
-    found = gpu.measure(tmp_path, machine, list(sections), on_line=lambda line: None)["sections"]
+    machine = gpu.Machine(torch.device("cpu"), gpu.SMALL, out=tmp_path)
+    found = gpu.measure(machine, list(sections), on_line=lambda line: None)["sections"]
     assert "too large" in found["fails"]["failed"] and "stopped after 1 s" in found["sleeps"]["failed"]
     assert found["works"]["rows"] == [{"a": 1}] and json.loads((tmp_path / "gpu.json").read_text())["sections"] == found
     machine.ends = 0.0
-    found = gpu.measure(tmp_path, machine, ["works"], on_line=lambda line: None)["sections"]
+    found = gpu.measure(machine, ["works"], on_line=lambda line: None)["sections"]
     assert found["works"]["failed"] == "no time was left"
+
+
+def test_the_training_is_that_of_the_shipped_weights_and_fits_the_time(tmp_path, monkeypatch):
+    config = gpu.Sizes().details(tmp_path)
+    assert config.start_from and config.training["ldm"].max_steps > 1000 and (ROOT / config.start_from).is_dir()
+    slow = SimpleNamespace(median=lambda seconds: 100.0, mean=statistics.mean)
+    monkeypatch.setattr(gpu, "statistics", slow), monkeypatch.setattr(gpu, "SAVED", 0)
+    machine = gpu.Machine(torch.device("cpu"), gpu.SMALL, time.monotonic() + 500, tmp_path)
+    found = gpu.measure(machine, ["training"], on_line=lambda line: None)["sections"]["training"]
+    assert "failed" not in found and 2 <= found["rows"][0]["steps"] <= 4 < found["rows"][0]["of"]
+    assert (tmp_path / "ldm.safetensors").is_file()
 
 
 def test_the_page_has_a_place_for_every_section():

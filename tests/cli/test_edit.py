@@ -23,6 +23,7 @@ def place(tmp_path, monkeypatch):
     save_audio(tmp_path / "low.wav", noise, 8000)
     soundfile.write(tmp_path / "stereo.wav", torch.stack([noise, noise], 1).numpy(), 44_100)
     save_audio(tmp_path / "silent.wav", torch.zeros(5120))
+    soundfile.write(tmp_path / "empty.wav", torch.zeros(0).numpy(), 16_000)
     (tmp_path / "notes.wav").write_text("no sound")
     return tmp_path
 
@@ -31,6 +32,7 @@ COMMON = ["--checkpoint", "checkpoint", "--out", "o", "--device", "cpu", "--step
 COMMANDS = {
     "sound-edit-7": (["edit", "sound.wav", "rain", "--strength", 0.6], 5120),
     "sound-edit-7, inverted": (["edit", "sound.wav", "rain", "--method", "inversion", "--source", "wind"], 5120),
+    "sound-edit-7, localised": (["edit", "sound.wav", "rain", "--method", "diffedit", "--source", "wind"], 5120),
     "sound-inpaint-7": (["inpaint", "sound.wav", "rain", "--start", 0.1, "--end", 0.2, "--candidates", 2], 5120),
     "sound-inpaint-7, in a band": (["inpaint", "sound.wav", "rain", "--band", 2000, 4000], 5120),
     "stereo-inpaint-7": (["inpaint", "stereo.wav", "rain", "--end", 0.05, "--negative", "wind"], 1858),
@@ -67,9 +69,11 @@ def test_what_is_kept_is_kept_and_the_picture_shows_both(place, capsys):
 
 @pytest.mark.parametrize("arguments, message", [
     (["edit", "nowhere.wav", "rain"], "nowhere.wav: no such sound file"),
-    (["edit", "notes.wav", "rain"], "notes.wav"), (["edit", "silent.wav", "rain"], "waveform is silent"),
+    (["edit", "notes.wav", "rain"], "notes.wav"), (["edit", "empty.wav", "rain"], "the file holds no samples"),
+    (["edit", "silent.wav", "rain"], "waveform is silent"),
     (["edit", "sound.wav", "rain", "--strength", "1.5"], "--strength must be"),
     (["edit", "sound.wav", "rain", "--strength", "nan"], "--strength must be"),
+    (["edit", "sound.wav", "rain", "--method", "diffedit", "--source", "rain"], "source_caption must differ"),
     (["inpaint", "sound.wav", "rain"], "say what to redraw"),
     (["inpaint", "sound.wav", "rain", "--start", "1"], "start and end must lie within the sound, 0 to 0.32 s"),
     (["inpaint", "sound.wav", "rain", "--band", "4000", "2000"], "band must be"),
@@ -117,12 +121,13 @@ def test_a_task_that_the_figure_does_not_show_is_measured_alone(tmp_path, monkey
     monkeypatch.setattr(RefinedAudioLDM, "from_preset", lambda name: None)  # nothing is generated
     monkeypatch.setattr(measure_edits.DetailJudge, "load", lambda: None)
     monkeypatch.setattr(measure_edits, "optimize_for_inference", lambda *_: None)
+    monkeypatch.setattr(measure_edits, "weights_digest", lambda _: "abc")
     found = {"task": "loop", "method": "loop", "strength": None, "measure": "step", "value": 1.0, "clips": 1}
     monkeypatch.setitem(measure_edits.TASKS, "loop", lambda *_, **__: [found])
     with pytest.raises(SystemExit, match="no table .*edits.csv: measure it first"):
         measure_edits.main(["2", "figure"])
     measure_edits.main(["2", "loop"])
-    assert (tmp_path / "figures/data/edits.csv").read_text().splitlines()[1] == "loop,loop,,step,1.0,1"
+    assert (tmp_path / "figures/data/edits.csv").read_text().splitlines()[1] == "loop,loop,,step,1.0,1,abc"
     assert not (tmp_path / "figures/edits.png").exists()
 
 

@@ -7,6 +7,8 @@ import torch
 
 from refined_ldm.audio import save_audio
 from refined_ldm.cli.arguments import lora
+from refined_ldm.lora import read_lora
+from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.training.lora import LoraTraining
 from tests.support import small
 from tests.support.shell import run
@@ -25,7 +27,8 @@ def bells(tmp_path, monkeypatch):
 
 
 def train(capsys, *arguments):
-    return run(capsys, "train", "--lora", 2, "--from", "model", "--data", "bells", "--run", "run", *arguments)
+    usual = ("--lora", 2, "--from", "model", "--data", "bells", "--run", "run", "--keep", "none")
+    return run(capsys, "train", *usual, *arguments)
 
 
 def sound(capsys, out, *arguments):
@@ -60,10 +63,33 @@ def test_recordings_that_are_left_out_are_counted(bells, capsys):
     (["--stage", "ldm"], "--stage does not go with --lora"),
     (["--data", ""], "--lora learns from recordings: give their folder or table with --data"),
     (["--resume"], "no run at run that could go on"),
+    (["--keep", "gone"], "no recordings at gone"),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused_in_one_line(bells, capsys, arguments, message):
     status, printed, errors = train(capsys, *arguments, "--device", "cpu")
     assert (status, printed, len(errors)) == (2, [], 1) and message in errors[0]
+
+
+def test_old_recordings_are_kept(bells, capsys):
+    assert train(capsys, "--max-steps", 1, "--device", "cpu", "--keep", "bells")[0] == 0
+    assert read_lora("run/lora.safetensors")[1]["kept"] == 6
+
+
+def test_the_unet_is_trained_as_a_whole_from_a_run_and_a_lora_of_that_belongs_to_it_alone(bells, capsys):
+    """The run's own configuration is used; the other parts stay as they are."""
+    arguments = ["--from", "model", "--data", "bells", "--max-steps", 2, "--device", "cpu"]
+    status, printed, errors = run(capsys, "train", *arguments, "--run", "whole", "--keep", "bells")
+    assert (status, printed, errors) == (2, [], ["refined-ldm train: --keep goes with --lora"])
+    status, printed, errors = run(capsys, "train", *arguments, "--run", "whole")
+    assert status == 0 and printed[-1].startswith("ldm: 2 steps"), errors
+    before, after = RefinedAudioLDM.load("model"), RefinedAudioLDM.load("whole")
+    assert after.config.unet == before.config.unet and after.config.data == "bells"
+    assert not torch.equal(before.unet.conv_in.weight, after.unet.conv_in.weight)
+    assert torch.equal(before.vae.decoder.conv_in.weight, after.vae.decoder.conv_in.weight)
+    assert train(capsys, "--from", "whole", "--max-steps", 1, "--device", "cpu")[0] == 0  # the last --from counts
+    after.load_lora("run/lora.safetensors")
+    with pytest.raises(ValueError, match="is a LoRA of another model"):
+        before.load_lora("run/lora.safetensors")
 
 
 def test_a_lora_of_another_model_is_refused_in_one_line(bells, capsys):

@@ -3,7 +3,9 @@ import math
 import pytest
 import torch
 
+from refined_ldm import editing
 from refined_ldm.audio import save_audio
+from refined_ldm.editing import WIDENED, differing_stretch, read_sound
 from refined_ldm.windows import FADE
 from tests.support import small
 from tests.support.tones import sine
@@ -53,6 +55,38 @@ def test_inversion_replays_the_sound_without_guidance_under_the_same_caption(mod
     replayed = model.edit(sound, "rain", **settings)
     torch.testing.assert_close(replayed, reconstruction(model, sound), atol=1e-3, rtol=0)
     assert (model.edit(sound, "a dog barks", **settings) - replayed).abs().max() > 1e-3
+
+
+def localised(model, monkeypatch, first, last):
+    """Let the predictions depend on the caption in latent frames `first` to `last` alone, of one window of 24."""
+
+    def denoise(z_t, t, embedding):
+        eps = 0.5 * z_t
+        eps[:, :, first:last] += embedding[:, :1, None, None]
+        return eps
+
+    monkeypatch.setattr(model, "denoise", denoise)
+    monkeypatch.setattr(editing, "trained_frames", lambda model: 24)
+
+
+def test_diffedit_finds_where_the_captions_differ_and_keeps_the_rest(model, monkeypatch):
+    waveform = torch.cat([clip["waveform"] for clip in small.clips(3)])  # 24 latent frames of 40 ms
+    localised(model, monkeypatch, 9, 14)
+    sound = read_sound(model, waveform, None)
+    assert differing_stretch(model, sound, "a dog barks", "rain") == ((9 - WIDENED) * 640, (14 + WIDENED) * 640)
+    for strength in (0.4, 1.0):
+        edited = model.edit(waveform, "a dog barks", strength, "diffedit", "rain", steps=5)
+        changed = (edited - waveform).abs() > 0
+        assert not changed[: (9 - WIDENED) * 640].any() and not changed[(14 + WIDENED) * 640 :].any()
+        assert changed[9 * 640 : 14 * 640].float().mean() > 0.9
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.6])
+def test_diffedit_of_a_whole_sound_is_inversion(model, sound, monkeypatch, strength):
+    monkeypatch.setattr(editing, "differing_stretch", lambda *_: (0, len(sound)))
+    methods = "diffedit", "inversion"
+    edited, inverted = (model.edit(sound, "a dog barks", strength, m, "rain", seed=3, steps=5) for m in methods)
+    torch.testing.assert_close(edited, inverted, atol=1e-5, rtol=0)
 
 
 def test_an_edit_depends_on_seed_and_caption_alone(model, sound):
@@ -146,7 +180,8 @@ def test_unusable_sounds_are_refused(model, function, waveform, message):
     (lambda m, w: m.edit(w, "rain", 1.1), "strength must be between 0, which keeps the sound, and 1, got 1.1"),
     (lambda m, w: m.edit(w, "rain", math.nan), "strength must be"),
     (lambda m, w: m.variations(w, strength=-0.1), "strength must be"),
-    (lambda m, w: m.edit(w, "rain", method="magic"), "method must be sdedit or inversion"),
+    (lambda m, w: m.edit(w, "rain", method="magic"), "method must be one of sdedit, inversion, diffedit"),
+    (lambda m, w: m.edit(w, "rain", method="diffedit", source_caption=" rain"), "source_caption must differ"),
     (lambda m, w: m.edit(w, "rain", sample_rate=3), "sample_rate"),
     (lambda m, w: m.inpaint(w, "rain"), "say what to redraw"),
     (lambda m, w: m.inpaint(w, "rain", 0.2, 0.1), "start and end must lie within the sound, 0 to 0.32 s"),
@@ -189,6 +224,7 @@ def test_what_is_kept_survives_a_wav_file(model, sound, tmp_path):
 
 @pytest.mark.parametrize("strength, method, counts", [
     (0.5, "sdedit", range(6, 11)), (0.2, "inversion", (*range(1, 11), 9, 10)),
+    (0.2, "diffedit", (*range(1, 11), 9, 10)),
 ])  # fmt: skip
 def test_progress_counts_the_steps_that_are_taken(model, sound, strength, method, counts):
     seen = []

@@ -141,6 +141,20 @@ def condition(B=3, tokens=3):
 
 
 @torch.no_grad()
+def test_gradient_checkpointing_computes_blocks_twice_and_changes_no_gradient():
+    def gradients(unet):
+        calls = []
+        unet.middle[0].register_forward_pre_hook(lambda *_: calls.append(1))
+        unet(*unet_inputs()).square().mean().backward()
+        return len(calls), [p.grad for p in unet.parameters()]
+
+    plain, again = awake(small()), awake(small())
+    again.gradient_checkpointing = True
+    (once, expected), (twice, found) = gradients(plain), gradients(again)
+    assert (once, twice) == (1, 2)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def test_token_states_count_in_any_position_and_padding_does_not():
     unet, (latent, timestep, _) = with_cross_attention(), unet_inputs()
     full, two = unet(latent, timestep, condition()), unet(latent, timestep, condition(tokens=2))

@@ -8,7 +8,7 @@ from safetensors import safe_open
 from torch import nn
 
 from refined_ldm.vae import VAEConfig
-from refined_ldm.weights import load_into, read_weights, save_weights
+from refined_ldm.weights import load_into, read_weights, rounded, save_weights
 
 
 @pytest.fixture
@@ -39,6 +39,28 @@ def test_half_precision_on_disk_is_float32_in_memory(module, tmp_path):
     assert state["1.num_batches_tracked"].dtype == torch.int64
     torch.testing.assert_close(state["0.weight"], module[0].weight.detach(), atol=1e-3, rtol=1e-3)
     assert not torch.equal(state["0.weight"], module[0].weight)
+
+
+def test_8_bits_are_a_step_for_each_row(tmp_path):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    with torch.no_grad():
+        module[0].weight[0] *= 1e-3
+        module[0].weight[1] = 0
+    path = tmp_path / "model.safetensors"
+    save_weights(path, module, dtype=torch.int8)
+    with safe_open(path, framework="pt") as file:
+        assert file.get_tensor("0.weight").dtype == torch.int8
+        assert file.get_tensor("0.bias").dtype == torch.float16
+    state, _ = read_weights(path)
+    weight = module[0].weight.detach()
+    step = weight.flatten(1).abs().amax(1) / 127
+    assert ((state["0.weight"] - weight).flatten(1).abs().amax(1) <= 0.5 * step + 1e-9).all()
+    assert state.keys() == module.state_dict().keys() and state["1.num_batches_tracked"].dtype == torch.int64
+    found = rounded(module.state_dict(), torch.int8)
+    assert found.keys() == state.keys() and all(torch.equal(found[name], state[name]) for name in state)
+    save_weights(path, found, dtype=torch.int8)  # and again: the same numbers
+    assert torch.allclose(read_weights(path)[0]["0.weight"], state["0.weight"], atol=1e-7)
 
 
 @pytest.mark.parametrize("largest", [7, 2**15 - 1, 2**15, 2**40])

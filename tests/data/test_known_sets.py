@@ -170,6 +170,9 @@ def test_wavcaps_parts_that_number_sounds_alike_are_kept_apart(tmp_path):
     for recording in dataset.recordings:
         assert recording.captions == (f"A sound of {recording.split}.",) and recording.split in recording.id
     assert len(dataset.left_out) == 4
+    earlier = tmp_path / "json_files/SoundBible/sb_final.json"  # the first lists were arrays
+    earlier.write_text(json.dumps(json.loads(earlier.read_text())["data"]))
+    assert said(CaptionedAudio.open("wavcaps", tmp_path)) == said(dataset)
     (tmp_path / "json_files/FreeSound/fsd_final.json").write_text("[1]")
     with pytest.raises(ValueError, match="fsd_final.json: not in the form of WavCaps's lists"):
         CaptionedAudio.open("wavcaps", tmp_path)

@@ -2,6 +2,7 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 
 from refined_ldm import display
 from refined_ldm.training.loop import Step
@@ -40,3 +41,16 @@ def test_labels_stand_at_the_ends_of_their_lines_and_do_not_overlap():
     top = ax.transAxes.inverted().transform(ax.transData.transform((1, 3.0)))
     np.testing.assert_allclose(places["line 2"], top[1])
     assert [text.get_color() for text in ax.texts] == [line.get_color() for line in ax.lines[:3]]
+
+
+def test_edits_are_drawn_from_their_weakest_to_their_strongest_with_intervals():
+    shares = {("SDEdit", 0.6): (0.2, 1.0), ("SDEdit", 0.8): (0.5, 2.0), ("input unchanged", np.nan): (0.0, 0.0)}
+    table = pd.DataFrame([
+        {"method": method, "strength": strength, "measure": measure, "value": v, "low": v - 0.1, "high": v + 0.2}
+        for (method, strength), values in shares.items()
+        for measure, v in zip(("new event", "log-mel L1 of the kept stretch"), values, strict=True)
+    ])  # fmt: skip
+    ax = display.plot_edits(table, plt.figure().subplots())
+    np.testing.assert_allclose(ax.lines[0].get_xydata(), [(1.0, 0.2), (2.0, 0.5)])
+    np.testing.assert_allclose([end[:, 1] for end in ax.collections[0].get_segments()], [(0.1, 0.4), (0.4, 0.7)])
+    assert [text.get_text() for text in ax.texts] == ["0.6", "0.8", "SDEdit", "input unchanged"]

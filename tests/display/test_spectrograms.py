@@ -38,3 +38,14 @@ def test_a_batch_shares_one_colour_scale_and_has_no_empty_axes():
     assert len({ax.images[0].get_clim() for ax in drawn}) == 1
     with pytest.raises(ValueError, match="plot_mels draws several"):
         display.plot_mel(mels)
+
+
+def test_a_stretch_is_framed_at_its_seconds_and_at_the_ticks_of_its_band():
+    ax = display.plot_mel(MelSpectrogram()(sine(440))[:, :, :64])
+    display.mark_stretch(ax, (0.1, 0.3), (1000, 4000))
+    display.mark_stretch(ax, (0.2, 0.4))
+    framed, whole = ax.patches
+    tick = dict(zip([t.get_text() for t in ax.get_yticklabels()], ax.get_yticks(), strict=True))
+    assert (framed.get_x(), framed.get_width()) == pytest.approx((0.1, 0.2))
+    assert (framed.get_y(), framed.get_y() + framed.get_height()) == pytest.approx((tick["1k"], tick["4k"]))
+    assert (whole.get_y(), whole.get_height()) == (-0.5, 64)

@@ -31,9 +31,13 @@ def test_explore_starts_at_the_defaults_and_does_without_ipywidgets(shown, monke
         assert screen.outputs[0]["text"] == "320 hann\n"
         window.value = "box"
         assert screen.outputs[0]["text"] == "no box\n"
+        display.explore(lambda stretch: print(stretch), stretch=((0.0, 2.0, 0.5), (0.5, 1.0)))
+        stretch, screen = shown[1].children
+        stretch.value = (1.0, 1.5)
+        assert screen.outputs[0]["text"] == "(1.0, 1.5)\n" and (stretch.min, stretch.max) == (0, 2)
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
     display.explore(f, hop=(40, 320, 40))
-    assert "need ipywidgets" in capsys.readouterr().out and len(shown) == 1
+    assert "need ipywidgets" in capsys.readouterr().out and len(shown) == 2
 
 
 def test_what_is_not_as_expected_is_printed_and_nothing_stops(capsys):

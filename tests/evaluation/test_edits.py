@@ -4,7 +4,7 @@ import torch
 
 from refined_ldm.evaluation import edits
 from refined_ldm.evaluation.detail_judge import DetailJudge
-from refined_ldm.evaluation.edits import TASKS, counterfactuals, has, jump, row
+from refined_ldm.evaluation.edits import CUTOFF, TASKS, counterfactuals, has, jump, overlap, row
 from refined_ldm.text_to_audio import RefinedAudioLDM
 
 WHOLE = 40_960  # samples of a scene
@@ -27,6 +27,11 @@ def test_the_judge_tells_a_scene_from_its_counterfactual(judge, pairs):
         assert has(judge, before["waveform"], before["labels"][0])
 
 
+def test_overlaps():
+    assert overlap((0, 4), (0, 4)) == 1 and overlap((0, 4), (4, 8)) == 0 == overlap((0, 1), (3, 4))
+    assert overlap((0, 4), (2, 6)) == pytest.approx(1 / 3) == overlap((2, 6), (0, 4))
+
+
 def test_rows_of_shares_and_of_means():
     assert row("a", "b", "c", [True, True, False, True], 0.5) | {"low": 0, "high": 0} == {
         "task": "a", "method": "b", "strength": 0.5, "measure": "c", "value": 0.75, "low": 0, "high": 0, "clips": 4,
@@ -47,7 +52,8 @@ class Perfect:
     """A model whose every result is the rendered answer."""
 
     def __init__(self, pairs):
-        self.mel = RefinedAudioLDM.from_preset("tiny").mel
+        whole = RefinedAudioLDM.from_preset("tiny")
+        self.mel, self.config = whole.mel, whole.config
         self.answers = {after["caption"]: after["waveform"] for _, after, _ in pairs}
 
     def generate(self, captions, seed):
@@ -59,8 +65,68 @@ class Perfect:
     inpaint = edit
 
 
+class Trivial:
+    """A model that returns its input, repeats it, or makes silence with a click in it."""
+
+    config = RefinedAudioLDM.from_preset("tiny").config
+
+    def __init__(self):
+        self.mel = RefinedAudioLDM.from_preset("tiny").mel
+
+    def generate(self, captions, seed):
+        return torch.zeros(len(captions), WHOLE).index_fill_(1, torch.tensor([0]), 0.5)
+
+    def loop(self, caption, seed):
+        return self.generate([caption], seed)[0]
+
+    def extend(self, waveform, caption, seconds, seed):
+        return waveform.repeat(2)
+
+    def inpaint(self, waveform, *arguments, **settings):
+        return waveform
+
+    super_resolve = inpaint
+
+
+def of(task, judge, count=2):
+    """{(method, measure): value} of a task that is measured with `Trivial`."""
+    return {(r["method"], r["measure"]): r["value"] for r in TASKS[task](Trivial(), judge, count)}
+
+
+def test_an_unchanged_gap_is_outside_the_mask_itself_and_lacks_the_event(judge):
+    value = of("inpaint", judge)
+    for measure in ("missing event", "largest difference outside the mask", "log-mel jump at the seam"):
+        assert value["inpainting", measure] == value["input unchanged", measure]
+    assert value["inpainting", "missing event"] == 0 == value["inpainting", "largest difference outside the mask"]
+    assert (
+        value["rendered", "missing event"] == 1 and value["caption alone", "largest difference outside the mask"] > 0.1
+    )
+
+
+def test_a_repeated_sound_goes_on_and_silence_with_a_click_joins_badly(judge):
+    value = of("extend", judge)
+    assert value["extend", "same class in the new half"] == value["input repeated", "same class in the new half"] > 0
+    assert value["caption alone", "log-mel jump at the join"] > value["input repeated", "log-mel jump at the join"]
+
+
+def test_a_click_at_a_loops_seam_is_a_larger_step_than_those_within(judge):
+    value = of("loop", judge)
+    assert value["loop", "log-mel jump at the seam"] > 0
+    assert value["loop", "step at the seam no larger than those within"] == 1  # the click itself is within
+    turned = Trivial().loop("", 0).roll(WHOLE // 2)
+    assert value["loop", "log-mel jump at the seam"] == pytest.approx(jump(Trivial(), turned, WHOLE / 2 / 16_000))
+
+
+def test_a_sound_without_high_frequencies_lacks_them_and_is_unchanged_below(judge):
+    value = of("upsample", judge)
+    above, below = f"log-mel L1 above {CUTOFF} Hz", f"relative change below {CUTOFF} Hz"
+    assert value["rendered", above] == 0 < value["input unchanged", above] == value["super-resolution", above]
+    assert value["rendered", below] < 1e-3 > value["super-resolution", below] < value["caption alone", below]
+
+
 def test_the_right_answer_scores_as_the_rendered_one_and_the_input_as_nothing(judge, pairs, monkeypatch):
     monkeypatch.setattr(edits, "counterfactuals", lambda count: pairs)
+    monkeypatch.setattr(edits, "differing_stretch", lambda model, sound, *_: (0, len(sound.waveform)))
     done = []
     rows = TASKS["edit"](Perfect(pairs), judge, len(pairs), on_clips=lambda *step: done.append(step))
     value = {(r["method"], r["strength"], r["measure"]): r["value"] for r in rows}
@@ -68,4 +134,5 @@ def test_the_right_answer_scores_as_the_rendered_one_and_the_input_as_nothing(ju
         assert value["SDEdit", 0.6, measure] == value["rendered", None, measure]
     assert value["rendered", None, "new event"] == 1 and value["input unchanged", None, "new event"] == 0
     assert value["rendered", None, "log-mel L1 of the kept stretch"] == pytest.approx(0, abs=1e-3)
+    assert 0.2 < value["DiffEdit", 0.9, "overlap of its stretch with the exchanged events"] < 0.8
     assert done[-1] == ("edit", 6, 6) and np.isfinite([r["value"] for r in rows]).all()

@@ -8,6 +8,9 @@ import torch
 from refined_ldm.clap import Clap
 from refined_ldm.evaluation.adherence import evaluate_copied, evaluate_generated, fit_probe, rendered_clips
 from refined_ldm.evaluation.budget import error_budget
+from refined_ldm.evaluation.detail_judge import DetailJudge, JudgeConfig
+from refined_ldm.evaluation.details import judge_details, select_scenes, twin_choices
+from refined_ldm.evaluation.edits import TASKS
 from refined_ldm.evaluation.embeddings.registry import Embedding
 from refined_ldm.evaluation.folders import _embed
 from refined_ldm.evaluation.metrics import frechet_distance
@@ -48,3 +51,33 @@ def test_judges_probes_and_the_error_budget(kind, monkeypatch, tmp_path):
         embedder = Embedding("small", "", 16_000, lambda waveform: (judge(waveform, 16_000), None))
         monkeypatch.setattr("refined_ldm.evaluation.folders._load", lambda *given: recordings[:1])
         assert _embed([tmp_path / "a.wav"], tmp_path, embedder, None, lambda: None).stacked().shape == (1, 12)
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return select_scenes(1)[:3]
+
+
+@DEVICES
+def test_the_judge_of_details_answers_as_on_the_cpu(kind, scenes, monkeypatch):
+    model, judge = small.awake_model(monkeypatch, seconds=2.56), DetailJudge(JudgeConfig((4, 4, 4, 4), 8)).eval()
+    captions, waveforms = [s.caption for s in scenes], torch.stack([s.item["waveform"] for s in scenes])
+    expected, choices = judge_details(judge, waveforms, captions), twin_choices(model.clap, scenes)
+    with pretend(kind):
+        judge.to(kind), model.to(kind)
+        for place in ("cpu", kind):  # rendered sounds, and those of a model
+            found = judge_details(judge, waveforms.to(place), captions)
+            assert found.by_class == expected.by_class and abs(found.logits - expected.logits).max() < 1e-4
+        assert twin_choices(model.clap, scenes) == choices
+
+
+@pytest.mark.parametrize("task", ["edit", "inpaint", "extend", "loop"])
+def test_edits_are_measured_with_a_judge_on_the_cpu_or_the_device(task, monkeypatch):
+    model, judge = small.awake_model(monkeypatch, seconds=2.56, steps=2), DetailJudge(JudgeConfig((4, 4, 4, 4), 8))
+    settings = {"inversion_steps": 2} if task == "edit" else {}
+    with pretend("cuda"):
+        model.to("cuda")
+        rows = TASKS[task](model, judge.eval(), 1, **settings)
+        if task == "loop":
+            assert TASKS[task](model, judge.to("cuda"), 1, **settings) == rows
+    assert all(row["task"] == task and row["clips"] >= 1 for row in rows)

@@ -1,6 +1,8 @@
 """What the repository promises of itself: its dependencies, its tested set, notebooks that know where it lives."""
 
 import ast
+import importlib.metadata
+import importlib.util
 import subprocess
 import sys
 import tomllib
@@ -74,6 +76,24 @@ def test_a_notebook_has_the_badge_and_bootstrap_of_the_one_setting(path):
     before = [cell.source for cell in notebook.cells]
     badges.point_notebook(notebook, path.name, PROJECT["tool"]["refined-ldm"]["repository"])
     assert [cell.source for cell in notebook.cells] == before, "run `make badges`"
+
+
+def test_the_first_code_cell_on_colab_installs_the_package_and_keeps_numpy_and_torch(tmp_path, monkeypatch):
+    """On an image with numpy and torch, a build for its own CUDA, and without the package."""
+    versions, done, there = {"numpy": "2.0.2", "torch": "2.9.0+cu126"}, [], importlib.util.find_spec
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(importlib.metadata, "version", versions.__getitem__)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "refined_ldm" else there(name))
+    monkeypatch.setattr(subprocess, "run", lambda command, check: done.append(command[1:]))
+    exec(badges.BOOTSTRAP.format(repository="owner/name"), {})
+    kept = (tmp_path / "kept.txt").read_text().splitlines()
+    assert kept == ["numpy==2.0.2", "torch==2.9.0+cu126"]
+    pip = ["-m", "pip", "install", "--quiet"]
+    package = "refined-audio-ldm @ git+https://github.com/owner/name"
+    assert done == [[*pip, "--constraint", "kept.txt", package], [*pip, "--no-deps", "aisfx==0.1.2"]]
+    for requirement in map(Requirement, PROJECT["project"]["dependencies"]):
+        if requirement.name in versions:  # pip would refuse the package if what is kept did not do
+            assert requirement.specifier.contains(versions[requirement.name])
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)

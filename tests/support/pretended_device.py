@@ -259,7 +259,8 @@ def pretend(type="cuda", capability=(9, 0), strict=True):
                "get_device_name": "pretended", "get_device_capability": capability, "get_device_properties": about,
                "get_rng_state": torch.ByteTensor(16), "memory_allocated": 0, "max_memory_allocated": 0}  # fmt: skip
     patches = [(torch.UntypedStorage, "clone", clone_tagged), (torch.autocast, "__init__", autocast_on_cpu),
-               (torch.autocast, "__exit__", autocast_ends), (torch._C, grouped.__name__, group_by_tag)]  # fmt: skip
+               (torch.autocast, "__exit__", autocast_ends), (torch._C, grouped.__name__, group_by_tag),
+               (torch.nn.RNNBase, "flatten_parameters", lambda module: None)]  # fmt: skip
     patches += [(torch.optim.Optimizer, check, lambda optimizer: None) for check in dir(torch.optim.Optimizer)
                 if check.endswith("graph_capture_health_check")]  # fmt: skip
     if type == "cuda":

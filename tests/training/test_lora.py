@@ -5,10 +5,13 @@ import pytest
 import torch
 
 from refined_ldm.audio import save_audio
+from refined_ldm.data.captioned_audio import CaptionedAudio
 from refined_ldm.lora import read_lora
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.training import lora
-from refined_ldm.training.lora import LoraTraining, split_clips, train_lora
+from refined_ldm.training.inputs import cached_clips, encode_clips
+from refined_ldm.training.lora import LoraTraining, Rehearsal, split_clips, train_lora
+from refined_ldm.training.stages import ldm_losses
 from tests.support import small
 
 pytest.importorskip("peft")
@@ -92,12 +95,45 @@ def test_training_stops_when_the_held_out_loss_no_longer_falls(base, tmp_path, m
     assert list(train_lora(base(bells), run, RANK, settings, resume=True)) == []
 
 
-def test_one_clip_trains(base, tmp_path):
+@pytest.mark.parametrize("count", [1, 3])
+def test_very_few_clips_train(base, tmp_path, count):
     run = tmp_path / "run"
-    list(train_lora(base(recordings(tmp_path / "bells", 1)), run, RANK, SHORT))
+    list(train_lora(base(recordings(tmp_path / "bells", count)), run, RANK, SHORT))
     metadata = read_lora(run / "lora.safetensors")[1]
     assert metadata["step"] == 4 and metadata["held_out_loss"] is None
     assert not (run / "held-out.csv").exists()
+
+
+def test_old_clips_are_mixed_in_and_lower_what_is_forgotten(base, tmp_path):
+    bells, t = recordings(tmp_path / "bells", 2), torch.arange(5120) / 16_000
+    (tmp_path / "old").mkdir()
+    for pitch in (200, 400, 900, 2000):  # tones, where the new recordings are noise
+        save_audio(tmp_path / "old" / f"tone_{pitch}.wav", 0.5 * torch.sin(2 * torch.pi * pitch * t))
+    old = CaptionedAudio.from_folder(tmp_path / "old", 0.32)
+    settings, forgotten = replace(SHORT, max_steps=40, evaluate_every=40, batch_size=4, kept_share=0.6), []
+    for name, kept in (("alone", None), ("mixed", old)):
+        model = base(bells)
+        list(train_lora(model, tmp_path / name, RANK, settings, kept=kept))
+        metadata = read_lora(tmp_path / name / "lora.safetensors")[1]
+        assert (metadata["clips"], metadata["kept"]) == (2, 4 if kept else 0)
+        losses = ldm_losses(model, settings.stage(model.config))
+        clips = encode_clips(model, cached_clips(model.config.changed(data=str(tmp_path / "old")), tmp_path / "o"),
+                             tmp_path / "o")  # fmt: skip
+        forgotten.append(lora.held_out_loss(model, losses, clips))
+    assert forgotten[1] < forgotten[0]
+
+
+def test_old_clips_have_their_share_and_the_empty_caption():
+    new = [{"latent": torch.zeros(1), "embeddings": torch.arange(2.0)[:, None]}] * 3
+    old = [{"latent": torch.ones(1), "embeddings": torch.arange(3.0)[:, None]}] * 8
+    for share in (0.1, 0.25, 0.6):
+        rehearsal = Rehearsal(new, old, share, torch.tensor([9.0]))
+        items = [rehearsal[i] for i in range(len(rehearsal))]
+        assert sum(float(item["latent"]) for item in items) / len(items) == pytest.approx(share, abs=0.06)
+        for item in items:
+            expected = [0, 1, 2, 9] if item["latent"] else [0, 1, 0, 1]
+            assert item["embeddings"].flatten().tolist() == expected
+    assert len(items) % 3 == 8 % 3
 
 
 def test_clips_are_held_out_from_five_on():
@@ -129,6 +165,6 @@ def test_a_model_with_a_lora_learns_no_other_and_keeps_its_own(base, tmp_path):
 
 
 def test_impossible_settings_are_refused():
-    for change in ({"held_out": 1.0}, {"patience": 0}, {"evaluate_every": 0}):
+    for change in ({"held_out": 1.0}, {"patience": 0}, {"evaluate_every": 0}, {"kept_share": 0.0}, {"kept_share": 1}):
         with pytest.raises(ValueError, match=next(iter(change))):
             LoraTraining(**change)

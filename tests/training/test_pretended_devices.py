@@ -1,5 +1,6 @@
 """Every stage on a GPU and on a Mac that are pretended: it trains, waits seldom, is saved and goes on."""
 
+import copy
 from dataclasses import replace
 from itertools import islice
 
@@ -11,9 +12,9 @@ from refined_ldm.data.batches import loader
 from refined_ldm.devices import pick_precision
 from refined_ldm.discriminators import Discriminators
 from refined_ldm.training.contrasts import train_audio_details, train_text_details
-from refined_ldm.training.inputs import cached_clips
+from refined_ldm.training.inputs import Resampled, cached_clips
 from refined_ldm.training.pipeline import train_stage
-from refined_ldm.training.stages import TRAINERS
+from refined_ldm.training.stages import TRAINERS, train_clap
 from refined_ldm.vae import PatchDiscriminator, PatchDiscriminatorConfig
 from tests.support import small
 from tests.support.accelerators import forget_accelerators
@@ -25,7 +26,7 @@ SETTINGS = {
     "ldm": replace(small.STAGE, optimizer="muon", ema_decay=0.99, audio_share=0.5, conditioner_dropout=0.1),
     "hifigan": replace(small.STAGE, crop_frames=16, ema_decay=0.9),
 }
-WAITS = {"ldm": 1, "clap": 3}  # in a step; transformers looks at the captions' mask, the conditioner at the clips
+WAITS = {"ldm": 1}  # in a step, else 2: for the discriminators' losses, or since transformers looks at a caption's mask
 
 
 @pytest.fixture(autouse=True)
@@ -61,12 +62,28 @@ def test_a_stage_trains_and_goes_on(stage, kind, capability, monkeypatch, tmp_pa
         gpu.forget()
         next(steps)
         networks = 1 + (stage in ("vae", "hifigan"))  # the second is the discriminators
-        scaled = networks + (stage == "ldm") if capability == (7, 5) else 0  # each at an overflow; Muon asks for one
+        scaled = networks if capability == (7, 5) else 0  # each at an overflow
         assert 0 < gpu.waits.total() <= WAITS.get(stage, 2) + scaled, gpu.report(30)
         next(steps)
         steps.close()
         going_on = list(begin(model, stage, kind, tmp_path, max_steps=4, resume=True))
         assert [step.index for step in going_on] == [4]
+
+
+def test_clips_for_a_conditioner_of_another_rate_are_resampled_before_the_step(monkeypatch):
+    monkeypatch.setattr(small, "CLAP", replace(small.CLAP, sample_rate=22_050))
+    model, clips = small.awake_model(monkeypatch), small.clips()
+    within = [step.loss for step in train_clap(copy.deepcopy(model), loader(clips, 4), max_steps=2)]
+    before = loader(Resampled(clips, 16_000, 22_050), 4)
+    forget_accelerators()
+    with pretend("cuda", capability=(6, 1)) as gpu:
+        steps = train_clap(model.to("cuda"), before, max_steps=2)
+        found = [next(steps).loss]
+        gpu.forget()
+        found.append(next(steps).loss)
+        assert gpu.waits.total() <= 2 and gpu.copies["cuda -> cpu"] < 100, gpu.report(30)
+        steps.close()
+    assert found == pytest.approx(within, rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["cuda", "mps"])

@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import sys
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,19 +16,17 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_multi_gpu_env
 
 from refined_ldm.audio import save_audio
 from refined_ldm.clap import CLAP_PRESETS
 from refined_ldm.cli import commands as cli
-from refined_ldm.config import preset
 from refined_ldm.data.batches import loader
 from refined_ldm.durable.run_state import last_checkpoint
 from refined_ldm.randomness import RankGenerator, draw
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.training.stages import one_caption_each, train_vae
-from refined_ldm.unet import UNet
 from tests.support import launched, small
 
 LAUNCH = Path(__file__).parents[2] / "launch"
@@ -46,6 +45,12 @@ def settings(tmp_path, monkeypatch):
     return tmp_path / "small.yaml"
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 def curves(run):
     return {path.stem: list(csv.reader(path.open())) for path in sorted(run.glob("*.csv"))}
 
@@ -60,9 +65,7 @@ def test_two_processes_train_as_one_and_either_goes_on(settings, tmp_path, monke
 
     assert cli.main(command("one", ["vae", "clap", "ldm", "hifigan"])) == 0
     assert cli.main(command("two", ["vae", "clap"], "--max-steps", "2")) == 0
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     words = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
              "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port",
              str(port), "--module", launched.__name__, *command("two", ["vae", "clap"], "--resume"), "--",
@@ -109,26 +112,42 @@ def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch):
         next(train_vae(model, loader(small.clips(), 4), accelerator=three))
 
 
-@pytest.mark.parametrize("name", ["bf16", "fsdp"])
-def test_launch_files_are_what_accelerate_reads(name, monkeypatch):
-    """A dry run: the file becomes Accelerate's configuration, the launcher's environment and, of FSDP, the plugin."""
-    path = LAUNCH / f"{name}.yaml"
-    config = load_config_from_file(str(path))
-    assert config.mixed_precision == "bf16" and config.num_processes == 8
-    arguments = launch_command_parser().parse_args(["--config_file", str(path), "-m", "refined_ldm", "train"])
-    arguments, _, _ = _validate_launch_command(arguments)
-    for key, value in prepare_multi_gpu_env(arguments).items():
-        monkeypatch.setenv(key, value)
-    assert os.environ["ACCELERATE_MIXED_PRECISION"] == "bf16"
-    if name == "bf16":
-        assert config.distributed_type == DistributedType.MULTI_GPU and arguments.multi_gpu
-        return
-    assert config.distributed_type == DistributedType.FSDP and arguments.use_fsdp
-    plugin = FullyShardedDataParallelPlugin()  # from the environment, as Accelerator() makes it
-    assert plugin.fsdp_version == 2 and plugin.reshard_after_forward is True
-    unet = UNet(preset("paper").unet)
-    plugin.set_auto_wrap_policy(unet)
-    wrapped = [m for m in unet.modules() if plugin.auto_wrap_policy(module=m, recurse=False, nonwrapped_numel=10**9)]
-    assert {type(m).__name__ for m in wrapped} == {"ResBlock", "Transformer"}
-    share = sum(p.numel() for m in wrapped for p in m.parameters()) / sum(p.numel() for p in unet.parameters())
-    assert share > 0.8
+def read_by_accelerate(arguments: list[str]) -> tuple[Namespace, dict[str, str]]:
+    """The words after `accelerate launch` -> what Accelerate makes of them, the environment of its processes."""
+    read, _, _ = _validate_launch_command(launch_command_parser().parse_args(arguments))
+    return read, prepare_multi_gpu_env(read)
+
+
+def test_the_launch_file_for_one_machine_is_what_accelerate_reads():
+    path = str(LAUNCH / "bf16.yaml")
+    assert load_config_from_file(path).distributed_type == DistributedType.MULTI_GPU
+    read, environment = read_by_accelerate(["--config_file", path, "-m", "refined_ldm", "train"])
+    assert (read.num_processes, read.num_machines, read.multi_gpu) == (8, 1, True)
+    assert environment["ACCELERATE_MIXED_PRECISION"] == "bf16" and read.training_script == "refined_ldm"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Slurm is for Linux")
+def test_the_launch_file_for_several_machines_starts_one_launcher_on_each(tmp_path):
+    """A dry run: Slurm's commands are stand-ins, and Accelerate reads what each machine would start."""
+    commands = {
+        "scontrol": 'test "$*" = "show hostnames node[7-8]" && printf "node7\\nnode8\\n"',
+        "srun": 'for node in 0 1; do SLURM_NODEID=$node "$@"; done',
+        "accelerate": 'printf "%s\\n" "$@" end',
+    }
+    for name, script in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    port = free_port()
+    slurm = {"SLURM_JOB_NODELIST": "node[7-8]", "SLURM_NNODES": "2", "MASTER_PORT": str(port)}
+    slurm["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
+    words = ["-m", "refined_ldm", "train", "--preset", "paper", "--run", "runs/two words"]
+    done = subprocess.run([LAUNCH / "slurm.sh", *words], env=os.environ | slurm, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    started = [node.split("\n") for node in done.stdout.removesuffix("end\n").split("end\n")]
+    assert len(started) == 2
+    for rank, (command, *arguments) in enumerate(started):
+        assert command == "launch" and arguments.pop() == ""
+        read, environment = read_by_accelerate([w.replace("launch/", f"{LAUNCH}/") for w in arguments])
+        assert (read.num_machines, read.num_processes, int(read.machine_rank)) == (2, 16, rank)
+        assert (read.main_process_ip, int(read.main_process_port)) == ("node7", port)
+        assert read.training_script_args == words[2:] and environment["ACCELERATE_MIXED_PRECISION"] == "bf16"

@@ -109,6 +109,13 @@ def test_fp16_goes_on_bit_for_bit_with_its_scale_and_its_overflows(case, tmp_pat
     assert all(isinstance(s.losses[key], float) for s in expected)
 
 
+def test_gradient_checkpointing_is_a_setting_that_changes_no_loss(monkeypatch):
+    monkeypatch.setitem(CASES, "again", ("ldm", replace(MUON, gradient_checkpointing=True), {}))
+    again, steps = begin("again")
+    assert [step.loss for step in islice(steps, 3)] == [step.loss for step in islice(begin("ldm")[1], 3)]
+    assert again[0].gradient_checkpointing
+
+
 def test_in_fp16_losses_are_nearly_those_of_float32():
     single = [step.loss for step in begin("ldm")[1]]
     with fp16_on_the_cpu() as accelerator:
@@ -302,3 +309,19 @@ def test_every_stage_learns_one_batch(stage):
     data = small.latents(4) if stage == "ldm" else small.clips(4)  # a fresh VAE's latents are mostly its own noise
     losses = [s.loss for s in TRAINERS[stage](model, loader(data, 4))]
     assert sum(losses[-20:]) < 0.85 * sum(losses[:20])
+
+
+@torch.no_grad()
+def test_how_often_the_unet_has_no_caption_may_differ_from_the_configurations():
+    model = RefinedAudioLDM(small.config(unconditional_probability=0.5), seed=3)
+    small.awake(model.unet)
+    latents, blank = torch.stack([item["latent"] for item in small.latents(8)]), model.clap.embed_text([""])
+    captioned = {"latent": latents, "embeddings": torch.stack([item["embeddings"] for item in small.latents(8)])}
+    blanked = {"latent": latents, "embeddings": blank.expand(8, 3, -1)}
+
+    def loss(batch, probability):
+        losses = train.ldm_losses(model, small.STAGE, probability)
+        return float(losses(model.unet, batch, torch.Generator().manual_seed(1), 0)["loss"])
+
+    never, always, usual = loss(captioned, 0), loss(blanked, 0), loss(captioned, None)
+    assert loss(captioned, 1) == always != never and usual not in (never, always)
