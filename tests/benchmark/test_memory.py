@@ -25,7 +25,7 @@ def test_the_peak_is_that_of_what_is_alive_at_once():
     assert 8000 <= memory.peak_of(chain) < 8400
     assert memory.peak_of(lambda: [torch.ones(1000) for _ in range(5)]) == 20_000
     weight = torch.ones(1000, requires_grad=True)
-    assert 8000 <= memory.peak_of(lambda: (weight[:500] * 2).sum(), grad=True) < 13_000
+    assert 6000 <= memory.peak_of(lambda: (weight[:500] * 2).sum(), grad=True) < 6100  # of the product, of the weight
 
 
 def test_a_small_model_takes_its_weights_and_more_for_more_sounds(monkeypatch):
@@ -35,7 +35,7 @@ def test_a_small_model_takes_its_weights_and_more_for_more_sounds(monkeypatch):
     one, sixteen = (found[f"generating {n} at once"] for n in ("1 sound", "16 sounds"))
     assert weights < one < sixteen < weights + 20 * (one - weights)
     plain, again = (found[f"training the U-Net, batch 2{name}"] for name in ("", ", with gradient checkpointing"))
-    assert one < again < 1.01 * plain < found["training the U-Net, batch 4"]  # so small a model saves nothing by it
+    assert one < again < 1.001 * plain < found["training the U-Net, batch 4"]  # so small a model saves nothing by it
 
 
 def stored():
