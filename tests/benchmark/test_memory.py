@@ -25,17 +25,17 @@ def test_the_peak_is_that_of_what_is_alive_at_once():
     assert 8000 <= memory.peak_of(chain) < 8400
     assert memory.peak_of(lambda: [torch.ones(1000) for _ in range(5)]) == 20_000
     weight = torch.ones(1000, requires_grad=True)
-    assert 8000 <= memory.peak_of(lambda: (weight[:500] * 2).sum(), grad=True) < 13_000
+    assert 6000 <= memory.peak_of(lambda: (weight[:500] * 2).sum(), grad=True) < 6100  # of the product, of the weight
 
 
-def test_a_small_model_takes_its_weights_and_less_with_gradient_checkpointing(monkeypatch):
+def test_a_small_model_takes_its_weights_and_more_for_more_sounds(monkeypatch):
     monkeypatch.setitem(CLAP_PRESETS, "tiny-gpt2", small.CLAP)
     found = memory.counted(small.config())
     weights = 4 * sum(p.numel() for p in small.awake_model(monkeypatch).parameters())
     one, sixteen = (found[f"generating {n} at once"] for n in ("1 sound", "16 sounds"))
     assert weights < one < sixteen < weights + 20 * (one - weights)
     plain, again = (found[f"training the U-Net, batch 2{name}"] for name in ("", ", with gradient checkpointing"))
-    assert one < again < plain < found["training the U-Net, batch 4"]
+    assert one < again < 1.001 * plain < found["training the U-Net, batch 4"]  # so small a model saves nothing by it
 
 
 def stored():
@@ -44,7 +44,7 @@ def stored():
 
 
 def test_published_sizes_fit_the_goals():
-    paper = {work: float(row["paper, GB"]) for work, row in stored().items()}
+    paper = {work: float(row["paper"]) for work, row in stored().items()}
     assert paper["generating 1 sound at once"] <= 6 and paper["training the U-Net, batch 2"] <= 15
     assert paper["training the U-Net, batch 2, with gradient checkpointing"] < paper["training the U-Net, batch 2"]
 
@@ -62,7 +62,7 @@ def test_the_first_cell_of_a_notebook_states_its_memory(name):
     text = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
     row = stored()[STATED[name]]
     found = re.search(r"GPU memory:\*\* ([\d.]+) GB at `colab` and ([\d.]+) GB at `paper`", " ".join(text.split()))
-    assert found and list(found.groups()) == [row["colab, GB"], row["paper, GB"]]
+    assert found and list(found.groups()) == [row["colab"], row["paper"]]
 
 
 @pytest.mark.slow

@@ -1,9 +1,12 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from refined_ldm.diffusion import NoiseSchedule
 from refined_ldm.experiment.confounds import ten_ways
 from refined_ldm.experiment.protocol import GRID, noise_errors
+from tests.support.pretended_device import pretend
 
 
 class Gaussian:
@@ -32,6 +35,17 @@ def test_a_model_that_is_what_it_was_has_another_loss_in_every_way():
     assert factor["1"] < 1 < factor["2"] or factor["2"] < 1 < factor["1"]
     assert factor["3"] == factor["4"] == pytest.approx(1)  # this denoiser does not listen
     assert factor["6"] < 0.5 and factor["8"] > 1 and factor["9"] < 1 and factor["10"] < 1
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_on_a_gpu_and_on_a_mac_the_losses_are_those_of_the_cpu(kind):
+    (latents, c), (seen, d) = data(0), data(1)
+    expected = ten_ways(Gaussian(), latents, c, seen, d, c, [0.4])
+    with pretend(kind):
+        there = Gaussian()
+        there.clap = SimpleNamespace(embed_text=lambda captions: torch.zeros(len(captions), 3, device=kind))
+        rows = ten_ways(there, latents.to(kind), c, seen, d, c, [0.4])
+    assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in expected], rel=1e-4)
 
 
 def test_the_error_of_the_perfect_denoiser_is_as_in_theory():
