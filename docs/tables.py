@@ -190,49 +190,6 @@ def edits_others() -> str:
 
 
 @writer
-def lora_gain() -> str:
-    """Distances to held-out recordings, with and without a LoRA."""
-    table = read("lora")
-    lines = []
-    for (recordings, sound), group in table[table["measure"].isin(("Fréchet distance", "kernel distance"))].groupby(
-        ["recordings", "sound"], sort=False
-    ):
-        own = group.set_index("measure")[["value", "low", "high"]]
-        lines.append([recordings, sound, int(group["clips"].iloc[0]), spread(*own.loc["Fréchet distance"], 1),
-                      spread(*own.loc["kernel distance"], 1)])  # fmt: skip
-    return markdown(["recordings", "sounds", "n", "aiSFX Fréchet distance", "aiSFX kernel distance"], lines)
-
-
-@writer
-def lora_forgetting() -> str:
-    """The share of right details of old captions, with and without a LoRA."""
-    table = read("lora")
-    table = table[table["sound"].isin(("base", "LoRA", "LoRA minus base"))]
-    table = table[~table["measure"].isin(("Fréchet distance", "kernel distance"))]
-    lines = [
-        [recordings, detail, int(group["clips"].iloc[0]),
-         *(spread(*group.set_index("sound").loc[sound, ["value", "low", "high"]], 2)
-           for sound in ("base", "LoRA", "LoRA minus base"))]
-        for (recordings, detail), group in table.groupby(["recordings", "measure"], sort=False)
-    ]  # fmt: skip
-    return markdown(["LoRA of", "detail", "captions", "base", "LoRA", "LoRA minus base"], lines)
-
-
-@writer
-def lora_facts() -> str:
-    """What the training of each measured LoRA took."""
-    wide = read("lora")
-    wide = wide[wide["sound"].isna()].pivot(index="recordings", columns="measure", values="value")
-    lines = [
-        [name, f"{row['minutes of a core']:.1f}", f"{row['step']:.0f}", f"{row['megabytes']:.2f}",
-         f"{row['held-out loss, base']:.3f}", f"{row['held-out loss, LoRA']:.3f}"]
-        for name, row in wide.iterrows()
-    ]  # fmt: skip
-    header = ["recordings", "minutes of a core", "best step", "file, MB", "held-out loss, base", "LoRA"]
-    return markdown(header, lines)
-
-
-@writer
 def budget() -> str:
     """The error of every way back from a mel spectrogram to sound, on rendered clips."""
     return _budget(pd.DataFrame(card()["budget"]))

@@ -12,7 +12,8 @@ ROOT = Path(__file__).resolve().parents[2]
 WINGS = {"scenes", "data", "training", "durable", "published", "evaluation", "experiment", "display", "cli"}
 CORE = set(
     "audio mel clap tokenizer vae conditioning unet diffusion linear_denoiser hifigan discriminators windows lora "
-    "long_sounds editing variations text_to_audio config weights files inference devices randomness integers lengths "
+    "student long_sounds editing variations text_to_audio "
+    "config weights files inference devices randomness integers lengths "
     "__init__ __main__".split()
 )
 
