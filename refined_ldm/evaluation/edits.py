@@ -140,7 +140,7 @@ def measure_edit(
 def jumps(model: "RefinedAudioLDM", waveform: torch.Tensor) -> torch.Tensor:
     """At each place of a waveform (N,) the largest mean step of the log-mel from frame to frame, within 30 ms."""
     mel = model.mel(waveform[None, : len(waveform) // 160 * 160].to(model.device))[0, 0]
-    return (mel[1:] - mel[:-1]).abs().mean(1).unfold(0, 7, 1).amax(1)  # (T - 7,)
+    return (mel[1:] - mel[:-1]).abs().mean(1).unfold(0, 7, 1).amax(1).cpu()  # (T - 7,)
 
 
 def jump(model: "RefinedAudioLDM", waveform: torch.Tensor, seconds: float) -> float:
@@ -162,8 +162,8 @@ def measure_inpaint(
         whole = scenes.exchange(index, 1, scenes[index]["labels"][1])[0]
         caption, event, (first, last) = whole["caption"], whole["events"][1], whole["labels"]
         start, end = event.onset - MARGIN, min(event.offset + MARGIN, scenes.seconds)
-        results = (whole["waveform"], gap, model.generate([caption], seed=seed)[0],
-                   model.inpaint(gap, caption, start, end, seed=seed))  # fmt: skip
+        results = (whole["waveform"], gap, model.generate([caption], seed=seed)[0].cpu(),
+                   model.inpaint(gap, caption, start, end, seed=seed).cpu())  # fmt: skip
         for way, result in zip(ways, results, strict=True):
             detected[way].append(has(judge, result, last))
             kept[way].append(has(judge, result, first))
@@ -197,8 +197,9 @@ def measure_extend(
     detected, clicks, seams = ({way: [] for way in ways} for _ in range(3))
     for index in range(count):
         sound, caption = scenes[index]["waveform"], scenes[index]["caption"]
-        n, made = len(sound), model.generate([caption], seed=seed)[0]
-        results = (model.extend(sound, caption, scenes.seconds, seed=seed), sound.repeat(2), torch.cat([sound, made]))
+        n, made = len(sound), model.generate([caption], seed=seed)[0].cpu()
+        extended = model.extend(sound, caption, scenes.seconds, seed=seed).cpu()
+        results = (extended, sound.repeat(2), torch.cat([sound, made]))
         for way, result in zip(ways, results, strict=True):
             steps = result.diff().abs()
             detected[way].append(has(judge, result[n:], scenes[index]["labels"][0], 1))

@@ -140,7 +140,6 @@ def condition(B=3, tokens=3):
     return torch.cat([unet_inputs(B)[2], states.flatten(1)], dim=1)
 
 
-@torch.no_grad()
 def test_gradient_checkpointing_computes_blocks_twice_and_changes_no_gradient():
     def gradients(unet):
         calls = []
@@ -155,6 +154,7 @@ def test_gradient_checkpointing_computes_blocks_twice_and_changes_no_gradient():
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
+@torch.no_grad()
 def test_token_states_count_in_any_position_and_padding_does_not():
     unet, (latent, timestep, _) = with_cross_attention(), unet_inputs()
     full, two = unet(latent, timestep, condition()), unet(latent, timestep, condition(tokens=2))

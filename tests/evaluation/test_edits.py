@@ -51,6 +51,8 @@ def test_a_click_is_a_jump(judge):
 class Perfect:
     """A model whose every result is the rendered answer."""
 
+    device = torch.device("cpu")
+
     def __init__(self, pairs):
         whole = RefinedAudioLDM.from_preset("tiny")
         self.mel, self.config = whole.mel, whole.config
@@ -68,7 +70,7 @@ class Perfect:
 class Trivial:
     """A model that returns its input, repeats it, or makes silence with a click in it."""
 
-    config = RefinedAudioLDM.from_preset("tiny").config
+    config, device = RefinedAudioLDM.from_preset("tiny").config, torch.device("cpu")
 
     def __init__(self):
         self.mel = RefinedAudioLDM.from_preset("tiny").mel

@@ -140,6 +140,7 @@ def test_a_name_in_settings_cannot_lead_the_run_out_of_runs(trapped, capsys):
 NETWORK = {"socket", "http", "urllib", "requests", "httpx", "aiohttp", "huggingface_hub"}
 PICKLES = {"pickle", "dill", "joblib", "shelve", "marshal"}
 MAY = {
+    "app": {"socket"},  # asks whether its port is free, on this machine alone
     "hub": {"huggingface_hub"},  # fetches
     "reference_clap": {"huggingface_hub"},  # switches it off
     "unpickling": {"pickle"},  # its own reader finds listed names alone
