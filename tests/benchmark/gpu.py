@@ -432,7 +432,7 @@ def training(m: Machine) -> list[dict]:
 
         def begin(**settings) -> tuple[RefinedAudioLDM, Iterator]:
             forget_accelerators()
-            model = RefinedAudioLDM(config).to(m.device)
+            model = RefinedAudioLDM(config, clap=m.sizes.clap and Clap(m.sizes.clap)).to(m.device)
             return model, train_stage(model, "ldm", run, **settings)
 
         # the first run renders the clips and encodes them, and the second finds that done
