@@ -19,7 +19,7 @@ from refined_ldm.integers import whole, whole_seed
 NOTEBOOKS = Path(refined_ldm.__file__).resolve().parent.parent / "notebooks"
 PATHS = {  # parameters that name a file or a folder
     "recording", "checkpoint", "data", "checkpoint_ms_clap", "checkpoint_laion", "tokenizer_laion", "esc50",
-    "audioldm", "laion", "ms", "tokenizer", "folder",
+    "audioldm", "laion", "ms", "tokenizer", "folder", "student",
 }  # fmt: skip
 WRITTEN = {"folder"}  # those that a notebook creates if missing
 

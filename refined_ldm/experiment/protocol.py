@@ -193,7 +193,7 @@ class Experiment:
             unet = replace(unet, tokens=TOKENS, token_width=conditioner.clap.config.text_width)
         name = self.towers.get(arm.conditioner.partition("-")[0], self.towers["ms"])
         config = replace(self.config, clap=name, unet=unet, parameterization=arm.parameterization,
-                         guidance_scale=arm.guidance, unconditional_probability=arm.drop,
+                         guidance_scale=arm.guidance, unconditional_probability=arm.drop, steps=15, candidates=1,
                          training=self.config.training | {"ldm": steps})  # fmt: skip
         model = RefinedAudioLDM(config, seed, clap=conditioner)
         model.vae, model.vocoder, model.mel = self.base.vae, self.base.vocoder, self.base.mel

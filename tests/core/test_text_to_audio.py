@@ -188,7 +188,7 @@ def test_files_that_do_not_fit_are_refused(model, monkeypatch, tmp_path):
 @pytest.mark.parametrize("arguments, message", [
     ({"captions": "a dog"}, r"list of strings, got one string: write \['a dog'\]"),
     ({"captions": []}, "captions is empty"),
-    ({"sampler": "euler"}, "sampler must be dpmpp or ddim, got 'euler'"),
+    ({"sampler": "euler"}, "sampler must be dpmpp, ddim or student, got 'euler'"),
     ({"seconds": 0}, "seconds must be between 0.01 and 120, got 0"),
     ({"seconds": -1}, "seconds must be between"),
     ({"seconds": 1e-6}, "seconds must be between"),

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from refined_ldm.clap import CLAP_PRESETS, ClapConfig
-from refined_ldm.config import STAGES, Config, StageConfig
+from refined_ldm.config import STAGES, Config, DistillConfig, StageConfig
 from refined_ldm.discriminators import DiscriminatorsConfig
 from refined_ldm.hifigan import HiFiGANConfig
 from refined_ldm.mel import MelConfig
@@ -28,7 +28,7 @@ def config(**changes):
         unet=UNetConfig(**UNET | {"embedding_dim": 12}, embedding_gain=3.5, film_scale=True),
         hifigan=HiFiGANConfig(n_mels=16, channels=32, res_kernels=(3,), res_dilations=((1,),)),
         discriminators=DiscriminatorsConfig(width=4, periods=(2, 3), scales=2),
-        training={stage: STAGE for stage in STAGES},
+        training={stage: STAGE for stage in STAGES} | {"distill": DistillConfig()},
     )  # fmt: skip
     return Config(**settings | changes)
 
