@@ -12,7 +12,7 @@
 #SBATCH --signal=TERM@120
 #SBATCH --requeue
 set -euo pipefail
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+read -r first < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 export first
 srun bash -c 'exec accelerate launch --config_file launch/bf16.yaml --num_machines "$SLURM_NNODES" \
     --machine_rank "$SLURM_NODEID" --num_processes "$((8 * SLURM_NNODES))" --main_process_ip "$first" \

@@ -28,9 +28,11 @@ def config(**changes):
         unet=UNetConfig(**UNET | {"embedding_dim": 12}, embedding_gain=3.5, film_scale=True),
         hifigan=HiFiGANConfig(n_mels=16, channels=32, res_kernels=(3,), res_dilations=((1,),)),
         discriminators=DiscriminatorsConfig(width=4, periods=(2, 3), scales=2),
-        training={stage: STAGE for stage in STAGES} | {"distill": DistillConfig()},
+        training={stage: STAGE for stage in STAGES},
     )  # fmt: skip
-    return Config(**settings | changes)
+    settings |= changes
+    settings["training"] = {"distill": DistillConfig()} | settings["training"]
+    return Config(**settings)
 
 
 def use_small_clap(monkeypatch):

@@ -313,7 +313,7 @@ def test_every_stage_learns_one_batch(stage):
 
 @torch.no_grad()
 def test_how_often_the_unet_has_no_caption_may_differ_from_the_configurations():
-    model = RefinedAudioLDM(small.config(unconditional_probability=0.5), seed=3)
+    model = RefinedAudioLDM(small.config(unconditional_probability=0.5), seed=3).eval()  # no dropout
     small.awake(model.unet)
     latents, blank = torch.stack([item["latent"] for item in small.latents(8)]), model.clap.embed_text([""])
     captioned = {"latent": latents, "embeddings": torch.stack([item["embeddings"] for item in small.latents(8)])}
