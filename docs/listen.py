@@ -20,6 +20,7 @@ from PIL import Image
 
 from refined_ldm import RefinedAudioLDM, display
 from refined_ldm.conditioning import guided_noise
+from refined_ldm.devices import fitting_threads
 from refined_ldm.diffusion import clean_latent, dpmpp_sample, noise_like
 from refined_ldm.randomness import caption_generators
 from refined_ldm.text_to_audio import WEIGHTS
@@ -97,7 +98,8 @@ def denoising(model: RefinedAudioLDM, sound: Sound, steps: int) -> tuple[torch.T
         clean.append(clean_latent(z_t, eps, t, model.schedule))
         return eps
 
-    result = dpmpp_sample(denoise, z_T, embedding, model.schedule, steps)
+    with fitting_threads(model.unet, z_T.numel() // z_T.shape[1], model.device):  # as generate: the same bits
+        result = dpmpp_sample(denoise, z_T, embedding, model.schedule, steps)
     return torch.cat([*noisy, result]), model.decode(torch.cat([*clean, result]))
 
 
