@@ -4,26 +4,28 @@ A caption and its twin with another number, pitch, pace, loudness or order share
 loss over a batch of other scenes hardly separates them. T-CLAP (Yuan et al. 2024) and CompA (Ghosh et al. 2024) let
 language models write such twins; the grammar of `SoundScenes` writes them exactly. First the text tower is trained
 against frozen audio embeddings: a denoiser sees only captions, so captions with equal embeddings give equal sounds.
-Then the audio tower is trained against frozen captions (locked tuning, after Zhai et al. 2022).
+Then the audio tower is trained against frozen captions (locked tuning, after Zhai et al. 2022), in batches whose scenes
+have the same kinds of sound: the choice between sounds for one caption needs sounds that differ in details alone.
 
 Notebook: 02
 """
 
 import math
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from refined_ldm.clap import Clap, contrastive_loss
 from refined_ldm.config import StageConfig
-from refined_ldm.data.batches import loader
+from refined_ldm.data.batches import StepSampler, collate, loader
 from refined_ldm.scenes.captions import TIMES, Caption
 from refined_ldm.scenes.classes import CLASSES
 from refined_ldm.scenes.dataset import KINDS, captions_of
@@ -31,6 +33,7 @@ from refined_ldm.training.loop import Step, optimise
 
 DETAILS = ("number", "pitch", "pace", "loudness", "order")
 MARGIN = 0.5  # largest cosine of a caption and its twin without a penalty
+KINDRED = 4  # scenes in a batch that have the same kinds of sound
 
 NAMES = tuple(sorted(CLASSES))
 SLOTS = 2  # events of a caption, in the order in which they sound or, at the same time, are named
@@ -122,6 +125,32 @@ def draw_twins(caption: Caption, source: random.Random, count: int) -> list[Capt
     return chosen
 
 
+class KindredSampler(StepSampler):
+    """Endless batches of groups of KINDRED scenes that have the same kinds of sound, fewer where there are no more.
+
+    labels: the classes of each scene. The k-th batch depends only on (seed, k).
+    """
+
+    def __init__(self, labels: Sequence[Sequence[str]], batch_size: int, seed: int = 0):
+        super().__init__(len(labels), batch_size, seed)
+        self.names = [tuple(sorted(of)) for of in labels]
+        self.groups: dict[tuple[str, ...], list[int]] = {}
+        for index, name in enumerate(self.names):
+            self.groups.setdefault(name, []).append(index)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        step = self.start_step
+        while True:
+            source, batch = np.random.default_rng((self.seed, step)), []
+            while len(batch) < self.batch_size:
+                index = int(source.integers(self.size))
+                group = self.groups[self.names[index]]
+                others = source.permutation([i for i in group if i != index])[: KINDRED - 1]
+                batch += [index, *others.tolist()]
+            yield batch[: self.batch_size]
+            step += 1
+
+
 def twin_loss(
     audio: torch.Tensor, text: torch.Tensor, twins: torch.Tensor, row: torch.Tensor, logit_scale: torch.Tensor
 ) -> torch.Tensor:
@@ -139,6 +168,35 @@ def twin_loss(
     logits = torch.cat([scale * (audio * text).sum(1, keepdim=True), others], dim=1)
     losses = F.cross_entropy(logits, torch.zeros_like(logits[:, 0], dtype=torch.long), reduction="sum")
     return losses / row.unique().numel()
+
+
+def may_agree(answers: torch.Tensor) -> torch.Tensor:
+    """Return (B, B): whether two captions, with answers (B, Q) to QUESTIONS, may be true of one scene.
+
+    They name the same kinds of sound, in the same order unless at the same time, and contradict each other in no detail.
+    """
+    answers, width = answers.clone(), len(ANSWERS)
+    first, second = answers[:, 1 : 1 + width].clone(), answers[:, 1 + width :].clone()
+    swapped = ((answers[:, 0] == KINDS.index("overlap")) & (first[:, 0] > second[:, 0]))[:, None]
+    answers[:, 1:] = torch.where(swapped, torch.cat([second, first], 1), torch.cat([first, second], 1))
+    equal = answers[:, None] == answers
+    unnamed = (answers[:, None] == 0) | (answers == 0)
+    unnamed[:, :, [0, 1, 1 + width]] = False  # the kind of scene and the classes
+    return (equal | unnamed).all(2)
+
+
+def kindred_loss(
+    audio: torch.Tensor, text: torch.Tensor, agree: torch.Tensor, logit_scale: torch.Tensor
+) -> torch.Tensor:
+    """Return the `contrastive_loss` without pairs that may be right as well: agree (B, B), of `may_agree`.
+
+    audio, text: (B, D) unit norm, pairs in the same row; logit_scale as in `contrastive_loss`.
+    """
+    scale = logit_scale.clamp(max=math.log(100)).exp()
+    pair = torch.arange(len(text), device=text.device)
+    also_right = agree & (pair[:, None] != pair)
+    logits = (scale * audio.float() @ text.float().T).masked_fill(also_right, -torch.inf)
+    return (F.cross_entropy(logits, pair) + F.cross_entropy(logits.T, pair)) / 2
 
 
 def nearness_loss(text: torch.Tensor, twins: torch.Tensor, row: torch.Tensor, margin: float = MARGIN) -> torch.Tensor:
@@ -240,18 +298,21 @@ def train_audio_details(
     device = clap.mel_bank.device
 
     def losses(network, batch, generator, index):
-        captions, twins, row, _ = _written(batch, device)
+        captions, twins, row, answers = _written(batch, device)
         with torch.no_grad():
             network.text.eval(), network.text_projection.eval()
             own, others = network.embed_text(captions + twins).split([len(captions), len(twins)])
         audio = network.embed_audio(batch["waveform"].to(device), 16_000)
         terms = {
-            "pairs": contrastive_loss(audio, own, network.logit_scale),
+            "pairs": kindred_loss(audio, own, may_agree(answers[: len(own)]), network.logit_scale),
             "twins": twin_loss(audio, own, others, row, network.logit_scale),
         }
         return {"loss": terms["pairs"] + terms["twins"], **terms}
 
-    batches = loader(ContrastedClips(clips), settings.batch_size, seed)
+    contrasted, labels = ContrastedClips(clips), [item["labels"] for item in clips.rest]
+    batches = DataLoader(
+        contrasted, batch_sampler=KindredSampler(labels, settings.batch_size, seed), collate_fn=collate
+    )
     with _only(clap, "audio"):
         networks = {"clap": (clap, losses)}
         yield from optimise("details-audio", networks, batches, settings, seed, run_dir, resume, accelerator, device)
