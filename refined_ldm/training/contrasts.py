@@ -173,7 +173,7 @@ def twin_loss(
 def may_agree(answers: torch.Tensor) -> torch.Tensor:
     """Return (B, B): whether two captions, with answers (B, Q) to QUESTIONS, may be true of one scene.
 
-    They name the same kinds of sound, in the same order unless at the same time, and contradict each other in no detail.
+    They name the same kinds of sound, in the same order unless at the same time, and no detail contradicts another.
     """
     answers, width = answers.clone(), len(ANSWERS)
     first, second = answers[:, 1 : 1 + width].clone(), answers[:, 1 + width :].clone()

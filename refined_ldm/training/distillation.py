@@ -12,6 +12,7 @@ Notebook: 09
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -36,7 +37,7 @@ from refined_ldm.training.pipeline import accelerator_of, check_files, check_run
 
 STAGE = "distill"  # its name in configurations and runs
 KEPT = max(STEPS)  # jumps of the longest path: a trajectory is kept at KEPT + 1 places
-TOGETHER, IN_A_PART = 16, 256  # trajectories sampled at once, and in one part of the cache
+TOGETHER, IN_A_PART = 32, 256  # trajectories sampled at once, and in one part of the cache
 # (first, last) place of each jump. Of 8, four are of 4 steps, two of 2, and two of 1
 JUMPS = [(0, 1), (1, 2), (2, 3), (3, 4), (0, 2), (2, 4), (0, 4), (0, 4)]
 
@@ -74,12 +75,14 @@ def trajectories(
     on_clips: Callable[[int, int], None] | None = None,
     rank: int = 0,
     world_size: int = 1,
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
 ) -> None:
     """Sample the teacher's trajectories into parts below `folder`, each a cache that is written whole or not at all.
 
     captions: those of each clip. The k-th trajectory is of clip k, around again when there are fewer, with one of its
     captions; caption and noise depend on `seed` and k alone. An item has "latents" (KEPT + 1, C, T, F) and "embedding"
-    (D,) in float16. Of several processes each samples its own parts. on_clips(done, all) reports progress.
+    (D,) in float16. Of several processes each samples its own parts. on_clips(done, all) reports progress;
+    autocast() is the context in which the U-Net is evaluated.
     """
     steps, count = settings.teacher_steps, settings.trajectories
     made_of = {
@@ -99,7 +102,9 @@ def trajectories(
             chosen = [of[torch.randint(len(of), (), generator=g)] for of, g in zip(own, generators, strict=True)]
             c = model.clap.embed_text(chosen)
             noise = noise_like(c.new_empty(len(c), *model.latent_shape(model.config.seconds)), generators)
-            kept = trajectory(model.guided(), noise, c, model.schedule, steps)
+            guided = model.guided()
+            with autocast():
+                kept = trajectory(guided, noise, c, model.schedule, steps)
             arrays = {"latents": kept.half().cpu().numpy(), "embedding": c.half().cpu().numpy()}
             yield arrays, [{"caption": caption} for caption in chosen]
             if on_clips:
@@ -195,7 +200,9 @@ def train_student(
         items = WrittenClips(clips, model.config.more_captions)
     captions = [items[k]["captions"] for k in range(min(len(items), settings.trajectories))]
     folder, world = run_dir / "trajectories-train", accelerator.num_processes
-    trajectories(model, captions, folder, settings, seed, on_trajectories, accelerator.process_index, world)
+    trajectories(
+        model, captions, folder, settings, seed, on_trajectories, accelerator.process_index, world, accelerator.autocast
+    )
     accelerator.wait_for_everyone()
     parts = [Cached(folder / f"part-{part}") for part in range(-(-settings.trajectories // IN_A_PART))]
     steps = optimise(

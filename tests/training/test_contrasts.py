@@ -1,10 +1,12 @@
 import random
+from dataclasses import replace
+from itertools import islice
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from refined_ldm.clap import Clap
+from refined_ldm.clap import Clap, contrastive_loss
 from refined_ldm.config import StageConfig
 from refined_ldm.data.caches import Cached
 from refined_ldm.scenes.captions import Caption, Clause
@@ -13,9 +15,12 @@ from refined_ldm.training.contrasts import (
     ANSWERS,
     QUESTIONS,
     ContrastedClips,
+    KindredSampler,
     WrittenClips,
     answers_of,
     draw_twins,
+    kindred_loss,
+    may_agree,
     nearness_loss,
     probe_loss,
     train_audio_details,
@@ -100,6 +105,43 @@ def test_the_twin_loss_is_the_cross_entropy_of_each_row():
     known = [F.cross_entropy(scale.exp() * (of @ audio[i])[None], torch.tensor([0])) for i, of in rows.items()]
     torch.testing.assert_close(twin_loss(audio, text, twins, row, scale), torch.stack(known).mean())
     assert twin_loss(audio, text, twins[:0], row[:0], scale) == 0
+
+
+def test_captions_agree_unless_they_contradict_each_other():
+    once, vague = replace(DOG, count=1), replace(DOG, counted=False, adjective="")
+    captions = [
+        Caption("event", "{a}", (DOG,)),
+        Caption("event", "{a}", (vague,)),
+        Caption("event", "{a}", (once,)),
+        Caption("event", "{a}", (BELL,)),
+        THEN,
+        Caption("sequence", "{a}, then {b}", (BELL, DOG)),
+        Caption("overlap", "{a} and {b}", (BELL, DOG)),
+        Caption("overlap", "{a} and {b}", (vague, BELL)),
+    ]
+    agree = may_agree(torch.tensor([answers_of(caption) for caption in captions]))
+    pairs = {(i, j) for i in range(8) for j in range(i) if agree[i, j]}
+    assert pairs == {(1, 0), (2, 1), (7, 6)} and agree.diagonal().all() and torch.equal(agree, agree.T)
+
+
+def test_the_kindred_loss_is_the_contrastive_loss_without_what_may_agree():
+    torch.manual_seed(0)
+    audio, text = (F.normalize(torch.randn(3, 8), dim=1) for _ in range(2))
+    scale, alone, agree = torch.tensor(1.0), torch.eye(3, dtype=torch.bool), torch.ones(3, 3, dtype=torch.bool)
+    torch.testing.assert_close(kindred_loss(audio, text, alone, scale), contrastive_loss(audio, text, scale))
+    assert kindred_loss(audio, text, agree, scale) == 0
+
+
+def test_batches_are_groups_of_kindred_scenes_and_resume():
+    labels = 10 * [("dog", "bell"), ("dog",), ("bell", "dog")] + [("rain",)]
+    sampler = KindredSampler(labels, 12, seed=3)
+    batches = list(islice(sampler, 20))
+    for batch in batches:
+        groups = [{tuple(sorted(labels[i])) for i in batch[start : start + 4]} for start in (0, 4, 8)]
+        assert len(batch) == 12 and (30 in batch or all(len(group) == 1 for group in groups))
+    assert any(30 in batch for batch in batches)
+    sampler.start_step = 15
+    assert list(islice(sampler, 5)) == batches[15:] and batches[0] != batches[1]
 
 
 def test_only_what_is_nearer_than_the_margin_is_pushed_away():
