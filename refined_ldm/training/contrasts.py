@@ -170,18 +170,22 @@ def twin_loss(
     return losses / row.unique().numel()
 
 
+def sorted_overlaps(answers: torch.Tensor) -> torch.Tensor:
+    """Return answers (B, Q) with two sounds at the same time in the order of their names, whichever is named first."""
+    kind, first, second = answers.split([1, len(ANSWERS), len(ANSWERS)], dim=1)
+    swapped = (kind == KINDS.index("overlap")) & (first[:, :1] > second[:, :1])
+    return torch.where(swapped, torch.cat([kind, second, first], 1), answers)
+
+
 def may_agree(answers: torch.Tensor) -> torch.Tensor:
     """Return (B, B): whether two captions, with answers (B, Q) to QUESTIONS, may be true of one scene.
 
     They name the same kinds of sound, in the same order unless at the same time, and no detail contradicts another.
     """
-    answers, width = answers.clone(), len(ANSWERS)
-    first, second = answers[:, 1 : 1 + width].clone(), answers[:, 1 + width :].clone()
-    swapped = ((answers[:, 0] == KINDS.index("overlap")) & (first[:, 0] > second[:, 0]))[:, None]
-    answers[:, 1:] = torch.where(swapped, torch.cat([second, first], 1), torch.cat([first, second], 1))
+    answers = sorted_overlaps(answers)
     equal = answers[:, None] == answers
     unnamed = (answers[:, None] == 0) | (answers == 0)
-    unnamed[:, :, [0, 1, 1 + width]] = False  # the kind of scene and the classes
+    unnamed[:, :, [0, 1, 1 + len(ANSWERS)]] = False  # the kind of scene and the classes
     return (equal | unnamed).all(2)
 
 
@@ -210,22 +214,30 @@ def nearness_loss(text: torch.Tensor, twins: torch.Tensor, row: torch.Tensor, ma
 
 
 class DetailProbe(nn.Module):
-    """A conditioner and a linear probe that predicts details from its caption embeddings; the probe is not saved."""
+    """A conditioner and a linear probe that predicts details from its embeddings; the probe is not saved."""
 
     def __init__(self, clap: Clap):
         super().__init__()
         self.clap, self.read = clap, nn.Linear(clap.embedding_dim, sum(QUESTIONS))
 
-    def forward(self, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Embed B captions -> embeddings (B, D), logits (B, sum of QUESTIONS)."""
-        text = self.clap.embed_text(captions)
-        return text, self.read(text * self.clap.embedding_dim**0.5)
+    def forward(self, given: list[str] | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embed B captions, or waveforms (B, N) at 16 kHz -> embeddings (B, D), logits (B, sum of QUESTIONS)."""
+        sounds = isinstance(given, torch.Tensor)
+        embedding = self.clap.embed_audio(given, 16_000) if sounds else self.clap.embed_text(given)
+        return embedding, self.read(embedding * self.clap.embedding_dim**0.5)
 
 
-def probe_loss(logits: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
-    """Return the mean cross-entropy of logits (B, sum of QUESTIONS) and answers (B, Q), summed over the Q questions."""
-    parts = logits.float().split(QUESTIONS, dim=1)
-    return sum(F.cross_entropy(part, answer) for part, answer in zip(parts, answers.T, strict=True))
+def probe_loss(logits: torch.Tensor, answers: torch.Tensor, named: bool = False) -> torch.Tensor:
+    """Return the mean cross-entropy of logits (B, sum of QUESTIONS) and answers (B, Q), summed over the Q questions.
+
+    named: only the details that captions name count, each over the captions that do.
+    """
+    loss = logits.new_zeros((), dtype=torch.float32)
+    for place, (part, answer) in enumerate(zip(logits.float().split(QUESTIONS, dim=1), answers.T, strict=True)):
+        losses = F.cross_entropy(part, answer, reduction="none")
+        counted = (answer > 0) | (not named or place == 0)  # the first question is the kind of scene
+        loss = loss + (losses * counted).sum() / counted.sum().clamp(min=1)
+    return loss
 
 
 def _written(batch, device):
@@ -296,25 +308,30 @@ def train_audio_details(
     Notebook: 02
     """
     device = clap.mel_bank.device
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        probe = DetailProbe(clap).to(device)
 
     def losses(network, batch, generator, index):
         captions, twins, row, answers = _written(batch, device)
         with torch.no_grad():
-            network.text.eval(), network.text_projection.eval()
-            own, others = network.embed_text(captions + twins).split([len(captions), len(twins)])
-        audio = network.embed_audio(batch["waveform"].to(device), 16_000)
+            clap.text.eval(), clap.text_projection.eval()
+            own, others = clap.embed_text(captions + twins).split([len(captions), len(twins)])
+        audio, logits = network(batch["waveform"].to(device))
+        answers = sorted_overlaps(answers[: len(own)])
         terms = {
-            "pairs": kindred_loss(audio, own, may_agree(answers[: len(own)]), network.logit_scale),
-            "twins": twin_loss(audio, own, others, row, network.logit_scale),
+            "pairs": kindred_loss(audio, own, may_agree(answers), clap.logit_scale),
+            "twins": twin_loss(audio, own, others, row, clap.logit_scale),
+            "read": probe_loss(logits, answers, named=True),
         }
-        return {"loss": terms["pairs"] + terms["twins"], **terms}
+        return {"loss": terms["pairs"] + terms["twins"] + 0.5 * terms["read"], **terms}
 
     contrasted, labels = ContrastedClips(clips), [item["labels"] for item in clips.rest]
     batches = DataLoader(
         contrasted, batch_sampler=KindredSampler(labels, settings.batch_size, seed), collate_fn=collate
     )
     with _only(clap, "audio"):
-        networks = {"clap": (clap, losses)}
+        networks = {"reader": (probe, losses)}
         yield from optimise("details-audio", networks, batches, settings, seed, run_dir, resume, accelerator, device)
 
 

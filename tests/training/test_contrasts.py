@@ -157,6 +157,15 @@ def test_reading_is_perfect_where_the_logits_are():
     assert probe_loss(logits, answers) < 1e-3 < probe_loss(0.0 * logits, answers)
 
 
+def test_reading_sounds_counts_what_their_captions_name():
+    answers = torch.tensor([answers_of(THEN), answers_of(Caption("event", "{a}", (BELL,)))])
+    logits = torch.cat([100.0 * F.one_hot(answers[:, i], n) for i, n in enumerate(QUESTIONS)], dim=1)
+    pace = 1 + sum(QUESTIONS[: 1 + list(ANSWERS).index("pace")])
+    wrong = logits.clone()
+    wrong[:, pace] += 1000  # neither caption names the pace of its first sound
+    assert probe_loss(wrong, answers, named=True) < 1e-3 < probe_loss(wrong, answers)
+
+
 @pytest.fixture
 def clips(tmp_path) -> Cached:
     return cached_clips(small.config(seconds=1.28, clips=8), tmp_path)
