@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypedDict
 
 import torch
 from accelerate import Accelerator
@@ -34,6 +35,15 @@ from refined_ldm.training.muon import Muon, split_parameters
 log = logging.getLogger(__name__)
 
 Losses = Callable[[nn.Module, dict, torch.Generator, int], dict[str, torch.Tensor]]  # see Learner
+
+
+class RunOptions(TypedDict, total=False):
+    """What every training takes beside its data and its settings."""
+
+    seed: int  # of all random numbers (0)
+    run_dir: str | Path | None  # folder of the checkpoints; None: there are none
+    resume: bool  # continue from the last checkpoint (False)
+    accelerator: Accelerator | None  # None: `pick_accelerator` of the device
 
 
 @dataclass(frozen=True)
@@ -198,11 +208,11 @@ def optimise(
     networks: dict[str, tuple[nn.Module, Callable]],
     loader: DataLoader,
     settings: StageConfig,
-    seed: int,
-    run_dir: str | Path | None,
-    resume: bool,
-    accelerator: Accelerator | None,
-    device: torch.device | str,
+    seed: int = 0,
+    run_dir: str | Path | None = None,
+    resume: bool = False,
+    accelerator: Accelerator | None = None,
+    device: torch.device | str = "cpu",
 ) -> Iterator[Step]:
     """Train the networks of a stage and yield every Step; a checkpoint is written after the Step is yielded.
 
