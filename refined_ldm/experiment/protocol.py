@@ -269,6 +269,8 @@ class Experiment:
     def details(self, model: RefinedAudioLDM, steps: int = 16) -> dict[str, np.ndarray]:
         """Sounds made from captions that name details -> {detail: 1 or 0 for each caption that names it}, as judged."""
         scenes = select_scenes(max(2, self.judged // 3), seconds=self.config.seconds)
+        if isinstance(model.clap, Oracle):
+            model.clap.learn(scene.item | {"captions": [str(scene.caption)]} for scene in scenes)
         captions, seconds = [scene.caption for scene in scenes], self.config.seconds
         parts = [[str(caption) for caption in captions[k : k + 16]] for k in range(0, len(captions), 16)]
         made = [model.generate(part, seconds, steps=steps, seed=0).cpu() for part in parts]
