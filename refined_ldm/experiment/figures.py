@@ -62,13 +62,12 @@ def plot_targets(runs: pd.DataFrame, reached: pd.DataFrame) -> Figure:
     for line, (name, part) in zip(axes, rows.items(), strict=True):
         for (column, title), ax in zip(MEASURES.items(), line, strict=True):
             compared = part[part["label"] != "A"] if column.startswith("error") else part  # A has another latent scale
-            longest = compared.groupby("label")["iterations"].max()
+            last = compared.sort_values("iterations").groupby("label")["precision"].last()  # where a name is written
             for (label, precision), own in compared.groupby(["label", "precision"]):
                 colour, middle = COLOURS[label[0]], own.groupby("iterations")[column].mean()
                 fill = "full" if precision == "float32" else "none"
                 ax.plot(own["iterations"], own[column], "o", color=colour, markersize=4, alpha=0.7, fillstyle=fill)
-                last = label[0] if own["iterations"].max() == longest[label] else None
-                ax.plot(middle.index, middle, color=colour, label=last)
+                ax.plot(middle.index, middle, color=colour, label=label[0] if precision == last[label] else None)
             ax.set(xscale="log", xlim=(100, 15_000), title=f"{title}\n{name}")
             ax.set_ylim(0, 1.12 * compared[column].max())
             ax.set_xticks([150, 500, 1500, 6000], ["150", "500", "1,500", "6,000"])
