@@ -129,7 +129,7 @@ def parser(runs: dict[str, Callable[[argparse.Namespace], Any]]) -> Parser:
     _experiment(
         command("experiment", "Train and measure the arms of the controlled experiment. Finished runs are kept.")
     )
-    sub = command("verify", "Recompute every claimed number from the tables beside the figures.")
+    sub = command("verify", "Recompute the evidence of every claim, and compare the documents with the stored tables.")
     sub.add_argument("--ledger", type=Path, default=Path("figures/claims.yaml"), metavar="YAML")
     sub.shared("--json")
     _notebooks(command("notebooks", "Execute the notebooks with papermill into runs/notebooks."))
@@ -260,7 +260,7 @@ def _budget(sub):
 
 
 def _experiment(sub):
-    sub.add_argument("names", nargs="*", metavar="NAME", help="names of runs, as --list prints them (default: all)")
+    sub.add_argument("names", nargs="*", metavar="NAME", help="runs or parts of the plan, as --list prints them (all)")
     sub.add_argument("--list", action="store_true", help="print all runs and which are finished")
     sub.add_argument("--run", type=Path, default=Path("runs/experiment"), metavar="DIR", dest="run_dir")
     sub.add_argument("--out", type=Path, metavar="DIR",

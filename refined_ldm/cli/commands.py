@@ -223,12 +223,11 @@ def experiment(options: Namespace) -> None:
         for run in runs:
             print(f"{run.name:40} {run.part:9} {'finished' if (out / f'{run.name}.json').is_file() else ''}")
         return
-    named = {run.name: run for run in runs}
-    if unknown := set(o.names) - named.keys():
+    if unknown := set(o.names) - {name for run in runs for name in (run.name, run.part)}:
         raise ValueError(f"no run {', '.join(sorted(unknown))}: --list prints those there are")
-    runs = [named[name] for name in o.names] or runs
+    runs = [run for run in runs if not o.names or {run.name, run.part} & set(o.names)]
     check_folder(o.run_dir)
-    tables = (".json", ".csv", "-steps.csv", "-classes.csv")
+    tables = (".json", ".csv", "-steps.csv", "-classes.csv", "-details.csv")
     check_folder(out, [f"{run.name}{ending}" for run in runs for ending in tables])
     collected = out.with_name(f"{out.name}.csv")
     check_result(collected, b"name,label,")
@@ -253,7 +252,7 @@ def verify(options: Namespace) -> None:
     def report(claim, numbers):
         if not options.json:
             print(
-                f"{'FAULT' if any(n.fault for n in numbers) else claim['status']:20} {claim['id']}: "
+                f"{'FAULT' if any(n.fault for n in numbers) else claim['verdict']:20} {claim['id']}: "
                 f"{' '.join(claim['found'].split())}"
             )
 
@@ -263,7 +262,7 @@ def verify(options: Namespace) -> None:
     if faults := [f"{c.claim}: {c.written} {c.fault}" for c in checked if c.fault]:
         raise ValueError("; ".join(faults))
     if not options.json:
-        print(f"{len(checked)} numbers computed again, all as they are written")
+        print(f"{len(checked)} values with their intervals computed again, all as they are written")
 
 
 def notebooks(options: Namespace) -> None:
