@@ -70,6 +70,20 @@ def test_a_stage_trains_and_goes_on(stage, kind, capability, monkeypatch, tmp_pa
         assert [step.index for step in going_on] == [4]
 
 
+def test_the_running_average_is_a_few_operators_however_many_weights_there_are(monkeypatch):
+    counts = []
+    for decay in (0.0, 0.99):
+        model = small.awake_model(monkeypatch, training={"ldm": replace(small.STAGE, ema_decay=decay)})
+        with pretend("cuda", capability=(6, 1)) as gpu:
+            steps = begin(model.to("cuda"), "ldm", "cuda", None, max_steps=2)
+            next(steps)
+            gpu.forget()
+            next(steps)
+            counts.append(gpu.operators)
+        forget_accelerators()
+    assert 0 < counts[1] - counts[0] <= 5, counts
+
+
 def test_clips_for_a_conditioner_of_another_rate_are_resampled_before_the_step(monkeypatch):
     monkeypatch.setattr(small, "CLAP", replace(small.CLAP, sample_rate=22_050))
     model, clips = small.awake_model(monkeypatch), small.clips()
