@@ -107,6 +107,17 @@ def test_the_pitch_tracker(kind):
             assert (abs(cents - expected[0]) < 0.1).all() and (abs(confidence - expected[1]) < 1e-4).all()
 
 
+def test_the_unet_can_be_recorded_as_a_cuda_graph(model):
+    """Nothing in it waits for the device or copies from the CPU."""
+    with pretend("cuda") as gpu, torch.no_grad():
+        optimize_for_inference(model.to("cuda"))
+        z, c = torch.randn(2, 2, 8, 4, device="cuda"), torch.randn(2, 12, device="cuda")
+        t = torch.full((2,), 500, device="cuda")
+        gpu.forget()
+        model.unet(z, t, c)
+        assert gpu.operators > 50 and not gpu.waits and not gpu.copies, gpu.report(30)
+
+
 def test_a_model_is_read_and_written_with_a_wait_or_two_for_each_part(model, tmp_path):
     with pretend("cuda") as gpu:
         model.to("cuda")
