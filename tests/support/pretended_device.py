@@ -245,12 +245,17 @@ def pretend(type="cuda", capability=(9, 0), strict=True, tf32=False):
     """Inside there is one GPU -> Pretended. capability: CUDA's; from (8, 0) on there are tensor cores for bfloat16."""
     gpu, library = Pretended(type, strict), torch.library.Library("aten", "IMPL")
     clone, start, end = torch.UntypedStorage.clone, torch.autocast.__init__, torch.autocast.__exit__
-    gpu.tf32, grouped = tf32, torch._C._group_tensors_by_device_and_dtype
+    gpu.tf32, grouped, parsed = tf32, torch._C._group_tensors_by_device_and_dtype, torch._C._nn._parse_to
 
     def clone_tagged(storage):  # copy.deepcopy of a tensor
         copied = clone(storage)
         setattr(copied, TAG, getattr(storage, TAG, "cpu"))
         return copied
+
+    def parse_to(*args, **kwargs):  # of Module.to; C++ sees no tags
+        device, *rest = parsed(*args, **kwargs)
+        like = args and isinstance(args[0], torch.Tensor) and tag_of(args[0]) == type
+        return gpu.device if like else device, *rest
 
     def group_by_tag(*args, **kwargs):  # of optimisers and gradient clipping; C++ sees no tags
         groups = grouped(*args, **kwargs)
@@ -277,6 +282,7 @@ def pretend(type="cuda", capability=(9, 0), strict=True, tf32=False):
                "get_rng_state": torch.ByteTensor(16), "memory_allocated": 0, "max_memory_allocated": 0}  # fmt: skip
     patches = [(torch.UntypedStorage, "clone", clone_tagged), (torch.autocast, "__init__", autocast_on_cpu),
                (torch.autocast, "__exit__", autocast_ends), (torch._C, grouped.__name__, group_by_tag),
+               (torch._C._nn, "_parse_to", parse_to),
                (torch.nn.RNNBase, "flatten_parameters", lambda module: None)]  # fmt: skip
     patches += [(torch.optim.Optimizer, check, lambda optimizer: None) for check in dir(torch.optim.Optimizer)
                 if check.endswith("graph_capture_health_check")]  # fmt: skip

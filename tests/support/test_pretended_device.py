@@ -38,6 +38,7 @@ def test_what_a_gpu_takes(gpu):
     assert x[torch.tensor([2, 0])].tolist() == [2, 0]  # indices on the CPU
     assert x.to(torch.ones(1)).numpy().tolist() == [0, 1, 2]
     assert x.device == torch.device("cuda", 0) and x.is_cuda and not x.cpu().is_cuda
+    assert all(p.is_cuda for p in nn.Linear(3, 2).to(x).parameters())
     assert copy.deepcopy(x).is_cuda and x.view(3, 1).is_cuda and torch.zeros_like(x).is_cuda
     assert not gpu.faults
 
