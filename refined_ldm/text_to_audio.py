@@ -400,6 +400,8 @@ class RefinedAudioLDM(nn.Module):
             config.mel.n_mels // config.vae.downsampling,
         )
 
+    _latent_shape, _generators = latent_shape, staticmethod(caption_generators)  # earlier names, for callers outside
+
     # --- LoRA ---
 
     def load_lora(self, path: str | Path, weight: float = 1.0) -> None:

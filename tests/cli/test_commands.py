@@ -276,7 +276,7 @@ INFER = ["infer", "-c", "checkpoint/config.yaml", "-l", "list.lst", "--reload_fr
     (["convert", "checkpoint/vae.safetensors", "folder", "--force"], "folder is a folder, so it is not replaced"),
     (["convert", "checkpoint/vae.safetensors", "checkpoint/../checkpoint/vae.safetensors", "--force"],
      "vae.safetensors is what is to be converted"),
-    (["data", "folder", "--picture", "notes.png"], "notes.png is there already and no result"),
+    (["data", "folder", "--picture", "notes.txt/data.png"], "notes.txt is a file, where a folder is needed"),
     (["evaluate", "folder", "folder", "--details", "2"], "--details judges one model: leave out folder"),
     (["train", "-c", "small.yaml", "--run", "notes.txt"], "notes.txt is a file, where a folder is needed"),
     (["experiment", "--run", "notes.txt"], "notes.txt is a file, where a folder is needed"),
