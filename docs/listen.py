@@ -22,8 +22,8 @@ from refined_ldm import RefinedAudioLDM, display
 from refined_ldm.conditioning import guided_noise
 from refined_ldm.devices import fitting_threads
 from refined_ldm.diffusion import clean_latent, dpmpp_sample, noise_like
+from refined_ldm.model_folder import WEIGHTS
 from refined_ldm.randomness import caption_generators
-from refined_ldm.text_to_audio import WEIGHTS
 
 DOCS = Path(__file__).resolve().parent
 TABLE = DOCS / "sounds" / "sounds.csv"

@@ -277,6 +277,12 @@ def is_silent_waveform(waveform: torch.Tensor) -> torch.Tensor:
     return waveform.abs().amax(1) < SILENT
 
 
+def is_constant(latent: torch.Tensor) -> torch.Tensor:
+    """Return a mask (B,) of the latents (B, C, T, F) that hold one value throughout, as after an underflow."""
+    flat = latent.flatten(1)
+    return torch.eq(flat, flat[:, :1]).all(1)
+
+
 def are_finite(batch: torch.Tensor) -> torch.Tensor:
     """Return a mask (B,) of the latents, mels or waveforms (B, …) without NaN and infinity."""
     return batch.isfinite().flatten(1).all(1)

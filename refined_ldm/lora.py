@@ -148,6 +148,47 @@ class LoraUNet(nn.Module):
         return self._whole[0](*inputs)
 
 
+# Methods of `RefinedAudioLDM`
+
+
+def load_lora(model: nn.Module, path: str | Path, weight: float = 1.0) -> None:
+    """Add a LoRA to the U-Net, beside those already there; `weight` scales it, 0 changes nothing.
+
+    Raises FileNotFoundError; ValueError for a LoRA of another model, a weight that is not finite, or a U-Net in
+    half precision; ModuleNotFoundError without peft.
+    """
+    with_loras(model).load(path, weight)
+
+
+def merge_loras(model: nn.Module) -> None:
+    """Add the LoRAs to the weights of the U-Net: equal sounds, faster. Afterwards the model can be saved.
+
+    A student was taught by the weights before, so the model then has none.
+    """
+    if model.loras is not None:
+        model.loras.merge()
+        model.loras = model.student = model.student_file = None
+
+
+def remove_loras(model: nn.Module) -> None:
+    """Remove the LoRAs of the U-Net."""
+    if model.loras is not None:
+        model.loras.remove()
+        model.loras = None
+
+
+def with_loras(model: nn.Module) -> Loras:
+    """Return the LoRAs of a model, none at first. Raises ValueError for a U-Net in half precision."""
+    if model.loras is None:
+        if any(p.dtype != torch.float32 for p in model.unet.parameters()):
+            raise ValueError("the U-Net is not in float32: load LoRAs before optimize_for_inference")
+        model.loras = Loras(model.unet, model.digest())
+    return model.loras
+
+
+# Files
+
+
 def save_lora(
     path: str | Path, matrices: dict[str, nn.Parameter], config: LoraConfig, base: str, name: str, **metadata: Any
 ) -> None:

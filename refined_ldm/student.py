@@ -8,13 +8,15 @@ Notebook: 09
 """
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from refined_ldm.config import SAMPLERS
+from refined_ldm.devices import fitting_threads
+from refined_ldm.integers import whole
 from refined_ldm.lora import LoraConfig, Loras, LoraUNet, add_to_weights
 from refined_ldm.unet import UNet
 from refined_ldm.weights import load_into, read_weights, save_weights
@@ -75,20 +77,64 @@ def read_student(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, metadata
 
 
-def load_student(path: str | Path, teacher: UNet, base: Callable[[], str]) -> UNet:
-    """Return the student in a file, its LoRA added to a copy of the weights of its teacher (`base`: their digest).
+# Methods of `RefinedAudioLDM`, and what they check
 
-    Raises FileNotFoundError; ValueError for another file, or a student of another model.
+
+def load_student(model: nn.Module, path: str | Path) -> None:
+    """Take the student in a file of `refined-ldm train --distill`, for `generate(..., sampler="student")`.
+
+    Its LoRA is added to a copy of the weights of the U-Net.
+    Raises FileNotFoundError; ValueError for another file, a student of another model, or a U-Net in half precision.
     """
+    if any(p.dtype != torch.float32 for p in model.unet.parameters()):
+        raise ValueError("the U-Net is not in float32: load the student before optimize_for_inference")
     tensors, metadata = read_student(path)
-    if metadata["base"] != (digest := base()):
+    if metadata["base"] != (digest := model.digest()):
         raise ValueError(
             f"{path} is a student of another model: of {metadata['name']} with the digest {metadata['base']}; this one "
             f"has {digest}. Load its teacher, or distill this model (`refined-ldm train --distill`)"
         )
-    unet = student_unet(teacher)
+    unet = student_unet(model.unet)
     end = {name.removeprefix(END): tensor for name, tensor in tensors.items() if name.startswith(END)}
     load_into(unet.end_embed, end, path)
     matrices = {name: tensor for name, tensor in tensors.items() if not name.startswith(END)}
     add_to_weights(unet, matrices, LoraConfig(**metadata["config"]).rank, path)
-    return unet.eval()
+    model.student, model.student_file = unet.eval(), Path(path)
+
+
+def student_noise(model: nn.Module, z_t: Tensor, t: Tensor, end: Tensor, c: Tensor) -> Tensor:
+    """Return the eps (B, C, T, F) with which the student's jump from timesteps t to `end` (B,) ends.
+
+    Notebook: 09
+    """
+    with fitting_threads(model.unet, z_t.numel() // z_t.shape[1], model.device):
+        return model.denoise(z_t, t, c, model.student, end)
+
+
+def pick_sampler(model: nn.Module, sampler: str | None, steps: int | None, given: dict[str, Any]) -> str:
+    """Return the sampler that is asked for, or the configuration's, if the student knows what is `given`."""
+    if sampler is None and model.config.sampler == "student":
+        known = model.student is not None and model.loras is None and steps in (None, *STEPS)
+        return "student" if known and all(value is None for value in given.values()) else "dpmpp"
+    sampler = model.config.sampler if sampler is None else sampler
+    if sampler not in SAMPLERS:
+        raise ValueError(f"sampler must be dpmpp, ddim or student, got {sampler!r}")
+    if sampler == "student":
+        check(model, steps, given)
+    return sampler
+
+
+def check(model: nn.Module, steps: int | None, given: dict[str, Any] | None = None) -> int:
+    """Return the number of steps of the student. Raises ValueError without one, or for what only a teacher does."""
+    if model.student is None:
+        raise ValueError(
+            "this model has no student: train one (`refined-ldm train --distill`) and load it with load_student"
+        )
+    if model.loras is not None:
+        raise ValueError('the student was taught without LoRAs: remove_loras() before, or take sampler="dpmpp"')
+    for name in (name for name, value in (given or {}).items() if value is not None):
+        raise ValueError(f'{name} does not go with the student, whose guidance is fixed: take sampler="dpmpp"')
+    steps = max(STEPS) if steps is None else whole("steps", steps)
+    if steps not in STEPS:
+        raise ValueError(f'steps of a student must be one of {STEPS}, got {steps}: take sampler="dpmpp" for others')
+    return steps

@@ -4,7 +4,6 @@ Notebook: 05
 """
 
 import math
-import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from refined_ldm import editing, long_sounds, variations
-from refined_ldm.audio import are_finite, check_finite, is_silent_waveform, warn_of_silence
-from refined_ldm.clap import CLAP_PRESETS, SHIPPED, Clap
+from refined_ldm import editing, long_sounds, lora, model_folder, student, variations
+from refined_ldm.audio import are_finite, check_finite, is_constant, is_silent_waveform, warn_of_silence
+from refined_ldm.clap import CLAP_PRESETS, Clap
 from refined_ldm.conditioning import guided_noise
-from refined_ldm.config import SAMPLERS, Config, load_config, preset
+from refined_ldm.config import Config, preset
 from refined_ldm.devices import fitting_threads
 from refined_ldm.diffusion import (
     Denoiser,
@@ -28,41 +27,17 @@ from refined_ldm.diffusion import (
     noise_like,
     to_noise,
 )
-from refined_ldm.files import atomic_write, check_folder
 from refined_ldm.hifigan import HiFiGAN
 from refined_ldm.integers import whole, whole_seed
 from refined_ldm.linear_denoiser import ConditionalLinearDenoiser, GaussianDenoiser
-from refined_ldm.lora import Loras
 from refined_ldm.mel import MelSpectrogram, griffin_lim, is_silent_mel
 from refined_ldm.randomness import caption_generators
-from refined_ldm.student import STEPS, STUDENT_FILE, load_student, save_again
 from refined_ldm.tokenizer import one_line
 from refined_ldm.unet import UNet
 from refined_ldm.vae import MelVAE
-from refined_ldm.weights import load_into, read_weights, rounded, save_weights, weights_digest
 
-WEIGHTS = Path(__file__).parent / "weights"  # shipped with the package: weights/tiny
 REDRAWN = 3  # times that a silent sound is sampled again
 REDRAWN_BELOW = 0.6  # of the timesteps: a sound is drawn again with guidance below this one only
-VOCABULARY = ("vocab.json", "merges.txt", "tokenizer.json")  # files copied from a tokenizer's directory
-
-
-def is_shipped(name: str) -> bool:
-    """Return whether the package contains trained weights of a preset."""
-    return (WEIGHTS / name / "config.yaml").is_file()
-
-
-def part_path(folder: str | Path, part: str, config: Config) -> Path:
-    """Return the path of a part of a model in a folder."""
-    return Path(folder) / (f"clap-{config.clap}.safetensors" if part == "clap" else f"{part}.safetensors")
-
-
-def _load_clap(config, folder):
-    """Load the conditioner in a folder, with the vocabulary beside it; else from the configured file or its hub."""
-    path, tokenizer = part_path(folder, "clap", config), Path(folder) / "tokenizer"
-    if not path.is_file():
-        path = config.clap_checkpoint or (path if config.clap in SHIPPED else None)
-    return Clap.load(config.clap, path, tokenizer if tokenizer.is_dir() else config.tokenizer or None)
 
 
 class RefinedAudioLDM(nn.Module):
@@ -212,7 +187,7 @@ class RefinedAudioLDM(nn.Module):
         if not captions:
             raise ValueError("captions is empty: give at least one")
         taught = {"guidance_scale": guidance_scale, "guidance_interval": guidance_interval}
-        sampler = self._pick_sampler(sampler, steps, {**taught, "negative_caption": negative_caption or None})
+        sampler = student.pick_sampler(self, sampler, steps, {**taught, "negative_caption": negative_caption or None})
         seconds = self.config.seconds if seconds is None else seconds
         candidates = self.config.candidates if candidates is None else candidates
         if not 0.01 <= seconds <= 120:
@@ -260,12 +235,6 @@ class RefinedAudioLDM(nn.Module):
             return waveform
         return self.nearest(waveform, embedding, candidates)
 
-    # --- sounds from sounds, and long ones (editing.py, long_sounds.py, variations.py) ---
-
-    edit, inpaint, extend, super_resolve = editing.edit, editing.inpaint, editing.extend, editing.super_resolve
-    loop, generate_long = editing.loop, long_sounds.generate_long
-    variations, interpolate = variations.variations, variations.interpolate
-
     def nearest(self, waveform: torch.Tensor, embedding: torch.Tensor, candidates: int) -> torch.Tensor:
         """Of every `candidates` waveforms in (B * candidates, N), the one nearest to its embedding -> (B, N)."""
         nearness = (self.clap.embed_audio(waveform, self.config.mel.sample_rate) * embedding).sum(1)
@@ -279,12 +248,9 @@ class RefinedAudioLDM(nn.Module):
         """
         if self.config.data != "scenes" or not isinstance(self.clap, Clap):
             return []
-        from refined_ldm.scenes.familiar import nearest_captions, unseen_tokens, unseen_words
+        from refined_ldm.scenes.familiar import unfamiliar
 
-        unseen = unseen_tokens(self.clap)
-        return [f"{caption!r:.80} holds what the model was never trained on ({', '.join(words)}); the nearest captions "
-                f"that it knows: {'; '.join(nearest_captions(self.clap, caption))}"
-                for caption in captions if (words := unseen_words(self.clap, caption, unseen))]  # fmt: skip
+        return unfamiliar(self.clap, captions)
 
     @torch.no_grad()
     def sample_latent(
@@ -309,7 +275,7 @@ class RefinedAudioLDM(nn.Module):
         Notebook: 05
         """
         if sampler == "student":
-            steps = self._check_student(steps)
+            steps = student.check(self, steps)
             return jump_sample(self.student_noise, z_T, embedding, self.schedule, steps, on_step)
         steps, spacing = self.config.steps if steps is None else steps, "leading" if sampler == "ddim" else "trailing"
         timesteps = iter(self.schedule.timesteps(steps, spacing))
@@ -317,41 +283,6 @@ class RefinedAudioLDM(nn.Module):
         if sampler == "ddim":
             return ddim_sample(guided, z_T, embedding, self.schedule, steps, eta, generator, spacing, on_step=on_step)
         return dpmpp_sample(guided, z_T, embedding, self.schedule, steps, spacing, on_step=on_step)
-
-    def student_noise(self, z_t: torch.Tensor, t: torch.Tensor, end: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-        """Return the eps (B, C, T, F) with which the student's jump from timesteps t to `end` (B,) ends.
-
-        Notebook: 09
-        """
-        with self._threads(z_t.numel() // z_t.shape[1]):
-            return self.denoise(z_t, t, c, self.student, end)
-
-    def _pick_sampler(self, sampler, steps, given):
-        """Return the sampler that is asked for, or the configuration's, if the student knows what is `given`."""
-        if sampler is None and self.config.sampler == "student":
-            known = self.student is not None and self.loras is None and steps in (None, *STEPS)
-            return "student" if known and all(value is None for value in given.values()) else "dpmpp"
-        sampler = self.config.sampler if sampler is None else sampler
-        if sampler not in SAMPLERS:
-            raise ValueError(f"sampler must be dpmpp, ddim or student, got {sampler!r}")
-        if sampler == "student":
-            self._check_student(steps, given)
-        return sampler
-
-    def _check_student(self, steps, given=None):
-        """Return the number of steps of the student. Raises ValueError without one, or for what only a teacher does."""
-        if self.student is None:
-            raise ValueError(
-                "this model has no student: train one (`refined-ldm train --distill`) and load it with load_student"
-            )
-        if self.loras is not None:
-            raise ValueError('the student was taught without LoRAs: remove_loras() before, or take sampler="dpmpp"')
-        for name in (name for name, value in (given or {}).items() if value is not None):
-            raise ValueError(f'{name} does not go with the student, whose guidance is fixed: take sampler="dpmpp"')
-        steps = max(STEPS) if steps is None else whole("steps", steps)
-        if steps not in STEPS:
-            raise ValueError(f'steps of a student must be one of {STEPS}, got {steps}: take sampler="dpmpp" for others')
-        return steps
 
     def guided(
         self,
@@ -391,173 +322,23 @@ class RefinedAudioLDM(nn.Module):
 
     def latent_shape(self, seconds: float) -> tuple[int, int, int]:
         """Return the shape (C, T, F) of a latent of `seconds` s."""
-        config = self.config
-        hops = config.vae.downsampling * config.unet.downsampling  # frames per coarsest frame of the U-Net
+        config, down = self.config, self.config.vae.downsampling
+        hops = down * config.unet.downsampling  # frames per coarsest frame of the U-Net
         frames = -(-round(seconds * config.mel.sample_rate) // (config.mel.hop_length * hops)) * hops
-        return (
-            config.vae.latent_channels,
-            frames // config.vae.downsampling,
-            config.mel.n_mels // config.vae.downsampling,
-        )
+        return config.vae.latent_channels, frames // down, config.mel.n_mels // down
 
     _latent_shape, _generators = latent_shape, staticmethod(caption_generators)  # earlier names, for callers outside
 
-    # --- LoRA ---
+    # --- methods of other files, each with its concept ---
 
-    def load_lora(self, path: str | Path, weight: float = 1.0) -> None:
-        """Add a LoRA to the U-Net, beside those already there; `weight` scales it, 0 changes nothing.
-
-        Raises FileNotFoundError; ValueError for a LoRA of another model, a weight that is not finite, or a U-Net in
-        half precision; ModuleNotFoundError without peft.
-        """
-        self.with_loras().load(path, weight)
-
-    def merge_loras(self) -> None:
-        """Add the LoRAs to the weights of the U-Net: equal sounds, faster. Afterwards the model can be saved.
-
-        A student was taught by the weights before, so the model then has none.
-        """
-        if self.loras is not None:
-            self.student = self.student_file = None
-        self._end_loras("merge")
-
-    def remove_loras(self) -> None:
-        """Remove the LoRAs of the U-Net."""
-        self._end_loras("remove")
-
-    def with_loras(self) -> Loras:
-        """Return the LoRAs of this model, none at first. Raises ValueError for a U-Net in half precision."""
-        if self.loras is None:
-            if any(p.dtype != torch.float32 for p in self.unet.parameters()):
-                raise ValueError("the U-Net is not in float32: load LoRAs before optimize_for_inference")
-            self.loras = Loras(self.unet, self.digest())
-        return self.loras
-
-    def digest(self) -> str:
-        """Return the digest of the weights that LoRAs and students belong to: U-Net, latent scale, linear denoiser."""
-        return weights_digest(self._ldm_state())
-
-    def load_student(self, path: str | Path) -> None:
-        """Take the student in a file of `refined-ldm train --distill`, for `generate(..., sampler="student")`.
-
-        Raises FileNotFoundError; ValueError for another file, a student of another model, or a U-Net in half precision.
-        """
-        if any(p.dtype != torch.float32 for p in self.unet.parameters()):
-            raise ValueError("the U-Net is not in float32: load the student before optimize_for_inference")
-        self.student, self.student_file = load_student(path, self.unet, self.digest), Path(path)
-
-    def _end_loras(self, how):
-        if self.loras is not None:
-            getattr(self.loras, how)()
-            self.loras = None
-
-    # --- files ---
-
-    def save(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
-        """Write config.yaml and one safetensors file for each part, and for the student, into `folder`."""
-        folder = Path(folder)
-        parts = [part_path(folder, part, self.config).name for part in ("vae", "ldm", "hifigan", "clap")]
-        check_folder(folder, [*parts, "config.yaml", STUDENT_FILE])
-        folder.mkdir(parents=True, exist_ok=True)
-        for part in ("vae", "ldm", "hifigan", "clap"):
-            self.save_part(part, folder, dtype)
-        if self.student_file:
-            save_again(self.student_file, folder / STUDENT_FILE, weights_digest(rounded(self._ldm_state(), dtype)))
-        self.config.save(folder / "config.yaml")
-
-    def save_part(self, part: str, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
-        """Write one part: vae, ldm (U-Net, latent scale and linear denoiser), hifigan or clap."""
-        path = part_path(folder, part, self.config)
-        if part == "clap":
-            self.clap.save(path, dtype)
-            self._save_vocabulary(path.parent / "tokenizer")
-        elif part == "ldm":
-            save_weights(path, self._ldm_state(), self.config.unet, dtype)
-        else:
-            save_weights(path, self._part(part), self._part(part).config, dtype)
-
-    def load_part(self, part: str, folder: str | Path, optional: tuple[str, ...] = ()) -> None:
-        """Load one part written by `save_part`.
-
-        A conditioner that is not in `folder` comes from the file that the configuration names, or from its hub.
-        optional: modules of the U-Net that stay as they are if the file has none of their tensors.
-        Raises FileNotFoundError, or ValueError naming the tensors that do not fit.
-        """
-        path = part_path(folder, part, self.config)
-        if part == "clap":
-            self.clap = _load_clap(self.config, folder).to(self.device)
-            return
-        state, _ = read_weights(path)
-        if part != "ldm":
-            load_into(self._part(part), state, path)
-            return
-        wanted, held = ({name.split(".")[0] for name in names} for names in (self._ldm_state(), state))
-        if wanted != held:
-            raise ValueError(
-                f"{path} does not fit the parameterization {self.config.parameterization!r}: it holds "
-                f"{', '.join(sorted(held))} where {', '.join(sorted(wanted))} were expected"
-            )
-        if state["scale"].numel() != 1:
-            raise ValueError(f"{path}: scale is of shape {tuple(state['scale'].shape)}: one number was expected")
-        unet = {k[5:]: v for k, v in state.items() if k.startswith("unet.")}
-        for module in {name.split(".")[0] for name in self.unet.state_dict()} & set(optional):
-            if not any(name.startswith(f"{module}.") for name in unet):
-                unet |= {f"{module}.{k}": v for k, v in getattr(self.unet, module).state_dict().items()}
-        load_into(self.unet, unet, path)
-        if self.gaussian is not None:
-            load_into(self.gaussian, {k[9:]: v for k, v in state.items() if k.startswith("gaussian.")}, path)
-        self.scale.copy_(state["scale"].reshape(()))
-
-    def _save_vocabulary(self, folder):
-        """Copy the vocabulary that was given to the conditioner; those of installed packages are not copied."""
-        if self.clap.vocabulary is None or Path(self.clap.vocabulary).resolve() == folder.resolve():
-            return
-        for given in (Path(self.clap.vocabulary) / name for name in VOCABULARY):
-            if given.is_file():
-                with atomic_write(folder / given.name) as temporary:
-                    shutil.copyfile(given, temporary)
-
-    def _part(self, part):
-        return {"vae": self.vae, "hifigan": self.vocoder, "clap": self.clap}[part]
-
-    def _ldm_state(self):
-        if self.loras is not None:
-            raise ValueError("the U-Net has LoRAs beside its weights: call merge_loras() or remove_loras() before")
-        state = {f"unet.{k}": v for k, v in self.unet.state_dict().items()} | {"scale": self.scale}
-        if self.gaussian is not None:
-            state |= {f"gaussian.{k}": v for k, v in self.gaussian.state_dict().items()}
-        return state
-
-    @classmethod
-    def load(cls, folder: str | Path, device: torch.device | str = "cpu", **changes) -> "RefinedAudioLDM":
-        """Load a folder written by `save`, in evaluation mode; `changes` as in `preset`.
-
-        Raises FileNotFoundError for a missing file, ValueError for one that does not fit.
-
-        Notebook: 05
-        """
-        folder = Path(folder)
-        for lora in (folder, folder / "lora.safetensors"):
-            if lora.name == "lora.safetensors" and lora.is_file() and not (folder / "config.yaml").is_file():
-                raise ValueError(
-                    f"{lora} is a LoRA: load the model that it was trained on, and this beside it (--lora, load_lora)"
-                )
-        if folder.is_file() or (folder / "model_index.json").is_file():
-            raise ValueError(
-                f"{folder} is no folder written by RefinedAudioLDM.save: convert it first (`refined-ldm "
-                f"convert {folder} FOLDER`) and give that folder"
-            )
-        if not (folder / "config.yaml").is_file():
-            raise FileNotFoundError(f"no config.yaml in {folder}: give a folder written by RefinedAudioLDM.save")
-        config = load_config(folder / "config.yaml").changed(**changes)
-        model = cls(config, clap=_load_clap(config, folder))
-        for part in ("vae", "ldm"):
-            model.load_part(part, folder)
-        if model.config.vocoder == "hifigan" or part_path(folder, "hifigan", model.config).is_file():
-            model.load_part("hifigan", folder)  # a run has no vocoder until it is trained
-        if (folder / STUDENT_FILE).is_file():
-            model.load_student(folder / STUDENT_FILE)
-        return model.to(device, non_blocking=True).eval()
+    load, save, digest = classmethod(model_folder.load), model_folder.save, model_folder.digest
+    load_part, save_part = model_folder.load_part, model_folder.save_part
+    edit, inpaint, extend, super_resolve = editing.edit, editing.inpaint, editing.extend, editing.super_resolve
+    loop, generate_long = editing.loop, long_sounds.generate_long
+    variations, interpolate = variations.variations, variations.interpolate
+    load_lora, merge_loras = lora.load_lora, lora.merge_loras
+    remove_loras, with_loras = lora.remove_loras, lora.with_loras
+    load_student, student_noise = student.load_student, student.student_noise
 
     @classmethod
     def from_audioldm(
@@ -595,12 +376,6 @@ class RefinedAudioLDM(nn.Module):
 
         Notebook: 05
         """
-        if is_shipped(name):
-            return cls.load(WEIGHTS / name, device, **changes)
+        if folder := model_folder.shipped_folder(name):
+            return cls.load(folder, device, **changes)
         return cls(preset(name, **changes)).to(device, non_blocking=True).eval()
-
-
-def is_constant(latent: torch.Tensor) -> torch.Tensor:
-    """Return a mask (B,) of the latents (B, C, T, F) that hold one value throughout, as after an underflow."""
-    flat = latent.flatten(1)
-    return torch.eq(flat, flat[:, :1]).all(1)

@@ -32,8 +32,9 @@ from refined_ldm.evaluation.embeddings.aisfx import Aisfx
 from refined_ldm.evaluation.metrics import recall_at_k, zero_shot
 from refined_ldm.evaluation.pitch import Crepe
 from refined_ldm.files import atomic_write
+from refined_ldm.model_folder import WEIGHTS
 from refined_ldm.student import STUDENT_FILE
-from refined_ldm.text_to_audio import WEIGHTS, RefinedAudioLDM
+from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.training.pipeline import DISCRIMINATOR_FILES
 from refined_ldm.vae import PatchDiscriminator
 from refined_ldm.weights import load_into, read_weights, save_weights, weights_digest

@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 def open_model(options: Namespace, device: "torch.device") -> "RefinedAudioLDM":
     """The model that --checkpoint or --preset names, with the LoRAs of --lora merged, and the student of --student."""
     from refined_ldm.config import preset
-    from refined_ldm.text_to_audio import RefinedAudioLDM, is_shipped
+    from refined_ldm.model_folder import shipped_folder
+    from refined_ldm.text_to_audio import RefinedAudioLDM
 
     if options.checkpoint:
         return _with_files(RefinedAudioLDM.load(options.checkpoint, device), options)
     preset(options.preset)  # an unknown one is refused before anything is said of its weights
-    if not is_shipped(options.preset):
+    if not shipped_folder(options.preset):
         print(
             f"the preset {options.preset} has random weights, so what it makes is noise: train it (refined-ldm train "
             f"--preset {options.preset}) and give the run as --checkpoint",

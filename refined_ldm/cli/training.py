@@ -303,9 +303,9 @@ def _data_settings(options):
 
 def _shipped_folder(name):
     """The folder of the shipped weights of a preset; any other name is a path."""
-    from refined_ldm.text_to_audio import WEIGHTS, is_shipped
+    from refined_ldm.model_folder import shipped_folder
 
-    return WEIGHTS / name if not Path(name).exists() and is_shipped(name) else Path(name)
+    return Path(name) if Path(name).exists() else shipped_folder(name) or Path(name)
 
 
 def resume_command(arguments: Sequence[str]) -> str:

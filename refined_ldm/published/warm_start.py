@@ -7,16 +7,16 @@ import torch
 
 from refined_ldm.clap import Clap
 from refined_ldm.config import Config
+from refined_ldm.model_folder import PARTS, part_path
 from refined_ldm.published.audioldm import AUDIOLDM_TOKENS
 from refined_ldm.published.checkpoints import read_parts
 from refined_ldm.published.clap_weights import clap_kind
 from refined_ldm.published.conditioner import conditioner_from_tensors
 from refined_ldm.published.hub import PUBLISHED
 from refined_ldm.published.swap import FilmFit, fit_film
-from refined_ldm.text_to_audio import RefinedAudioLDM, part_path
+from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.weights import load_into
 
-PARTS = ("vae", "clap", "ldm", "hifigan")  # as `RefinedAudioLDM.save_part` names them
 VOCODER_FILE = "hifigan_16k_64bins.ckpt"  # AudioLDM looks for it by this name, in the folder of its first stage
 SETTINGS = {  # setting -> the key of AudioLDM's YAML, and what to do if the file is not there
     "start_from": ("reload_from_ckpt", "name it where it is, or write null to start the U-Net from nothing"),

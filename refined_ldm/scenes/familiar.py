@@ -7,6 +7,7 @@ Notebook: 02
 """
 
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -39,6 +40,17 @@ def unseen_words(clap: Clap, caption: str, unseen: torch.Tensor | None = None) -
         if unseen[clap.tokenizer.encode(word)].any():
             words.append(match.group())
     return words
+
+
+def unfamiliar(clap: Clap, captions: Sequence[str]) -> list[str]:
+    """Return a message for each caption with words from no training caption; it names the nearest known captions."""
+    unseen = unseen_tokens(clap)
+    return [
+        f"{caption!r:.80} holds what the model was never trained on ({', '.join(words)}); the nearest captions that it "
+        f"knows: {'; '.join(nearest_captions(clap, caption))}"
+        for caption in captions
+        if (words := unseen_words(clap, caption, unseen))
+    ]
 
 
 @lru_cache(maxsize=1)

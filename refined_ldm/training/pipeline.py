@@ -34,9 +34,10 @@ from refined_ldm.durable.run_state import (
 )
 from refined_ldm.files import JUNK, check_folder, check_place
 from refined_ldm.integers import whole_seed
+from refined_ldm.model_folder import part_path
 from refined_ldm.published.hub import CONDITIONERS, fetch
 from refined_ldm.published.warm_start import find_named_files, is_model, keep_captions, load_named_parts, names_files
-from refined_ldm.text_to_audio import RefinedAudioLDM, part_path
+from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.training.contrasts import train_audio_details, train_text_details
 from refined_ldm.training.inputs import (
     LEFT_OUT,

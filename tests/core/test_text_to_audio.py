@@ -301,7 +301,7 @@ def test_progress_is_reported(model):
 @pytest.mark.parametrize("shipped", [True, False])
 def test_tiny_preset_generates(monkeypatch, tmp_path, shipped):
     if not shipped:  # a preset without weights starts from fresh ones
-        monkeypatch.setattr("refined_ldm.text_to_audio.WEIGHTS", tmp_path)
+        monkeypatch.setattr("refined_ldm.model_folder.WEIGHTS", tmp_path)
     model = RefinedAudioLDM.from_preset("tiny")
     assert not model.training
     waveform = model.generate(["a dog barks"], seconds=2.56, steps=1, guidance_scale=1)

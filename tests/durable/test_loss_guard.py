@@ -3,10 +3,9 @@ import math
 import pytest
 import torch
 
-from refined_ldm.audio import is_silent_waveform
+from refined_ldm.audio import are_finite, check_finite, is_constant, is_silent_waveform, warn_of_silence
 from refined_ldm.durable.loss_guard import SpikeWatch
 from refined_ldm.mel import is_silent_mel
-from refined_ldm.text_to_audio import are_finite, check_finite, is_constant, warn_of_silence
 
 
 def test_a_loss_that_jumps_is_reported_by_how_much():

@@ -13,7 +13,7 @@ WINGS = {"scenes", "data", "training", "durable", "published", "evaluation", "ex
 CORE = set(
     "audio mel clap tokenizer vae conditioning unet diffusion linear_denoiser hifigan discriminators windows lora "
     "student long_sounds editing variations text_to_audio "
-    "config weights files inference devices randomness integers lengths "
+    "config weights model_folder files inference devices randomness integers lengths "
     "__init__ __main__".split()
 )
 

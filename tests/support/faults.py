@@ -35,8 +35,8 @@ from refined_ldm.cli import commands as cli
 from refined_ldm.devices import pick_precision
 from refined_ldm.discriminators import DiscriminatorsConfig
 from refined_ldm.durable import csv_log, run_state  # noqa: F401  (forked with all imported)
+from refined_ldm.model_folder import part_path
 from refined_ldm.published.warm_start import PARTS
-from refined_ldm.text_to_audio import part_path
 from refined_ldm.tokenizer import TOKENIZERS
 from tests.support import small
 
