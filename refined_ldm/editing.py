@@ -332,8 +332,8 @@ def super_resolve(
     """
     top, rate = model.config.mel.fmax, model.config.mel.sample_rate
     if cutoff is None and (sample_rate is None or whole_rate(sample_rate) >= rate):
-        raise ValueError(f"a sound of {rate} Hz or more may have every frequency that the model makes: give the cutoff in "
-                         "Hz above which it has none")  # fmt: skip
+        raise ValueError(f"a sound of {rate} Hz or more may have every frequency that the model makes: give the cutoff "
+                         "in Hz above which it has none")  # fmt: skip
     cutoff = 0.45 * sample_rate if cutoff is None else cutoff
     if not 0 < cutoff < top:
         raise ValueError(f"cutoff must be between 0 and {top:g} Hz, got {cutoff}")

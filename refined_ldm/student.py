@@ -69,6 +69,8 @@ def save_again(file: Path, to: Path, base: str) -> None:
 def read_student(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a file of `save_student` -> (tensors by name, metadata). Raises FileNotFoundError, ValueError."""
     path = Path(path)
+    if path.is_dir():
+        raise FileNotFoundError(f"{path} is a folder: give the file of a student, as its {STUDENT_FILE}")
     if not path.is_file():
         raise FileNotFoundError(f"no student at {path}: train one (`refined-ldm train --distill`)")
     tensors, metadata = read_weights(path)
