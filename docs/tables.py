@@ -8,7 +8,7 @@ writes.
 import json
 import re
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import pandas as pd
@@ -24,8 +24,8 @@ WRITERS: dict[str, Callable[[], str]] = {}
 
 
 def writer(function: Callable[[], str]) -> Callable[[], str]:
-    """Register a function under its name."""
-    WRITERS[function.__name__] = function
+    """Register a function under its name; in one process it is computed once."""
+    WRITERS[function.__name__] = cache(function)
     return function
 
 
