@@ -1,13 +1,14 @@
 """The conditioner (CLAP): audio and captions in one embedding space, where a caption is near the sounds it describes.
 
 HTS-AT encodes audio (Chen et al. 2022). GPT-2 encodes captions in MS-CLAP (Elizalde et al. 2023), RoBERTa in LAION-CLAP
-(Wu et al. 2023). A projection on either side maps to one embedding of unit norm. The three transformers come from the
-`transformers` library; pre-processing, pooling and projections are here, and reproduce the published embeddings.
+(Wu et al. 2023). A projection on either side maps to one embedding of unit norm. The three transformers are in
+`towers.py`, pre-processing and projections here; together they reproduce the published embeddings.
 
 Notebook: 02
 """
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,12 @@ import soxr
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import ClapAudioConfig, ClapAudioModel, GPT2Config, GPT2Model, RobertaConfig, RobertaModel
 
 from refined_ldm.integers import cast_numbers, whole_rate
 from refined_ldm.mel import mel_filterbank
 from refined_ldm.tokenizer import TOKENIZERS
-from refined_ldm.weights import is_ours, load_into, read_weights, save_weights
+from refined_ldm.towers import HTSAT, TEXT_TOWERS
+from refined_ldm.weights import SkipInit, is_ours, load_into, read_weights, save_weights
 
 
 @dataclass(frozen=True)
@@ -127,43 +128,6 @@ def _mel_bank(config):
     return mel_filterbank(config.mel_rate, config.n_fft, config.n_mels, config.fmin, config.fmax).clone()
 
 
-def _audio_tower(config):
-    """HTS-AT: a Swin transformer over the folded mel, after batch norm of every band."""
-    tower = ClapAudioModel(ClapAudioConfig(
-        spec_size=config.image_size, num_mel_bins=config.n_mels, patch_size=4, patch_stride=[4, 4], window_size=8,
-        patch_embeds_hidden_size=config.audio_width, hidden_size=config.audio_channels,
-        depths=list(config.audio_depths), num_attention_heads=list(config.audio_heads),
-        num_hidden_layers=len(config.audio_depths), enable_fusion=False, drop_path_rate=0.0, hidden_dropout_prob=0.0,
-    ))  # fmt: skip
-    if config.audio_positions:
-        patches = tower.audio_encoder.patch_embed
-        for axis, count in zip(("rows", "columns"), patches.grid_size, strict=True):
-            patches.register_parameter(axis, nn.Parameter(0.02 * torch.randn(count, config.audio_width)))
-        patches.register_forward_hook(_add_positions)
-    return tower
-
-
-def _add_positions(patches, _, embedded):
-    """Add the embeddings of row and column to those of the patches (B, rows * columns, C)."""
-    return embedded + (patches.rows[:, None] + patches.columns).flatten(0, 1)
-
-
-def _text_tower(config):
-    width, layers, heads = config.text_width, config.text_layers, config.text_heads
-    if config.text_tower == "gpt2":
-        return GPT2Model(GPT2Config(
-            vocab_size=config.vocab_size, n_positions=config.text_positions, n_embd=width, n_layer=layers,
-            n_head=heads, use_cache=False,
-        ))  # fmt: skip
-    if config.text_tower == "roberta":
-        return RobertaModel(RobertaConfig(
-            vocab_size=config.vocab_size, max_position_embeddings=config.text_positions, type_vocab_size=1,
-            hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=4 * width,
-            layer_norm_eps=1e-5, pad_token_id=1, bos_token_id=0, eos_token_id=2, use_cache=False,
-        ))  # fmt: skip
-    raise ValueError(f"text_tower must be 'gpt2' or 'roberta', got {config.text_tower!r}")
-
-
 def contrastive_loss(
     audio_embedding: torch.Tensor, text_embedding: torch.Tensor, logit_scale: torch.Tensor
 ) -> torch.Tensor:
@@ -200,10 +164,15 @@ class Clap(nn.Module):
         self._tokenizer, self._tokenizer_directory = None, tokenizer
         self.register_buffer("mel_bank", _mel_bank(config))  # published files bring their own bank
         self.register_buffer("window", torch.hann_window(config.n_fft), persistent=False)
-        if config.audio_depths:
-            self.audio = _audio_tower(config)
+        c = config
+        if c.audio_depths:
+            htsat = HTSAT(c.image_size, c.n_mels, c.audio_width, c.audio_depths, c.audio_heads, c.audio_positions)
+            self.audio = nn.Sequential(OrderedDict(audio_encoder=htsat))  # the name in published files
             self.audio_projection = _projection(config, config.audio_channels)
-        self.text = _text_tower(config)
+        if c.text_tower not in TEXT_TOWERS:
+            raise ValueError(f"text_tower must be {' or '.join(TEXT_TOWERS)}, got {c.text_tower!r}")
+        sizes = (c.vocab_size, c.text_positions, c.text_width, c.text_layers, c.text_heads)
+        self.text = TEXT_TOWERS[c.text_tower](*sizes)
         self.text_projection = _projection(config, config.text_width)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # log of 1 / temperature
 
@@ -282,7 +251,7 @@ class Clap(nn.Module):
         Notebook: 02
         """
         windows = self._windows(self.log_mel(waveform, sample_rate, crop, generator))  # (B, W, 1, T, F)
-        pooled = self.audio(windows.flatten(0, 1)).pooler_output.unflatten(0, windows.shape[:2]).mean(1)  # (B, C)
+        pooled = self.audio(windows.flatten(0, 1)).unflatten(0, windows.shape[:2]).mean(1)  # (B, C)
         return F.normalize(self.audio_projection(pooled).float(), dim=-1)
 
     def _windows(self, decibels):
@@ -299,7 +268,7 @@ class Clap(nn.Module):
         """Return the text tower's state of every token: B captions -> (B, L, W), mask (B, L), True on tokens."""
         ids, mask = self.tokenizer(captions, self.config.max_tokens)
         ids, mask = (x.to(self.mel_bank.device, non_blocking=True) for x in (ids, mask))
-        return self.text(ids, attention_mask=mask).last_hidden_state, mask.bool()
+        return self.text(ids, mask), mask.bool()
 
     def embed_text(self, captions: list[str]) -> torch.Tensor:
         """Embed B captions -> (B, D) unit norm.
@@ -310,11 +279,7 @@ class Clap(nn.Module):
 
         Notebook: 02
         """
-        states, mask = self.text_states(captions)
-        if self.config.text_tower == "gpt2":
-            pooled = states[torch.arange(len(states), device=states.device), mask.sum(1) - 1]  # (B, W)
-        else:
-            pooled = self.text.pooler(states)
+        pooled = self.text.pool(*self.text_states(captions))  # (B, W)
         return F.normalize(self.text_projection(pooled).float(), dim=-1)
 
     def share_unseen_tokens(self, captions: Iterable[str]) -> None:
@@ -326,7 +291,7 @@ class Clap(nn.Module):
         seen = torch.zeros(self.config.vocab_size, dtype=torch.bool)
         for caption in set(captions):
             seen[self.tokenizer([caption], self.config.max_tokens)[0].flatten()] = True
-        table = self.text.get_input_embeddings().weight.data
+        table = self.text.token_table.weight.data
         table[~seen] = table[seen].mean(0)
 
     def forward(
@@ -374,7 +339,8 @@ class Clap(nn.Module):
                 f"token_index: it holds {', '.join(list(state)[:5])}"
             )
         config = ClapConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in metadata["config"].items()})
-        clap = cls(config, tokenizer)
+        with SkipInit():
+            clap = cls(config, tokenizer)
         clap.stages = tuple(metadata.get("stages", ()))
         given = {n: t for n, t in clap.state_dict().items() if n == "mel_bank" or n.endswith(INDEX)}
         state = given | state

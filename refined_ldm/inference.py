@@ -7,18 +7,21 @@
   time run as convolutions of images one pixel high, for which libraries have that layout.
 - **Winograd** on a CPU in float32: 3 x 3 convolutions of large maps by the minimal filtering of Lavin & Gray (2016), by
   NNPACK, which is part of torch. It needs a quarter of the multiplications.
+- **DeepCache**, on request: deep levels of the U-Net are computed at every few sampling steps (`unet.DeepFeatures`).
 - **torch.compile** of the U-Net, on request: minutes at the first call, then cached.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from refined_ldm.devices import HALF, allow_tf32, pick_precision
+from refined_ldm.integers import whole
 
 LARGE_MAP = 4096  # positions (T x F) from which Winograd is faster, measured on a CPU without bfloat16
 WIDE = 64  # channels, likewise
@@ -32,17 +35,25 @@ class Optimizations:
     precision: str  # "bf16", "fp16" or "no" (float32)
     winograd: int  # layers
     compiled: bool
+    cache_interval: int  # steps for each complete evaluation of the U-Net
 
 
-def optimize_for_inference(model: nn.Module, precision: str | None = None, compile: bool = False) -> Optimizations:
+def optimize_for_inference(
+    model: nn.Module, precision: str | None = None, compile: bool = False, cache_interval: int = 1
+) -> Optimizations:
     """Speed up generation by a `RefinedAudioLDM`, in place; it cannot be trained afterwards.
 
     precision: "bf16", "fp16" or "no"; None takes the device's fastest. Outputs change by rounding: in float32 by about
     1e-5 of their size (TF32 on a GPU from Ampere on: 1e-3), in bfloat16 by about 1 % (`python -m tests.benchmark
-    --accuracy` measures both). Raises ValueError for another precision.
+    --accuracy` measures both). cache_interval: `generate` computes the deep levels of the U-Net at every so many steps
+    only; 3 halves the time of the published U-Net, and changes the sound (docs/speed.md). Raises ValueError for another
+    precision or interval.
     """
     if precision not in (None, *HALF, "no"):
         raise ValueError(f'precision must be "bf16", "fp16", "no" or None, got {precision!r}')
+    if whole("cache_interval", cache_interval, 1) > 1 and compile:
+        raise ValueError("compile and cache_interval do not go together: leave one out")
+    model.cache_interval = int(cache_interval)
     device = model.device.type
     allow_tf32(device)
     precision = precision or pick_precision(device)
@@ -75,7 +86,7 @@ def optimize_for_inference(model: nn.Module, precision: str | None = None, compi
     if half:
         for part in (*unets, model.vae.decoder, model.vae.post_quant_conv, model.vocoder):
             part.forward = _autocast(part.forward, device, half)
-    return Optimizations(precision, winograd, compile)
+    return Optimizations(precision, winograd, compile, model.cache_interval)
 
 
 def _layers(*parts: nn.Module) -> list[nn.Module]:
@@ -92,9 +103,9 @@ def _in_float32(forward: Callable[[Tensor], Tensor], device: str) -> Callable[[T
 
 
 def _autocast(forward: Callable[..., Tensor], device: str, dtype: torch.dtype) -> Callable[..., Tensor]:
-    def mixed(*inputs: Tensor) -> Tensor:
+    def mixed(*inputs: Tensor, **more: Any) -> Tensor:
         with torch.autocast(device, dtype):
-            return forward(*inputs).float()
+            return forward(*inputs, **more).float()
 
     return mixed
 

@@ -4,6 +4,7 @@ The functions are methods of `RefinedAudioLDM`: `RefinedAudioLDM.load(folder)`, 
 """
 
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,7 +15,7 @@ from refined_ldm.clap import SHIPPED, Clap
 from refined_ldm.config import Config, load_config
 from refined_ldm.files import atomic_write, check_folder
 from refined_ldm.student import STUDENT_FILE, save_again
-from refined_ldm.weights import load_into, read_weights, rounded, save_weights, weights_digest
+from refined_ldm.weights import SkipInit, load_into, read_weights, rounded, save_weights, weights_digest
 
 WEIGHTS = Path(__file__).parent / "weights"  # shipped with the package: weights/tiny
 PARTS = ("vae", "ldm", "hifigan", "clap")  # ldm: U-Net, latent scale and linear denoiser
@@ -88,11 +89,14 @@ def load(cls: type[Model], folder: str | Path, device: torch.device | str = "cpu
     if not (folder / "config.yaml").is_file():
         raise FileNotFoundError(f"no config.yaml in {folder}: give a folder written by RefinedAudioLDM.save")
     config = load_config(folder / "config.yaml").changed(**changes)
-    model = cls(config, clap=_load_clap(config, folder))
-    for part in ("vae", "ldm"):
+    parts = ["vae", "ldm"]
+    if config.vocoder == "hifigan" or part_path(folder, "hifigan", config).is_file():
+        parts.append("hifigan")  # a run has no vocoder until it is trained
+    clap = _load_clap(config, folder)
+    with SkipInit() if "hifigan" in parts else nullcontext():
+        model = cls(config, clap=clap)
+    for part in parts:
         model.load_part(part, folder)
-    if model.config.vocoder == "hifigan" or part_path(folder, "hifigan", model.config).is_file():
-        model.load_part("hifigan", folder)  # a run has no vocoder until it is trained
     if (folder / STUDENT_FILE).is_file():
         model.load_student(folder / STUDENT_FILE)
     return model.to(device, non_blocking=True).eval()

@@ -6,6 +6,7 @@ Notebook: 05
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -33,7 +34,7 @@ from refined_ldm.linear_denoiser import ConditionalLinearDenoiser, GaussianDenoi
 from refined_ldm.mel import MelSpectrogram, griffin_lim, is_silent_mel
 from refined_ldm.randomness import caption_generators
 from refined_ldm.tokenizer import one_line
-from refined_ldm.unet import UNet
+from refined_ldm.unet import DeepFeatures, UNet
 from refined_ldm.vae import MelVAE
 
 REDRAWN = 3  # times that a silent sound is sampled again
@@ -47,6 +48,7 @@ class RefinedAudioLDM(nn.Module):
     """
 
     film_fit = None  # FilmFit of a conditioner that was swapped in and fitted
+    cache_interval = 1  # sampling steps for each complete evaluation of the U-Net; more: DeepCache
     loras = None  # Loras beside the U-Net's layers
     student_file = None  # Path of the file that the student was loaded from
 
@@ -279,7 +281,8 @@ class RefinedAudioLDM(nn.Module):
             return jump_sample(self.student_noise, z_T, embedding, self.schedule, steps, on_step)
         steps, spacing = self.config.steps if steps is None else steps, "leading" if sampler == "ddim" else "trailing"
         timesteps = iter(self.schedule.timesteps(steps, spacing))
-        guided = self.guided(unconditional, guidance_scale, guidance_interval, timesteps)
+        deep = DeepFeatures(self.cache_interval) if self.cache_interval > 1 else None
+        guided = self.guided(unconditional, guidance_scale, guidance_interval, timesteps, deep)
         if sampler == "ddim":
             return ddim_sample(guided, z_T, embedding, self.schedule, steps, eta, generator, spacing, on_step=on_step)
         return dpmpp_sample(guided, z_T, embedding, self.schedule, steps, spacing, on_step=on_step)
@@ -290,12 +293,13 @@ class RefinedAudioLDM(nn.Module):
         guidance_scale: float | None = None,
         guidance_interval: tuple[int, int] | None = None,
         timesteps: Iterator[int] | None = None,
+        deep: DeepFeatures | None = None,
     ) -> Denoiser:
         """Return `denoise` with guidance away from `unconditional` (D,): a function of z_t, t and embeddings (B, D).
 
         None takes the embedding of "" and the configuration's values. timesteps: those of the calls to come; without
-        them the CPU waits for the device at each call to read `t`, unless there is guidance at every timestep. Raises
-        ValueError for an impossible argument.
+        them the CPU waits for the device at each call to read `t`, unless there is guidance at every timestep. deep:
+        features that the calls reuse, one sampling's. Raises ValueError for an impossible argument.
         """
         guidance = self.config.guidance_scale if guidance_scale is None else guidance_scale
         if not math.isfinite(guidance):
@@ -310,13 +314,14 @@ class RefinedAudioLDM(nn.Module):
         if timesteps is None:
             everywhere = interval[0] == 0 and interval[1] >= self.schedule.steps - 1
             within = None if everywhere else interval
+        denoise = self.denoise if deep is None else partial(self.denoise, unet=partial(self.unet, deep=deep))
 
         def guided(z_t: torch.Tensor, t: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
             scale = guidance
             if timesteps is not None:
                 scale = guidance if interval[0] <= next(timesteps) <= interval[1] else 1.0
             with self._threads(z_t.numel() // z_t.shape[1]):
-                return guided_noise(self.denoise, z_t, t, c, unconditional, scale, within)
+                return guided_noise(denoise, z_t, t, c, unconditional, scale, within)
 
         return guided
 

@@ -193,12 +193,30 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(h, scale_factor=2.0, mode="nearest"))
 
 
+class DeepFeatures:
+    """DeepCache (Ma et al. 2024): what the deep levels of a U-Net computed, for the next evaluations of one sampling.
+
+    From one step to the next the deep features change little. So only every `interval`-th evaluation is complete;
+    the others compute the first level alone and take the features that enter it on the way up from the last complete
+    one. An evaluation of another shape (guidance begins or ends) is complete.
+    """
+
+    def __init__(self, interval: int):
+        self.interval, self.calls, self.features = interval, 0, None
+
+    def recall(self, batch: int) -> Tensor | None:
+        """Return the features (batch, C, T, F) to reuse in the next evaluation; None if it is to be complete."""
+        fits = self.features is not None and len(self.features) == batch
+        self.calls = self.calls + 1 if fits and self.calls < self.interval else 1
+        return self.features if self.calls > 1 else None
+
+
 class UNet(nn.Module):
     """Latent (B, C, T, F), timestep (B,), embedding (B, D) -> prediction (B, C, T, F).
 
     With `tokens` in the settings the embedding is followed by K flattened token states: (B, D + K * W). With an
-    `end_embed`, as a student has, `end` (B,) is the timestep at which a jump from `timestep` ends. Raises ValueError
-    for another shape.
+    `end_embed`, as a student has, `end` (B,) is the timestep at which a jump from `timestep` ends. deep: features of
+    earlier evaluations, reused and replaced. Raises ValueError for another shape.
 
     With `gradient_checkpointing` training keeps only what goes from block to block and computes the rest again on the
     way back (Chen et al. 2016): equal gradients, for a third more time and less than half of the memory.
@@ -250,7 +268,14 @@ class UNet(nn.Module):
         self.conv_out = nn.Conv2d(first, inner, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight), nn.init.zeros_(self.conv_out.bias)
 
-    def forward(self, latent: Tensor, timestep: Tensor, embedding: Tensor, end: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        latent: Tensor,
+        timestep: Tensor,
+        embedding: Tensor,
+        end: Tensor | None = None,
+        deep: DeepFeatures | None = None,
+    ) -> Tensor:
         self._check(latent, timestep, embedding)
         tokens = None
         if self.config.tokens:
@@ -266,14 +291,20 @@ class UNet(nn.Module):
         if self.config.caption_map:
             drawn = self.caption_map(embedding, *latent.shape[2:])
             h = h + self.map_in(F.pixel_unshuffle(drawn, self.config.patch_size))
+        first_level = self.config.num_res_blocks + 1  # stages on the way up, the last ones
+        reused = None if deep is None else deep.recall(len(h))
+        stages = len(self.up) if reused is None else first_level
         shortcuts = [h]
-        for stage in self.down:
+        for stage in self.down[: stages - 1]:
             for block in stage:
                 h = self._run(block, h, condition, tokens)
             shortcuts.append(h)
-        for block in self.middle:
+        for block in self.middle if reused is None else ():
             h = self._run(block, h, condition, tokens)
-        for stage in self.up:
+        h = h if reused is None else reused
+        for stage in self.up[-stages:]:
+            if deep is not None and len(shortcuts) == first_level:
+                deep.features = h
             h = torch.cat([h, shortcuts.pop()], dim=1)
             for block in stage:
                 h = self._run(block, h, condition, tokens)

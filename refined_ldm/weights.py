@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from refined_ldm.devices import copy_to_cpu
 from refined_ldm.files import atomic_write
@@ -112,6 +113,15 @@ def is_ours(path: str | Path) -> bool:
             return "config" in (file.metadata() or {})
     except (OSError, SafetensorError):
         return False
+
+
+class SkipInit(TorchFunctionMode):
+    """Within this context modules are built without drawing weights: for those whose weights are then loaded."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
 
 
 def load_into(module: nn.Module, state: dict[str, Tensor], source: str | Path) -> nn.Module:

@@ -96,7 +96,7 @@ class AudioMultitask(nn.Module):
 
     def forward(self, decibels: torch.Tensor) -> dict[str, torch.Tensor]:
         """decibels (B, 1, T, F) of `Clap.log_mel` -> {task: prediction (B, n)}"""
-        pooled = self.audio(decibels).pooler_output
+        pooled = self.audio(decibels)
         return {name: head(pooled) for name, head in self.heads.items()}
 
 
@@ -139,8 +139,8 @@ class TextLM(nn.Module):
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """ids (B, L), mask (B, L) -> logits (B, L, V) over the vocabulary"""
-        states = self.text(ids, attention_mask=mask).last_hidden_state
-        table = self.text.get_input_embeddings().weight[self.vocabulary]  # (V, W)
+        states = self.text(ids, mask)
+        table = self.text.token_table.weight[self.vocabulary]  # (V, W)
         return states @ table.T / table.shape[1] ** 0.5
 
 

@@ -7,12 +7,10 @@ query, key and value. A name that is neither mapped here nor listed as unused st
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 
-if TYPE_CHECKING:  # `inspect` needs no conditioner, whose transformers take seconds to import
-    from refined_ldm.clap import ClapConfig
+from refined_ldm.clap import ClapConfig
 
 HTSAT_NAMES = (  # HTS-AT's own name -> the name in transformers.ClapAudioModel
     (r"^bn0\.", "batch_norm."),
@@ -86,8 +84,8 @@ def clap_kind(published: Iterable[str]) -> str | None:
 
 
 def clap_from_published(
-    config: "ClapConfig", published: Mapping[str, torch.Tensor]
-) -> tuple["ClapConfig", dict[str, torch.Tensor]]:
+    config: ClapConfig, published: Mapping[str, torch.Tensor]
+) -> tuple[ClapConfig, dict[str, torch.Tensor]]:
     """The authors' tensors, of either conditioner -> `config` with the sizes they have, tensors by the names of `Clap`.
 
     The text encoder of a pipeline has no audio tower: `audio_depths` is then empty. Raises ValueError for feature

@@ -13,17 +13,16 @@ from functools import lru_cache
 import torch
 
 from refined_ldm.clap import Clap
-from refined_ldm.scenes.classes import CLASSES
 
 LEAST_SHARED = 1000  # tokens with one embedding that mark a vocabulary as partly unseen
 
 
 def unseen_tokens(clap: Clap) -> torch.Tensor:
     """Return a mask (vocabulary,) of the tokens that were in no training caption, on the CPU; all False if none is."""
-    table = clap.text.get_input_embeddings().weight.detach()
-    samples = range(0, len(table), max(1, len(table) // 5))
-    masks = torch.stack([(table == table[i]).all(1) for i in samples]).cpu()
-    alike = max(masks, key=torch.sum)  # most of the vocabulary is unseen
+    table = clap.text.token_table.weight.detach()
+    first = table[:, 0].cpu()
+    row = (first == first.mode().values).nonzero()[0]  # of an unseen token, which are most of the vocabulary
+    alike = (table == table[row]).all(1).cpu()
     return alike if alike.sum() >= LEAST_SHARED else torch.zeros_like(alike)
 
 
@@ -56,6 +55,8 @@ def unfamiliar(clap: Clap, captions: Sequence[str]) -> list[str]:
 @lru_cache(maxsize=1)
 def known_captions() -> tuple[str, ...]:
     """Return a plain caption for every phrase of every class of `SoundScenes`."""
+    from refined_ldm.scenes.classes import CLASSES  # here, since scipy, which renders them, takes long to import
+
     captions = []
     for sound in CLASSES.values():
         for phrase in sound.phrases:

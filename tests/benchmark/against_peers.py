@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 
@@ -24,7 +25,7 @@ from refined_ldm.published.reference_clap import ReferenceClap, laion_clap_model
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.tokenizer import small_roberta_tokenizer
 from refined_ldm.training.stages import train_ldm
-from refined_ldm.unet import UNet
+from refined_ldm.unet import DeepFeatures, UNet
 from refined_ldm.vae import MelVAE
 from tests.benchmark.baselines import (
     audioldm_package,
@@ -190,13 +191,36 @@ def _run_unet(unet, batch):
     return unet(torch.randn(batch, 8, 256, 16), torch.zeros(batch), torch.randn(batch, 512))
 
 
-def unet_step(stack, missing):
-    """U-Net S, one guided step of 10.24 s"""
+def _guided_step(cache_interval):
+    """`cache_interval` guided steps of 10.24 s by U-Net S, of which the first computes the deep features too."""
     z_t, t, c = _unet_inputs()
     model = _published()
     model.unet = _awake(_published_unet())
     optimize_for_inference(model)
-    ours = _without_grad(lambda: guided_noise(model.unet, z_t[:1], t[:1], c[:1], c[1], 3.0))
+
+    def steps():
+        deep = DeepFeatures(cache_interval)
+        for _ in range(cache_interval):
+            guided_noise(partial(model.unet, deep=deep), z_t[:1], t[:1], c[:1], c[1], 3.0)
+
+    return _without_grad(steps)
+
+
+def deep_cache(stack, missing):
+    """U-Net S, three guided steps of 10.24 s, with DeepCache one of them complete"""
+    z_t, t, c = _unet_inputs()
+    peers = {}
+    with missing.noted():
+        unet = _awake(diffusers_unet())
+        three = lambda: [unet(z_t, t, None, class_labels=c).sample for _ in range(3)]  # noqa: E731
+        peers = _and_half("diffusers", _without_grad(three))
+    return Work(deep_cache.__doc__, _guided_step(3), peers, {"diffusers fp32": 3})
+
+
+def unet_step(stack, missing):
+    """U-Net S, one guided step of 10.24 s"""
+    z_t, t, c = _unet_inputs()
+    ours = _guided_step(1)
     peers = {}
     with missing.noted():
         unet = _awake(diffusers_unet())
@@ -334,4 +358,15 @@ def cached_latents(stack, missing):
     return Work(cached_latents.__doc__, trained(cached), {name: trained(fresh)}, {name: 3})
 
 
-WORKS = (unet_step, training_step, vae_decode, vocoder, whole_path, ms_clap, laion_clap, log_mel, cached_latents)
+WORKS = (
+    unet_step,
+    deep_cache,
+    training_step,
+    vae_decode,
+    vocoder,
+    whole_path,
+    ms_clap,
+    laion_clap,
+    log_mel,
+    cached_latents,
+)

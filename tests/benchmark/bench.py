@@ -91,11 +91,12 @@ def _busy_neighbour():
             other.kill()
 
 
-def measure_more(peers=True, sizes=False, accuracy=False, few_steps=0, out=None, on_row=print):
+def measure_more(peers=True, sizes=False, accuracy=False, few_steps=0, quality=0, out=None, on_row=print):
     """What takes minutes -> rows; with `out`, tables to out/data and pictures to out.
 
     peers: the same work by other people's code; sizes: cost against size; accuracy: what quick arithmetic and few
-    steps change; few_steps: how many clips of each sampler are judged, 0 for none.
+    steps change; few_steps: how many clips of each sampler are judged, 0 for none; quality: how many captions name each
+    detail, 0 for none.
     """
     rows = []
 
@@ -128,6 +129,11 @@ def measure_more(peers=True, sizes=False, accuracy=False, few_steps=0, out=None,
         from tests.benchmark.accuracy import measure_few_steps
 
         keep("bench_few_steps", measure_few_steps(on_row, few_steps))
+    if quality:
+        from tests.benchmark.figures import quality_dots
+        from tests.benchmark.quality import measure_quality
+
+        keep("bench_quality", measure_quality(on_row, quality), quality_dots)
     return rows
 
 

@@ -65,9 +65,32 @@ def cost_curves(rows):
     return figure
 
 
+def quality_dots(rows):
+    """Right details and Fréchet distance against the seconds of a clip. rows: those of `quality` -> Figure."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    for number, row in enumerate(rows):
+        spread = [[row["details"] - row["low"]], [row["high"] - row["details"]]]
+        axes[0].errorbar(row["seconds"], row["details"], yerr=spread, fmt="o", color=f"C{number}", capsize=2)
+        axes[1].plot(row["seconds"], row["frechet"], "o", color=f"C{number}")
+        for ax, value in zip(axes, (row["details"], row["frechet"]), strict=True):
+            label = f"{row['way']} ({row['evaluations']:g})"
+            ax.annotate(label, (row["seconds"], value), (5, 3), textcoords="offset points", fontsize=7)
+    axes[0].set(ylabel="share of right details")
+    axes[1].set(ylabel="aiSFX Fréchet distance (lower is nearer)")
+    for ax in axes:
+        ax.set(xscale="log", xlabel="seconds for one clip (in brackets: evaluations of the U-Net)")
+        ax.grid(color="0.92")
+    best = max(rows, key=lambda row: row["details"])
+    figure.suptitle(f"Most details are right with {best['way']}, in {best['seconds']:.2g} s a clip", x=0.01, ha="left",
+                    fontsize=12)  # fmt: skip
+    return figure
+
+
 def redraw(folder=ROOT / "figures"):
-    """Draw both pictures from folder/data/NAME.csv. Their records keep the commit and the seconds of measuring."""
-    for name, draw in (("bench", ratio_dots), ("bench_sizes", cost_curves)):
+    """Draw the pictures from folder/data/NAME.csv. Their records keep the commit and the seconds of measuring."""
+    for name, draw in (("bench", ratio_dots), ("bench_sizes", cost_curves), ("bench_quality", quality_dots)):
+        if not (Path(folder) / "data" / f"{name}.csv").is_file():
+            continue
         table, origin = pd.read_csv(Path(folder) / "data" / f"{name}.csv"), Path(folder) / "data" / f"{name}.json"
         before = read_json(origin)
         measured = before["parameters"] or {"measured": {key: before[key] for key in ("commit", "seconds", "device")}}

@@ -45,3 +45,10 @@ def test_few_steps_are_judged_with_intervals(monkeypatch):
     near, far = accuracy.few_steps(None, None, real, [{}] * 30, samplers, on_row=said.append)
     assert near["low"] <= near["frechet"] <= near["high"] < far["low"] and far["recall"] == 1 and near["clips"] == 30
     assert len(said) == 2
+
+
+def test_the_more_steps_share_deep_features_the_more_changes(model):
+    rows = {row["cached"]: row for row in accuracy.deep_cache(model, ["rain", "a bell"], 12, (2, 6))}
+    assert list(rows) == ["12 steps, DeepCache 2", "12 steps, DeepCache 6", "6 steps", "2 steps"]
+    assert 0 < rows["12 steps, DeepCache 2"]["cache_error"] < rows["12 steps, DeepCache 6"]["cache_error"]
+    assert model.cache_interval == 1

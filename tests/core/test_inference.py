@@ -9,6 +9,7 @@ from refined_ldm import inference as fast
 from refined_ldm.hifigan import HiFiGANConfig
 from refined_ldm.inference import optimize_for_inference
 from refined_ldm.text_to_audio import RefinedAudioLDM
+from refined_ldm.unet import DeepFeatures
 from tests.support import small
 
 CAPTIONS = ["a dog barks", "rain falls"]
@@ -108,3 +109,38 @@ def test_compiled_the_sounds_stay_the_same(model):
 def test_another_precision_is_refused(model):
     with pytest.raises(ValueError, match='"bf16", "fp16", "no" or None, got \'fp8\''):
         optimize_for_inference(model, "fp8")
+
+
+def test_deep_features_are_computed_at_every_few_steps(model):
+    deep, evaluated, found = [], [], []
+    c = model.clap.embed_text(CAPTIONS)
+    noise = torch.randn(2, *model.latent_shape(0.64), generator=torch.Generator().manual_seed(0))
+    model.unet.middle[0].register_forward_hook(lambda block, given, h: deep.append(len(h)))
+    model.unet.conv_in.register_forward_hook(lambda block, given, h: evaluated.append(len(h)))
+    for interval, complete in ((1, 5), (2, 3), (9, 1)):
+        assert optimize_for_inference(model, "no", cache_interval=interval).cache_interval == interval
+        deep.clear(), evaluated.clear()
+        found.append(model.sample_latent(c, noise, steps=5))
+        assert deep == [4] * complete and evaluated == [4] * 5
+    exact, two, nine = found
+    assert 0 < (two - exact).norm() < (nine - exact).norm()
+    assert torch.equal(model.sample_latent(c, noise, steps=5), nine)  # nothing is left of the sampling before
+    deep.clear()
+    model.sample_latent(c, noise, steps=4, guidance_interval=(0, 600))
+    assert deep == [2, 4]  # where guidance begins, the batch is another
+    with pytest.raises(ValueError, match="cache_interval must be"):
+        optimize_for_inference(model, "no", cache_interval=0)
+    with pytest.raises(ValueError, match="leave one out"):
+        optimize_for_inference(model, "no", compile=True, cache_interval=2)
+
+
+@torch.no_grad()
+def test_with_the_same_input_reused_features_change_nothing(model):
+    latent, t, c = torch.randn(2, *model.latent_shape(0.64)), torch.tensor([500, 20]), model.clap.embed_text(CAPTIONS)
+    deep = DeepFeatures(2)
+    expected = model.unet(latent, t, c)
+    for _ in range(2):  # complete, then reused
+        torch.testing.assert_close(model.unet(latent, t, c, deep=deep), expected)
+    assert deep.calls == 2
+    later = model.unet(latent, t, c, deep=deep), model.unet(latent + 0.1, t, c, deep=deep)
+    assert torch.equal(later[0], expected) and not torch.equal(later[1], model.unet(latent + 0.1, t, c))

@@ -8,7 +8,7 @@ from safetensors import safe_open
 from torch import nn
 
 from refined_ldm.vae import VAEConfig
-from refined_ldm.weights import load_into, read_weights, rounded, save_weights
+from refined_ldm.weights import SkipInit, load_into, read_weights, rounded, save_weights
 
 
 @pytest.fixture
@@ -145,3 +145,12 @@ def test_tensors_that_hold_no_plain_numbers_are_refused_by_name(module, change, 
     state["0.weight"] = change(state["0.weight"])
     with pytest.raises(ValueError, match=f"a.ckpt does not fit Sequential: 1 of another type: {message}"):
         load_into(module, state, "a.ckpt")
+
+
+def test_weights_that_will_be_loaded_are_not_drawn():
+    before = torch.get_rng_state()
+    with SkipInit():
+        built = nn.Sequential(nn.Conv1d(3, 5, 7), nn.Linear(300, 50), nn.Embedding(100, 8), nn.BatchNorm1d(5))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(built[3].weight, torch.ones(5)) and built[1].weight.shape == (50, 300)
+    assert nn.Linear(300, 50).weight.std() > 0.01 and not torch.equal(torch.get_rng_state(), before)

@@ -11,8 +11,8 @@ PACKAGE = Path(refined_ldm.__file__).parent
 ROOT = Path(__file__).resolve().parents[2]
 WINGS = {"scenes", "data", "training", "durable", "published", "evaluation", "experiment", "display", "cli"}
 CORE = set(
-    "audio mel clap tokenizer vae conditioning unet diffusion linear_denoiser hifigan discriminators windows lora "
-    "student long_sounds editing variations text_to_audio "
+    "audio mel clap towers tokenizer vae conditioning unet diffusion linear_denoiser hifigan discriminators "
+    "windows lora student long_sounds editing variations text_to_audio "
     "config weights model_folder files inference devices randomness integers lengths "
     "__init__ __main__".split()
 )

@@ -1,0 +1,76 @@
+"""What a second buys: right details and Fréchet distance against seconds, for each way of sampling.
+
+python -m tests.benchmark --no-peers --quality 48 --out figures
+"""
+
+import numpy as np
+import torch
+
+from refined_ldm.evaluation.detail_judge import DetailJudge
+from refined_ldm.evaluation.details import judge_details, select_scenes
+from refined_ldm.evaluation.embeddings.aisfx import Aisfx
+from refined_ldm.evaluation.metrics import frechet_distance, share
+from refined_ldm.student import STEPS
+from refined_ldm.text_to_audio import RefinedAudioLDM
+from tests.benchmark.bench import best_of, peak_memory
+
+QUESTIONS = ("class", "number up to three", "pitch", "pace", "order")  # those that the judge answers well
+WAYS = {  # name -> settings of `generate`, and cache_interval; candidates: 1 unless stated
+    "8 steps, 2 candidates": {"steps": 8, "candidates": 2},
+    "8 steps, 3 candidates": {"steps": 8, "candidates": 3},
+    "25 steps": {"steps": 25}, "15 steps": {"steps": 15}, "8 steps": {"steps": 8}, "6 steps": {"steps": 6},
+    "15 steps, guided at 200-900": {"steps": 15, "guidance_interval": (200, 900)},
+    "8 steps, guided at 200-900": {"steps": 8, "guidance_interval": (200, 900)},
+    "6 steps, guided at 300-800": {"steps": 6, "guidance_interval": (300, 800)},
+    "25 steps, DeepCache 3": {"steps": 25, "cache_interval": 3},
+    "15 steps, DeepCache 2": {"steps": 15, "cache_interval": 2},
+    "200 steps of DDIM (AudioLDM's)": {"steps": 200, "sampler": "ddim", "eta": 1.0},
+}  # fmt: skip
+STUDENT = {f"student, {steps} steps": {"steps": steps, "sampler": "student"} for steps in STEPS}
+
+
+@torch.no_grad()
+def quality(model, judge, embed, scenes, ways, on_row=print):
+    """Generate the captions of scenes in each way -> rows of way, evaluations, seconds, memory_gb, details, frechet.
+
+    evaluations: of the U-Net for each caption; seconds and memory: of one clip; details: the share of right answers to
+    QUESTIONS, with its interval, and to each; embed: waveforms (n, N) -> embeddings (n, D), for the distance.
+    """
+    captions = [scene.caption for scene in scenes]
+    texts = [str(caption) for caption in captions]
+    real, rows = embed(torch.stack([scene.item["waveform"] for scene in scenes])), []
+    evaluated = []
+    for unet in (model.unet, model.student):
+        if unet is not None:
+            unet.conv_in.register_forward_hook(lambda layer, given, h: evaluated.append(len(h)))
+    for name, how in ways.items():
+        how = {"candidates": 1, **how}
+        model.cache_interval = how.pop("cache_interval", 1)
+        one = lambda how=how: model.generate(texts[:1], **how)  # noqa: E731
+        seconds, memory = best_of(one), peak_memory(one)
+        evaluated.clear()
+        batches = (texts[start : start + 16] for start in range(0, len(texts), 16))
+        sounds = torch.cat([model.generate(batch, **how).cpu() for batch in batches])
+        right = judge_details(judge, sounds, captions).correct()
+        asked = {question: right[question] for question in QUESTIONS if len(right.get(question, ()))}
+        found = share(np.concatenate([*asked.values()]))
+        embeddings = embed(sounds)
+        rows.append({
+            "way": name, "evaluations": round(sum(evaluated) / len(texts), 1), "seconds": round(seconds, 4),
+            "memory_gb": memory, "details": found["value"], "low": found["low"], "high": found["high"],
+            **{question: float(of.mean()) for question, of in asked.items()},
+            "frechet": frechet_distance(embeddings, real, min(64, len(real) // 3, real.shape[1])), "clips": len(texts),
+        })  # fmt: skip
+        row = rows[-1]
+        on_row(f"{name:<32}{row['evaluations']:6.1f} evaluations {seconds:7.3f} s  details {row['details']:.3f} "
+               f"({row['low']:.3f}-{row['high']:.3f})  Fréchet {row['frechet']:.1f}")  # fmt: skip
+    model.cache_interval = 1
+    return rows
+
+
+def measure_quality(on_row=print, count=48):
+    """`quality` of preset `tiny` for captions of the split `test` that name each detail `count` times."""
+    model, judge, aisfx = RefinedAudioLDM.from_preset("tiny"), DetailJudge.load(), Aisfx.load()
+    scenes = select_scenes(count, seconds=model.config.seconds)
+    ways = WAYS | (STUDENT if model.student is not None else {})
+    return quality(model, judge, lambda sounds: aisfx(sounds, 16_000).numpy(), scenes, ways, on_row)
