@@ -17,11 +17,24 @@ from torch import Tensor, nn
 from refined_ldm.audio import SILENT
 from refined_ldm.diffusion import add_noise, ddim_sample, ddpm_inversion, dpmpp_sample, noise_like
 from refined_ldm.integers import whole_rate
-from refined_ldm.long_sounds import LONGEST, Sampling, Settings, choose, generate_loop, prepare
+from refined_ldm.long_sounds import (
+    FADE,
+    LONGEST,
+    Sampling,
+    Settings,
+    choose,
+    decode,
+    encode,
+    generate_loop,
+    multidiffusion,
+    prepare,
+    raised_cosine,
+    trained_frames,
+    vocode,
+)  # fmt: skip
 from refined_ldm.mel import MelConfig, hz_to_mel, mel_to_hz
 from refined_ldm.randomness import caption_generators
 from refined_ldm.tokenizer import one_line
-from refined_ldm.windows import FADE, decode, encode, multidiffusion, raised_cosine, trained_frames, vocode
 
 LEVEL = 0.5  # peak of the sounds that models are trained on; others are scaled to it, and the result back
 METHODS = ("sdedit", "inversion", "diffedit")

@@ -4,9 +4,10 @@ import json
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -58,6 +59,20 @@ def optimized(model: "RefinedAudioLDM", options: Namespace) -> "RefinedAudioLDM"
 
     optimize_for_inference(model, {"auto": None, "bf16": "bf16", "fp16": "fp16", "fp32": "no"}[options.precision])
     return model
+
+
+@contextmanager
+def progress(**bar: Any) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar on a terminal, and yield a function of (done, total) that moves it; bar: as for tqdm."""
+    from tqdm import tqdm
+
+    with tqdm(disable=None, **bar) as shown:
+
+        def on_progress(done: int, total: int) -> None:
+            shown.total = total
+            shown.update(done - shown.n)
+
+        yield on_progress
 
 
 def say_written(written: list[dict], start: float, as_json: bool, notes: Sequence[str] = ()) -> None:

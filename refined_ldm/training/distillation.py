@@ -199,18 +199,9 @@ def train_student(
     trajectories(model, captions, folder, settings, seed, on_trajectories, accelerator.process_index, world)
     accelerator.wait_for_everyone()
     parts = [Cached(folder / f"part-{part}") for part in range(-(-settings.trajectories // IN_A_PART))]
-    steps = optimise(
-        STAGE,
-        {STAGE: (student, jump_losses(model))},
-        loader(ConcatDataset(parts), settings.batch_size, seed),
-        settings,
-        seed,
-        run_dir / "checkpoints",
-        resume,
-        accelerator,
-        model.device,
-    )
-    yield from steps
+    networks, batches = {STAGE: (student, jump_losses(model))}, loader(ConcatDataset(parts), settings.batch_size, seed)
+    run = {"seed": seed, "run_dir": run_dir / "checkpoints", "resume": resume, "accelerator": accelerator}
+    yield from optimise(STAGE, networks, batches, settings, device=model.device, **run)
     if accelerator.is_main_process:
         about = {"training_steps": settings.max_steps, "trajectories": settings.trajectories}
         about["guidance_scale"] = model.config.guidance_scale

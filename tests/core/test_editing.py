@@ -6,7 +6,7 @@ import torch
 from refined_ldm import editing
 from refined_ldm.audio import save_audio
 from refined_ldm.editing import WIDENED, differing_stretch, read_sound
-from refined_ldm.windows import FADE
+from refined_ldm.long_sounds import FADE
 from tests.support import small
 from tests.support.tones import sine
 
