@@ -9,14 +9,14 @@ import json
 import re
 from collections.abc import Callable, Iterable
 from functools import cache, partial
-from itertools import zip_longest
+from itertools import groupby, zip_longest
 from pathlib import Path
 
 import pandas as pd
 
 from refined_ldm.config import preset
 from refined_ldm.evaluation.budget import WAYS
-from refined_ldm.experiment.arms import STORED, plan
+from refined_ldm.experiment.arms import BRANCH, STORED, plan
 from refined_ldm.experiment.ledger import read_ledger
 from refined_ldm.experiment.measures import arms_compared, encoder_effects, ended, targets_reached
 from refined_ldm.experiment.statistics import collect, unequal
@@ -417,21 +417,24 @@ def iteration_cost() -> str:
     return f"{times['D']:.2f} times the seconds of a baseline's, {times['D, wide']:.2f} times with twice the channels"
 
 
-def _branch_steps(label: str) -> int:
-    """Return the steps of all branches of an arm and seed: one trunk to the longest decay, and every decay."""
-    lengths = [run.iterations for run in plan(seeds=1) if run.label == label and run.part == "branches"]
-    return stable_steps(max(lengths)) + sum(n - stable_steps(n) for n in lengths)
+def _steps(part: str) -> dict[str, int]:
+    """Return the steps of the runs of a part of the plan, by label; branches share the trunk of the longest."""
+    steps = {}
+    for (label, _), runs in groupby((r for r in plan() if r.part == part), key=lambda run: (run.label, run.seed)):
+        lengths = [run.iterations for run in runs]
+        trunk = stable_steps(max(lengths))
+        shared = trunk + sum(n - stable_steps(n) for n in lengths)
+        steps[label] = steps.get(label, 0) + (shared if label.endswith(BRANCH) else sum(lengths))
+    return steps
 
 
 @writer
 def branch_hours() -> str:
     """The hours of the branches, from the seconds of arms C and D after 6,000 iterations and of evaluating sounds."""
-    branches = [run for run in plan() if run.part == "branches"]
     stored = runs()[(runs()["iterations"] == LENGTHS[1]) & (runs()["precision"] == "bfloat16")]
     each = stored.groupby("label")["seconds"].min() / LENGTHS[1]  # seconds of an iteration
-    each = {"B": each["C"], "C": each["C"], **dict.fromkeys("DEFG", each["D"])}
-    seconds = sum(_branch_steps(label) * each[label[0]] for label, _ in {(run.label, run.seed) for run in branches})
-    judging = stored["judging_seconds"].mean() * len(branches)
+    seconds = sum(steps * each["C" if label[0] in "BC" else "D"] for label, steps in _steps("branches").items())
+    judging = stored["judging_seconds"].mean() * sum(run.part == "branches" for run in plan())
     return (f"about {(seconds + judging) / 3600:.0f} hours of one core with fast bfloat16, reckoned from the measured "
             "seconds of C and D, without the training of the conditioners and the judge of details")  # fmt: skip
 
@@ -439,8 +442,7 @@ def branch_hours() -> str:
 @writer
 def paper_hours() -> str:
     """The GPU hours of the whole plan at the published size, from the counted cost of a step."""
-    steps = sum(run.iterations for run in plan() if run.part != "branches")
-    steps += sum(_branch_steps(label) for label, _ in {(r.label, r.seed) for r in plan() if r.part == "branches"})
+    steps = sum(sum(_steps(part).values()) for part in {run.part for run in plan()})
     batch = preset("paper").training["ldm"].batch_size
     hours = steps / 1e5 * read("training_costs_unet").set_index("batch").loc[batch, "GPU hours"]
     return f"{steps:,} steps of batch {batch}, {hours:.1f} GPU hours"

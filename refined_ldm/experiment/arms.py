@@ -136,6 +136,7 @@ def plan(iterations: int = 1500, seeds: int = 3) -> list[Run]:
     for seed in range(seeds):  # decays that branch off one trunk a seed, the shortest first: time to target as a curve
         runs += [Run(f"{label}{BRANCH}", replace(ARMS[label], lr_schedule="wsd"), n * iterations, seed, "branches")
                  for label in "BCDEFG" for n in (1, 2, 4, 8)]  # fmt: skip
+        runs.append(Run("B, cosine", ARMS["B"], long, seed, "branches"))  # does a branch end as a run of its own?
     return runs
 
 

@@ -62,9 +62,14 @@ def unequal(table: pd.DataFrame, but: Container[str] = ()) -> list[str]:
 
 
 def same_machine(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Yield (precision, rows) of the runs of each precision and kind of machine, those with most arms first."""
+    """Yield (precision, rows) of the runs of each precision and kind of machine, those with most arms first.
+
+    Of a conditioner that was trained more than once, the runs with the training that most of them have are taken.
+    """
     groups = [(precision, rows) for (precision, _), rows in table.groupby(["precision", "machine"])]
-    yield from sorted(groups, key=lambda group: -group[1]["label"].nunique())
+    for precision, rows in sorted(groups, key=lambda group: -group[1]["label"].nunique()):
+        usual = rows.groupby("conditioner")["conditioner_weights"].transform(lambda weights: weights.mode()[0])
+        yield precision, rows[rows["conditioner_weights"] == usual]
 
 
 def rows_where(table: pd.DataFrame, where: dict) -> pd.DataFrame:

@@ -71,6 +71,7 @@ def test_all_arms_see_the_same_latents_and_noise(small):
     models = [small.model(Arm("oracle"), 0, 4)[0], small.model(replace(ARMS["D"], conditioner="random"), 0, 4)[0]]
     assert torch.equal(models[0].unet.conv_in.weight, models[1].unet.conv_in.weight)  # and the same beginning
     assert models[0].scale == models[1].scale
+    assert not small.config.unet.caption_map and not small.preset_unet.caption_map  # as when the stored runs were made
     first = small.model(replace(PUBLISHED, conditioner="oracle", audio_share=0.0), 0, 4)[0]
     assert first.scale != models[0].scale
 

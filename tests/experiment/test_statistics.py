@@ -56,6 +56,9 @@ def test_what_differs_between_the_cards_of_runs_is_named():
     (first, of_first), (second, of_second) = same_machine(mixed)
     assert (first, second) == ("bfloat16", "float32")  # that of both arms comes first
     assert set(of_first["label"]) == {"B", "C"} and set(of_second["label"]) == {"B"} and not unequal(of_first)
+    more = of_first.assign(conditioner_weights="laion, third training")[of_first["label"] == "B"].assign(seed=1)
+    more = pd.concat([mixed, more, of_first[of_first["label"] == "B"].assign(seed=2)])
+    assert [sorted(rows["seed"]) for _, rows in same_machine(more[more["label"] == "B"])] == [[0, 2], [0, 1, 2]]
 
 
 def test_an_arm_is_as_good_after_some_iterations_between_its_runs():
