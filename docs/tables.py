@@ -8,14 +8,19 @@ writes.
 import json
 import re
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import cache, partial
+from itertools import groupby, zip_longest
 from pathlib import Path
 
 import pandas as pd
 
+from refined_ldm.config import preset
 from refined_ldm.evaluation.budget import WAYS
+from refined_ldm.experiment.arms import BRANCH, STORED, plan
 from refined_ldm.experiment.ledger import read_ledger
-from refined_ldm.experiment.statistics import collect
+from refined_ldm.experiment.measures import arms_compared, encoder_effects, ended, targets_reached
+from refined_ldm.experiment.statistics import collect, unequal
+from refined_ldm.training.loop import stable_steps
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -24,8 +29,8 @@ WRITERS: dict[str, Callable[[], str]] = {}
 
 
 def writer(function: Callable[[], str]) -> Callable[[], str]:
-    """Register a function under its name."""
-    WRITERS[function.__name__] = function
+    """Register a function under its name; in one process it is computed once."""
+    WRITERS[function.__name__] = cache(function)
     return function
 
 
@@ -357,179 +362,132 @@ def bf16_gain() -> str:
 
 # --- the experiment ---
 
+ARM_ROWS = {  # conditioner, training
+    "A": ("LAION-style", "AudioLDM's as published"),
+    "B": ("LAION-style", "A corrected and tuned"),
+    "C": ("MS-CLAP-style", "as B"),
+    "D": ("MS-CLAP-style", "our recipe"),
+    "E": ("LAION-style", "our recipe"),
+    "F": ("MS-CLAP-style, trained on details", "our recipe"),
+    "G": ("LAION-style, trained on details", "our recipe"),
+}
+MEASURES = {"error_250": ("noise error", 4), "frechet": ("Fréchet distance", 1), "recall": ("class recall", 3)}
+LENGTHS = (STORED["iterations"], 4 * STORED["iterations"])
 
-@writer
-def bounds() -> str:
-    """Scores of other real clips in the measures of the experiment."""
-    real = read("06_bounds").set_index("sound").loc["other real clips"]
-    return f"a Fréchet distance of {real['frechet']:.1f} and a recall of {real['recall']:.2f}"
+
+@cache
+def runs() -> pd.DataFrame:
+    return collect(ROOT / "figures" / "data" / "experiment")
 
 
 @writer
 def arms() -> str:
-    """Every arm at every number of iterations: mean and range over seeds."""
-    names = {
-        "A": "A: as published",
-        "B": "B: corrected and tuned",
-        "C": "C: B with the other conditioner",
-        "D": "D: C with our recipe",
-        "E": "E: B with our recipe",
-        "B, wide": "B, twice the channels",
-        "D, wide": "D, twice the channels",
-    }
-    runs = collect(ROOT / "figures" / "data" / "experiment")
-    runs = runs[runs["label"].isin(names) & runs["frechet"].notna() & (runs["name"] != "B-again-6000-0")]
-    lines = []
-    for label, name in names.items():
-        for iterations, group in runs[runs["label"] == label].groupby("iterations"):
-            bf16 = "" if "precision" not in group or group["precision"].isna().all() else " *"
-            linear = label == "D" and iterations == 0
-            cells = [_range(group[m], d) for m, d in (("error_250", 4), ("frechet", 1), ("recall", 3))]
-            cells[0] = "–" if label == "A" else cells[0]
-            lines.append(
-                [
-                    "linear denoiser of D, no network" if linear else name,
-                    f"{iterations:,}",
-                    len(group),
-                    *cells,
-                    f"{group['seconds'].min():,.0f}{bf16}",
-                ]
-            )
-    return markdown(
-        ["arm", "iterations", "seeds", "noise error, t ≥ 250", "aiSFX Fréchet distance", "class recall", "seconds"],
-        lines,
-    )
+    """Every arm at two numbers of iterations: mean and range over seeds, all of a column with equal cards."""
+    header, columns = ["arm", "conditioner", "training"], []
+    for n, rows in arms_compared(runs(), LENGTHS[0]).groupby("iterations"):
+        (precision,) = rows["precision"].unique()
+        if different := unequal(rows, but=("lr_schedule",)):
+            raise ValueError(f"the arms after {n} iterations do not compare, they differ in {'; '.join(different)}")
+        header += [f"{name}, {n:,} iterations ({precision})" for name, _ in MEASURES.values()]
+        columns += [(rows, column, decimals) for column, (_, decimals) in MEASURES.items()]
+    real = read("06_bounds").set_index("sound").loc["other real clips"]
+    lines = [[label, *names, *(_seeds(label, *of) for of in columns)] for label, names in ARM_ROWS.items()]
+    lines.append(["other real clips", "", "", *2 * ["–", f"{real['frechet']:.1f}", f"{real['recall']:.3f}"]])
+    return markdown(header, lines)
 
 
-def _range(values: pd.Series, decimals: int) -> str:
+def _seeds(label: str, rows: pd.DataFrame, column: str, decimals: int) -> str:
+    values = rows.loc[rows["label"] == label, column]
+    if values.empty:
+        return "not run yet"
+    if label == "A" and column == "error_250":  # at another latent scale
+        return "–"
     if len(values) == 1:
-        return f"{values.iloc[0]:.{decimals}f}"
+        return f"{values.iloc[0]:.{decimals}f}, one seed"
     return spread(values.mean(), values.min(), values.max(), decimals)
 
 
 @writer
 def encoder() -> str:
-    """Effect of the conditioner alone, seed by seed."""
-    measures = {
-        "error_250": ("noise error, t ≥ 250", 5),
-        "frechet": ("aiSFX Fréchet distance", 1),
-        "recall": ("class recall", 3),
-    }
-    lines = [
-        [
-            r["difference"].replace("-", "minus"),
-            f"{r['iterations']:,}",
-            measures[r["measure"]][0],
-            f"{r['mean']:+.{d}f} ({r['low']:+.{d}f} to {r['high']:+.{d}f})".replace("-", "−"),
-            f"{r['times fewer']:.2f} ({r['at least']:.2f}–{r['at most']:.2f})",
-        ]
-        for r in read("06_encoder").to_dict("records")
-        for d in (measures[r["measure"]][1],)
-    ]
-    return markdown(["arms", "iterations", "measure", "difference, 95 % interval", "times fewer iterations"], lines)
+    """Effect of the conditioner alone, seed by seed, between runs with equal cards."""
+    lines = []
+    for r in encoder_effects(ended(runs()), LENGTHS[0]).to_dict("records"):
+        name, d = MEASURES[r["measure"]]
+        d += r["measure"] == "error_250"
+        change, fewer = f"{r['mean']:+.{d}f}", f"{r['times fewer']:.2f}"
+        if r["seeds"] > 1:
+            change += f" ({r['low']:+.{d}f} to {r['high']:+.{d}f})"
+            fewer += f" ({r['at least']:.2f}–{r['at most']:.2f})"
+        lines.append([r["difference"].replace("-", "minus"), f"{r['iterations']:,}", r["precision"], r["seeds"], name,
+                      change.replace("-", "−"), fewer + " *" * (not r["one law"])])  # fmt: skip
+    return markdown(["arms", "iterations", "precision", "seeds", "measure", "difference, 95 % interval",
+                     "times fewer iterations"], lines)  # fmt: skip
 
 
 @writer
 def reached() -> str:
-    """Factor by which an arm needs fewer iterations than a baseline."""
-    names = {"error_250": "noise error", "frechet": "Fréchet distance", "recall": "class recall"}
-    table, shortest = read("06_reached"), {150, 600, 1500}
-    lines = []
-    for (base, its, arm), group in table.groupby(["baseline", "its iterations", "arm"], sort=False):
-        cells = {r["measure"]: r for r in group.to_dict("records")}
-        line = [base, f"{its:,}", arm, int(group["seeds"].iloc[0])]
-        for measure in names:
-            r = cells.get(measure)
-            if r is None:
-                line.append("–")
-            elif r["reached after"] in shortest:
-                line.append(f"at least {r['factor']:.0f}")
-            elif r["low"] == r["high"]:
-                line.append(f"{r['factor']:.1f}")
-            else:
-                line.append(spread(r["factor"], r["low"], r["high"], 1))
-        lines.append(line)
-    return markdown(["baseline", "its iterations", "arm", "seeds", *names.values()], lines)
+    """Factor by which an arm needs fewer iterations than a baseline, within one precision."""
+    table, lines = targets_reached(ended(runs()), LENGTHS[0]), []
+    for (base, its, arm, precision), group in table.groupby(["baseline", "its iterations", "arm", "precision"],
+                                                            sort=False):  # fmt: skip
+        cells = {
+            r["measure"]: f"at least {r['factor']:.0f}" if r["at least"]
+            else f"{r['factor']:.1f}" if r["low"] == r["high"]
+            else spread(r["factor"], r["low"], r["high"], 1)
+            for r in group.to_dict("records")
+        }  # fmt: skip
+        lines.append([base, f"{its:,}", arm, precision, int(group["seeds"].iloc[0]),
+                      *(cells.get(measure, "–") for measure in MEASURES)])  # fmt: skip
+    names = (name for name, _ in MEASURES.values())
+    return markdown(["baseline", "its iterations", "arm", "precision", "seeds", *names], lines)
 
 
 @writer
-def ablations() -> str:
-    """The recipe with one ingredient left out."""
-    names = {
-        "D": "the whole recipe",
-        "D, last weights": "last weights instead of averaged ones",
-        "D, uniform timesteps": "timesteps drawn independently",
-        "D, AdamW": "AdamW instead of Muon",
-        "D, faint captions": "caption embeddings of norm 1",
-        "D, unconditional linear denoiser": "unconditional linear denoiser",
-        "D, no linear denoiser": "no linear denoiser",
-    }
-    rows = read("06_ablations").to_dict("records")
-    return markdown(
-        ["300 iterations, one seed", "aiSFX Fréchet distance", "class recall", "the whole recipe is as good after"],
-        [
-            [
-                names.get(r["label"], r["label"]),
-                f"{r['frechet']:.1f}",
-                f"{r['recall']:.3f}",
-                _after(r["D after, by frechet"]),
-            ]
-            for r in rows
-        ],
-    )
+def iteration_cost() -> str:
+    """The seconds of an iteration of our recipe, in those of a baseline's."""
+    times = read("06_seconds").set_index("label")["times_the_first"]
+    return f"{times['D']:.2f} times the seconds of a baseline's, {times['D, wide']:.2f} times with twice the channels"
 
 
-def _after(iterations: float) -> str:
-    return f"{iterations:.0f} iterations" if iterations else "0 iterations: its linear denoiser alone is"
+def _steps(part: str) -> dict[str, int]:
+    """Return the steps of the runs of a part of the plan, by label; branches share the trunk of the longest."""
+    steps = {}
+    for (label, _), runs in groupby((r for r in plan() if r.part == part), key=lambda run: (run.label, run.seed)):
+        lengths = [run.iterations for run in runs]
+        trunk = stable_steps(max(lengths))
+        shared = trunk + sum(n - stable_steps(n) for n in lengths)
+        steps[label] = steps.get(label, 0) + (shared if label.endswith(BRANCH) else sum(lengths))
+    return steps
 
 
 @writer
-def controls() -> str:
-    """The recipe with other conditioners."""
-    names = {
-        "D": "the pooled vector (arm D)",
-        "tokens": "the vectors of all tokens beside it",
-        "oracle": "an oracle: the true classes and their order",
-        "random": "a text tower that was never trained",
-    }
-    rows = read("06_controls").to_dict("records")
-    return markdown(
-        ["conditioner, 500 iterations, one seed", "aiSFX Fréchet distance", "class recall"],
-        [[names.get(r["label"], r["label"]), f"{r['frechet']:.1f}", f"{r['recall']:.3f}"] for r in rows],
-    )
+def branch_hours() -> str:
+    """The hours of the branches, from the seconds of arms C and D after 6,000 iterations and of evaluating sounds."""
+    stored = runs()[(runs()["iterations"] == LENGTHS[1]) & (runs()["precision"] == "bfloat16")]
+    each = stored.groupby("label")["seconds"].min() / LENGTHS[1]  # seconds of an iteration
+    seconds = sum(steps * each["C" if label[0] in "BC" else "D"] for label, steps in _steps("branches").items())
+    judging = stored["judging_seconds"].mean() * sum(run.part == "branches" for run in plan())
+    return (f"about {(seconds + judging) / 3600:.0f} hours of one core with fast bfloat16, reckoned from the measured "
+            "seconds of C and D, without the training of the conditioners and the judge of details")  # fmt: skip
 
 
 @writer
-def order() -> str:
-    """Share of captions whose two sounds come in the right order."""
-    rows = read("06_order").to_dict("records")
-    return markdown(
-        ["sounds of “A, then B”", "in the right order"],
-        [[r["label"], spread(r["value"], r["low"], r["high"], 3)] for r in rows],
-    )
-
-
-@writer
-def probes() -> str:
-    """Accuracy of probes on the embeddings of the two conditioners."""
-    table = read("06_probes").dropna(subset="chance")
-    columns = list(dict.fromkeys(table["conditioner"]))
-    lines = []
-    for probe, group in table.groupby("probe", sort=False):
-        cells = {r["conditioner"]: spread(r["value"], r["low"], r["high"], 3) for r in group.to_dict("records")}
-        lines.append([probe, *(cells.get(c, "–") for c in columns), f"{group['chance'].iloc[0]:.3g}"])
-    return markdown(["probe", *columns, "chance"], lines)
+def paper_hours() -> str:
+    """The GPU hours of the whole plan at the published size, from the counted cost of a step."""
+    steps = sum(sum(_steps(part).values()) for part in {run.part for run in plan()})
+    batch = preset("paper").training["ldm"].batch_size
+    hours = steps / 1e5 * read("training_costs_unet").set_index("batch").loc[batch, "GPU hours"]
+    return f"{steps:,} steps of batch {batch}, {hours:.1f} GPU hours"
 
 
 @writer
 def claims() -> str:
-    """The claims the project was started from, and what was found."""
-    rows = [
-        [c["words"], c["status"], " ".join(c["found"].split())]
+    """The claims the project was started from and ours: verdict, finding and evidence."""
+    return markdown(["claim", "verdict", "found", "evidence"], (
+        [c["words"] + (f" Refuted if {c['refuted_if']}." if "refuted_if" in c else ""), c["verdict"], c["found"],
+         "; ".join(f"{of['what']}: {of['is']}" for of in c.get("evidence", ()))]
         for c in read_ledger(ROOT / "figures" / "claims.yaml")
-        if c["status"] != "measured"
-    ]
-    return markdown(["claim", "status", "found"], rows)
+    ))  # fmt: skip
 
 
 # --- training at scale, and something to hear ---
@@ -620,6 +578,16 @@ def players() -> str:
         ["caption", "sound", "does it follow the caption?"],
         [[r["caption"], player.format(r["name"]), f"**{r['verdict']}**: {r['reason']}"] for r in _sounds()],
     )
+
+
+def stale() -> list[tuple[str, str]]:
+    """Return (document, line) of every line that differs from what is written here."""
+    found = []
+    for path in DOCUMENTS:
+        text = path.read_text(encoding="utf-8")
+        lines = zip_longest(text.splitlines(), render(text).splitlines(), fillvalue="")
+        found += [(path.relative_to(ROOT).as_posix(), old) for old, new in lines if old != new]
+    return found
 
 
 def main() -> None:

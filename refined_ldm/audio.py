@@ -67,7 +67,7 @@ def audio_info(path: str | Path | PathLike) -> tuple[float, int]:
     """Length in seconds and sample rate in Hz of a sound file; raises as `load_audio` does."""
     path = _checked(path)
     with _opened(path) as file:
-        return file.duration if _is_audioread(file) else file.frames / file.samplerate, file.samplerate
+        return file.frames / file.samplerate, file.samplerate
 
 
 def audio_seconds(path: str | Path | PathLike) -> float:
@@ -128,18 +128,15 @@ def _within_one(mono: np.ndarray) -> np.ndarray:
 
 @contextmanager
 def _opened(path: Path | PathLike) -> Iterator[Any]:
-    """Open a file with libsndfile or else audioread, and check its length and its sample rate."""
+    """Open a file with libsndfile, and check its length and its sample rate."""
     if holds_several(path, _size_and_time(path)):
         raise ValueError(
-            f"{path}: several sounds one behind the other, of which only the first would be read: save each in its own "
-            "file"
+            f"{path}: several sounds one behind the other, of which the first alone would be read: save each by itself"
         )
     with ExitStack() as stack:
         mpeg = _mpeg(path)
         try:
-            if (
-                mpeg is not None and mpeg.announced is not None and not mpeg.is_announced
-            ):  # the header is about a part of the file
+            if mpeg and mpeg.announced is not None and not mpeg.is_announced:  # the header is about a part of the file
                 file = _announced(path, mpeg, stack)
             else:
                 file = stack.enter_context(soundfile.SoundFile(_source(path, stack)))
@@ -148,16 +145,15 @@ def _opened(path: Path | PathLike) -> Iterator[Any]:
                     if not (mpeg and _length_is_known(file, mpeg)):
                         file = _announced(path, mpeg, stack)
         except soundfile.LibsndfileError as error:
-            file = stack.enter_context(_open_with_audioread(path, reason=error.error_string))
+            raise ValueError(f"{path}: libsndfile cannot read it ({error.error_string}); {ADVICE}") from error
         if not LOWEST_RATE <= file.samplerate <= HIGHEST_RATE:
             raise ValueError(
                 f"{path}: the sample rate must be {LOWEST_RATE} to {HIGHEST_RATE} Hz, got {file.samplerate} Hz"
             )
-        if not _is_audioread(file):
-            if file.format == "OGG":
-                check_ogg(path)
-            if file.frames >= UNKNOWN_LENGTH:
-                raise ValueError(f"{path}: its length is unknown, its header does not have it; {ADVICE}")
+        if file.format == "OGG":
+            check_ogg(path)
+        if file.frames >= UNKNOWN_LENGTH:
+            raise ValueError(f"{path}: its length is unknown, its header does not have it; {ADVICE}")
         yield file
 
 
@@ -201,8 +197,6 @@ def _decode(path: Path | PathLike, start: float, seconds: float | None) -> tuple
     with _opened(path) as file:
         rate = file.samplerate
         first, wanted = round(start * rate), None if seconds is None else math.ceil(seconds * rate)
-        if _is_audioread(file):
-            return _mono_of_audioread(file, first, wanted), rate
         announced_bytes, found_bytes = _data_size(file.extra_info)
         if announced_bytes < STREAMED and found_bytes < 0.99 * announced_bytes:
             raise ValueError(f"{path}: truncated, it announces {announced_bytes} bytes of sound and has {found_bytes}")
@@ -238,38 +232,6 @@ def _data_size(header_log: str) -> tuple[int, int]:
     """Bytes of sound (announced, found) if they differ according to libsndfile's header log, else (0, 0)."""
     found = re.search(r"^\s*(?:data|SSND|Data Size|riff)\s*: (\d+) \(should be (\d+)\)", header_log, re.MULTILINE)
     return (int(found[1]), int(found[2])) if found else (0, 0)
-
-
-@contextmanager
-def _open_with_audioread(path: Path | PathLike, reason: str) -> Iterator[Any]:
-    """Open M4A, WMA and others with ffmpeg or the system's decoder, if audioread (part of librosa) is installed."""
-    if not isinstance(path, Path):
-        raise ValueError(f"{path}: libsndfile cannot read it ({reason}); {ADVICE}")
-    try:
-        import audioread
-    except ImportError:
-        raise ValueError(f"{path}: libsndfile cannot read it ({reason}); {ADVICE}, or install librosa") from None
-    try:
-        with audioread.audio_open(str(path)) as file:
-            yield file
-    except (audioread.DecodeError, OSError, EOFError) as error:
-        raise ValueError(f"{path}: neither libsndfile ({reason}) nor audioread can read it; {ADVICE}") from error
-
-
-def _is_audioread(file: Any) -> bool:
-    return hasattr(file, "duration")
-
-
-def _mono_of_audioread(file: Any, first: int, wanted: int | None) -> np.ndarray:
-    """Frames `first` to `first + wanted` of an audioread file, which cannot seek: (N,)."""
-    frame, pcm = 2 * file.channels, bytearray()  # bytes
-    for data in file:
-        pcm += data
-        if wanted is not None and len(pcm) >= (first + wanted) * frame:
-            break
-    samples = np.frombuffer(pcm[: len(pcm) // frame * frame], dtype="<i2").reshape(-1, file.channels)
-    samples = samples[first : None if wanted is None else first + wanted]
-    return samples.mean(axis=1, dtype=np.float32) / 32_768
 
 
 def is_silent_waveform(waveform: torch.Tensor) -> torch.Tensor:

@@ -27,7 +27,7 @@ VOCODERS = ("hifigan", "griffin_lim")
 SAMPLERS = ("dpmpp", "ddim", "student")
 OPTIMIZERS = ("adamw", "muon")
 STAGES = ("vae", "clap", "details-text", "details-audio", "ldm", "hifigan")
-LR_SCHEDULES = ("cosine", "constant")
+LR_SCHEDULES = ("cosine", "wsd", "constant")
 TIMESTEPS = ("stratified", "uniform", "noisy")
 LOSS_WEIGHTINGS = ("prediction", "eps")
 LARGEST_NUMBER = 1e12  # of all settings; larger ones fail later, without the name of the setting
@@ -48,7 +48,7 @@ class StageConfig:
     batch_size: int = 16  # clips
     lr: float = 1e-3
     optimizer: str = "adamw"  # or "muon": orthogonalised updates for the matrices, AdamW for the rest
-    lr_schedule: str = "cosine"  # to zero at max_steps, or "constant"
+    lr_schedule: str = "cosine"  # to zero at max_steps; "wsd": constant, then to zero in the last fifth; "constant"
     warmup_steps: int = 100
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.99)

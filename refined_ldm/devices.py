@@ -36,6 +36,15 @@ def pick_device(name: str = "auto") -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def machine_kind(device: torch.device) -> str:
+    """The kind of a machine, as far as results depend on it: the name of its GPU, or what its CPU multiplies fast."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        return f"CPU {'with' if pick_precision('cpu') == 'bf16' else 'without'} fast bfloat16"
+    return device.type
+
+
 @lru_cache(maxsize=4)
 def pick_precision(device_type: str) -> str:
     """The fastest precision of a device, as Accelerate names it: "bf16", "fp16" or "no" (float32).

@@ -17,11 +17,24 @@ from torch import Tensor, nn
 from refined_ldm.audio import SILENT
 from refined_ldm.diffusion import add_noise, ddim_sample, ddpm_inversion, dpmpp_sample, noise_like
 from refined_ldm.integers import whole_rate
-from refined_ldm.long_sounds import LONGEST, Sampling, Settings, choose, generate_loop, prepare
+from refined_ldm.long_sounds import (
+    FADE,
+    LONGEST,
+    Sampling,
+    Settings,
+    choose,
+    decode,
+    encode,
+    generate_loop,
+    multidiffusion,
+    prepare,
+    raised_cosine,
+    trained_frames,
+    vocode,
+)  # fmt: skip
 from refined_ldm.mel import MelConfig, hz_to_mel, mel_to_hz
 from refined_ldm.randomness import caption_generators
 from refined_ldm.tokenizer import one_line
-from refined_ldm.windows import FADE, decode, encode, multidiffusion, raised_cosine, trained_frames, vocode
 
 LEVEL = 0.5  # peak of the sounds that models are trained on; others are scaled to it, and the result back
 METHODS = ("sdedit", "inversion", "diffedit")
@@ -132,6 +145,8 @@ def edit(
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     source = one_line(source_caption)
+    if method == "sdedit" and source:
+        raise ValueError(f"source_caption goes with inversion and diffedit, got {source!r:.80} with sdedit")
     if method != "sdedit" and settings.get("steps") is None:
         settings["steps"] = INVERSION_STEPS
     if method == "diffedit":
@@ -223,9 +238,10 @@ def inpaint(
     if start is None and end is None and band is None:
         raise ValueError("say what to redraw: start and end in s, a band (low, high) in Hz, or both")
     start, end = 0.0 if start is None else start, seconds if end is None else end
-    if not 0 <= start < end <= seconds:
+    if not 0 <= start < end <= seconds or round(start * rate) == round(end * rate):
         raise ValueError(
-            f"start and end must lie within the sound, 0 to {seconds:g} s, start first: got {start}, {end}"
+            f"start and end must lie within the sound, 0 to {seconds:g} s, start first, a sample or more apart: "
+            f"got {start}, {end}"
         )
     if band is not None and not (len(band) == 2 and 0 <= band[0] < band[1] <= top):
         raise ValueError(f"band must be (low, high) within 0 to {top:g} Hz, got {band}")
@@ -329,8 +345,8 @@ def super_resolve(
     """
     top, rate = model.config.mel.fmax, model.config.mel.sample_rate
     if cutoff is None and (sample_rate is None or whole_rate(sample_rate) >= rate):
-        raise ValueError(f"a sound of {sample_rate or rate} Hz may have every frequency that the model makes: give the "
-                         "cutoff in Hz above which it has none")  # fmt: skip
+        raise ValueError(f"a sound of {rate} Hz or more may have every frequency that the model makes: give the cutoff "
+                         "in Hz above which it has none")  # fmt: skip
     cutoff = 0.45 * sample_rate if cutoff is None else cutoff
     if not 0 < cutoff < top:
         raise ValueError(f"cutoff must be between 0 and {top:g} Hz, got {cutoff}")

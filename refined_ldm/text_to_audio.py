@@ -332,6 +332,8 @@ class RefinedAudioLDM(nn.Module):
         frames = -(-round(seconds * config.mel.sample_rate) // (config.mel.hop_length * hops)) * hops
         return config.vae.latent_channels, frames // down, config.mel.n_mels // down
 
+    _latent_shape, _generators = latent_shape, staticmethod(caption_generators)  # earlier names, for callers outside
+
     # --- methods of other files, each with its concept ---
 
     load, save, digest = classmethod(model_folder.load), model_folder.save, model_folder.digest

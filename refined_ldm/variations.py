@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from refined_ldm.editing import Sound, check_strength, from_noise, padded_mel, read_sound, render
 from refined_ldm.integers import whole
-from refined_ldm.long_sounds import Settings, prepare
+from refined_ldm.long_sounds import Settings, decode, encode, prepare, trained_frames, vocode
 from refined_ldm.tokenizer import one_line
-from refined_ldm.windows import decode, encode, trained_frames, vocode
 
 
 @torch.no_grad()

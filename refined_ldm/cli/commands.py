@@ -15,9 +15,18 @@ from refined_ldm.cli.arguments import parser
 from refined_ldm.cli.checkpoints import convert, inspect
 from refined_ldm.cli.data import data
 from refined_ldm.cli.results import check_result, write_table
-from refined_ldm.cli.sounds import open_model, optimized, say_written, write_picture
+from refined_ldm.cli.sounds import open_model, optimized, progress, say_written, write_picture
 from refined_ldm.cli.training import resume_command, train, with_conditioner
 
+# Options of `evaluate` that mean nothing with --details, and their defaults
+OF_FOLDERS = {
+    "embedding": "aisfx",
+    "captions": None,
+    "tokenizer": None,
+    "pca": 64,
+    "sample_rate": None,
+    "skip_bad": False,
+}
 NO_MEMORY = "out of memory|can't allocate memory|not enough memory"  # how torch says so
 
 
@@ -57,8 +66,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def generate(options: Namespace) -> None:
     """Write one WAV file for each caption."""
-    from tqdm import tqdm
-
     from refined_ldm.audio import is_silent_waveform
     from refined_ldm.data.names import SoundFolder, caption_name
     from refined_ldm.devices import pick_device
@@ -71,24 +78,12 @@ def generate(options: Namespace) -> None:
     device = pick_device(options.device)
     model = optimized(open_model(options, device), options)
     start, written, notes = time.perf_counter(), [], []
-    with tqdm(unit="step", disable=None) as bar:
-
-        def on_step(done, steps):
-            bar.total = steps
-            bar.update()
-
+    with progress(unit="step") as on_step:
         waveforms = model.generate(
-            options.captions,
-            options.seconds,
-            options.steps,
-            options.guidance,
-            options.seed,
-            options.negative,
-            "student" if options.student else None,
-            candidates=options.candidates,
-            on_step=on_step,
+            options.captions, options.seconds, options.steps, options.guidance, options.seed, options.negative,
+            "student" if options.student else None, candidates=options.candidates, on_step=on_step,
             on_note=notes.append,
-        ).cpu()
+        ).cpu()  # fmt: skip
     sounds, silent = SoundFolder(options.out), is_silent_waveform(waveforms).tolist()
     notes += [f"the sound of {c!r:.60} is silent and was not written" for c in compress(options.captions, silent)]
     for note in notes:
@@ -158,19 +153,10 @@ def evaluate(options: Namespace) -> None:
 
     try:
         found = compare_folders(
-            options.generated,
-            options.reference,
-            options.embedding,
-            options.checkpoint,
-            options.captions,
-            options.pca,
-            options.skip_bad,
-            options.seed,
-            options.sample_rate,
-            options.tokenizer,
-            pick_device(options.device),
+            options.generated, options.reference, options.embedding, options.checkpoint, options.captions, options.pca,
+            options.skip_bad, options.seed, options.sample_rate, options.tokenizer, pick_device(options.device),
             on_clips,
-        )
+        )  # fmt: skip
     finally:
         for bar in bars.values():
             bar.close()
@@ -180,8 +166,6 @@ def evaluate(options: Namespace) -> None:
 
 
 def _evaluate_details(options):
-    from tqdm import tqdm
-
     from refined_ldm.devices import pick_device
     from refined_ldm.evaluation.detail_judge import DetailJudge
     from refined_ldm.evaluation.details import detail_table, select_scenes, show_table
@@ -189,17 +173,14 @@ def _evaluate_details(options):
 
     if options.reference is not None:
         raise ValueError(f"--details judges one model: leave out {options.reference}, or --details to compare folders")
+    if given := [name for name, default in OF_FOLDERS.items() if getattr(options, name) != default]:
+        raise ValueError(f"--{given[0].replace('_', '-')} is about two folders: leave it out, or --details")
     if options.out:
         check_result(options.out, b"detail,sound,")
     judge, device = DetailJudge.load(options.checkpoint), pick_device(options.device)
     folder = options.generated
     model = RefinedAudioLDM.load(folder, device) if folder else RefinedAudioLDM.from_preset("tiny", device)
-    with tqdm(desc="clips", disable=None) as bar:
-
-        def on_clips(done, total):
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with progress(desc="clips") as on_clips:
         scenes = select_scenes(options.details, seconds=model.config.seconds)
         rows = detail_table(judge, model, scenes, options.seed, on_clips)
     if options.out:
@@ -225,15 +206,9 @@ def budget(options: Namespace) -> None:
     judge, tracker = Aisfx.load(), None if options.recordings else Crepe.load()
     with tqdm(total=len(WAYS), unit="way", disable=None) as bar:
         costs = error_budget(
-            model,
-            judge,
-            tracker,
-            options.clips,
-            options.seed,
-            not options.no_whole,
-            recordings,
+            model, judge, tracker, options.clips, options.seed, not options.no_whole, recordings,
             lambda way: bar.update(),
-        )
+        )  # fmt: skip
     rows = [asdict(cost) for cost in costs]
     if options.out:
         write_table(options.out, rows)
@@ -259,12 +234,11 @@ def experiment(options: Namespace) -> None:
         for run in runs:
             print(f"{run.name:40} {run.part:9} {'finished' if (out / f'{run.name}.json').is_file() else ''}")
         return
-    named = {run.name: run for run in runs}
-    if unknown := set(o.names) - named.keys():
+    if unknown := set(o.names) - {name for run in runs for name in (run.name, run.part)}:
         raise ValueError(f"no run {', '.join(sorted(unknown))}: --list prints those there are")
-    runs = [named[name] for name in o.names] or runs
+    runs = [run for run in runs if not o.names or {run.name, run.part} & set(o.names)]
     check_folder(o.run_dir)
-    tables = (".json", ".csv", "-steps.csv", "-classes.csv")
+    tables = (".json", ".csv", "-steps.csv", "-classes.csv", "-details.csv")
     check_folder(out, [f"{run.name}{ending}" for run in runs for ending in tables])
     collected = out.with_name(f"{out.name}.csv")
     check_result(collected, b"name,label,")
@@ -289,7 +263,7 @@ def verify(options: Namespace) -> None:
     def report(claim, numbers):
         if not options.json:
             print(
-                f"{'FAULT' if any(n.fault for n in numbers) else claim['status']:20} {claim['id']}: "
+                f"{'FAULT' if any(n.fault for n in numbers) else claim['verdict']:20} {claim['id']}: "
                 f"{' '.join(claim['found'].split())}"
             )
 
@@ -299,7 +273,7 @@ def verify(options: Namespace) -> None:
     if faults := [f"{c.claim}: {c.written} {c.fault}" for c in checked if c.fault]:
         raise ValueError("; ".join(faults))
     if not options.json:
-        print(f"{len(checked)} numbers computed again, all as they are written")
+        print(f"{len(checked)} values with their intervals computed again, all as they are written")
 
 
 def notebooks(options: Namespace) -> None:
@@ -311,7 +285,7 @@ def notebooks(options: Namespace) -> None:
         find_notebooks,
         parameters_for,
         paths_from_here,
-    )
+    )  # fmt: skip
     from refined_ldm.config import preset
     from refined_ldm.files import check_folder
 
@@ -340,22 +314,9 @@ def _literal(text):
 
 COMMANDS = {
     run.__name__: run
-    for run in (
-        generate,
-        *edit.COMMANDS,
-        app,
-        data,
-        train,
-        inspect,
-        convert,
-        infer,
-        evaluate,
-        budget,
-        experiment,
-        verify,
-        notebooks,
-    )
-}
+    for run in (generate, *edit.COMMANDS, app, data, train, inspect, convert, infer, evaluate, budget, experiment,
+                verify, notebooks)
+}  # fmt: skip
 
 
 if __name__ == "__main__":

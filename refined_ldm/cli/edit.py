@@ -2,18 +2,19 @@
 
 import sys
 import time
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refined_ldm.cli.sounds import open_model, optimized, say_written, write_picture
-from refined_ldm.integers import LARGEST_SEED, integer, real
+from refined_ldm.cli.sounds import open_model, optimized, progress, say_written, write_picture
+from refined_ldm.integers import real
 
 if TYPE_CHECKING:
     import torch
 
+    from refined_ldm.cli.arguments import Parser
     from refined_ldm.text_to_audio import RefinedAudioLDM
 
 EXAMPLES = {
@@ -25,28 +26,18 @@ EXAMPLES = {
 }
 
 
-def add_commands(command: Callable[[str, str], ArgumentParser], precision: Callable[[ArgumentParser], None]) -> None:
-    """Add the commands; command(name, help) makes a parser, precision(parser) adds --precision."""
+def add_commands(command: Callable[[str, str], "Parser"]) -> None:
+    """Add the commands; command(name, help) makes the parser of one."""
 
-    def sampling(sub: ArgumentParser) -> None:
+    def sampling(sub: "Parser") -> None:
         sub.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the WAV file")
-        source = sub.add_mutually_exclusive_group()
-        source.add_argument(
-            "--preset", default="tiny", help="tiny (shipped weights) or another preset (random weights)"
-        )
-        source.add_argument("--checkpoint", type=Path, metavar="DIR", help="a run folder with all parts trained")
-        sub.add_argument("--steps", type=integer(1), help="sampling steps (default: the preset's)")
-        sub.add_argument("--guidance", type=real(), metavar="SCALE", help="strength of classifier-free guidance")
-        sub.add_argument("--seed", type=integer(0, LARGEST_SEED), default=0, help="seed of all random numbers (0)")
-        sub.add_argument("--negative", default="", metavar="CAPTION", help="a caption for guidance to move away from")
-        sub.add_argument("--candidates", type=integer(1), default=1, metavar="K",
-                         help="make K sounds and keep the one nearest to the caption")  # fmt: skip
+        sub.model()
+        sub.shared("--steps", "--guidance", "--seed", "--negative")
+        sub.shared("--candidates", default=1)
         sub.add_argument("--picture", action="store_true", help="also write the spectrograms before and after")
-        sub.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
-        precision(sub)
-        sub.add_argument("--json", action="store_true", help="print what was written as JSON")
+        sub.shared("--device", "--precision", "--json")
 
-    def sound(name: str, text: str) -> ArgumentParser:
+    def sound(name: str, text: str) -> "Parser":
         sub = command(name, text)
         sub.add_argument(
             "input", type=Path, metavar="FILE", help="a sound file; other rates and channels are converted"
@@ -126,8 +117,6 @@ def loop(options: Namespace) -> None:
 
 def _make(options: Namespace, make: Callable[["RefinedAudioLDM", "torch.Tensor | None", dict], "torch.Tensor"]) -> None:
     """Read the sound, have `make` make another of it, and write that."""
-    from tqdm import tqdm
-
     from refined_ldm.audio import audio_info, load_audio
     from refined_ldm.data.names import SoundFolder, caption_name
     from refined_ldm.devices import pick_device
@@ -144,12 +133,7 @@ def _make(options: Namespace, make: Callable[["RefinedAudioLDM", "torch.Tensor |
     rate = model.config.mel.sample_rate
     sound = load_audio(options.input, rate) if options.input else None
     start, notes = time.perf_counter(), []
-    with tqdm(unit="step", disable=None) as bar:
-
-        def on_step(done: int, steps: int) -> None:
-            bar.total = steps
-            bar.update(done - bar.n)
-
+    with progress(unit="step") as on_step:
         settings = {"steps": options.steps, "guidance_scale": options.guidance, "seed": options.seed,
                     "negative_caption": options.negative, "candidates": options.candidates, "on_step": on_step,
                     "on_note": notes.append}  # fmt: skip

@@ -4,9 +4,10 @@ import json
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -18,9 +19,18 @@ if TYPE_CHECKING:
 def open_model(options: Namespace, device: "torch.device") -> "RefinedAudioLDM":
     """The model that --checkpoint or --preset names, with the LoRAs of --lora merged, and the student of --student."""
     from refined_ldm.config import preset
+    from refined_ldm.lora import read_lora
     from refined_ldm.model_folder import shipped_folder
+    from refined_ldm.student import read_student
     from refined_ldm.text_to_audio import RefinedAudioLDM
 
+    loras, student = getattr(options, "lora", ()), getattr(options, "student", None)
+    if loras and student is True:
+        raise ValueError("the model's own student was taught without LoRAs: leave out --lora or --student")
+    for path, _ in loras:  # what these files are is seen before the model is loaded
+        read_lora(path)
+    if isinstance(student, Path):
+        read_student(student)
     if options.checkpoint:
         return _with_files(RefinedAudioLDM.load(options.checkpoint, device), options)
     preset(options.preset)  # an unknown one is refused before anything is said of its weights
@@ -49,6 +59,20 @@ def optimized(model: "RefinedAudioLDM", options: Namespace) -> "RefinedAudioLDM"
 
     optimize_for_inference(model, {"auto": None, "bf16": "bf16", "fp16": "fp16", "fp32": "no"}[options.precision])
     return model
+
+
+@contextmanager
+def progress(**bar: Any) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar on a terminal, and yield a function of (done, total) that moves it; bar: as for tqdm."""
+    from tqdm import tqdm
+
+    with tqdm(disable=None, **bar) as shown:
+
+        def on_progress(done: int, total: int) -> None:
+            shown.total = total
+            shown.update(done - shown.n)
+
+        yield on_progress
 
 
 def say_written(written: list[dict], start: float, as_json: bool, notes: Sequence[str] = ()) -> None:

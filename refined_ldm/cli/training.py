@@ -8,6 +8,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from refined_ldm.cli.sounds import progress
+
 if TYPE_CHECKING:
     from refined_ldm.config import Config
 
@@ -85,17 +87,9 @@ def _train(options, signals):
 
         with bar, clips, CsvLogger(run_dir / f"{stage}.csv", options.resume) as write:
             steps = train_stage(
-                model,
-                stage,
-                run_dir,
-                options.seed,
-                options.resume,
-                options.max_steps,
-                options.lr,
-                not options.no_discriminators,
-                on_clips,
-                options.skip_bad,
-            )
+                model, stage, run_dir, options.seed, options.resume, options.max_steps, options.lr,
+                not options.no_discriminators, on_clips, options.skip_bad,
+            )  # fmt: skip
             step, waited, spent = None, 0.0, 0.0
             with closing(steps):
                 for step in steps:
@@ -164,14 +158,12 @@ def _train_student(options, signals):
     """Distill a student of a trained model."""
     from dataclasses import replace
 
-    from tqdm import tqdm
-
     from refined_ldm.config import load_config, preset
     from refined_ldm.published.warm_start import is_model
     from refined_ldm.student import STUDENT_FILE
     from refined_ldm.training.distillation import STAGE, check_student_run, settings_of, train_student
 
-    _refuse_with(options, "distill", "stage", "conditioner")
+    _refuse_with(options, "distill", "stage", "conditioner", "keep")
     config = load_config(options.config) if options.config else preset(options.preset or "tiny")
     options.reload_from_ckpt = options.reload_from_ckpt or config.start_from
     if not options.data and not is_model(_base_path(options)):
@@ -179,12 +171,11 @@ def _train_student(options, signals):
     settings = replace(settings_of(config), **_given(options))
 
     def steps(model, run_dir, on_clips):
-        with tqdm(desc="trajectories", disable=None) as sampled:
+        with progress(desc="trajectories") as sampled:
 
             def on_trajectories(done, total):
                 on_clips()
-                sampled.total = total
-                sampled.update(done - sampled.n)
+                sampled(done, total)
 
             yield from train_student(
                 model, run_dir, settings, options.seed, options.resume, on_clips, on_trajectories, options.skip_bad

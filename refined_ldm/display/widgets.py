@@ -75,10 +75,11 @@ def report_unless(holds: bool, expected: str) -> None:
 
 
 def claims_table(ledger: Sequence[dict]) -> "Styler":
-    """Each claim of `claims.read_ledger` with its status and its result -> a pandas table that wraps its text."""
+    """Each claim of `ledger.read_ledger` with its verdict and evidence -> a pandas table that wraps its text."""
     import pandas as pd
 
-    rows = [{"claimed": claim["words"], "status": claim["status"], "found": " ".join(claim["found"].split())}
-            for claim in ledger if claim["status"] != "measured"]  # fmt: skip
+    rows = [{"claimed": claim["words"], "verdict": claim["verdict"], "found": claim["found"],
+             "evidence": "\n".join(f"{of['what']}: {of['is']}" for of in claim.get("evidence", ()))}
+            for claim in ledger]  # fmt: skip
     wrapped = {"white-space": "pre-wrap", "text-align": "left", "max-width": "32em", "vertical-align": "top"}
     return pd.DataFrame(rows).style.set_properties(**wrapped).hide(axis="index")

@@ -1,4 +1,4 @@
-"""The arms, which differ in named switches only; the plan of their runs; which losses may be compared.
+"""The arms, which differ in named switches only; the plan of their runs; which of their numbers may be compared.
 
 Notebook: 06
 """
@@ -15,13 +15,18 @@ EARLIER_LABELS = {
     "D, formula deaf to captions": "D, unconditional linear denoiser", "D, no formula": "D, no linear denoiser",
 }  # fmt: skip
 EARLIER_PARTS = {"formula": "linear", "ladder": "ablations"}
+EARLIER_MACHINES = {  # precision in records without a card of it: the machine, which training of the conditioners
+    "no": ("CPU without fast bfloat16", "first"), "bf16": ("CPU with fast bfloat16", "second"),
+}  # fmt: skip
+PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 @dataclass(frozen=True)
 class Arm:
     """One way to train the U-Net. The defaults are arm B: AudioLDM's recipe with its defects fixed, and tuned."""
 
-    conditioner: str = "laion"  # or "ms"; with "-plain", towers that were not pretrained; "random"; "oracle"
+    conditioner: str = "laion"  # or "ms"; with "-plain", towers that were not pretrained, with "-details", trained on
+    # details too; "random"; "oracle"
     tokens: bool = False  # cross-attention on the states of the text tower beside the pooled embedding
     parameterization: str = "v"  # which gains a tuned baseline most; AudioLDM predicts eps
     optimizer: str = "adamw"
@@ -59,6 +64,8 @@ ARMS = {
     "C": Arm("ms"),
     "D": Arm("ms", **RECIPE),
     "E": Arm(**RECIPE),
+    "F": Arm("ms-details", **RECIPE),
+    "G": Arm("laion-details", **RECIPE),
     "random": Arm("random", **RECIPE),
     "oracle": Arm("oracle", **RECIPE),
     "tokens": Arm("ms", tokens=True, **RECIPE),
@@ -77,6 +84,7 @@ ABLATIONS = {
     "C": ARMS["C"].__dict__,
 }
 STORED = {"preset": "tiny", "iterations": 1500, "clips": 8000, "judged": 192}  # settings of the repository's tables
+BRANCH = ", wsd"  # ends the labels of runs that branch off a trunk
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)  # of which the second is the baseline's
 
 
@@ -88,7 +96,7 @@ class Run:
     arm: Arm
     iterations: int
     seed: int
-    part: str  # linear, arms, target, controls, plateau, ablations, rates or wide
+    part: str  # linear, arms, target, controls, plateau, ablations, rates, wide or branches
 
     @property
     def name(self) -> str:
@@ -125,12 +133,16 @@ def plan(iterations: int = 1500, seeds: int = 3) -> list[Run]:
         runs += [Run("D, wide", wide[1], long // part, seed, "wide") for part in (10, 6, 3)]
         runs.append(Run("B, wide", wide[0], long, seed, "wide"))
     runs += [Run("B, wide", wide[0], 2 * long, 0, "wide"), Run("D, wide", wide[1], 2 * long // 3, 0, "wide")]
+    for seed in range(seeds):  # decays that branch off one trunk a seed, the shortest first: time to target as a curve
+        runs += [Run(f"{label}{BRANCH}", replace(ARMS[label], lr_schedule="wsd"), n * iterations, seed, "branches")
+                 for label in "BCDEFG" for n in (1, 2, 4, 8)]  # fmt: skip
+        runs.append(Run("B, cosine", ARMS["B"], long, seed, "branches"))  # does a branch end as a run of its own?
     return runs
 
 
 @dataclass(frozen=True)
 class Card:
-    """Everything a loss depends on besides the quality of the model."""
+    """Everything a measured number depends on besides the quality of the model."""
 
     latent_scale: float  # latents are multiplied by it: it sets the noise levels of a run
     parameterization: str  # the prediction target
@@ -141,13 +153,26 @@ class Card:
     width: int  # D of an embedding
     timesteps: str  # how they are drawn
     held_out: str  # the clips of the validation loss
+    precision: str  # of the training: a value of PRECISIONS
+    machine: str  # its kind: devices.machine_kind
+    conditioner_weights: str  # its kind, and a digest of its weights: another training is another conditioner
+    lr_schedule: str
+    iterations: int
 
     @classmethod
     def from_record(cls, record: dict) -> "Card":
-        """The card of a stored record, under the names that it was written with. Raises TypeError for other names."""
-        return cls(**{"latent_scale" if name == "scale" else name: value for name, value in record.items()})
+        """The card in a stored record of a run, under the names of its time. Raises TypeError for other names."""
+        card = {"latent_scale" if name == "scale" else name: value for name, value in record["card"].items()}
+        precision = record.get("precision", "no")
+        machine, training = EARLIER_MACHINES.get(precision, ("", ""))
+        arm = record["arm"]
+        earlier = {"precision": PRECISIONS[precision], "machine": machine, "lr_schedule": arm["lr_schedule"],
+                   "conditioner_weights": f"{arm['conditioner']}, {training} training",
+                   "iterations": record["iterations"]}  # fmt: skip
+        return cls(**earlier | card)
 
 
+FOOTING = ("precision", "machine", "conditioner_weights", "lr_schedule", "iterations")
 TRAINING_LOSS = tuple(Card.__dataclass_fields__)
 VALIDATION_LOSS = ("latent_scale", "held_out")  # captions only, none blanked, converted to eps, on fixed timesteps
 

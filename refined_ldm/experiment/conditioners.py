@@ -20,6 +20,7 @@ from refined_ldm.experiment.probes import names_in_order
 from refined_ldm.scenes.dataset import KINDS
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.training.loop import Step
+from refined_ldm.training.pipeline import DETAILS
 
 if TYPE_CHECKING:
     from refined_ldm.experiment.protocol import Experiment
@@ -78,32 +79,44 @@ class Oracle(nn.Module):
 def prepare_conditioners(
     experiment: "Experiment", runs: list[Run], seed: int = 0, on_step: Callable[[str, Step], None] | None = None
 ) -> None:
-    """Train the conditioners that `runs` need and that the folder does not hold yet, pretrained or plain.
+    """Train the conditioners that `runs` need and that neither the folder nor a published file holds yet.
 
-    on_step(stage, step) is called after every iteration.
+    Those trained on details ("-details") start from the one that was not. on_step(stage, step) is called after every
+    iteration.
     """
-    wanted = {run.arm.conditioner for run in runs}
-    for kind, tower in experiment.towers.items():
-        if kind in experiment.files:
+    names = {run.arm.conditioner for run in runs} - {"random", "oracle"}
+    names |= {name.removesuffix("-details") for name in names}
+    for name in sorted(names):  # "ms" before "ms-details"
+        kind, _, history = name.partition("-")
+        path = experiment.clap_path(name)
+        if path.is_file() or name in experiment.files:
             continue
-        for plain in ("", "-plain"):
-            path = experiment.folder / f"clap-{tower}{plain}.safetensors"
-            if kind + plain not in wanted or path.is_file():
-                continue
-            clap = replace(experiment.config.training["clap"], max_steps=800, batch_size=32, lr=CLAP_RATES[kind])
-            config = replace(experiment.config, clap=tower, training=experiment.config.training | {"clap": clap})
-            run_dir = experiment.folder / f"{tower}{plain}"
-            model = RefinedAudioLDM(config, seed).to(experiment.device)
-            pretraining = None if plain else PRETRAINING[tower]
-            with ExitStack() as stack:
-                logs = {}
-                for stage, step in train_conditioner(model, experiment.clips, pretraining, seed, run_dir, resume=True):
-                    if stage not in logs:
-                        logs[stage] = stack.enter_context(CsvLogger(run_dir / f"{stage}.csv", resume=True))
-                    logs[stage](step)
-                    if on_step:
-                        on_step(stage, step)
-            model.clap.save(path)
+        tower, training = experiment.towers[kind], experiment.config.training
+        clap = replace(training["clap"], max_steps=800, batch_size=32, lr=CLAP_RATES[kind])
+        config = replace(experiment.config, clap=tower, training=training | {"clap": clap})
+        common = {"seed": seed, "run_dir": path.with_name(path.stem.removeprefix("clap-")), "resume": True}
+        model = RefinedAudioLDM(config, seed).to(experiment.device)
+        if history == "details":
+            model.clap = experiment.trained_clap(kind)
+            steps = _train_details(model, experiment.clips, **common)
+        else:
+            steps = train_conditioner(model, experiment.clips, None if history else PRETRAINING[tower], **common)
+        with ExitStack() as stack:
+            logs = {}
+            for stage, step in steps:
+                if stage not in logs:
+                    logs[stage] = stack.enter_context(CsvLogger(common["run_dir"] / f"{stage}.csv", resume=True))
+                logs[stage](step)
+                if on_step:
+                    on_step(stage, step)
+        model.clap.save(path)
+
+
+def _train_details(model, clips, **common):
+    """Train `model.clap` on captions that differ in one detail, one tower after the other -> (stage, Step)."""
+    for stage, train in DETAILS.items():
+        for step in train(model.clap, clips, model.config.training[stage], **common):
+            yield stage, step
 
 
 def embedded_captions(folder: Path, clips: Dataset, embed: Callable[[list[str]], torch.Tensor]) -> Dataset:

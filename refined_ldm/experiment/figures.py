@@ -15,13 +15,14 @@ from refined_ldm.experiment.measures import MEASURES
 ARM_NAMES = {  # labels of the stored records, in words
     "A": "A: baseline as published", "B": "B: baseline, fixed and tuned", "C": "C: B with the other conditioner",
     "D": "D: C with the recipe", "E": "E: B with the recipe",
+    "F": "F: D with details", "G": "G: E with details",
     "B, wide": "B with twice the channels", "D, wide": "D with twice the channels",
     "D, unconditional linear denoiser": "unconditional linear denoiser", "D, no linear denoiser": "no linear denoiser",
     "D, AdamW": "AdamW in place of Muon", "D, faint captions": "embeddings of norm 1",
     "D, uniform timesteps": "uniform timesteps", "D, last weights": "no average of weights",
     "tokens": "token states beside it", "oracle": "oracle of the events", "random": "untrained conditioner",
 }  # fmt: skip
-COLOURS = {"A": "0.5", "B": "C0", "C": "C1", "D": "C3", "E": "C2"}  # by the first letter
+COLOURS = {"A": "0.5", "B": "C0", "C": "C1", "D": "C3", "E": "C2", "F": "C4", "G": "C5"}  # by the first letter
 
 
 def plot_curves(table: pd.DataFrame, linear: float, column: str = "error_250", ax: Axes | None = None) -> Axes:
@@ -49,8 +50,9 @@ def plot_curves(table: pd.DataFrame, linear: float, column: str = "error_250", a
 def plot_targets(runs: pd.DataFrame, reached: pd.DataFrame) -> Figure:
     """Measures at the end of training against its length: a column a measure, a row a U-Net, a line an arm.
 
-    runs: finished runs; reached: of `measures.targets_reached`. An arrow leads from the end of a baseline to where D is
-    as good, with the factor between their iterations ("≥" where D's shortest run is better already).
+    A line joins runs of one precision; the dots of all but float32 are hollow. runs: finished runs; reached: of
+    `measures.targets_reached`. An arrow leads from the end of a baseline to where D is as good, with the factor between
+    their iterations ("≥" where D's shortest run is better already).
     """
     wide = runs["label"].str.contains("wide")
     rows = {"small U-Net": runs[~wide], "twice the channels": runs[wide]}
@@ -60,10 +62,12 @@ def plot_targets(runs: pd.DataFrame, reached: pd.DataFrame) -> Figure:
     for line, (name, part) in zip(axes, rows.items(), strict=True):
         for (column, title), ax in zip(MEASURES.items(), line, strict=True):
             compared = part[part["label"] != "A"] if column.startswith("error") else part  # A has another latent scale
-            for label, own in compared.groupby("label"):
+            last = compared.sort_values("iterations").groupby("label")["precision"].last()  # where a name is written
+            for (label, precision), own in compared.groupby(["label", "precision"]):
                 colour, middle = COLOURS[label[0]], own.groupby("iterations")[column].mean()
-                ax.plot(own["iterations"], own[column], "o", color=colour, markersize=3, alpha=0.6)
-                ax.plot(middle.index, middle, color=colour, label=label[0])
+                fill = "full" if precision == "float32" else "none"
+                ax.plot(own["iterations"], own[column], "o", color=colour, markersize=4, alpha=0.7, fillstyle=fill)
+                ax.plot(middle.index, middle, color=colour, label=label[0] if precision == last[label] else None)
             ax.set(xscale="log", xlim=(100, 15_000), title=f"{title}\n{name}")
             ax.set_ylim(0, 1.12 * compared[column].max())
             ax.set_xticks([150, 500, 1500, 6000], ["150", "500", "1,500", "6,000"])
@@ -74,8 +78,7 @@ def plot_targets(runs: pd.DataFrame, reached: pd.DataFrame) -> Figure:
                 start, end = goal["its iterations"], goal["reached after"]
                 ax.annotate("", (end, goal["goal"]), (start, goal["goal"]),
                             arrowprops={"arrowstyle": "->", "color": "0.4", "linestyle": ":"})  # fmt: skip
-                first = part.loc[part["label"] == goal["arm"], "iterations"].min()
-                sign = "≥ " if end <= 1.001 * first else ""
+                sign = "≥ " if goal["at least"] else ""
                 ax.annotate(f"{sign}{goal['factor']:.2g}×", ((start * end) ** 0.5, goal["goal"]), (0, 2), fontsize=8,
                             textcoords="offset points", ha="center", color="0.3")  # fmt: skip
             label_lines(ax)

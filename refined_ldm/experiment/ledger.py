@@ -1,57 +1,61 @@
-"""The ledger of claims: every stated number, and how it is computed from the tables beside the figures.
+"""The ledger of claims: each with its words, a verdict, what was found, and its evidence, which is computed again.
 
-`figures/claims.yaml` lists claims. Each has an id, the words in which it was made, a status (reproduced, refuted, not
-testable here, or measured for a result of our own), the finding, the command that makes its table (a CSV file, or a
-folder of runs), and the numbers in that sentence. `verify` computes each number again, rounds it as it is written, and
-compares the digits. Notebook: 06
+`figures/claims.yaml` lists them. A piece of evidence is one value with its interval, and says of which runs (or of
+which rows of another table) it is. `verify` computes it again and compares every digit. It also refuses a difference
+between runs whose cards differ in a field that the evidence does not name. Notebook: 06
 """
 
+import runpy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import yaml
 
-from refined_ldm.experiment.statistics import collect, interval, paired, rows_where
+from refined_ldm.experiment.statistics import collect, interval, paired, rows_where, unequal
 
-STATUSES = ("reproduced", "refuted", "not testable here", "measured")
+VERDICTS = ("reproduced", "refuted", "not testable here", "not run yet")
+RUNS = "figures/data/experiment"  # the table of evidence that names none
 
 
 @dataclass(frozen=True)
 class Checked:
-    """One number of one claim: as written, as computed, and its fault ("" if there is none)."""
+    """One piece of evidence of one claim: as written, as computed, and its fault ("" if there is none)."""
 
     claim: str
     written: str
-    computed: float
+    computed: str
     fault: str = ""
 
 
-def compute(how: dict, table: pd.DataFrame) -> float:
-    """A number as the ledger describes it: {"take": mean | low | high | count | ratio | difference | …, "column": …}.
+def compute(evidence: dict, table: pd.DataFrame) -> str:
+    """Evidence {"column", "of", "is"} and, for a difference, "minus" -> its value as text, with the decimals of "is".
 
-    mean, low, high: of a column over rows `where`, with the interval of `interval`; count: of these rows; least, most.
-    difference, difference low, difference high: `where` minus `than`, seed by seed. ratio: of the means of `where` and
-    `than`. Raises ValueError for another `take`, a missing column, or a selection without rows.
+    of: a selection of rows. Its mean, and least and most over seeds; of a table with the columns low and high, its row.
+    minus: another selection, which is subtracted seed by seed -> mean and 95 % interval. differ: fields of the runs'
+    cards in which the two may differ. Raises ValueError for a missing column, a selection without rows, or cards that
+    differ in another field.
     """
-    take, column = how["take"], how.get("column")
-    if take.startswith("difference"):
-        found = interval(paired(table, column, how["where"], how["than"]))
-        return found[("difference", "difference low", "difference high").index(take)]
-    rows = rows_where(table, how.get("where", {}))
-    if take == "count":
-        return len(rows)
+    column, of = evidence["column"], evidence["of"]
+    rows = rows_where(table, of)
     if column not in rows:
         raise ValueError(f"no column {column!r}, there are {', '.join(rows.columns)}")
-    if take in ("mean", "low", "high"):
-        return interval(rows[column])[("mean", "low", "high").index(take)]
-    if take in ("least", "most"):
-        return rows[column].min() if take == "least" else rows[column].max()
-    if take == "ratio":
-        return rows[column].mean() / rows_where(table, how["than"])[column].mean()
-    raise ValueError(f"take must be mean, low, high, least, most, count, ratio or difference, got {take!r}")
+    decimals = len(str(evidence["is"]).split()[0].partition(".")[2])
+    if "minus" in evidence:
+        both = pd.concat([rows, rows_where(table, evidence["minus"])])
+        if different := unequal(both, evidence.get("differ", ())):
+            raise ValueError(f"the runs do not compare, they differ in {'; '.join(different)}")
+        mean, low, high = interval(paired(table, column, of, evidence["minus"]))
+        return f"{mean:+.{decimals}f} ({low:+.{decimals}f} to {high:+.{decimals}f})"
+    if {"low", "high"} <= set(rows) and len(rows) == 1:
+        low, high = rows["low"].iloc[0], rows["high"].iloc[0]
+    else:
+        low, high = rows[column].min(), rows[column].max()
+        if "precision" in rows and (different := unequal(rows)):
+            raise ValueError(f"these are no seeds of one run, they differ in {'; '.join(different)}")
+    mean = f"{rows[column].mean():.{decimals}f}"
+    return mean if low == high else f"{mean} ({low:.{decimals}f} to {high:.{decimals}f})"
 
 
 def read_ledger(path: str | Path) -> list[dict]:
@@ -68,11 +72,16 @@ def read_ledger(path: str | Path) -> list[dict]:
     seen = set()
     for claim in ledger:
         name = claim.get("id", "without id")
-        if missing := [k for k in ("id", "words", "status", "found", "command") if k not in claim]:
+        if missing := [k for k in ("id", "words", "verdict", "found") if k not in claim]:
             raise ValueError(f"{path}: claim {name} lacks {', '.join(missing)}")
-        if claim["status"] not in STATUSES:
-            found = f"got {claim['status']!r}"
-            raise ValueError(f"{path}: the status of {name} must be one of {', '.join(STATUSES)}, {found}")
+        if claim["verdict"] not in VERDICTS:
+            found = f"got {claim['verdict']!r}"
+            raise ValueError(f"{path}: the verdict of {name} must be one of {', '.join(VERDICTS)}, {found}")
+        if claim["verdict"] == "not run yet" and "refuted_if" not in claim:
+            raise ValueError(f"{path}: {name} is a hypothesis, it must say what would refute it (refuted_if)")
+        for evidence in claim.get("evidence", ()):
+            if missing := [k for k in ("what", "is", "column", "of") if k not in evidence]:
+                raise ValueError(f"{path}: evidence of {name} lacks {', '.join(missing)}")
         if name in seen:
             raise ValueError(f"{path}: there are two claims {name}")
         seen.add(name)
@@ -84,40 +93,33 @@ def verify(
     root: str | Path | None = None,
     on_claim: Callable[[dict, list[Checked]], None] | None = None,
 ) -> list[Checked]:
-    """Compute every number of the ledger from its table. Paths are relative to the repository.
+    """Compute every piece of evidence of the ledger again, and compare the documents with their generator.
 
-    A number is at fault if its digits differ from those computed, if it is not in the sentence `found`, if it leaves
-    the interval it must lie in, or if a file that states the claim (`stated_in`) does not hold it. Raises
-    FileNotFoundError for a missing table, ValueError for an entry that cannot be computed.
+    Paths are relative to the repository, `root`; a package without the documents has the ledger alone. Raises
+    FileNotFoundError for a missing table, ValueError for evidence that cannot be computed or compares unequal cards.
     """
     path = Path(path)
     root, tables, checked = Path(root) if root else path.resolve().parent.parent, {}, []
     for claim in read_ledger(path):
-        for number in claim.get("numbers", ()):
-            checked.append(_check(claim, number, root, tables))
+        for evidence in claim.get("evidence", ()):
+            checked.append(_check(claim["id"], evidence, root, tables))
         if on_claim:
             on_claim(claim, [c for c in checked if c.claim == claim["id"]])
+    generator = root / "docs" / "tables.py"
+    if generator.is_file():
+        checked += [Checked(document, line, "", "is not what docs/tables.py writes: run `make tables`")
+                    for document, line in runpy.run_path(str(generator))["stale"]()]  # fmt: skip
     return checked
 
 
-def _check(claim, number, root, tables):
-    written, source = str(number["value"]), number.get("table", claim.get("table"))
+def _check(claim, evidence, root, tables):
+    written, source = str(evidence["is"]), evidence.get("table", RUNS)
     if source not in tables:
         if not (root / source).exists():
-            raise FileNotFoundError(f"claim {claim['id']} needs {root / source}: {claim['command']} makes it")
+            raise FileNotFoundError(f"claim {claim} needs {root / source}: `refined-ldm experiment` makes it")
         tables[source] = collect(root / source) if (root / source).is_dir() else pd.read_csv(root / source)
     try:
-        computed = compute(number, tables[source])
+        computed = compute(evidence, tables[source])
     except (ValueError, KeyError) as fault:
-        raise ValueError(f"claim {claim['id']}, {written}: {fault} in {source}") from fault
-    decimals = len(written.partition(".")[2])
-    faults = []
-    if f"{computed:.{decimals}f}" != written:
-        faults.append(f"comes out as {computed:.{decimals + 2}f}")
-    if written not in claim["found"]:
-        faults.append("is not in what the claim says was found")
-    low, high = number.get("within", (-np.inf, np.inf))
-    if not low <= computed <= high:
-        faults.append(f"must lie within {low} and {high}")
-    faults += [f"is not in {file}" for file in claim.get("stated_in", ()) if written not in (root / file).read_text()]
-    return Checked(claim["id"], written, float(computed), "; ".join(faults))
+        raise ValueError(f"claim {claim}, {evidence['what']}: {fault} in {source}") from fault
+    return Checked(claim, written, computed, "" if computed == written else f"comes out as {computed}")

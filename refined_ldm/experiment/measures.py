@@ -13,12 +13,12 @@ import torch
 
 from refined_ldm.evaluation.adherence import evaluate_copied, evaluate_rendered, rendered_clips
 from refined_ldm.evaluation.metrics import frechet_distance, share
-from refined_ldm.experiment.arms import ABLATIONS, ARMS, Run, plan
+from refined_ldm.experiment.arms import ABLATIONS, ARMS, BRANCH, Run, plan
 from refined_ldm.experiment.confounds import ten_ways
 from refined_ldm.experiment.probes import caption_distances, order_correct, probe_conditioner
 from refined_ldm.experiment.protocol import Experiment
 from refined_ldm.experiment.runs import iteration_seconds
-from refined_ldm.experiment.statistics import interval, iterations_to, paired, times_fewer
+from refined_ldm.experiment.statistics import interval, iterations_to, paired, same_machine, times_fewer, unequal
 
 MEASURES = {"error_250": "noise error, t ≥ 250", "frechet": "Fréchet distance, aiSFX", "recall": "class recall"}
 GUIDANCES = (1.5, 2.0, 3.0, 4.0, 5.0)  # the same for every run that is compared
@@ -26,6 +26,25 @@ ORDERS = {  # name: (arm, share of the iterations that it was trained for)
     "pooled vector (D)": ("D", 3), "tokens beside it": ("tokens", 3), "the same, three times as long": ("tokens", 1),
     "oracle": ("oracle", 3),
 }  # fmt: skip
+
+
+def ended(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs of the arms themselves whose sounds were evaluated, without ablations, controls and rates."""
+    parts = ["arms", "target", "plateau", "wide", "linear", "branches", "details"]
+    return runs[runs["part"].isin(parts) & runs["frechet"].notna()]
+
+
+def arms_compared(runs: pd.DataFrame, iterations: int) -> pd.DataFrame:
+    """The runs of arms A to G after `iterations` and four times as many, of each length on the machine of most arms.
+
+    As soon as all branches from B to G have run, these are taken, under the names of their arms.
+    """
+    lengths = runs["iterations"].isin([iterations, 4 * iterations])
+    branches = runs[runs["label"].str.endswith(BRANCH) & lengths]
+    branches = branches.assign(label=branches["label"].str.removesuffix(BRANCH))
+    arms = runs[runs["label"].isin(list("ABCDEFG")) & lengths]
+    compared = branches if branches.groupby("label")["iterations"].nunique().eq(2).sum() == 6 else arms
+    return pd.concat([next(same_machine(rows))[1] for _, rows in compared.groupby("iterations")])
 
 
 def error_curves(folder: Path, runs: pd.DataFrame) -> pd.DataFrame:
@@ -59,41 +78,61 @@ def summary(runs: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
 
 
 def targets_reached(runs: pd.DataFrame, iterations: int) -> pd.DataFrame:
-    """After how many iterations an arm has what a baseline has at its end, by measure; the range is over its seeds."""
+    """After how many iterations an arm has what a baseline has at its end, by measure; the range is over its seeds.
+
+    Only runs of one precision and one kind of machine are compared, and only where the arm has a shorter run.
+    """
     long, rows = 4 * iterations, []
-    pairs = (("A", long, "B"), ("A", long, "D"), ("B", iterations, "D"), ("B", long, "E"), ("B", long, "D"),
+    pairs = (("A", iterations, "D"), ("A", long, "B"), ("B", iterations, "D"), ("B", long, "E"), ("B", long, "D"),
              ("B, wide", long, "D, wide"), ("B, wide", 2 * long, "D, wide"))  # fmt: skip
     for label, n, arm in pairs:
-        goals = runs[(runs["label"] == label) & (runs["iterations"] == n)]
-        own = runs[(runs["label"] == arm) & (runs["iterations"] > 0)]
-        for column in MEASURES if len(goals) and len(own) else ():
-            if label == "A" and column == "error_250":  # another latent scale: not compared
+        for precision, group in same_machine(runs[runs["iterations"] > 0]):
+            goals = group[(group["label"] == label) & (group["iterations"] == n)]
+            own = group[group["label"] == arm]
+            if goals.empty or own.empty or own["iterations"].min() >= n:
                 continue
-            sign = -1 if column == "recall" else 1  # more recall is better
-            falling = own.assign(measure=sign * own[column])
-            at = np.array([iterations_to(falling, "measure", sign * goal) for goal in goals[column]])
-            row = {"baseline": label, "its iterations": n, "arm": arm, "measure": column, "goal": goals[column].mean()}
-            rows.append(row | {"reached after": at.mean(), "factor": n / at.mean(), "low": n / at.max(),
-                               "high": n / at.min(), "seeds": len(goals)})  # fmt: skip
+            for column in MEASURES:
+                if label == "A" and column == "error_250":  # another latent scale: not compared
+                    continue
+                sign = -1 if column == "recall" else 1  # more recall is better
+                falling = own.assign(measure=sign * own[column])
+                at = np.array([iterations_to(falling, "measure", sign * goal) for goal in goals[column]])
+                row = {"baseline": label, "its iterations": n, "arm": arm, "measure": column, "precision": precision,
+                       "goal": goals[column].mean()}  # fmt: skip
+                rows.append(row | {"reached after": at.mean(), "factor": n / at.mean(), "low": n / at.max(),
+                                   "high": n / at.min(), "seeds": len(goals),
+                                   "at least": bool((at <= own["iterations"].min()).all())})  # fmt: skip
     return pd.DataFrame(rows)
 
 
 def encoder_effects(runs: pd.DataFrame, iterations: int) -> pd.DataFrame:
-    """C minus B and D minus E, seed by seed, with 95 % intervals, and the same as a factor in iterations."""
+    """C minus B and D minus E, seed by seed, with 95 % intervals, and the same as a factor in iterations; of branches
+    F minus D and G minus E too.
+
+    Only runs with equal cards are compared. "one law": whether both lengths that the factor rests on have them too.
+    """
     short, long, rows = iterations // 10, 4 * iterations, []
     for one, other, at, between in (("C", "B", iterations, (iterations, long)), ("C", "B", long, (iterations, long)),
                                     ("D", "E", short, (short, iterations)), ("D", "E", iterations, (short, iterations)),
-                                    ("D", "E", long, (iterations, long))):  # fmt: skip
-        for column in MEASURES:
-            try:
-                fewer = times_fewer(runs, column, one, other, at, between, rises=column == "recall")
-            except ValueError:  # these have not been run
+                                    ("D", "E", long, (iterations, long)),
+                                    *((f"{one}{BRANCH}", f"{other}{BRANCH}", at, (iterations, long))
+                                      for one, other in ("CB", "DE", "FD", "GE") for at in (iterations, long))
+                                    ):  # fmt: skip
+        for precision, group in same_machine(runs[runs["label"].isin([one, other]) & (runs["iterations"] == at)]):
+            ends = runs[(runs["label"] == one) & runs["iterations"].isin(between) & (runs["iterations"] != at)]
+            compared = pd.concat([group, ends])
+            if set(group["label"]) != {one, other} or unequal(group) or ends.empty:
                 continue
-            arms_at = [{"label": label, "iterations": at} for label in (one, other)]
-            row = {"difference": f"{one} - {other}", "iterations": at, "measure": column, "seeds": len(fewer)}
-            row |= zip(("mean", "low", "high"), interval(paired(runs, column, *arms_at)), strict=True)
-            names = ("times fewer", "at least", "at most")
-            rows.append(row | dict(zip(names, np.exp(interval(np.log(fewer))), strict=True)))
+            for column in MEASURES:
+                fewer = times_fewer(compared, column, one, other, at, between, rises=column == "recall")
+                arms_at = [{"label": label, "iterations": at} for label in (one, other)]
+                row = {"difference": f"{one} - {other}", "iterations": at, "measure": column, "seeds": len(fewer),
+                       "precision": precision}  # fmt: skip
+                row |= zip(("mean", "low", "high"), interval(paired(compared, column, *arms_at)), strict=True)
+                names = ("times fewer", "at least", "at most")
+                row |= zip(names, np.exp(interval(np.log(fewer))), strict=True)
+                own = compared[compared["label"] == one]
+                rows.append(row | {"one law": not unequal(own, but=("iterations",))})
     return pd.DataFrame(rows)
 
 
@@ -106,7 +145,8 @@ def beside_d(table: pd.DataFrame, part: str, at: int) -> pd.DataFrame:
 
 def ablations(table: pd.DataFrame, runs: pd.DataFrame, at: int) -> pd.DataFrame:
     """`beside_d` of the ablations, with the iterations after which D itself is as far in two measures."""
-    ablated, whole = beside_d(table, "ablations", at), runs[runs["label"] == "D"]
+    ablated = beside_d(table, "ablations", at)
+    whole = runs[(runs["label"] == "D") & runs["precision"].isin(ablated["precision"])]
     for column in ("error_250", "frechet"):
         ablated[f"D after, by {column}"] = [iterations_to(whole, column, value) for value in ablated[column]]
     return ablated

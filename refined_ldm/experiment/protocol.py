@@ -19,6 +19,7 @@ from refined_ldm.clap import CLAP_PRESETS, Clap
 from refined_ldm.config import Config, StageConfig, preset
 from refined_ldm.data.batches import loader
 from refined_ldm.data.caches import cache_latents, encoded_at_once
+from refined_ldm.devices import machine_kind, pick_accelerator
 from refined_ldm.diffusion import add_noise
 from refined_ldm.evaluation.adherence import (
     AdherenceResult,
@@ -29,9 +30,11 @@ from refined_ldm.evaluation.adherence import (
     fit_probe,
     rendered_clips,
 )
+from refined_ldm.evaluation.detail_judge import DetailJudge
+from refined_ldm.evaluation.details import judge_details, select_scenes
 from refined_ldm.evaluation.embeddings.aisfx import Aisfx
 from refined_ldm.evaluation.metrics import LinearProbe, frechet_distance, kernel_distance
-from refined_ldm.experiment.arms import Arm, Card, Run
+from refined_ldm.experiment.arms import PRECISIONS, Arm, Card, Run
 from refined_ldm.experiment.conditioners import (
     TOKENS,
     TOWERS,
@@ -136,16 +139,25 @@ class Experiment:
         if arm.conditioner == "oracle":
             known = [*self.clips.rest, *self.held_out, *self.test]
             return Oracle(known, self.config.unet.embedding_dim).to(self.device)
-        kind, _, plain = arm.conditioner.partition("-")
-        if kind == "random":
+        if arm.conditioner == "random":
             with torch.random.fork_rng():
                 torch.manual_seed(0)
-                clap = Clap(CLAP_PRESETS[self.towers["ms"]])
+                clap = Clap(CLAP_PRESETS[self.towers["ms"]]).eval().to(self.device)
         else:
-            path = self.files.get(kind) or self.folder / f"clap-{self.towers[kind]}{'-plain' * bool(plain)}.safetensors"
-            clap = Clap.load(self.towers[kind], path, self.tokenizer if kind == "laion" else None)
-        clap = clap.eval().to(self.device)
+            clap = self.trained_clap(arm.conditioner)
         return Tokens(clap) if arm.tokens else clap
+
+    def clap_path(self, conditioner: str) -> Path:
+        """The file of a conditioner: a published one where it was given, else that of its training in this folder."""
+        kind, *history = conditioner.split("-")
+        own = "-".join(["clap", self.towers[kind], *history])
+        return Path(self.files.get(conditioner) or self.folder / f"{own}.safetensors")
+
+    def trained_clap(self, conditioner: str) -> Clap:
+        """Load a conditioner by its name in `Arm`. Raises FileNotFoundError if it has not been trained here."""
+        kind = conditioner.partition("-")[0]
+        tokenizer = self.tokenizer if kind == "laion" else None
+        return Clap.load(self.towers[kind], self.clap_path(conditioner), tokenizer).eval().to(self.device)
 
     @cached_property
     def test(self) -> list[dict]:
@@ -182,7 +194,7 @@ class Experiment:
         """An untrained model of an arm, and its training set."""
         conditioner = self.conditioner(arm)
         examples = self.examples(arm, conditioner)
-        warmup = min(100, max_steps // 10)
+        warmup = min(100, max_steps // 10) if arm.lr_schedule == "cosine" else 100  # whose lengths share a beginning
         steps = StageConfig(max(1, max_steps), self._batch_size, arm.lr, arm.optimizer, arm.lr_schedule, warmup,
                             ema_decay=arm.ema_decay, timesteps=arm.timesteps, loss_weighting=arm.loss_weighting,
                             audio_share=arm.audio_share, conditioner_dropout=arm.conditioner_dropout)  # fmt: skip
@@ -220,13 +232,16 @@ class Experiment:
             self._held_out_latents = torch.cat([self._encode(w) for w in self._batches(self.held_out)])
         return self._held_out_latents
 
-    def card(self, arm: Arm, model: RefinedAudioLDM) -> Card:
-        """The card of an arm's losses."""
+    def card(self, run: Run, model: RefinedAudioLDM) -> Card:
+        """The card of a run's numbers."""
+        arm = run.arm
         drop = 1 - (1 - arm.drop) * (1 - arm.conditioner_dropout)
         weighting = "eps" if arm.loss_weighting == "eps" else arm.parameterization
-        unet = model.config.unet
+        unet, weights = model.config.unet, weights_digest(model.clap)[:8]
         return Card(round(float(model.scale), 6), arm.parameterization, weighting, arm.audio_share, drop,
-                    unet.embedding_gain, unet.embedding_dim, arm.timesteps, f"val-{len(self.held_out)}")  # fmt: skip
+                    unet.embedding_gain, unet.embedding_dim, arm.timesteps, f"val-{len(self.held_out)}",
+                    PRECISIONS[pick_accelerator(self.device).mixed_precision], machine_kind(self.device),
+                    f"{arm.conditioner}, {weights}", arm.lr_schedule, run.iterations)  # fmt: skip
 
     @torch.no_grad()
     def noise_error(self, model: RefinedAudioLDM) -> np.ndarray:
@@ -251,6 +266,16 @@ class Experiment:
         measures = {"frechet": frechet_distance(*made, pca), "kernel": kernel_distance(*made, "gaussian")}
         return measures | {"recall": result.recall.mean(), "recall_one": result.recall[one].mean()}, result
 
+    def details(self, model: RefinedAudioLDM, steps: int = 16) -> dict[str, np.ndarray]:
+        """Sounds made from captions that name details -> {detail: 1 or 0 for each caption that names it}, as judged."""
+        scenes = select_scenes(max(2, self.judged // 3), seconds=self.config.seconds)
+        if isinstance(model.clap, Oracle):
+            model.clap.learn(scene.item | {"captions": [str(scene.caption)]} for scene in scenes)
+        captions, seconds = [scene.caption for scene in scenes], self.config.seconds
+        parts = [[str(caption) for caption in captions[k : k + 16]] for k in range(0, len(captions), 16)]
+        made = [model.generate(part, seconds, steps=steps, seed=0).cpu() for part in parts]
+        return judge_details(DetailJudge.load().to(self.device), torch.cat(made), captions).correct()
+
 
 def open_experiment(folder: str | Path, name: str = "tiny", clips: int | None = None, audioldm: str = "",
                     laion: str = "", ms: str = "", tokenizer: str = "",
@@ -263,9 +288,10 @@ def open_experiment(folder: str | Path, name: str = "tiny", clips: int | None = 
     """
     config = preset(name) if clips is None else preset(name, clips=clips)
     if name == "tiny":
-        small = replace(config.unet, model_channels=32, norm_groups=8, head_channels=32)
+        wide = replace(config.unet, caption_map=0)  # the U-Net of all stored runs, which had no map of the caption
+        small = replace(wide, model_channels=32, norm_groups=8, head_channels=32)
         base = RefinedAudioLDM.from_preset("tiny", device)
-        return Experiment(folder, replace(config, unet=small), base, preset_unet=config.unet, **settings)
+        return Experiment(folder, replace(config, unet=small), base, preset_unet=wide, **settings)
     given = {"audioldm": audioldm, "laion": laion, "ms": ms, "tokenizer": tokenizer}
     if missing := [key for key, path in given.items() if not path]:
         raise ValueError(f"preset {name} needs published files: give {', '.join(missing)}")

@@ -4,6 +4,7 @@ Notebook: 06
 """
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -15,11 +16,12 @@ import pandas as pd
 from refined_ldm.data.batches import loader
 from refined_ldm.devices import synchronize
 from refined_ldm.durable.csv_log import CsvLogger
+from refined_ldm.evaluation.metrics import share
 from refined_ldm.experiment.arms import Arm, Run
 from refined_ldm.experiment.protocol import GRID, Experiment
 from refined_ldm.experiment.statistics import mean_errors
 from refined_ldm.files import atomic_write
-from refined_ldm.training.loop import Step
+from refined_ldm.training.loop import Step, stable_steps
 from refined_ldm.training.pipeline import accelerator_of
 from refined_ldm.training.stages import train_ldm
 
@@ -40,9 +42,10 @@ def run_arm(
     """Train and evaluate one run -> its record, which is written to out/NAME.json beside the run's tables.
 
     NAME-steps.csv: the training loss, mean of every 10 iterations; NAME.csv: the noise error at `eval_steps` and GRID;
-    NAME-classes.csv: the classes found in every clip. A finished run is not repeated, an interrupted one continues from
-    its checkpoint. Where only the guidance of its arm has changed, its sounds are made and evaluated again. Raises
-    ValueError where the record is of another arm.
+    NAME-classes.csv: the classes found in every clip; NAME-details.csv: the share of captions with each detail right. A
+    finished run is not repeated, an interrupted one continues from its checkpoint, and one with the schedule "wsd"
+    branches off the longest trunk of its arm and seed. Where only the guidance of its arm has changed, its sounds are
+    made and evaluated again. Raises ValueError where the record is of another arm.
     """
     name, arm, seed, max_steps = run.name, run.arm, run.seed, run.iterations
     out, run_dir = Path(out), experiment.folder / "runs" / name
@@ -51,28 +54,19 @@ def run_arm(
         record = json.loads(kept.read_text())
         _check_same_training(record, arm, kept)
         if judge and arm.guidance != record["arm"]["guidance"]:
-            record |= {
-                "arm": asdict(arm),
-                **_evaluate_sounds(experiment, experiment.trained(run), out / f"{name}-classes.csv"),
-            }
+            record |= {"arm": asdict(arm), **_evaluate_sounds(experiment, experiment.trained(run), out / name)}
             _write_record(record, kept)
         return record
     out.mkdir(parents=True, exist_ok=True)
-    accelerator = accelerator_of(run_dir, experiment.device, resume)
-    model, examples = experiment.model(arm, seed, max_steps)
-    errors = run_dir / "errors.csv"
-    rows = pd.read_csv(errors).to_dict("records") if resume and errors.is_file() else []
-    if not rows and model.gaussian is not None:  # the U-Net's last layer begins at zero: the linear denoiser alone
-        rows = _error_rows(experiment.noise_error(model), 0, 0.0)
-    seconds = 0.0
-    if max_steps:
-        rows, seconds = _trained(experiment, model, examples, run, run_dir, rows, resume, accelerator, on_step)
+    if arm.lr_schedule == "wsd" and not (run_dir / "ldm").is_dir():
+        _branch_off(experiment, run, run_dir, on_step)
+        resume = True
+    model, rows, seconds = _trained(experiment, run, run_dir, resume, on_step)
     record = {"name": name, "label": run.label, "part": run.part, "seed": seed, "iterations": max_steps,
               "seconds": round(seconds, 1), **mean_errors(pd.DataFrame(rows[-len(GRID):])),
-              "precision": accelerator.mixed_precision, "arm": asdict(arm),
-              "card": asdict(experiment.card(arm, model))}  # fmt: skip
+              "arm": asdict(arm), "card": asdict(experiment.card(run, model))}  # fmt: skip
     if judge:
-        record |= _evaluate_sounds(experiment, model, out / f"{name}-classes.csv")
+        record |= _evaluate_sounds(experiment, model, out / name)
     model.save_part("ldm", run_dir)
     if max_steps:
         _write(_thinned(pd.read_csv(run_dir / "steps.csv")), out / f"{name}-steps.csv")
@@ -114,11 +108,14 @@ def _check_same_training(record, arm, path):
                          "write to another folder")  # fmt: skip
 
 
-def _evaluate_sounds(experiment, model, path):
-    """Evaluate the sounds of a model, and write the classes found in every clip to a CSV file -> measures."""
+def _evaluate_sounds(experiment, model, stem):
+    """Evaluate the sounds of a model, and write the classes found in every clip and the details as CSV -> measures."""
     begin = time.perf_counter()
     measures, result = experiment.quality(model)
-    _write(pd.DataFrame(result.rows)[["id", "kind", "labels", "predicted", "recall"]], path)
+    classes = pd.DataFrame(result.rows)[["id", "kind", "labels", "predicted", "recall"]]
+    _write(classes, stem.with_name(f"{stem.name}-classes.csv"))
+    details = [{"detail": name, **share(right)} for name, right in experiment.details(model).items() if len(right)]
+    _write(pd.DataFrame(details), stem.with_name(f"{stem.name}-details.csv"))
     return measures | {"judged": len(result.rows), "judging_seconds": round(time.perf_counter() - begin, 1)}
 
 
@@ -127,8 +124,37 @@ def _write_record(record, path):
         temporary.write_text(json.dumps(record, indent=1))
 
 
-def _trained(experiment, model, examples, run, run_dir, rows, resume, accelerator, on_step):
-    """Train the model of a run -> the noise errors on the way and at the end, seconds."""
+def _branch_off(experiment, run, run_dir, on_step):
+    """Train a run up to its decay, from the longest trunk that is not longer, and copy the trunk to run_dir.
+
+    Until its rate falls, a run is the same at every length: the runs of one arm and seed share their beginnings.
+    """
+    stable = stable_steps(run.iterations)
+    trunks = experiment.folder / "trunks" / f"{run.label}-{run.seed}".replace(", ", "-")
+    trunk = trunks / f"{stable:07d}"
+    shorter = sorted(path for path in trunks.glob("[0-9]*") if path.name < trunk.name)
+    if shorter and not trunk.is_dir():
+        _copy(shorter[-1], trunk)
+    steady = replace(run, arm=replace(run.arm, lr_schedule="constant"), iterations=stable)
+    _trained(experiment, steady, trunk, True, on_step)
+    _copy(trunk, run_dir)
+
+
+def _copy(source, target):
+    with atomic_write(target, holds=".*") as temporary:
+        shutil.copytree(source, temporary)
+
+
+def _trained(experiment, run, run_dir, resume, on_step):
+    """Train the model of a run -> the model, the noise errors on the way and at the end, seconds."""
+    accelerator = accelerator_of(run_dir, experiment.device, resume)
+    model, examples = experiment.model(run.arm, run.seed, run.iterations)
+    errors = run_dir / "errors.csv"
+    rows = pd.read_csv(errors).to_dict("records") if resume and errors.is_file() else []
+    if not rows and model.gaussian is not None:  # the U-Net's last layer begins at zero: the linear denoiser alone
+        rows = _error_rows(experiment.noise_error(model), 0, 0.0)
+    if not run.iterations:
+        return model, rows, 0.0
     at, seconds = eval_steps(run.iterations), rows[-1]["seconds"] if rows else 0.0
     batches = loader(examples, model.config.training["ldm"].batch_size, run.seed)
     steps = train_ldm(model, batches, seed=run.seed, run_dir=run_dir, resume=resume, accelerator=accelerator)
@@ -145,7 +171,7 @@ def _trained(experiment, model, examples, run, run_dir, rows, resume, accelerato
             if on_step:
                 on_step(step)
     seconds = float(pd.read_csv(run_dir / "steps.csv")["seconds"].sum())
-    return rows + _error_rows(experiment.noise_error(model), run.iterations, seconds), seconds
+    return model, rows + _error_rows(experiment.noise_error(model), run.iterations, seconds), seconds
 
 
 def _error_rows(errors, step, seconds):

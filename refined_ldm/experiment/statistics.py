@@ -4,6 +4,7 @@ Notebook: 06
 """
 
 import json
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,11 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.stats import ttest_1samp
 
-from refined_ldm.experiment.arms import EARLIER_LABELS, EARLIER_PARTS
+from refined_ldm.experiment.arms import EARLIER_LABELS, EARLIER_PARTS, FOOTING, Card
 
 
 def collect(out: str | Path) -> pd.DataFrame:
-    """The records of all finished runs in a folder, one row each.
+    """The records of all finished runs in a folder, one row each, with the fields FOOTING of their cards.
 
     Noise errors and recalls are computed from the runs' CSV files, not taken from the records.
     """
@@ -26,7 +27,8 @@ def collect(out: str | Path) -> pd.DataFrame:
         row = {k: v for k, v in record.items() if not isinstance(v, dict)}
         row["label"] = EARLIER_LABELS.get(row["label"], row["label"])
         row["part"] = EARLIER_PARTS.get(row["part"], row["part"])
-        row["conditioner"] = record["arm"]["conditioner"]
+        card = Card.from_record(record)
+        row |= {"conditioner": record["arm"]["conditioner"], **{name: getattr(card, name) for name in FOOTING}}
         row |= mean_errors(errors[errors["step"] == errors["step"].max()])
         for ending in ("classes", "heard"):  # "heard" is the earlier name
             predicted = path.with_name(f"{path.stem}-{ending}.csv")
@@ -35,6 +37,8 @@ def collect(out: str | Path) -> pd.DataFrame:
             table = pd.read_csv(predicted)
             row["recall"] = table["recall"].mean()
             row["recall_one"] = table["recall"][table["kind"] == "event"].mean()
+        if (details := path.with_name(f"{path.stem}-details.csv")).is_file():
+            row |= pd.read_csv(details).set_index("detail")["value"].to_dict()
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -42,6 +46,30 @@ def collect(out: str | Path) -> pd.DataFrame:
 def mean_errors(errors: pd.DataFrame) -> dict[str, float]:
     """The mean noise error over all timesteps, and over those from 250, 500 and 750 on. errors: columns t, error."""
     return {f"error_{low}": float(errors["error"][errors["t"] >= low].mean()) for low in (0, 250, 500, 750)}
+
+
+def unequal(table: pd.DataFrame, but: Container[str] = ()) -> list[str]:
+    """In which fields of FOOTING, `but` those named, runs differ: ["precision: bfloat16 and float32", …].
+
+    Runs with one kind of conditioner must have it from one training; two kinds differ by their nature.
+    """
+    found = []
+    for field in (name for name in FOOTING if name not in but):
+        groups = table.groupby("conditioner") if field == "conditioner_weights" else [("", table)]
+        values = (sorted(own[field].unique()) for _, own in groups)
+        found += [f"{field}: {' and '.join(map(str, different))}" for different in values if len(different) > 1]
+    return found
+
+
+def same_machine(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yield (precision, rows) of the runs of each precision and kind of machine, those with most arms first.
+
+    Of a conditioner that was trained more than once, the runs with the training that most of them have are taken.
+    """
+    groups = [(precision, rows) for (precision, _), rows in table.groupby(["precision", "machine"])]
+    for precision, rows in sorted(groups, key=lambda group: -group[1]["label"].nunique()):
+        usual = rows.groupby("conditioner")["conditioner_weights"].transform(lambda weights: weights.mode()[0])
+        yield precision, rows[rows["conditioner_weights"] == usual]
 
 
 def rows_where(table: pd.DataFrame, where: dict) -> pd.DataFrame:

@@ -13,11 +13,10 @@ import math
 import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -27,7 +26,7 @@ from refined_ldm.data.batches import loader
 from refined_ldm.scenes.captions import TIMES, Caption
 from refined_ldm.scenes.classes import CLASSES
 from refined_ldm.scenes.dataset import KINDS, captions_of
-from refined_ldm.training.loop import Step, optimise
+from refined_ldm.training.loop import RunOptions, Step, optimise
 
 DETAILS = ("number", "pitch", "pace", "loudness", "order")
 MARGIN = 0.5  # largest cosine of a caption and its twin without a penalty
@@ -180,13 +179,7 @@ def _written(batch, device):
 
 
 def train_text_details(
-    clap: Clap,
-    clips: Dataset,
-    settings: StageConfig,
-    seed: int = 0,
-    run_dir: str | Path | None = None,
-    resume: bool = False,
-    accelerator: Accelerator | None = None,
+    clap: Clap, clips: Dataset, settings: StageConfig, **options: Unpack[RunOptions]
 ) -> Iterator[Step]:
     """Train the text tower of `clap` to distinguish captions from their twins and yield every Step.
 
@@ -200,7 +193,7 @@ def train_text_details(
     parts = [range(start, min(start + 64, len(clips))) for start in range(0, len(clips), 64)]
     embeddings = torch.cat([embed_clips(clap, clips, part) for part in parts])
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(options.get("seed", 0))
         probe = DetailProbe(clap).to(device)
 
     def losses(network, batch, generator, index):
@@ -216,20 +209,16 @@ def train_text_details(
         }
         return {"loss": terms["pairs"] + 0.5 * terms["twins"] + terms["near"] + terms["read"], **terms}
 
-    batches = loader(ContrastedClips(clips, embeddings=embeddings, waveforms=False), settings.batch_size, seed)
+    batches = loader(
+        ContrastedClips(clips, embeddings=embeddings, waveforms=False), settings.batch_size, options.get("seed", 0)
+    )
     with _only(clap, "text"):
         networks = {"reader": (probe, losses)}
-        yield from optimise("details-text", networks, batches, settings, seed, run_dir, resume, accelerator, device)
+        yield from optimise("details-text", networks, batches, settings, device=device, **options)
 
 
 def train_audio_details(
-    clap: Clap,
-    clips: Dataset,
-    settings: StageConfig,
-    seed: int = 0,
-    run_dir: str | Path | None = None,
-    resume: bool = False,
-    accelerator: Accelerator | None = None,
+    clap: Clap, clips: Dataset, settings: StageConfig, **options: Unpack[RunOptions]
 ) -> Iterator[Step]:
     """Train the audio tower of `clap` to distinguish captions from their twins and yield every Step.
 
@@ -251,10 +240,10 @@ def train_audio_details(
         }
         return {"loss": terms["pairs"] + terms["twins"], **terms}
 
-    batches = loader(ContrastedClips(clips), settings.batch_size, seed)
+    batches = loader(ContrastedClips(clips), settings.batch_size, options.get("seed", 0))
     with _only(clap, "audio"):
         networks = {"clap": (clap, losses)}
-        yield from optimise("details-audio", networks, batches, settings, seed, run_dir, resume, accelerator, device)
+        yield from optimise("details-audio", networks, batches, settings, device=device, **options)
 
 
 @torch.no_grad()

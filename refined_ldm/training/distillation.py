@@ -180,6 +180,7 @@ def train_student(
     run_dir, seed = Path(run_dir), whole_seed(seed)
     settings = settings or settings_of(model.config)
     check_student_run(model.config, run_dir, resume)
+    model.schedule.timesteps(settings.teacher_steps)  # too many are refused before the clips are rendered
     file, base = run_dir / STUDENT_FILE, model.digest()
     if resume and file.is_file() and (of := read_student(file)[1])["base"] != base:
         raise ValueError(f"{file} is a student of another model, {of['name']} {of['base']}: a run goes on with its own")
@@ -198,18 +199,9 @@ def train_student(
     trajectories(model, captions, folder, settings, seed, on_trajectories, accelerator.process_index, world)
     accelerator.wait_for_everyone()
     parts = [Cached(folder / f"part-{part}") for part in range(-(-settings.trajectories // IN_A_PART))]
-    steps = optimise(
-        STAGE,
-        {STAGE: (student, jump_losses(model))},
-        loader(ConcatDataset(parts), settings.batch_size, seed),
-        settings,
-        seed,
-        run_dir / "checkpoints",
-        resume,
-        accelerator,
-        model.device,
-    )
-    yield from steps
+    networks, batches = {STAGE: (student, jump_losses(model))}, loader(ConcatDataset(parts), settings.batch_size, seed)
+    run = {"seed": seed, "run_dir": run_dir / "checkpoints", "resume": resume, "accelerator": accelerator}
+    yield from optimise(STAGE, networks, batches, settings, device=model.device, **run)
     if accelerator.is_main_process:
         about = {"training_steps": settings.max_steps, "trajectories": settings.trajectories}
         about["guidance_scale"] = model.config.guidance_scale

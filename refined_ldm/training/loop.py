@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypedDict
 
 import torch
 from accelerate import Accelerator
@@ -33,7 +34,17 @@ from refined_ldm.training.muon import Muon, split_parameters
 
 log = logging.getLogger(__name__)
 
+DECAY_SHARE = 0.2  # of the steps, with "wsd"; a longer decay gains little (Hägele et al. 2024)
 Losses = Callable[[nn.Module, dict, torch.Generator, int], dict[str, torch.Tensor]]  # see Learner
+
+
+class RunOptions(TypedDict, total=False):
+    """What every training takes beside its data and its settings."""
+
+    seed: int  # of all random numbers (0)
+    run_dir: str | Path | None  # folder of the checkpoints; None: there are none
+    resume: bool  # continue from the last checkpoint (False)
+    accelerator: Accelerator | None  # None: `pick_accelerator` of the device
 
 
 @dataclass(frozen=True)
@@ -153,16 +164,27 @@ def phase(index: int, settings: StageConfig) -> tuple[int, int, float]:
     return 0, min(settings.disc_start, settings.max_steps), settings.lr
 
 
-def learning_rate(index: int, settings: StageConfig) -> float:
-    """Return the learning rate of step `index`: in each phase a linear warm-up, then a half cosine to zero or constant.
+def stable_steps(steps: int) -> int:
+    """Return how many of `steps` steps, warm-up included, come before the decay of "wsd"."""
+    return steps - round(DECAY_SHARE * steps)
 
-    Source: Loshchilov & Hutter 2017.
+
+def learning_rate(index: int, settings: StageConfig) -> float:
+    """Return the learning rate of step `index`: in each phase a linear warm-up, then as `lr_schedule` says.
+
+    "cosine": half a cosine to zero (Loshchilov & Hutter 2017); "wsd", warmup-stable-decay: constant, then
+    1 - sqrt(share of the decay) (Hu et al. 2024; Hägele et al. 2024). Before its decay a rate of "wsd" does not depend
+    on the length of the run.
     """
     start, end, peak = phase(index, settings)
     elapsed = index - start
     warm = min(1.0, elapsed / max(1, settings.warmup_steps))
     if settings.lr_schedule == "constant":
         return peak * warm
+    if settings.lr_schedule == "wsd":
+        stable = stable_steps(end - start)
+        fallen = max(0, elapsed - 1 - stable) / max(1, end - start - stable)
+        return peak * warm * (1 - fallen**0.5)
     return peak * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, (elapsed - 1) / (end - start))))
 
 
@@ -198,11 +220,11 @@ def optimise(
     networks: dict[str, tuple[nn.Module, Callable]],
     loader: DataLoader,
     settings: StageConfig,
-    seed: int,
-    run_dir: str | Path | None,
-    resume: bool,
-    accelerator: Accelerator | None,
-    device: torch.device | str,
+    seed: int = 0,
+    run_dir: str | Path | None = None,
+    resume: bool = False,
+    accelerator: Accelerator | None = None,
+    device: torch.device | str = "cpu",
 ) -> Iterator[Step]:
     """Train the networks of a stage and yield every Step; a checkpoint is written after the Step is yielded.
 

@@ -143,17 +143,9 @@ def train_lora(
 
     if held_out and not rows:
         evaluate(0)
-    steps = optimise(
-        "lora",
-        {"lora": (LoraUNet(model.unet, matrices), losses)},
-        loader(learned, settings.batch_size, seed),
-        settings,
-        seed,
-        run_dir / "checkpoints",
-        resume,
-        accelerator,
-        model.device,
-    )
+    networks, batches = {"lora": (LoraUNet(model.unet, matrices), losses)}, loader(learned, settings.batch_size, seed)
+    run = {"seed": seed, "run_dir": run_dir / "checkpoints", "resume": resume, "accelerator": accelerator}
+    steps = optimise("lora", networks, batches, settings, device=model.device, **run)
     with closing(steps):
         if not _is_over(rows, training):
             for step in steps:

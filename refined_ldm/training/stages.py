@@ -11,10 +11,9 @@ Notebook: 03
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
+from typing import Unpack
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -25,8 +24,15 @@ from refined_ldm.diffusion import diffusion_loss, noisy_timesteps, stratified_ti
 from refined_ldm.discriminators import discriminator_loss, generator_loss, stft_loss
 from refined_ldm.randomness import RankGenerator, draw
 from refined_ldm.text_to_audio import RefinedAudioLDM
-from refined_ldm.training.loop import Step, _rows_of_all, optimise
+from refined_ldm.training.loop import RunOptions, Step, _rows_of_all, optimise
 from refined_ldm.vae import patch_loss, vae_loss
+
+
+class StageOptions(RunOptions, total=False):
+    """What every `train_*` takes."""
+
+    max_steps: int | None  # None: the configuration's
+    lr: float | None  # learning rate; None: the configuration's
 
 
 def stage_settings(
@@ -39,6 +45,11 @@ def stage_settings(
     changes = {k: v for k, v in {"max_steps": max_steps, "lr": lr}.items() if v is not None}
     settings = replace(config.training[stage], **changes)
     return settings if adversarial else replace(settings, disc_start=settings.max_steps)
+
+
+def _settings(model, stage, options, adversarial=True):
+    """Return the settings of a stage, and leave those of `optimise` in `options`."""
+    return stage_settings(model.config, stage, options.pop("max_steps", None), options.pop("lr", None), adversarial)
 
 
 def _crops(waveform, frames, hop, generator):
@@ -60,15 +71,7 @@ def one_caption_each(captions: Sequence[Sequence[str]], generator: RankGenerator
 
 
 def train_vae(
-    model: RefinedAudioLDM,
-    loader: DataLoader,
-    max_steps: int | None = None,
-    lr: float | None = None,
-    seed: int = 0,
-    run_dir: str | Path | None = None,
-    resume: bool = False,
-    accelerator: Accelerator | None = None,
-    discriminator: nn.Module | None = None,
+    model: RefinedAudioLDM, loader: DataLoader, discriminator: nn.Module | None = None, **options: Unpack[StageOptions]
 ) -> Iterator[Step]:
     """Train `model.vae` on batches with "waveform" (B, N), cut to `crop_frames` frames each, and yield every Step.
 
@@ -77,7 +80,7 @@ def train_vae(
 
     Notebook: 03
     """
-    settings = stage_settings(model.config, "vae", max_steps, lr, adversarial=discriminator is not None)
+    settings = _settings(model, "vae", options, adversarial=discriminator is not None)
     made = {}  # mels and reconstructions of this step, the discriminator's inputs
 
     def vae_losses(vae, batch, generator, index):
@@ -97,19 +100,10 @@ def train_vae(
     networks = {"vae": (model.vae, vae_losses)}
     if discriminator is not None:
         networks["patches"] = (discriminator, patch_losses)
-    yield from optimise("vae", networks, loader, settings, seed, run_dir, resume, accelerator, model.device)
+    yield from optimise("vae", networks, loader, settings, device=model.device, **options)
 
 
-def train_clap(
-    model: RefinedAudioLDM,
-    loader: DataLoader,
-    max_steps: int | None = None,
-    lr: float | None = None,
-    seed: int = 0,
-    run_dir: str | Path | None = None,
-    resume: bool = False,
-    accelerator: Accelerator | None = None,
-) -> Iterator[Step]:
+def train_clap(model: RefinedAudioLDM, loader: DataLoader, **options: Unpack[StageOptions]) -> Iterator[Step]:
     """Train `model.clap` with the contrastive loss and yield every Step.
 
     Batches hold "waveform" (B, N) and "captions", of which one is drawn per clip, and "sample_rate" in Hz if it is not
@@ -125,20 +119,11 @@ def train_clap(
         audio, text = (_rows_of_all(rows, generator) for rows in (audio, text))  # each row is compared with all others
         return {"loss": contrastive_loss(audio, text, model.clap.logit_scale)}
 
-    settings, networks = stage_settings(model.config, "clap", max_steps, lr), {"clap": (model.clap, losses)}
-    yield from optimise("clap", networks, loader, settings, seed, run_dir, resume, accelerator, model.device)
+    settings, networks = _settings(model, "clap", options), {"clap": (model.clap, losses)}
+    yield from optimise("clap", networks, loader, settings, device=model.device, **options)
 
 
-def train_ldm(
-    model: RefinedAudioLDM,
-    loader: DataLoader,
-    max_steps: int | None = None,
-    lr: float | None = None,
-    seed: int = 0,
-    run_dir: str | Path | None = None,
-    resume: bool = False,
-    accelerator: Accelerator | None = None,
-) -> Iterator[Step]:
+def train_ldm(model: RefinedAudioLDM, loader: DataLoader, **options: Unpack[StageOptions]) -> Iterator[Step]:
     """Train `model.unet` on noised latents and yield every Step (Ho et al. 2020; Liu et al. 2023, eq. 3).
 
     Batches hold "latent" (B, C, T, F) and "embeddings" (B, K, D) from `cache_latents`, or "waveform" (B, N) and
@@ -148,9 +133,9 @@ def train_ldm(
 
     Notebook: 03
     """
-    settings = stage_settings(model.config, "ldm", max_steps, lr)
+    settings = _settings(model, "ldm", options)
     networks = {"unet": (model.unet, ldm_losses(model, settings))}
-    yield from optimise("ldm", networks, loader, settings, seed, run_dir, resume, accelerator, model.device)
+    yield from optimise("ldm", networks, loader, settings, device=model.device, **options)
 
 
 def ldm_losses(
@@ -205,15 +190,7 @@ def ldm_losses(
 
 
 def train_hifigan(
-    model: RefinedAudioLDM,
-    loader: DataLoader,
-    max_steps: int | None = None,
-    lr: float | None = None,
-    seed: int = 0,
-    run_dir: str | Path | None = None,
-    resume: bool = False,
-    accelerator: Accelerator | None = None,
-    discriminators: nn.Module | None = None,
+    model: RefinedAudioLDM, loader: DataLoader, discriminators: nn.Module | None = None, **options: Unpack[StageOptions]
 ) -> Iterator[Step]:
     """Train `model.vocoder` on batches with "waveform" (B, N), cut to `crop_frames` frames each, and yield every Step.
 
@@ -224,7 +201,7 @@ def train_hifigan(
 
     Notebook: 04
     """
-    settings = stage_settings(model.config, "hifigan", max_steps, lr, adversarial=discriminators is not None)
+    settings = _settings(model, "hifigan", options, adversarial=discriminators is not None)
     made = {}  # waveforms of this step, the discriminators' inputs
 
     def generator_losses(vocoder, batch, generator, index):
@@ -250,7 +227,7 @@ def train_hifigan(
     networks = {"vocoder": (model.vocoder, generator_losses)}
     if discriminators is not None:
         networks["discriminators"] = (discriminators, discriminator_losses)
-    yield from optimise("hifigan", networks, loader, settings, seed, run_dir, resume, accelerator, model.device)
+    yield from optimise("hifigan", networks, loader, settings, device=model.device, **options)
 
 
 TRAINERS = {"vae": train_vae, "clap": train_clap, "ldm": train_ldm, "hifigan": train_hifigan}

@@ -15,7 +15,7 @@ pytest.importorskip("peft")
 def bells(tmp_path, monkeypatch):
     """A model, a folder of recordings and settings of a short distillation, in the working directory."""
     monkeypatch.chdir(tmp_path)
-    small.awake_model(monkeypatch).save(tmp_path / "model")
+    small.loud_model(monkeypatch).save(tmp_path / "model")  # small differences survive 16 bits
     (tmp_path / "bells").mkdir()
     for i, item in enumerate(small.clips(4)):
         save_audio(tmp_path / "bells" / f"bell_{i}.wav", item["waveform"])
@@ -63,6 +63,7 @@ def test_a_student_is_trained_and_generates(bells, capsys):
     (["--data", "gone"], "no recordings at gone"),
     (["--stage", "ldm"], "--stage does not go with --distill"),
     (["--conditioner", "tiny-roberta"], "--conditioner does not go with --distill"),
+    (["--keep", "none"], "--keep does not go with --distill"),
     (["--resume"], "no run at run that could go on"),
     (["--lora", "4"], "not allowed with argument --distill"),
     (["--from", "published.ckpt", "--data", ""], "--distill samples the captions of a data set: give it with --data"),
@@ -73,6 +74,18 @@ def test_what_cannot_be_is_refused_in_one_line(bells, capsys, arguments, message
 
 
 def test_a_model_without_a_student_is_refused_in_one_line(bells, capsys):
-    for arguments, message in ((["--student"], "has no student"), (["--student", "gone"], "no student at gone")):
-        status, printed, errors = generate(capsys, *arguments)
-        assert (status, printed, len(errors)) == (2, [], 1) and message in errors[0]
+    status, printed, errors = generate(capsys, "--student")
+    assert (status, printed, len(errors)) == (2, [], 1) and "has no student" in errors[0]
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--student", "gone"], "no student at gone"),
+    (["--student", "bells"], "bells is a folder: give the file of a student, as its student.safetensors"),
+    (["--student", "model/vae.safetensors"], "is no student of"),
+    (["--lora", "model/vae.safetensors"], "is no LoRA of"), (["--lora", "gone:2"], "no LoRA at gone"),
+    (["--lora", "a", "--student"], "the model's own student was taught without LoRAs: leave out --lora or --student"),
+])  # fmt: skip
+def test_a_file_of_another_kind_is_refused_before_the_model_is_loaded(bells, capsys, monkeypatch, arguments, message):
+    monkeypatch.setattr("refined_ldm.text_to_audio.RefinedAudioLDM.load", None)
+    status, printed, errors = generate(capsys, *arguments)
+    assert (status, printed, len(errors)) == (2, [], 1) and message in errors[0]

@@ -50,17 +50,6 @@ def test_silence_is_allowed(tmp_path):
     assert torch.equal(load_audio(tmp_path / "silence.wav"), torch.zeros(100))
 
 
-def test_what_libsndfile_cannot_open_is_read_by_audioread(tmp_path, monkeypatch):
-    pytest.importorskip("audioread")
-    soundfile.write(tmp_path / "tone.wav", np.stack([tone(16_000), -0.5 * tone(16_000)], axis=1), 16_000)
-
-    def refuse(path):
-        raise soundfile.LibsndfileError(1)
-
-    monkeypatch.setattr(soundfile, "SoundFile", refuse)
-    np.testing.assert_allclose(load_audio(tmp_path / "tone.wav"), tone(16_000) / 4, atol=1e-4)
-
-
 def write_fault(path, fault: str) -> None:
     whole = path.with_name("whole.wav")
     soundfile.write(whole, tone(16_000), 16_000)
@@ -84,7 +73,7 @@ def write_fault(path, fault: str) -> None:
     "fault, message",
     [
         ("empty", "0 bytes"),
-        ("not sound", "cannot read it|can read it"),
+        ("not sound", "libsndfile cannot read it"),
         ("no samples", "no samples"),
         ("truncated", "truncated, it announces 16000 bytes of sound and has 4956"),
         ("damaged", "damaged or truncated"),

@@ -61,7 +61,7 @@ def test_a_choice_that_there_is_not_is_refused(changes, message):
 
 @pytest.mark.parametrize("changes, message", [
     ({"optimizer": "sgd"}, "optimizer must be adamw or muon, got 'sgd'"),
-    ({"lr_schedule": "linear"}, "lr_schedule must be cosine or constant, got 'linear'"),
+    ({"lr_schedule": "linear"}, "lr_schedule must be cosine, wsd or constant, got 'linear'"),
     ({"max_steps": 0}, "max_steps and lr must be positive, got 0 and 0.001"),
     ({"lr": 0.0}, "max_steps and lr must be positive, got 1000 and 0.0"),
     ({"lr": float("nan")}, "lr must be a finite number, got nan"),

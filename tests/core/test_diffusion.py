@@ -116,7 +116,7 @@ def test_weight_turns_the_error_in_eps_into_that_of_the_prediction(parameterizat
 
 
 @pytest.mark.parametrize("count", [1, 3, 16, 64])
-def test_random_timesteps_take_one_from_every_slice(count):
+def test_stratified_timesteps_take_one_from_every_slice(count):
     t = stratified_timesteps(count, SCHEDULE, torch.Generator().manual_seed(0))
     edges = torch.arange(count + 1) * 1000 / count
     assert t.dtype == torch.int64 and (edges[:-1].floor() <= t.sort().values).all()

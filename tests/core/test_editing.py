@@ -6,7 +6,7 @@ import torch
 from refined_ldm import editing
 from refined_ldm.audio import save_audio
 from refined_ldm.editing import WIDENED, differing_stretch, read_sound
-from refined_ldm.windows import FADE
+from refined_ldm.long_sounds import FADE
 from tests.support import small
 from tests.support.tones import sine
 
@@ -182,17 +182,20 @@ def test_unusable_sounds_are_refused(model, function, waveform, message):
     (lambda m, w: m.variations(w, strength=-0.1), "strength must be"),
     (lambda m, w: m.edit(w, "rain", method="magic"), "method must be one of sdedit, inversion, diffedit"),
     (lambda m, w: m.edit(w, "rain", method="diffedit", source_caption=" rain"), "source_caption must differ"),
+    (lambda m, w: m.edit(w, "rain", source_caption="dog"), "goes with inversion and diffedit, got 'dog' with sdedit"),
     (lambda m, w: m.edit(w, "rain", sample_rate=3), "sample_rate"),
     (lambda m, w: m.inpaint(w, "rain"), "say what to redraw"),
     (lambda m, w: m.inpaint(w, "rain", 0.2, 0.1), "start and end must lie within the sound, 0 to 0.32 s"),
     (lambda m, w: m.inpaint(w, "rain", -0.1, 0.1), "start and end"),
     (lambda m, w: m.inpaint(w, "rain", 0.1, 0.4), "start and end"),
     (lambda m, w: m.inpaint(w, "rain", math.nan, 0.2), "start and end"),
+    (lambda m, w: m.inpaint(w, "rain", 0.2, 0.20001), "a sample or more apart: got 0.2, 0.20001"),
+    (lambda m, w: m.inpaint(w, "rain", end=1e-9), "a sample or more apart"),
     (lambda m, w: m.inpaint(w, "rain", band=(4000, 2000)), "band must be"),
     (lambda m, w: m.inpaint(w, "rain", band=(4000, 9000)), "band must be"),
     (lambda m, w: m.extend(w, "rain", 0), "seconds, by which"),
     (lambda m, w: m.extend(w, "rain", 1e9), "seconds, by which"),
-    (lambda m, w: m.super_resolve(w, "rain"), "give the cutoff"),
+    (lambda m, w: m.super_resolve(w, "rain", sample_rate=48_000), "a sound of 16000 Hz or more .* give the cutoff"),
     (lambda m, w: m.super_resolve(w, "rain", 9000), "cutoff must be between 0 and 8000"),
     (lambda m, w: m.loop("rain", 1.0, w), "not both"),
     (lambda m, w: m.edit(w, [(0, "rain"), (0.1, "wind")]), "a caption must be a string"),

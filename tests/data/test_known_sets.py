@@ -113,6 +113,54 @@ def test_clotho_finds_names_with_odd_characters(tmp_path):
         CaptionedAudio.open("clotho", root, "development")
 
 
+def test_clotho_lists_may_have_fewer_columns_and_another_encoding_is_refused(tmp_path):
+    root = known_trees.clotho(tmp_path)
+    table = write(root / "clotho_captions_development.csv", "file_name,caption_1,caption_2", " Ambience Birds.wav,A,B")
+    assert list(said(CaptionedAudio.open("clotho", root, "development")).values()) == [("A", "B")]
+    table.write_bytes("file_name,caption_1\n Ambience Birds.wav,caf\xe9\n".encode("latin-1"))
+    with pytest.raises(ValueError, match="clotho_captions_development.csv: not a CSV file in UTF-8"):
+        open_recordings(root)  # not a folder of one's own, whose sounds are captioned by their names
+
+
+@pytest.mark.parametrize("entry, message", [
+    ({"caption": "Rain"}, "entry 1: no 'id', only caption"),
+    ({"id": "1234"}, "entry 1: no 'caption', only id"),
+    ({"id": "1234", "caption": None}, "entry 1: the column 'caption' is empty"),
+    ({"id": "1234", "caption": True}, "entry 1: the column 'caption' holds a bool"),
+    ({"id": "1234", "caption": float("nan")}, "entry 1: the column 'caption' holds a float"),
+    ({"id": "1234", "caption": {"text": "Rain"}}, "entry 1: the column 'caption' holds a dict"),
+])  # fmt: skip
+def test_no_entry_of_wavcaps_becomes_a_caption_that_nobody_wrote(tmp_path, entry, message):
+    sounds(tmp_path / "SoundBible_flac", "1234.flac")
+    write(tmp_path / "sb_final.json", json.dumps({"data": [entry, {"id": 1234, "caption": "A siren wails"}]}))
+    with pytest.raises(ValueError, match=message):
+        open_recordings(tmp_path)
+    with pytest.warns(UserWarning, match="1 faulty entries"):
+        dataset = open_recordings(tmp_path, skip_bad=True)
+    assert said(dataset) == {"SoundBible_flac/1234.flac": ("A siren wails",)}
+
+
+@pytest.mark.parametrize("ontology", [{"id": "/m/1"}, ["/m/1"], [{"id": "/m/1", "child_ids": []}],
+                                      [{"id": "/m/1", "name": "Dog"}], [{"id": "/m/1", "name": "Dog", "child_ids": 1}]]
+                         )  # fmt: skip
+def test_an_ontology_of_another_form_is_refused(tmp_path, ontology):
+    write(tmp_path / "eval_segments.csv", '0123456789A, 30.0, 40.0, "/m/1"')
+    write(tmp_path / "ontology.json", json.dumps(ontology))
+    with pytest.raises(ValueError, match="ontology.json: not in the form of AudioSet's ontology"):
+        open_recordings(tmp_path)
+
+
+def test_classes_that_are_above_each_other_are_all_named(tmp_path):
+    sounds(tmp_path, "0123456789A.wav")
+    write(tmp_path / "eval_segments.csv", '0123456789A, 30.0, 40.0, "/m/1"')
+    circle = [
+        {"id": "/m/1", "name": "Dog", "child_ids": ["/m/2"]},
+        {"id": "/m/2", "name": "Pet", "child_ids": ["/m/1"]},
+    ]
+    write(tmp_path / "ontology.json", json.dumps(circle))
+    assert said(open_recordings(tmp_path)) == {"0123456789A.wav": ("the sound of dog",)}
+
+
 def test_a_missing_sound_of_a_whole_data_set_is_a_fault(tmp_path):
     root = known_trees.clotho(tmp_path)
     (root / "evaluation" / "Sink (1).wav").unlink()
@@ -221,6 +269,9 @@ def test_tables_take_other_columns_lines_of_json_and_times(tmp_path):
     (['{"file": "rain.wav", "caption": "Rain", "start": "0:10"}'], "start and end must be numbers of seconds"),
     *(([f'{{"file": "rain.wav", "caption": "Rain", "{column}": ["rain.wav"]}}'],
        f"line 1: the column '{column}' holds a list, where one value") for column in ("file", "start", "label")),
+    (['{"file": null, "caption": "Rain"}'], "line 1: the column 'file' is empty"),
+    (['{"file": "rain.wav", "caption": {"en": "Rain"}}'], "line 1: the column 'caption' holds a dict"),
+    (['{"file": "rain.wav", "caption": NaN}'], "line 1: the column 'caption' holds a float"),
 ])  # fmt: skip
 def test_faulty_lines_of_json_are_named(tmp_path, lines, message):
     sounds(tmp_path, "rain.wav")

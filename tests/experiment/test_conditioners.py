@@ -2,8 +2,20 @@ import pytest
 import torch
 
 from refined_ldm.data.caches import cache_clips
-from refined_ldm.experiment.conditioners import TOKENS, Oracle, Tokens, embedded_captions, embedded_sounds
+from refined_ldm.experiment import conditioners
+from refined_ldm.experiment.arms import ARMS, Run
+from refined_ldm.experiment.conditioners import (
+    TOKENS,
+    Oracle,
+    Tokens,
+    embedded_captions,
+    embedded_sounds,
+    prepare_conditioners,
+)
+from refined_ldm.experiment.protocol import Experiment
 from refined_ldm.scenes.dataset import SoundScenes
+from refined_ldm.text_to_audio import RefinedAudioLDM
+from tests.support.small import config, use_small_clap
 
 
 def test_the_oracle_encodes_order_and_kind_alone():
@@ -58,3 +70,17 @@ def test_embeddings_of_captions_and_of_sounds_are_kept_in_the_order_of_the_clips
     peaks = embedded_sounds(tmp_path / "sounds", clips, Ear())
     for i in range(5):
         torch.testing.assert_close(peaks[i]["embeddings"][0], clips[i]["waveform"].abs().max()[None], rtol=1e-3, atol=0)
+
+
+def test_conditioners_trained_on_details_start_from_those_that_were_not(monkeypatch, tmp_path):
+    use_small_clap(monkeypatch)
+    settings = config(seconds=1.28, clips=12, vocoder="griffin_lim")
+    shared = Experiment(tmp_path, settings, RefinedAudioLDM(settings, seed=1), held_out=4, judged=4)
+    monkeypatch.setattr(conditioners, "train_conditioner", lambda *args, **kwargs: iter(()))
+    seen = []
+    prepare_conditioners(shared, [Run("F", ARMS["F"], 2, 0, "arms")], on_step=lambda stage, step: seen.append(stage))
+    assert seen == ["details-text"] * 6 + ["details-audio"] * 6
+    plain, detailed = shared.trained_clap("ms"), shared.conditioner(ARMS["F"])
+    assert not torch.equal(plain.embed_text(["a dog barks twice"]), detailed.embed_text(["a dog barks twice"]))
+    with pytest.raises(FileNotFoundError, match="clap-tiny-roberta-details"):
+        shared.conditioner(ARMS["G"])

@@ -9,13 +9,13 @@ from refined_ldm.experiment.measures import MEASURES
 RUNS = pd.DataFrame(
     [
         {"label": label, "iterations": n, "seed": seed, "error_250": error + 0.001 * seed, "frechet": 100.0 * error,
-         "recall": 1 - error}
+         "recall": 1 - error, "precision": "float32"}
         for label, n, error in (("A", 1000, 0.9), ("B", 1000, 0.5), ("D", 150, 0.4), ("D, wide", 150, 0.3))
         for seed in (0, 1)
     ]
 )  # fmt: skip
 REACHED = pd.DataFrame([{"baseline": "B", "its iterations": 1000, "arm": "D", "measure": "frechet", "goal": 50.0,
-                         "reached after": 150.0, "factor": 1000 / 150}])  # fmt: skip
+                         "reached after": 150.0, "factor": 1000 / 150, "at least": True}])  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -33,8 +33,18 @@ def test_targets_show_a_point_for_every_run_and_leave_out_the_loss_of_another_sc
 def test_a_factor_that_the_shortest_run_sets_is_a_lower_bound():
     texts = [[text.get_text() for text in ax.texts] for ax in figures.plot_targets(RUNS, REACHED).axes]
     assert "≥ 6.7×" in texts[1] and not any("×" in text for text in texts[0] + texts[2])
-    longer = pd.concat([RUNS, RUNS[RUNS["label"] == "D"].assign(iterations=100)])
-    assert "6.7×" in [text.get_text() for text in figures.plot_targets(longer, REACHED).axes[1].texts]
+    figure = figures.plot_targets(RUNS, REACHED.assign(**{"at least": False}))
+    assert "6.7×" in [text.get_text() for text in figure.axes[1].texts]
+
+
+def test_no_line_joins_runs_of_two_precisions():
+    half = RUNS[RUNS["label"] == "D"].assign(iterations=600, precision="bfloat16")
+    both = RUNS[RUNS["label"] == "B"].assign(precision="bfloat16")
+    lines = figures.plot_targets(pd.concat([RUNS, half, both]), REACHED).axes[1].lines
+    joined = [line for line in lines if line.get_linestyle() == "-"]
+    assert joined and all(len(line.get_xdata()) == 1 for line in joined)
+    assert [line.get_fillstyle() for line in lines if list(line.get_xdata()) == [600, 600]] == ["none"]
+    assert sorted(line.get_label() for line in joined if line.get_label()[0] != "_") == ["A", "B", "D"]  # each once
 
 
 def test_curves_of_both_conditioners_can_be_seen_on_one_another():

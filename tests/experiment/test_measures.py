@@ -19,7 +19,7 @@ def table():
 
 @pytest.fixture(scope="module")
 def ended(table):
-    return table[table["part"].isin(["arms", "target", "plateau", "wide", "linear"]) & table["frechet"].notna()]
+    return measures.ended(table)
 
 
 def equal(found, name):
@@ -28,12 +28,24 @@ def equal(found, name):
 
 
 def test_the_stored_tables_come_out_of_the_stored_runs(table, ended):
-    equal(measures.targets_reached(ended, 1500), "06_reached")
-    equal(measures.encoder_effects(ended, 1500), "06_encoder")
     ablated = measures.ablations(table, ended, 300)
     assert ablated["label"].iloc[0] == "D" and ablated["D after, by frechet"].iloc[0] == pytest.approx(300)
-    arms = table[table["label"].isin(list("ABCDE")) & table["iterations"].isin([1500, 6000])]
+    arms = measures.arms_compared(table, 1500)
     equal(measures.error_curves(TABLES / "experiment", arms).round(6), "06_arms")
+
+
+def test_only_runs_of_one_precision_are_compared(ended):
+    """The stored runs of B after 6,000 iterations are in both, those of C in bfloat16, the short ones in float32."""
+    arms = measures.arms_compared(ended, 1500)
+    assert [set(rows["precision"]) for _, rows in arms.groupby("iterations")] == [{"float32"}, {"bfloat16"}]
+    effects = measures.encoder_effects(ended, 1500).set_index(["difference", "iterations", "measure"])
+    row = effects.loc[("C - B", 6000, "frechet")]
+    assert (row["precision"], row["seeds"], row["mean"]) == ("bfloat16", 1, pytest.approx(212.375 - 233.310, abs=1e-3))
+    assert not row["one law"] and effects.loc[("D - E", 1500, "frechet"), "one law"]
+    reached = measures.targets_reached(ended, 1500)
+    assert set(reached.loc[reached["baseline"] == "B", "precision"]) == {"float32"}
+    wide = reached[(reached["its iterations"] == 12000) & (reached["measure"] == "frechet")].iloc[0]
+    assert wide["precision"] == "bfloat16" and wide["at least"] and wide["factor"] == pytest.approx(3)
 
 
 def test_a_baseline_that_was_not_run_has_no_row(ended):

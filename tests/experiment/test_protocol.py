@@ -14,7 +14,7 @@ from refined_ldm.text_to_audio import RefinedAudioLDM
 from tests.support.small import config, use_small_clap
 
 STORED_RUNS = Path(__file__).parents[2] / "figures" / "data" / "experiment"
-CARD = Card(0.25, "v", "v", 0.0, 0.1, 16.0, 256, "stratified", "val-64")
+CARD = Card(0.25, "v", "v", 0.0, 0.1, 16.0, 256, "stratified", "val-64", "float32", "a CPU", "ms, 1a2b", "cosine", 150)
 
 
 def test_losses_are_refused_with_every_difference_named():
@@ -26,6 +26,8 @@ def test_losses_are_refused_with_every_difference_named():
     ):
         comparable(CARD, replace(CARD, parameterization="eps", audio_share=0.5, drop=0.19), TRAINING_LOSS)
     comparable(CARD, replace(CARD, norm=1.0), TRAINING_LOSS, but=("norm",))
+    with pytest.raises(ValueError, match="precision: float32 and bfloat16; conditioner_weights: ms, 1a2b and ms, 3c4d"):
+        comparable(CARD, replace(CARD, precision="bfloat16", conditioner_weights="ms, 3c4d"), TRAINING_LOSS)
 
 
 def test_stored_records_have_the_arms_of_the_plan():
@@ -33,7 +35,7 @@ def test_stored_records_have_the_arms_of_the_plan():
     planned, seen = {run.name: run for run in plan(1500, 3)}, 0
     for path in sorted(STORED_RUNS.glob("*.json")):
         record = json.loads(path.read_text())
-        arm, card = Arm.from_record(record["arm"]), Card.from_record(record["card"])
+        arm, card = Arm.from_record(record["arm"]), Card.from_record(record)
         assert card.latent_scale == record["card"].get("scale", record["card"].get("latent_scale"))
         if path.stem in planned:
             arm = replace(arm, guidance=planned[path.stem].arm.guidance)  # rates were not evaluated again
@@ -51,6 +53,7 @@ def test_arms_differ_in_what_is_named_and_in_nothing_else():
     assert differences("B", "C") == differences("D", "E") == differences("D", "oracle") == {"conditioner"}
     assert differences("B", "E") == differences("C", "D")
     assert differences("D", "tokens") == {"tokens"}
+    assert differences("D", "F") == differences("E", "G") == {"conditioner"}
     assert PUBLISHED.lr_schedule == "constant" and PUBLISHED.conditioner_dropout
     assert PUBLISHED.scale_from == "first batch"
 
@@ -68,6 +71,7 @@ def test_all_arms_see_the_same_latents_and_noise(small):
     models = [small.model(Arm("oracle"), 0, 4)[0], small.model(replace(ARMS["D"], conditioner="random"), 0, 4)[0]]
     assert torch.equal(models[0].unet.conv_in.weight, models[1].unet.conv_in.weight)  # and the same beginning
     assert models[0].scale == models[1].scale
+    assert not small.config.unet.caption_map and not small.preset_unet.caption_map  # as when the stored runs were made
     first = small.model(replace(PUBLISHED, conditioner="oracle", audio_share=0.0), 0, 4)[0]
     assert first.scale != models[0].scale
 

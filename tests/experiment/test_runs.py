@@ -5,11 +5,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from refined_ldm.data.batches import loader
 from refined_ldm.devices import pick_accelerator
-from refined_ldm.experiment.arms import ARMS, Arm, Run
+from refined_ldm.experiment.arms import ARMS, PRECISIONS, Arm, Card, Run
 from refined_ldm.experiment.protocol import GRID
 from refined_ldm.experiment.runs import eval_steps, iteration_seconds, run_arm
 from refined_ldm.experiment.statistics import collect
+from refined_ldm.training.stages import train_ldm
 
 
 def test_evaluation_steps_are_even_in_the_logarithm():
@@ -23,7 +25,8 @@ def test_a_run_is_judged_written_and_not_repeated(small, tmp_path):
     record = run_arm(small, run, tmp_path)
     assert record["card"]["latent_scale"] == pytest.approx(small.scale, rel=1e-4)
     assert 0 <= record["recall"] <= 1 and record["frechet"] > 0 and record["iterations"] == 4
-    assert record["precision"] == pick_accelerator("cpu").mixed_precision
+    assert record["card"]["precision"] == PRECISIONS[pick_accelerator("cpu").mixed_precision]
+    assert Card.from_record(record) == Card(**record["card"])
     errors = pd.read_csv(tmp_path / "oracle-4-0.csv")
     assert sorted(errors["t"].unique()) == list(GRID) and errors["step"].max() == 4
     before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
@@ -33,6 +36,8 @@ def test_a_run_is_judged_written_and_not_repeated(small, tmp_path):
     last = errors[errors["step"] == 4]
     assert row["error_250"] == pytest.approx(last["error"][last["t"] >= 250].mean())
     assert row["recall"] == pytest.approx(pd.read_csv(tmp_path / "oracle-4-0-classes.csv")["recall"].mean())
+    details = pd.read_csv(tmp_path / "oracle-4-0-details.csv").set_index("detail")
+    assert {"number", "pitch", "pace", "order"} <= set(details.index) and row["pitch"] == details.loc["pitch", "value"]
 
 
 def test_a_run_is_judged_anew_at_another_guidance_and_refused_with_another_arm(small, tmp_path):
@@ -57,6 +62,31 @@ def test_iterations_of_arms_are_timed_in_turn(small, monkeypatch):
     assert [row["label"] for row in rows] == ["B", "D"] and rows[0]["times_the_first"] == 1
     assert all(row["seconds"] > 0 for row in rows) and rows[1]["times_the_first"] > 0
     assert waits == [small.device] * 2 * 2 * 4  # before and after each iteration
+
+
+def test_decays_branch_off_one_trunk_and_end_as_runs_of_their_own(small, tmp_path):
+    """5 and 10 steps decay after 4 and 8: with a stop in between, 4 + 1 + 4 + 2 steps are trained, none twice."""
+    arm = replace(ARMS["D"], conditioner="random", lr_schedule="wsd")
+    runs, indices = [Run("D, wsd", arm, n, 1, "branches") for n in (5, 10)], []
+
+    def stop(step):
+        if step.index == 10:
+            raise KeyboardInterrupt
+
+    run_arm(small, runs[0], tmp_path, on_step=lambda step: indices.append(step.index), judge=False)
+    with pytest.raises(KeyboardInterrupt):
+        run_arm(small, runs[1], tmp_path, on_step=lambda step: (indices.append(step.index), stop(step)), judge=False)
+    assert indices == [1, 2, 3, 4, 5, 5, 6, 7, 8, 9, 10]
+    record = run_arm(small, runs[1], tmp_path, resume=True, judge=False)
+    steps = pd.read_csv(small.folder / "runs" / runs[1].name / "steps.csv")
+    assert list(steps["step"]) == list(range(1, 11)) and record["seconds"] == round(steps["seconds"].sum(), 1)
+    alone, examples = small.model(arm, 1, 10)
+    for _ in train_ldm(alone, loader(examples, alone.config.training["ldm"].batch_size, 1), seed=1):
+        pass
+    errors = pd.read_csv(tmp_path / f"{runs[1].name}.csv")
+    assert sorted(errors["step"].unique())[0] == 0 and errors["step"].max() == 10
+    expected = [float(f"{error:.6g}") for error in small.noise_error(alone)]
+    assert list(errors[errors["step"] == 10]["error"]) == expected
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_end(small, tmp_path):

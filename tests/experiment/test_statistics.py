@@ -6,7 +6,16 @@ import pandas as pd
 import pytest
 
 from refined_ldm.experiment.arms import ABLATIONS, ARMS, Arm, Card
-from refined_ldm.experiment.statistics import collect, interval, iterations_to, paired, rows_where, times_fewer
+from refined_ldm.experiment.statistics import (
+    collect,
+    interval,
+    iterations_to,
+    paired,
+    rows_where,
+    same_machine,
+    times_fewer,
+    unequal,
+)
 from tests.support.runs import TABLE
 
 STORED = Path(__file__).parents[1] / "support" / "stored_record"
@@ -30,6 +39,26 @@ def test_rows_are_those_of_the_given_values():
     for where, fault in (({"label": "Z"}, "no row has"), ({"arm": "B"}, "no column 'arm', there are label, seed")):
         with pytest.raises(ValueError, match=fault):
             rows_where(TABLE, where)
+
+
+def test_what_differs_between_the_cards_of_runs_is_named():
+    runs = collect(STORED.parents[2] / "figures" / "data" / "experiment")
+    arms = runs[runs["label"].isin(list("BC"))]
+    assert unequal(arms[arms["iterations"] == 1500]) == []  # two conditioners differ by their nature
+    mixed = arms[arms["iterations"] == 6000]
+    assert unequal(mixed) == [
+        "precision: bfloat16 and float32", "machine: CPU with fast bfloat16 and CPU without fast bfloat16",
+        "conditioner_weights: laion, first training and laion, second training",
+    ]  # fmt: skip
+    assert unequal(arms[arms["label"] == "C"], but=("precision", "machine", "conditioner_weights")) == [
+        "iterations: 1500 and 6000"
+    ]
+    (first, of_first), (second, of_second) = same_machine(mixed)
+    assert (first, second) == ("bfloat16", "float32")  # that of both arms comes first
+    assert set(of_first["label"]) == {"B", "C"} and set(of_second["label"]) == {"B"} and not unequal(of_first)
+    more = of_first.assign(conditioner_weights="laion, third training")[of_first["label"] == "B"].assign(seed=1)
+    more = pd.concat([mixed, more, of_first[of_first["label"] == "B"].assign(seed=2)])
+    assert [sorted(rows["seed"]) for _, rows in same_machine(more[more["label"] == "B"])] == [[0, 2], [0, 1, 2]]
 
 
 def test_an_arm_is_as_good_after_some_iterations_between_its_runs():
@@ -60,4 +89,4 @@ def test_a_record_with_earlier_names_is_collected_under_the_present_ones():
         assert row[name] == pytest.approx(record[name])
     changes = ABLATIONS[row["label"]]
     assert Arm.from_record(record["arm"]) == Arm(**{**ARMS["D"].__dict__, **changes})
-    assert Card.from_record(record["card"]).latent_scale == record["card"]["scale"]
+    assert Card.from_record(record).latent_scale == record["card"]["scale"]

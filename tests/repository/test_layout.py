@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 WINGS = {"scenes", "data", "training", "durable", "published", "evaluation", "experiment", "display", "cli"}
 CORE = set(
     "audio mel clap towers tokenizer vae conditioning unet diffusion linear_denoiser hifigan discriminators "
-    "windows lora student long_sounds editing variations text_to_audio "
+    "lora student long_sounds editing variations text_to_audio "
     "config weights model_folder files inference devices randomness integers lengths "
     "__init__ __main__".split()
 )

@@ -252,6 +252,16 @@ def test_learning_rate_warms_up_and_falls_to_zero():
     assert [learning_rate(i, replace(settings, lr_schedule="constant")) for i in (5, 10, 100)] == [1.0, 2.0, 2.0]
 
 
+def test_a_stable_rate_falls_in_the_last_fifth_and_is_the_same_at_any_length_before():
+    settings = replace(small.STAGE, max_steps=100, warmup_steps=10, lr=2.0, lr_schedule="wsd")
+    rates = [learning_rate(i, settings) for i in range(1, 101)]
+    assert rates[4] == 1.0 and rates[9:81] == [2.0] * 72 and rates[81] < 2.0
+    assert rates[80:] == sorted(rates[80:], reverse=True) and 0 < rates[-1] < 0.1
+    assert rates[85] == pytest.approx(1.0)  # 1 - sqrt of a quarter of the decay
+    longer = [learning_rate(i, replace(settings, max_steps=500)) for i in range(1, 101)]
+    assert longer[:81] == rates[:81] and longer[99] == 2.0
+
+
 def test_when_discriminators_join_a_second_phase_begins():
     settings = replace(small.STAGE, max_steps=100, warmup_steps=5, lr=2.0, disc_start=60, disc_lr=0.5)
     rates = [learning_rate(i, settings) for i in range(1, 101)]
