@@ -1,6 +1,6 @@
 """Ratios of one run, by CPU seconds of one thread, so that other work on the machine counts little -> docs/speed.md.
 
-python -m tests.benchmark.goals [start] [step] [mel] [--before CHECKOUT]; each replaces its rows of bench_goals.csv.
+python -m tests.benchmark.goals [start] [step] [mel] [train] [--before CHECKOUT]; each replaces its rows of bench_goals.csv.
 """
 
 import argparse
@@ -17,8 +17,11 @@ import pandas as pd
 import torch
 
 from refined_ldm.conditioning import guided_noise
+from refined_ldm.config import preset
+from refined_ldm.devices import pick_precision
 from refined_ldm.mel import MelSpectrogram
-from refined_ldm.unet import DeepFeatures
+from refined_ldm.training.muon import Muon, split_parameters
+from refined_ldm.unet import DeepFeatures, UNet
 from tests.benchmark.against_peers import _awake, _published_model, _unet_inputs
 from tests.benchmark.baselines import diffusers_unet, librosa_log_mel
 
@@ -66,6 +69,22 @@ def mel(before=None):
     return [row("mel", "log-mel of 10 clips of 10 s", ours, "librosa", peer, 3.5)]
 
 
+def train(before=None):
+    """Muon's update of `tiny`'s U-Net beside forward and backward of a batch of 16."""
+    unet, half = UNet(preset("tiny").unet), pick_precision("cpu") == "bf16"
+    latent, t, c = torch.randn(16, 8, 64, 16), torch.randint(1000, (16,)), torch.randn(16, 256)
+
+    def gradients():
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            loss = unet(latent, t, c).float().square().mean()
+        loss.backward()
+
+    theirs = min(seconds(gradients) for _ in range(2))
+    muon = Muon(split_parameters(unet)[0], dtype=torch.bfloat16 if half else torch.float32)
+    work = "tiny's U-Net, batch 16: Muon's update in a training step"
+    return [row("train", work, min(seconds(muon.step) for _ in range(2)), "forward and backward", theirs, None)]
+
+
 def row(name, work, ours, other, theirs, goal):
     command = f"python -m tests.benchmark.goals {name}"
     return {"name": name, "work": work, "seconds": round(ours, 4), "other": other, "other_seconds": round(theirs, 4),
@@ -105,7 +124,7 @@ def main(arguments=None, table=TABLE) -> None:
         print(found[found["name"] == name].to_string(index=False))
 
 
-PARTS = {"start": start, "step": step, "mel": mel}
+PARTS = {"start": start, "step": step, "mel": mel, "train": train}
 
 
 if __name__ == "__main__":
