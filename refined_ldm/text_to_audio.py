@@ -44,6 +44,10 @@ REDRAWN_BELOW = 0.6  # of the timesteps: a sound is drawn again with guidance be
 class RefinedAudioLDM(nn.Module):
     """Text to audio. Parts: `clap`, `unet`, `vae`, `vocoder`, `mel`, `schedule` and the `latent_scale`.
 
+    Some methods are functions of other modules: `load`, `save` (model_folder); `edit`, `inpaint`, `extend`, `loop`,
+    `super_resolve` (editing); `generate_long` (long_sounds); `variations`, `interpolate` (variations); `load_lora`,
+    `merge_loras`, `remove_loras` (lora); `load_student` (student).
+
     Notebook: 05
     """
 
