@@ -39,7 +39,7 @@ class MelConfig:
 
 
 LDM_MEL = MelConfig()
-IN_CACHE = 256  # frames transformed together on a CPU, so that their spectra fit into its cache
+IN_CACHE = 2**18  # samples transformed together on a CPU, so that their spectra fit into its cache
 
 
 def hz_to_mel(hz: float | Tensor) -> Tensor:
@@ -113,20 +113,6 @@ class MelSpectrogram(nn.Module):
 
     def magnitude(self, waveform: Tensor) -> Tensor:
         """Waveform (B, N) -> STFT magnitude (B, n_fft // 2 + 1, T)."""
-        return self._magnitude(self._frames(waveform)).mT
-
-    def forward(self, waveform: Tensor) -> Tensor:
-        with torch.autocast(waveform.device.type, enabled=False):  # half precision would lose quiet sounds
-            frames = self._frames(waveform.float())
-            if waveform.device.type == "cpu":
-                pieces = (self._bands(piece) for clip in frames for piece in clip.split(IN_CACHE))
-                mel = torch.cat(list(pieces)).view(*frames.shape[:2], -1)
-            else:
-                mel = self._bands(frames)
-        return mel.clamp(min=self.config.floor).log()[:, None]  # (B, 1, T, F)
-
-    def _frames(self, waveform):
-        """(B, N) -> overlapping frames (B, T, n_fft), a view."""
         if waveform.ndim != 2:
             raise ValueError(f"waveform must be (B, N), got {tuple(waveform.shape)}")
         self.frames(waveform.shape[1])
@@ -134,20 +120,22 @@ class MelSpectrogram(nn.Module):
         if waveform.shape[1] <= pad:
             raise ValueError(f"waveform must be longer than {pad} samples to be reflected, got {waveform.shape[1]}")
         padded = F.pad(waveform[:, None], (pad, pad), mode="reflect")[:, 0]
-        return padded.unfold(1, self.config.n_fft, self.config.hop_length)
-
-    def _magnitude(self, frames):
-        """(..., n_fft) -> (..., n_fft // 2 + 1)"""
-        spectrum = torch.fft.rfft(frames * self.window)
+        frames = padded.unfold(1, self.config.n_fft, self.config.hop_length)  # (B, T, n_fft)
+        spectrum = torch.fft.rfft(frames * self.window).mT
         if spectrum.requires_grad:
             return spectrum.abs()  # whose gradient at 0 is 0, so silence is harmless
         return (spectrum.real**2 + spectrum.imag**2).sqrt()  # the same in half the time
 
-    def _bands(self, frames):
-        """(..., n_fft) -> (..., F)"""
-        magnitude = self._magnitude(frames)
-        blocks = [F.linear(magnitude[..., bins], self.filterbank[rows, bins]) for rows, bins in _blocks(self.config)]
-        return torch.cat(blocks, dim=-1)
+    def forward(self, waveform: Tensor) -> Tensor:
+        few = max(1, IN_CACHE // max(1, waveform.shape[-1])) if waveform.device.type == "cpu" else len(waveform)
+        with torch.autocast(waveform.device.type, enabled=False):  # half precision would lose quiet sounds
+            mel = torch.cat([self._bands(self.magnitude(clips)) for clips in waveform.float().split(few)])
+        return mel.clamp(min=self.config.floor).log()[:, None]  # (B, 1, T, F)
+
+    def _bands(self, magnitude):
+        """filterbank @ magnitude: (B, n_fft // 2 + 1, T) -> (B, T, F)"""
+        parts = [F.linear(magnitude.mT[..., bins], self.filterbank[rows, bins]) for rows, bins in _blocks(self.config)]
+        return torch.cat(parts, dim=2)
 
 
 def griffin_lim(

@@ -1,6 +1,6 @@
 """Ratios of one run, by CPU seconds of one thread, so that other work on the machine counts little -> docs/speed.md.
 
-python -m tests.benchmark.goals [start] [step] [mel] [train] [--before CHECKOUT]; each replaces its rows of bench_goals.csv.
+python -m tests.benchmark.goals [start] [step] [mel] [train] [--before CHECKOUT]; each replaces its rows of the table.
 """
 
 import argparse
