@@ -9,14 +9,15 @@ READY := $(VENV)/.installed
 
 demo test test-all faults soak figures outputs listen: export HF_HUB_OFFLINE := 1
 
-# Runs tests, all or those that $(1) selects, and at the same time the notebooks, whose results are printed at the end.
-# Each has half of the cores.
-define beside_notebooks
-	@export OMP_NUM_THREADS=$$($(BIN)/python -c 'import os; print(max(1, os.cpu_count() // 2))'); \
-	results=$$(mktemp); trap 'kill $$notebooks 2>/dev/null; rm -f $$results' EXIT; trap 'exit 130' INT TERM; \
-	$(BIN)/pytest --nbval-lax --nbval-current-env notebooks >$$results 2>&1 & notebooks=$$!; \
-	$(BIN)/pytest $(1) tests; tests=$$?; \
-	wait $$notebooks; status=$$?; cat $$results; exit $$((tests + status))
+# Runs every folder of tests (all tests, or those that $(1) selects) and every notebook, as many at once as there are
+# cores, four at most, which share the cores. What each prints is shown when it ends.
+define in_parts
+	@parts=$$($(BIN)/python -c 'import os; print(min(4, os.cpu_count()))'); \
+	export OMP_NUM_THREADS=$$($(BIN)/python -c 'import os, sys; print(os.cpu_count() // int(sys.argv[1]))' $$parts); \
+	export PYTEST_ADDOPTS="$(1)"; \
+	ls -dr tests/[a-z]*/ notebooks/0*.ipynb | xargs -n 1 -P $$parts sh -c \
+		'printed=$$($(BIN)/pytest --nbval-lax --nbval-current-env $$0 2>&1); status=$$?; \
+		printf "%s\n" "$$printed"; [ $$status = 0 ] || echo "FAILED: $$0"; exit $$status'
 endef
 
 .PHONY: help demo test test-all faults soak lab figures outputs bench gpu weights badges listen tables docs clean python
@@ -30,11 +31,11 @@ demo: $(READY) ## Sounds for four captions and their spectrograms, then the note
 		"a dog barks twice" "rain falls while a bell rings" "a piano plays a high note" "a siren wails"
 	$(BIN)/refined-ldm notebooks
 
-test: $(READY) ## The tests and, beside them, the notebooks
-	$(call beside_notebooks,-m "not slow")
+test: $(READY) ## The tests and the notebooks, several folders at once
+	$(call in_parts,-m 'not slow')
 
 test-all: $(READY) ## The same with the slow tests
-	$(call beside_notebooks,)
+	$(call in_parts,)
 
 faults: $(READY) ## Try to lose training runs: 50 kills, full disks and more; prints how many survived (minutes)
 	$(BIN)/python -m tests.support.faults

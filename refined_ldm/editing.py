@@ -145,6 +145,8 @@ def edit(
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     source = one_line(source_caption)
+    if method == "sdedit" and source:
+        raise ValueError(f"source_caption goes with inversion and diffedit, got {source!r:.80} with sdedit")
     if method != "sdedit" and settings.get("steps") is None:
         settings["steps"] = INVERSION_STEPS
     if method == "diffedit":
@@ -236,9 +238,10 @@ def inpaint(
     if start is None and end is None and band is None:
         raise ValueError("say what to redraw: start and end in s, a band (low, high) in Hz, or both")
     start, end = 0.0 if start is None else start, seconds if end is None else end
-    if not 0 <= start < end <= seconds:
+    if not 0 <= start < end <= seconds or round(start * rate) == round(end * rate):
         raise ValueError(
-            f"start and end must lie within the sound, 0 to {seconds:g} s, start first: got {start}, {end}"
+            f"start and end must lie within the sound, 0 to {seconds:g} s, start first, a sample or more apart: "
+            f"got {start}, {end}"
         )
     if band is not None and not (len(band) == 2 and 0 <= band[0] < band[1] <= top):
         raise ValueError(f"band must be (low, high) within 0 to {top:g} Hz, got {band}")
@@ -342,8 +345,8 @@ def super_resolve(
     """
     top, rate = model.config.mel.fmax, model.config.mel.sample_rate
     if cutoff is None and (sample_rate is None or whole_rate(sample_rate) >= rate):
-        raise ValueError(f"a sound of {sample_rate or rate} Hz may have every frequency that the model makes: give the "
-                         "cutoff in Hz above which it has none")  # fmt: skip
+        raise ValueError(f"a sound of {rate} Hz or more may have every frequency that the model makes: give the cutoff "
+                         "in Hz above which it has none")  # fmt: skip
     cutoff = 0.45 * sample_rate if cutoff is None else cutoff
     if not 0 < cutoff < top:
         raise ValueError(f"cutoff must be between 0 and {top:g} Hz, got {cutoff}")

@@ -113,7 +113,7 @@ class Loras:
                 f"{path} is a LoRA of another model: of {metadata['name']} with the digest {metadata['base']}; "
                 f"this one has {self.base}. Load the model that it was trained on"
             )
-        rank = LoraConfig(**metadata["config"]).rank
+        rank = metadata["config"].rank
         layers = check_fit(state, self._sizes, rank, path)
         matrices = self.add(rank, weight, layers)
         with torch.no_grad():
@@ -198,15 +198,27 @@ def save_lora(
 
 def read_lora(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a file of `save_lora` -> (matrices by name, metadata). Raises FileNotFoundError, ValueError."""
+    return read_adapter(path, "lora", "LoRA", "train --lora")
+
+
+def read_adapter(path: str | Path, kind: str, called: str, command: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a file of what stands beside a U-Net -> (tensors by name, metadata), whose "config" is a `LoraConfig`.
+
+    kind: "lora" or "student"; called, command: its name and the command that trains it, for messages. Raises
+    FileNotFoundError, or ValueError for another file and for settings that are not those of a LoRA.
+    """
     path = Path(path)
     if path.is_dir():
-        raise FileNotFoundError(f"{path} is a folder: give the file of a LoRA, as its lora.safetensors")
+        raise FileNotFoundError(f"{path} is a folder: give the file of a {called}, as its {kind}.safetensors")
     if not path.is_file():
-        raise FileNotFoundError(f"no LoRA at {path}: train one (`refined-ldm train --lora 8 --data FOLDER`)")
-    state, metadata = read_weights(path)
-    if metadata.get("kind") != "lora" or not {"base", "name", "config"} <= metadata.keys():
-        raise ValueError(f"{path} is no LoRA of `refined-ldm train --lora`")
-    return state, metadata
+        raise FileNotFoundError(f"no {called} at {path}: train one (`refined-ldm {command}`)")
+    tensors, metadata = read_weights(path)
+    if metadata.get("kind") != kind or not {"base", "name", "config"} <= metadata.keys():
+        raise ValueError(f"{path} is no {called} of `refined-ldm {command}`")
+    try:
+        return tensors, metadata | {"config": LoraConfig(**metadata["config"])}
+    except (TypeError, ValueError) as fault:
+        raise ValueError(f"{path}: no settings of a {called} of this version ({fault})") from fault
 
 
 def _peft():

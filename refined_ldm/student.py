@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from refined_ldm.config import SAMPLERS
 from refined_ldm.devices import fitting_threads
 from refined_ldm.integers import whole
-from refined_ldm.lora import LoraConfig, Loras, LoraUNet, add_to_weights
+from refined_ldm.lora import LoraConfig, Loras, LoraUNet, add_to_weights, read_adapter
 from refined_ldm.unet import UNet
-from refined_ldm.weights import load_into, read_weights, save_weights
+from refined_ldm.weights import load_into, save_weights
 
 STEPS = (1, 2, 4)  # numbers of jumps that a student learns
 STUDENT_FILE = "student.safetensors"
@@ -62,19 +62,12 @@ def save_student(
 def save_again(file: Path, to: Path, base: str) -> None:
     """Copy the student in a file beside its teacher's weights, whose digest is `base` where they are stored now."""
     tensors, metadata = read_student(file)
-    config = LoraConfig(**metadata.pop("config"))
-    save_student(to, tensors, config, **{name: metadata[name] for name in metadata if name != "kind"} | {"base": base})
+    save_student(to, tensors, **{name: metadata[name] for name in metadata if name != "kind"} | {"base": base})
 
 
 def read_student(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a file of `save_student` -> (tensors by name, metadata). Raises FileNotFoundError, ValueError."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no student at {path}: train one (`refined-ldm train --distill`)")
-    tensors, metadata = read_weights(path)
-    if metadata.get("kind") != "student":
-        raise ValueError(f"{path} is no student of `refined-ldm train --distill`")
-    return tensors, metadata
+    return read_adapter(path, "student", "student", "train --distill")
 
 
 # Methods of `RefinedAudioLDM`, and what they check
@@ -98,7 +91,7 @@ def load_student(model: nn.Module, path: str | Path) -> None:
     end = {name.removeprefix(END): tensor for name, tensor in tensors.items() if name.startswith(END)}
     load_into(unet.end_embed, end, path)
     matrices = {name: tensor for name, tensor in tensors.items() if not name.startswith(END)}
-    add_to_weights(unet, matrices, LoraConfig(**metadata["config"]).rank, path)
+    add_to_weights(unet, matrices, metadata["config"].rank, path)
     model.student, model.student_file = unet.eval(), Path(path)
 
 

@@ -12,22 +12,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from refined_ldm import editing, long_sounds, lora, model_folder, student, variations
+from refined_ldm import diffusion, editing, long_sounds, lora, model_folder, student, variations
 from refined_ldm.audio import are_finite, check_finite, is_constant, is_silent_waveform, warn_of_silence
 from refined_ldm.clap import CLAP_PRESETS, Clap
 from refined_ldm.conditioning import guided_noise
 from refined_ldm.config import Config, preset
 from refined_ldm.devices import fitting_threads
-from refined_ldm.diffusion import (
-    Denoiser,
-    NoiseSchedule,
-    ddim_sample,
-    dpmpp_sample,
-    jump_sample,
-    loss_weight,
-    noise_like,
-    to_noise,
-)
+from refined_ldm.diffusion import NoiseSchedule, ddim_sample, dpmpp_sample, jump_sample, noise_like, to_noise
 from refined_ldm.hifigan import HiFiGAN
 from refined_ldm.integers import whole, whole_seed
 from refined_ldm.linear_denoiser import ConditionalLinearDenoiser, GaussianDenoiser
@@ -43,6 +34,10 @@ REDRAWN_BELOW = 0.6  # of the timesteps: a sound is drawn again with guidance be
 
 class RefinedAudioLDM(nn.Module):
     """Text to audio. Parts: `clap`, `unet`, `vae`, `vocoder`, `mel`, `schedule` and the `latent_scale`.
+
+    Some methods are functions of other modules: `load`, `save` (model_folder); `edit`, `inpaint`, `extend`, `loop`,
+    `super_resolve` (editing); `generate_long` (long_sounds); `variations`, `interpolate` (variations); `load_lora`,
+    `merge_loras`, `remove_loras` (lora); `load_student` (student).
 
     Notebook: 05
     """
@@ -144,7 +139,7 @@ class RefinedAudioLDM(nn.Module):
     def loss_weight(self, t: torch.Tensor) -> torch.Tensor:
         """Return the factor (B,) that turns a squared error of eps into one of the U-Net's own target."""
         if self.gaussian is None:
-            return loss_weight(t, self.schedule, self.config.parameterization)
+            return diffusion.loss_weight(t, self.schedule, self.config.parameterization)
         return 1 / self.gaussian.residual(self.schedule.at(t))
 
     # --- generation ---
@@ -294,7 +289,7 @@ class RefinedAudioLDM(nn.Module):
         guidance_interval: tuple[int, int] | None = None,
         timesteps: Iterator[int] | None = None,
         deep: DeepFeatures | None = None,
-    ) -> Denoiser:
+    ) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
         """Return `denoise` with guidance away from `unconditional` (D,): a function of z_t, t and embeddings (B, D).
 
         None takes the embedding of "" and the configuration's values. timesteps: those of the calls to come; without
@@ -331,6 +326,8 @@ class RefinedAudioLDM(nn.Module):
         hops = down * config.unet.downsampling  # frames per coarsest frame of the U-Net
         frames = -(-round(seconds * config.mel.sample_rate) // (config.mel.hop_length * hops)) * hops
         return config.vae.latent_channels, frames // down, config.mel.n_mels // down
+
+    _latent_shape, _generators = latent_shape, staticmethod(caption_generators)  # earlier names, for callers outside
 
     # --- methods of other files, each with its concept ---
 

@@ -18,6 +18,15 @@ from refined_ldm.cli.results import check_result, write_table
 from refined_ldm.cli.sounds import open_model, optimized, progress, say_written, write_picture
 from refined_ldm.cli.training import resume_command, train, with_conditioner
 
+# Options of `evaluate` that mean nothing with --details, and their defaults
+OF_FOLDERS = {
+    "embedding": "aisfx",
+    "captions": None,
+    "tokenizer": None,
+    "pca": 64,
+    "sample_rate": None,
+    "skip_bad": False,
+}
 NO_MEMORY = "out of memory|can't allocate memory|not enough memory"  # how torch says so
 
 
@@ -164,6 +173,8 @@ def _evaluate_details(options):
 
     if options.reference is not None:
         raise ValueError(f"--details judges one model: leave out {options.reference}, or --details to compare folders")
+    if given := [name for name, default in OF_FOLDERS.items() if getattr(options, name) != default]:
+        raise ValueError(f"--{given[0].replace('_', '-')} is about two folders: leave it out, or --details")
     if options.out:
         check_result(options.out, b"detail,sound,")
     judge, device = DetailJudge.load(options.checkpoint), pick_device(options.device)

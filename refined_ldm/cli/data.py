@@ -1,10 +1,11 @@
 """The command `data`: what is in a data set, before it is trained on."""
 
 import json
+import sys
 import warnings
 from argparse import Namespace
 
-from refined_ldm.cli.results import check_result
+from refined_ldm.cli.sounds import write_picture
 
 
 def data(options: Namespace) -> None:
@@ -13,14 +14,14 @@ def data(options: Namespace) -> None:
 
     from refined_ldm.data.report import report_data
     from refined_ldm.data.sources import open_recordings
-    from refined_ldm.files import atomic_write
+    from refined_ldm.files import check_folder
 
     if options.picture:
         from refined_ldm.display import plot_data_report
 
         if options.picture.suffix.lower() != ".png":
             raise ValueError(f"--picture writes a PNG file, got {options.picture}")
-        check_result(options.picture, b"\x89PNG")
+        check_folder(options.picture.parent)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the report lists what is left out
         dataset = open_recordings(
@@ -34,6 +35,5 @@ def data(options: Namespace) -> None:
     with tqdm(total=len(dataset), unit="clip", disable=None) as bar:
         report = report_data(dataset, lambda *_: bar.update())
     if options.picture:
-        with atomic_write(options.picture) as temporary:
-            plot_data_report(report).savefig(temporary, dpi=110, format="png")
+        print(write_picture(plot_data_report(report), options.picture), file=sys.stderr)
     print(json.dumps(report.to_dict(), indent=1, ensure_ascii=False) if options.json else report.table())

@@ -11,6 +11,7 @@ others. Rows of other recordings stay in the table.
 import sys
 import time
 from argparse import ArgumentParser
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -25,6 +26,7 @@ from refined_ldm.evaluation.detail_judge import DetailJudge
 from refined_ldm.evaluation.details import DETAILS, select_scenes
 from refined_ldm.evaluation.embeddings import Aisfx
 from refined_ldm.evaluation.lora import BASE, FRECHET, LORA, measure_forgetting, measure_gain
+from refined_ldm.integers import integer
 from refined_ldm.scenes.dataset import SoundScenes
 from refined_ldm.scenes.unheard import frogs
 from refined_ldm.text_to_audio import RefinedAudioLDM
@@ -35,7 +37,16 @@ STEPS = 120  # a minute of a core
 FROGS, OWN = "frogs", "own recordings"
 
 
-def main(clips: int, details: int, data: str) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure what the arguments, None: of the shell, ask for."""
+    parser = ArgumentParser("python -m refined_ldm.cli.measure_lora", description=__doc__.partition("\n")[0])
+    parser.add_argument("clips", type=integer(2), nargs="?", default=48, metavar="CLIPS")
+    parser.add_argument("details", type=integer(1), nargs="?", default=40, metavar="DETAILS")
+    parser.add_argument("--data", default="", help="a folder or table of recordings with captions")
+    measure(**vars(parser.parse_args(arguments)))
+
+
+def measure(clips: int, details: int, data: str) -> None:
     """Train, measure, write the rows and the figure, and print the rows."""
     path, started = display.in_project("figures") / "data" / f"{NAME}.csv", time.perf_counter()
     seconds = RefinedAudioLDM.from_preset("tiny").config.seconds
@@ -100,9 +111,4 @@ def draw(table: pd.DataFrame) -> plt.Figure:
 
 
 if __name__ == "__main__":
-    parser = ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("clips", type=int, nargs="?", default=48)
-    parser.add_argument("details", type=int, nargs="?", default=40)
-    parser.add_argument("--data", default="", help="a folder or table of recordings with captions")
-    options = parser.parse_args()
-    main(options.clips, options.details, options.data)
+    main()

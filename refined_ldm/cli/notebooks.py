@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import refined_ldm
+from refined_ldm.data.known_sets import named_set
 from refined_ldm.files import check_folder
 from refined_ldm.integers import whole, whole_seed
 
@@ -73,17 +74,20 @@ def _as_meant(name, value, default):
 def paths_from_here(given: dict[str, Any]) -> dict[str, Any]:
     """Parameters by name -> the same with absolute paths, relative ones from the current folder.
 
-    The notebooks run in their own folder. Raises FileNotFoundError, naming the parameter, for a missing path or a
-    pattern without a file; NotADirectoryError for a file where a notebook is to write a folder.
+    The notebooks run in their own folder; the folder in "clotho:FOLDER", a known data set, is a path, too. Raises
+    FileNotFoundError, naming the parameter, for a missing path or a pattern without a file; NotADirectoryError for a
+    file where a notebook is to write a folder.
     """
     found = dict(given)
     for name in PATHS & given.keys():
         if value := str(given[name]):
-            found[name] = str(Path(value).expanduser().absolute())
+            known_set, place = named_set(value)
+            place = str(Path(place).expanduser().absolute())
+            found[name] = f"{known_set}:{place}" if known_set else place
             if name in WRITTEN:
-                check_folder(found[name])
-            elif not Path(found[name]).exists() and not glob(found[name]):
-                raise FileNotFoundError(f"{name} is {value}, and there is no {found[name]}")
+                check_folder(place)
+            elif not Path(place).exists() and not glob(place):
+                raise FileNotFoundError(f"{name} is {value}, and there is no {place}")
     return found
 
 

@@ -26,3 +26,6 @@ def write_table(path: Path, rows: list[dict]) -> None:
         table = csv.DictWriter(file, rows[0])
         table.writeheader()
         table.writerows(rows)
+
+
+_write_table = write_table  # its earlier name, stable for callers outside

@@ -19,9 +19,18 @@ if TYPE_CHECKING:
 def open_model(options: Namespace, device: "torch.device") -> "RefinedAudioLDM":
     """The model that --checkpoint or --preset names, with the LoRAs of --lora merged, and the student of --student."""
     from refined_ldm.config import preset
+    from refined_ldm.lora import read_lora
     from refined_ldm.model_folder import shipped_folder
+    from refined_ldm.student import read_student
     from refined_ldm.text_to_audio import RefinedAudioLDM
 
+    loras, student = getattr(options, "lora", ()), getattr(options, "student", None)
+    if loras and student is True:
+        raise ValueError("the model's own student was taught without LoRAs: leave out --lora or --student")
+    for path, _ in loras:  # what these files are is seen before the model is loaded
+        read_lora(path)
+    if isinstance(student, Path):
+        read_student(student)
     if options.checkpoint:
         return _with_files(RefinedAudioLDM.load(options.checkpoint, device), options)
     preset(options.preset)  # an unknown one is refused before anything is said of its weights

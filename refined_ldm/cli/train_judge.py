@@ -6,7 +6,8 @@ It is trained on scenes of `val` with seed 1, which no model is trained on, and 
 is resumed.
 """
 
-import sys
+from argparse import ArgumentParser
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,12 +16,20 @@ from refined_ldm.data.caches import CACHED_KEYS, cache_clips
 from refined_ldm.durable.csv_log import CsvLogger
 from refined_ldm.evaluation.detail_judge import JUDGE_CLIPS, JUDGE_TRAINING, JUDGE_WEIGHTS, train_judge
 from refined_ldm.evaluation.details import judge_details, select_scenes
+from refined_ldm.integers import integer
 from refined_ldm.scenes.dataset import SoundScenes
 
 RUN = Path("runs/judge")
 
 
-def main(size: int = JUDGE_CLIPS) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train on as many scenes as the arguments, None: of the shell, ask for."""
+    parser = ArgumentParser("python -m refined_ldm.cli.train_judge", description=__doc__.partition("\n")[0])
+    parser.add_argument("scenes", type=integer(1), nargs="?", default=JUDGE_CLIPS, metavar="SCENES")
+    train(parser.parse_args(arguments).scenes)
+
+
+def train(size: int) -> None:
     """Train on `size` scenes and print the share of right answers, by detail."""
     scenes = SoundScenes("val", size, seed=1)
     clips = cache_clips(RUN / "clips", scenes, {"data": scenes.fingerprint(), "kept": list(CACHED_KEYS)})
@@ -36,4 +45,4 @@ def main(size: int = JUDGE_CLIPS) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main()

@@ -163,7 +163,7 @@ def _train_student(options, signals):
     from refined_ldm.student import STUDENT_FILE
     from refined_ldm.training.distillation import STAGE, check_student_run, settings_of, train_student
 
-    _refuse_with(options, "distill", "stage", "conditioner")
+    _refuse_with(options, "distill", "stage", "conditioner", "keep")
     config = load_config(options.config) if options.config else preset(options.preset or "tiny")
     options.reload_from_ckpt = options.reload_from_ckpt or config.start_from
     if not options.data and not is_model(_base_path(options)):

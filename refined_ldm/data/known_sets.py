@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 
 from refined_ldm.data.listing import SoundNames, file_inside, find_files, is_sound, without_ending
-from refined_ldm.data.tables import captions_in, clean_caption, field, is_json_lines, read_rows
+from refined_ldm.data.tables import as_in_a_table, captions_in, clean_caption, field, is_json_lines, read_rows, text_in
 
 TEMPLATE = "the sound of {}"  # a caption from the names of classes
 CAPTION_COLUMNS = ("caption", "captions", "text", "transcription")  # of folders for Hugging Face's `datasets`
@@ -238,9 +238,12 @@ class Classes:
         if table := by_name.get("class_labels_indices.csv"):
             self.names = {row["mid"]: row["display_name"] for _, row in read_rows(table, ("mid", "display_name"))}
         if ontology := by_name.get("ontology.json"):
-            for node in _json(ontology):
-                self.names.setdefault(node["id"], node["name"])
-                children[node["id"]] = node["child_ids"]
+            try:
+                for node in _json(ontology):
+                    self.names.setdefault(node["id"], str(node["name"]))
+                    children[node["id"]] = list(node["child_ids"])
+            except (KeyError, TypeError) as error:
+                raise ValueError(f"{ontology}: not in the form of AudioSet's ontology ({error!r:.200})") from error
         if not self.names and not known.classes:
             raise FileNotFoundError(
                 f"{known.title} lists ids of classes: put class_labels_indices.csv or ontology.json beside its lists"
@@ -257,7 +260,7 @@ class Classes:
     def lowest(self, ids: list[str]) -> list[str]:
         """The ids without those above another of them: of "Dog" and "Animal" only "Dog"."""
         covered = set().union(*(self.above[id] for id in ids))
-        return [id for id in dict.fromkeys(ids) if id not in covered]
+        return [id for id in dict.fromkeys(ids) if id not in covered] or ids  # in a circle each is above the other
 
 
 def _captions(row, known, classes, template, caption) -> tuple[tuple[str, ...], str]:
@@ -269,7 +272,7 @@ def _captions(row, known, classes, template, caption) -> tuple[tuple[str, ...], 
         return captions_in(row, column), ""
     if known.captions:
         first, *others = known.captions
-        more = [clean_caption(row[column]) for column in others if (row[column] or "").strip()]
+        more = [clean_caption(text) for column in others if (text := text_in(row, column))]
         return tuple(dict.fromkeys((*captions_in(row, first), *more))), ""
     names = _split_names(field(row, known.classes)) if known.classes else []
     if known.class_ids:
@@ -304,7 +307,7 @@ def _rows(path, known, on_fault) -> Iterator[tuple[int, dict]]:
         else:  # MACS
             entries = yaml.safe_load(path.read_text(encoding="utf-8"))["files"]
             entries = [e | {"captions": [a["sentence"] for a in e["annotations"]]} for e in entries]
-        rows = [{k: v if isinstance(v, list) else str(v) for k, v in entry.items()} for entry in entries]
+        rows = [as_in_a_table(entry) for entry in entries]
     except (KeyError, TypeError, AttributeError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not in the form of {known.title}'s lists ({error!r:.200})") from error
     yield from enumerate(rows, 1)
@@ -322,8 +325,9 @@ def _has_columns(path, known) -> bool:
     if path.suffix.lower() != ".csv" or known.header:
         return True
     try:
-        with path.open(encoding="utf-8-sig") as lines:
-            header = [column.strip().strip('"') for column in lines.readline().split(",")]
-    except (OSError, UnicodeDecodeError):
+        with path.open("rb") as lines:  # of another encoding, too, which `read_rows` refuses by name
+            names = lines.readline().decode("utf-8-sig", "replace").split(",")
+    except OSError:
         return False
+    header = [name.strip().strip('"') for name in names]
     return all(column in header for column in known.needed)

@@ -32,6 +32,8 @@ def open_recordings(
     """
     name, root = named_set(str(data))
     path = Path(root)
+    if not is_there(root):
+        raise FileNotFoundError(f"no recordings at {root}: give a table, a folder, a known data set or shards")
     if name:
         return CaptionedAudio.open(name, path, split, seconds, caption=caption, skip_bad=skip_bad)
     if path.suffix == ".json":

@@ -5,6 +5,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
+from datetime import date
 from pathlib import Path
 
 from refined_ldm.audio import save_audio
@@ -62,8 +63,16 @@ def _json_rows(lines, needed, report):
             held = list(row) if isinstance(row, dict) else type(row).__name__
             report(number, f"expected an object with {', '.join(map(repr, needed))}, got {held}")
             continue
-        plain = (str, list, type(None))
-        yield number, {key: value if isinstance(value, plain) else str(value) for key, value in row.items()}
+        yield number, as_in_a_table(row)
+
+
+def as_in_a_table(row: dict) -> dict:
+    """A row of JSON or YAML as one of a table: null is "", numbers and dates are texts; anything else stays."""
+    return {key: "" if value is None else str(value) if _is_plain(value) else value for key, value in row.items()}
+
+
+def _is_plain(value):
+    return isinstance(value, int | float | date) and not isinstance(value, bool) and value == value  # no NaN
 
 
 def _csv_rows(path, lines, needed, header, report):
@@ -99,6 +108,8 @@ def _check_columns(path, header, needed):
 
 def field(row: dict, column: str) -> str:
     """The value of a column, trimmed; ValueError if it is empty, or if the row has more or fewer values than that."""
+    if column not in row:
+        raise ValueError(f"no {column!r}, only {', '.join(map(str, row))}")
     if row[column] is None:
         raise ValueError(f"the row ends before the column {column!r}; put a caption that holds a line break in quotes")
     value = text_in(row, column)
@@ -110,15 +121,16 @@ def field(row: dict, column: str) -> str:
 
 
 def text_in(row: dict, column: str) -> str:
-    """The value of a column, trimmed, "" if there is none; ValueError for a list, as JSON lines may hold."""
-    if isinstance(row.get(column), list):
-        raise ValueError(f"the column {column!r} holds a list, where one value was expected")
-    return (row.get(column) or "").strip()
+    """The value of a column, trimmed, "" if there is none; ValueError for a list or an object, as JSON may hold."""
+    value = row.get(column) or ""
+    if not isinstance(value, str):
+        raise ValueError(f"the column {column!r} holds a {type(value).__name__}, where one value was expected")
+    return value.strip()
 
 
 def captions_in(row: dict, column: str) -> tuple[str, ...]:
     """The captions in a column: one, or those of a list; ValueError if there are none."""
-    if isinstance(row[column], list):
+    if isinstance(row.get(column), list):
         captions = tuple(clean_caption(text) for text in row[column] if isinstance(text, str))
         if not captions:
             raise ValueError(f"the column {column!r} is empty")

@@ -185,6 +185,7 @@ def train_student(
     run_dir, seed = Path(run_dir), whole_seed(seed)
     settings = settings or settings_of(model.config)
     check_student_run(model.config, run_dir, resume)
+    model.schedule.timesteps(settings.teacher_steps)  # too many are refused before the clips are rendered
     file, base = run_dir / STUDENT_FILE, model.digest()
     if resume and file.is_file() and (of := read_student(file)[1])["base"] != base:
         raise ValueError(f"{file} is a student of another model, {of['name']} {of['base']}: a run goes on with its own")

@@ -99,6 +99,14 @@ def test_every_parameter_that_is_text_is_a_path_or_known_not_to_be():
     assert texts - PATHS == {"preset", "parts"} and PATHS <= texts
 
 
+def test_a_known_data_set_is_meant_from_where_the_command_is_run(tmp_path, monkeypatch):
+    (tmp_path / "sets" / "clotho").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert paths_from_here({"data": "Clotho:sets/clotho"}) == {"data": f"clotho:{tmp_path}/sets/clotho"}
+    with pytest.raises(FileNotFoundError, match=f"data is clotho:gone, and there is no {tmp_path}/gone"):
+        paths_from_here({"data": "clotho:gone"})
+
+
 @pytest.mark.parametrize("name", sorted(PATHS))
 def test_paths_are_meant_from_where_the_command_is_run(tmp_path, monkeypatch, name):
     (tmp_path / "here" / "sub").mkdir(parents=True)

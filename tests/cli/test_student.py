@@ -63,6 +63,7 @@ def test_a_student_is_trained_and_generates(bells, capsys):
     (["--data", "gone"], "no recordings at gone"),
     (["--stage", "ldm"], "--stage does not go with --distill"),
     (["--conditioner", "tiny-roberta"], "--conditioner does not go with --distill"),
+    (["--keep", "none"], "--keep does not go with --distill"),
     (["--resume"], "no run at run that could go on"),
     (["--lora", "4"], "not allowed with argument --distill"),
     (["--from", "published.ckpt", "--data", ""], "--distill samples the captions of a data set: give it with --data"),
@@ -73,6 +74,18 @@ def test_what_cannot_be_is_refused_in_one_line(bells, capsys, arguments, message
 
 
 def test_a_model_without_a_student_is_refused_in_one_line(bells, capsys):
-    for arguments, message in ((["--student"], "has no student"), (["--student", "gone"], "no student at gone")):
-        status, printed, errors = generate(capsys, *arguments)
-        assert (status, printed, len(errors)) == (2, [], 1) and message in errors[0]
+    status, printed, errors = generate(capsys, "--student")
+    assert (status, printed, len(errors)) == (2, [], 1) and "has no student" in errors[0]
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--student", "gone"], "no student at gone"),
+    (["--student", "bells"], "bells is a folder: give the file of a student, as its student.safetensors"),
+    (["--student", "model/vae.safetensors"], "is no student of"),
+    (["--lora", "model/vae.safetensors"], "is no LoRA of"), (["--lora", "gone:2"], "no LoRA at gone"),
+    (["--lora", "a", "--student"], "the model's own student was taught without LoRAs: leave out --lora or --student"),
+])  # fmt: skip
+def test_a_file_of_another_kind_is_refused_before_the_model_is_loaded(bells, capsys, monkeypatch, arguments, message):
+    monkeypatch.setattr("refined_ldm.text_to_audio.RefinedAudioLDM.load", None)
+    status, printed, errors = generate(capsys, *arguments)
+    assert (status, printed, len(errors)) == (2, [], 1) and message in errors[0]

@@ -1,7 +1,9 @@
+import json
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from refined_ldm.lora import LoraConfig, lora_layers, save_lora
 from refined_ldm.text_to_audio import RefinedAudioLDM
@@ -120,6 +122,16 @@ def test_a_lora_of_another_model_or_no_lora_is_refused(model, files, tmp_path, m
     with pytest.raises(ValueError, match="c.safetensors does not fit the U-Net: its matrices are not those of rank 4"):
         model.load_lora(tmp_path / "c.safetensors")
     assert torch.equal(predict(model), before)  # nothing was changed by what was refused
+
+
+@pytest.mark.parametrize("settings", [{"rank": 4, "alpha": 8}, {"rank": "four"}, {"rank": 0}, [4], None])
+def test_a_lora_with_settings_of_another_version_is_refused_in_one_line(model, files, tmp_path, settings):
+    metadata = {"kind": "lora", "base": model.digest(), "name": "small", "config": settings}
+    header = {name: json.dumps(value) for name, value in metadata.items()}
+    save_file(load_file(files[0]), tmp_path / "new.safetensors", header)
+    with pytest.raises(ValueError, match=r"new.safetensors: no settings of a LoRA of this version \("):
+        model.load_lora(tmp_path / "new.safetensors")
+    assert model.loras is None or not len(model.loras)
 
 
 def test_impossible_ranks_are_refused():

@@ -11,7 +11,7 @@ from refined_ldm.data.known_sets import KNOWN, detect_known_set, letters_and_dig
 from refined_ldm.data.listing import log_once
 from refined_ldm.data.sources import is_there, open_recordings
 from tests.support import known_trees
-from tests.support.known_trees import TREES, sounds, write
+from tests.support.known_trees import TREES, parquet_files, sounds, write
 
 
 def counts(dataset):
@@ -111,6 +111,54 @@ def test_clotho_finds_names_with_odd_characters(tmp_path):
     (root / "clotho_audio_development/development/ Ambience Birds.wav").unlink()
     with pytest.raises(ValueError, match="' Ambience Birds.wav' could be .* or .*: keep one"):
         CaptionedAudio.open("clotho", root, "development")
+
+
+def test_clotho_lists_may_have_fewer_columns_and_another_encoding_is_refused(tmp_path):
+    root = known_trees.clotho(tmp_path)
+    table = write(root / "clotho_captions_development.csv", "file_name,caption_1,caption_2", " Ambience Birds.wav,A,B")
+    assert list(said(CaptionedAudio.open("clotho", root, "development")).values()) == [("A", "B")]
+    table.write_bytes("file_name,caption_1\n Ambience Birds.wav,caf\xe9\n".encode("latin-1"))
+    with pytest.raises(ValueError, match="clotho_captions_development.csv: not a CSV file in UTF-8"):
+        open_recordings(root)  # not a folder of one's own, whose sounds are captioned by their names
+
+
+@pytest.mark.parametrize("entry, message", [
+    ({"caption": "Rain"}, "entry 1: no 'id', only caption"),
+    ({"id": "1234"}, "entry 1: no 'caption', only id"),
+    ({"id": "1234", "caption": None}, "entry 1: the column 'caption' is empty"),
+    ({"id": "1234", "caption": True}, "entry 1: the column 'caption' holds a bool"),
+    ({"id": "1234", "caption": float("nan")}, "entry 1: the column 'caption' holds a float"),
+    ({"id": "1234", "caption": {"text": "Rain"}}, "entry 1: the column 'caption' holds a dict"),
+])  # fmt: skip
+def test_no_entry_of_wavcaps_becomes_a_caption_that_nobody_wrote(tmp_path, entry, message):
+    sounds(tmp_path / "SoundBible_flac", "1234.flac")
+    write(tmp_path / "sb_final.json", json.dumps({"data": [entry, {"id": 1234, "caption": "A siren wails"}]}))
+    with pytest.raises(ValueError, match=message):
+        open_recordings(tmp_path)
+    with pytest.warns(UserWarning, match="1 faulty entries"):
+        dataset = open_recordings(tmp_path, skip_bad=True)
+    assert said(dataset) == {"SoundBible_flac/1234.flac": ("A siren wails",)}
+
+
+@pytest.mark.parametrize("ontology", [{"id": "/m/1"}, ["/m/1"], [{"id": "/m/1", "child_ids": []}],
+                                      [{"id": "/m/1", "name": "Dog"}], [{"id": "/m/1", "name": "Dog", "child_ids": 1}]]
+                         )  # fmt: skip
+def test_an_ontology_of_another_form_is_refused(tmp_path, ontology):
+    write(tmp_path / "eval_segments.csv", '0123456789A, 30.0, 40.0, "/m/1"')
+    write(tmp_path / "ontology.json", json.dumps(ontology))
+    with pytest.raises(ValueError, match="ontology.json: not in the form of AudioSet's ontology"):
+        open_recordings(tmp_path)
+
+
+def test_classes_that_are_above_each_other_are_all_named(tmp_path):
+    sounds(tmp_path, "0123456789A.wav")
+    write(tmp_path / "eval_segments.csv", '0123456789A, 30.0, 40.0, "/m/1"')
+    circle = [
+        {"id": "/m/1", "name": "Dog", "child_ids": ["/m/2"]},
+        {"id": "/m/2", "name": "Pet", "child_ids": ["/m/1"]},
+    ]
+    write(tmp_path / "ontology.json", json.dumps(circle))
+    assert said(open_recordings(tmp_path)) == {"0123456789A.wav": ("the sound of dog",)}
 
 
 def test_a_missing_sound_of_a_whole_data_set_is_a_fault(tmp_path):
@@ -221,6 +269,9 @@ def test_tables_take_other_columns_lines_of_json_and_times(tmp_path):
     (['{"file": "rain.wav", "caption": "Rain", "start": "0:10"}'], "start and end must be numbers of seconds"),
     *(([f'{{"file": "rain.wav", "caption": "Rain", "{column}": ["rain.wav"]}}'],
        f"line 1: the column '{column}' holds a list, where one value") for column in ("file", "start", "label")),
+    (['{"file": null, "caption": "Rain"}'], "line 1: the column 'file' is empty"),
+    (['{"file": "rain.wav", "caption": {"en": "Rain"}}'], "line 1: the column 'caption' holds a dict"),
+    (['{"file": "rain.wav", "caption": NaN}'], "line 1: the column 'caption' holds a float"),
 ])  # fmt: skip
 def test_faulty_lines_of_json_are_named(tmp_path, lines, message):
     sounds(tmp_path, "rain.wav")
@@ -235,22 +286,8 @@ def test_a_split_of_what_has_none_is_refused(tmp_path):
     assert is_there(f"clotho:{tmp_path}") and not is_there(f"clotho:{tmp_path}/gone")
 
 
-def parquet(path, captions, column="text"):
-    pyarrow = pytest.importorskip("pyarrow", exc_type=ImportError)
-    from pyarrow.parquet import write_table
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sounds(path.parent, *(f"{k}.wav" for k in range(len(captions))))
-    files = [path.parent / f"{k}.wav" for k in range(len(captions))]
-    audio = [{"bytes": file.read_bytes(), "path": file.name} for file in files]
-    write_table(pyarrow.table({"audio": audio, column: captions}), path, row_group_size=2)
-    for file in files:
-        file.unlink()
-
-
 def test_parquet_is_read_in_place(tmp_path):
-    parquet(tmp_path / "data/train-00000-of-00001.parquet", ["Rain", "A dog", "A bell"])
-    parquet(tmp_path / "data/test-00000-of-00001.parquet", [["A horn", "It honks"]])
+    parquet_files(tmp_path)
     assert counts(open_recordings(tmp_path, "train", 0.32)) == (3, 3)
     dataset = open_recordings(tmp_path, seconds=0.32)
     assert counts(dataset) == (4, 5) and dataset[0]["captions"] == ("A horn", "It honks")

@@ -56,6 +56,15 @@ def test_the_table_and_the_picture_say_the_same(folder, tmp_path, capsys):
     assert (tmp_path / "data.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_picture_that_is_there_stays(folder, tmp_path, capsys):
+    (tmp_path / "data.png").write_bytes(b"\x89PNG: my holiday")
+    (tmp_path / "data-2.png").mkdir()
+    assert main(["data", str(folder), "--picture", str(tmp_path / "data.png")]) == 0
+    assert capsys.readouterr().err.splitlines()[-1] == str(tmp_path / "data-3.png")
+    assert (tmp_path / "data.png").read_bytes() == b"\x89PNG: my holiday"
+    assert (tmp_path / "data-3.png").read_bytes().startswith(b"\x89PNG\r\n")
+
+
 def test_a_known_data_set_shows_its_splits_and_missing_clips(tmp_path, capsys):
     known_trees.audiocaps(tmp_path)
     assert main(["data", str(tmp_path), "--json"]) == 0
@@ -86,7 +95,8 @@ def test_clipping_takes_several_samples_at_one_side():
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["nowhere"], "nowhere"),
+    (["nowhere"], "no recordings at nowhere: give a table"),
+    (["clotho:nowhere"], "no recordings at nowhere"),
     (["{0}", "--picture", "data.jpg"], "--picture writes a PNG file, got data.jpg"),
     (["{0}", "--split", "evaluation"], "has no splits"),
     (["clotho:{0}"], "no list of Clotho below it"),

@@ -179,6 +179,13 @@ def test_a_resumed_run_equals_an_uninterrupted_one(base, tmp_path):
     assert all(torch.equal(tensors[name], expected[name]) for name in expected)
 
 
+def test_too_many_steps_of_the_teacher_are_refused_before_any_clip_is_made(base, tmp_path):
+    pytest.importorskip("peft")
+    with pytest.raises(ValueError, match="sampling steps must be a whole number between 1 and 1000, got 1004"):
+        next(train_student(base(), tmp_path / "run", replace(SHORT, teacher_steps=1004)))
+    assert not (tmp_path / "run" / "clips-train").exists()
+
+
 def test_settings_come_from_the_configuration(tmp_path):
     file = tmp_path / "own.yaml"
     file.write_text("preset: tiny\ntraining:\n  distill: {max_steps: 7, rank: 3, teacher_steps: 20}\n")
