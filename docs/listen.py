@@ -42,12 +42,12 @@ class Sound:
 
 
 SOUNDS = (
-    Sound("dog_bell", "a dog barks, then a bell rings", 0, "right", "barks, then one stroke of a bell"),
+    Sound("dog_bell", "a dog barks, then a bell rings", 0, "right", "two barks, then one stroke of a bell"),
     Sound("bell_dog", "a bell rings, then a dog barks", 0, "right", "the other order"),
     Sound("thunder", "thunder rolls while a bird chirps", 0, "right", "low thunder below high chirps"),
-    Sound("dog", "a dog barks twice", 0, "right", "two barks, near the end"),
-    Sound("piano", "a piano plays a high note", 0, "partly", "high notes, but several of them"),
-    Sound("flute", "a flute plays three high notes", 0, "wrong", "notes that run into one another"),
+    Sound("dog", "a dog barks twice", 0, "wrong", "one bark"),
+    Sound("piano", "a piano plays a high note", 0, "partly", "high, but two notes"),
+    Sound("flute", "a flute plays three high notes", 0, "wrong", "one gliding tone"),
 )
 ANIMATED = SOUNDS[2]
 

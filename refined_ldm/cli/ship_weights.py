@@ -61,7 +61,7 @@ SHOWN = {  # losses drawn, and what to call them
     "clap-tiny-roberta": {"loss": "contrastive loss (nats)"},
     "ldm": {"loss": "denoising loss (MSE)"},
     "details-text": {"loss": "loss (nats)", "pairs": "contrastive", "read": "probe"},
-    "details-audio": {"pairs": "contrastive", "twins": "twins"},
+    "details-audio": {"pairs": "contrastive", "twins": "twins", "read": "probe"},
     "ldm-details": {"loss": "denoising loss (MSE)"},
 }
 TITLES = {"vae": "VAE", "clap": "CLAP, HTS-AT + GPT-2", "ldm": "U-Net", "hifigan": "vocoder",
