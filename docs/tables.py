@@ -304,6 +304,18 @@ def speed() -> str:
 
 
 @writer
+def deep_cache() -> str:
+    """What DeepCache changes in the sounds of `tiny`, beside fewer steps."""
+    return markdown(
+        ["sampling", "relative error of the latent", "log-mel L1"],
+        [
+            [r["way"], f"{r['latent_error']:.1%}", f"{r['mel_l1']:.3f}"]
+            for r in read("bench_deep_cache").to_dict("records")
+        ],
+    )
+
+
+@writer
 def precision() -> str:
     """Changes of the output by `optimize_for_inference`."""
     rows = read("bench_accuracy").dropna(subset="way").to_dict("records")
@@ -466,27 +478,18 @@ def _stored(name: str) -> str:
     return markdown(table.columns, table.to_numpy())
 
 
-@writer
-def scale_data() -> str:
-    return _stored("training_costs_data")
-
-
-@writer
-def scale_networks() -> str:
-    return _stored("training_costs_networks")
-
-
-@writer
-def scale_unet() -> str:
-    return _stored("training_costs_unet")
+WRITERS |= {
+    name: partial(_stored, table)
+    for name, table in {
+        "scale_data": "training_costs_data",
+        "scale_networks": "training_costs_networks",
+        "scale_unet": "training_costs_unet",
+        "memory": "memory",
+    }.items()
+}
 
 
 # --- on a GPU ---
-
-
-@writer
-def memory() -> str:
-    return _stored("memory")
 
 
 GPU_SECTIONS = (
@@ -526,26 +529,14 @@ def _sounds() -> list[dict]:
     return pd.read_csv(ROOT / "docs" / "sounds" / "sounds.csv").to_dict("records")
 
 
-@writer
-def listen() -> str:
-    """The sounds as links."""
-    return markdown(
-        ["caption", "sound", "does it follow the caption?"],
-        [
-            [r["caption"], f"[listen](docs/sounds/{r['name']}.mp3)", f"**{r['verdict']}**: {r['reason']}"]
-            for r in _sounds()
-        ],
-    )
+def _with_sounds(cell: str) -> str:
+    """Return the table of the sounds; cell: how one is linked, with {0} for its name."""
+    lines = [[r["caption"], cell.format(r["name"]), f"**{r['verdict']}**: {r['reason']}"] for r in _sounds()]
+    return markdown(["caption", "sound", "does it follow the caption?"], lines)
 
 
-@writer
-def players() -> str:
-    """The sounds as HTML5 players."""
-    player = '<audio controls preload="none" src="sounds/{0}.mp3"></audio> [MP3](sounds/{0}.mp3)'
-    return markdown(
-        ["caption", "sound", "does it follow the caption?"],
-        [[r["caption"], player.format(r["name"]), f"**{r['verdict']}**: {r['reason']}"] for r in _sounds()],
-    )
+PLAYER = '<audio controls preload="none" src="sounds/{0}.mp3"></audio> [MP3](sounds/{0}.mp3)'
+WRITERS |= {"listen": partial(_with_sounds, "[listen](docs/sounds/{0}.mp3)"), "players": partial(_with_sounds, PLAYER)}
 
 
 def stale() -> list[tuple[str, str]]:

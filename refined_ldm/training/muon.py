@@ -12,21 +12,21 @@ import torch
 from torch import nn
 
 
-def orthogonalise(matrix: torch.Tensor, iterations: int = 5, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
-    """Return nearly the nearest (semi-)orthogonal matrix (M, N): its singular values lie between .7 and 1.2.
+def orthogonalise(matrices: torch.Tensor, iterations: int = 5, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    """Return nearly the nearest (semi-)orthogonal matrices (..., M, N): singular values lie between .7 and 1.2.
 
     A quintic Newton-Schulz iteration on the smaller Gram matrix. It tolerates bfloat16, which is fast on devices with
     bfloat16 arithmetic and very slow where it is emulated.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    if matrix.shape[0] > matrix.shape[1]:
-        return orthogonalise(matrix.T, iterations, dtype).T
-    x = matrix.to(dtype)
-    x = x / (x.norm() + 1e-7)
+    if matrices.shape[-2] > matrices.shape[-1]:
+        return orthogonalise(matrices.mT, iterations, dtype).mT
+    x = matrices.to(dtype).reshape(-1, *matrices.shape[-2:])
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(iterations):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.to(matrix)
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)  # a x + (b G + c G^2) x
+    return x.reshape(matrices.shape).to(matrices)
 
 
 class Muon(torch.optim.Optimizer):
@@ -50,16 +50,20 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:
         """Update all parameters that have a gradient."""
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
+            lr, momentum = group["lr"], group["momentum"]
+            alike = {}  # shape of a matrix: parameters and updates of this shape, orthogonalised together
+            for p in (p for p in group["params"] if p.grad is not None):
                 state = self.state[p]
                 if "momentum" not in state:
                     state["momentum"] = torch.zeros_like(p)
-                state["momentum"].lerp_(p.grad, 1 - group["momentum"])
-                nesterov = p.grad.lerp(state["momentum"], group["momentum"]).flatten(1)
-                update = orthogonalise(nesterov, dtype=self.dtype) * 0.2 * max(nesterov.shape) ** 0.5
-                p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update.view_as(p), alpha=-group["lr"])
+                state["momentum"].lerp_(p.grad, 1 - momentum)
+                nesterov = p.grad.lerp(state["momentum"], momentum).flatten(1)
+                alike.setdefault(nesterov.shape, []).append((p, nesterov))
+            for shape, pairs in alike.items():
+                updates = orthogonalise(torch.stack([nesterov for _, nesterov in pairs]), dtype=self.dtype)
+                for (p, _), update in zip(pairs, updates, strict=True):
+                    p.mul_(1 - lr * group["weight_decay"])
+                    p.add_(update.view_as(p), alpha=-lr * 0.2 * max(shape) ** 0.5)
 
 
 def split_parameters(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

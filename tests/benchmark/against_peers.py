@@ -191,12 +191,18 @@ def _run_unet(unet, batch):
     return unet(torch.randn(batch, 8, 256, 16), torch.zeros(batch), torch.randn(batch, 512))
 
 
-def _guided_step(cache_interval):
-    """`cache_interval` guided steps of 10.24 s by U-Net S, of which the first computes the deep features too."""
-    z_t, t, c = _unet_inputs()
+def _published_model():
+    """AudioLDM-S, its U-Net with LAION's width of embedding, optimized for inference."""
     model = _published()
     model.unet = _awake(_published_unet())
     optimize_for_inference(model)
+    return model
+
+
+def _guided_step(cache_interval):
+    """`cache_interval` guided steps of 10.24 s by U-Net S, of which the first computes the deep features too."""
+    z_t, t, c = _unet_inputs()
+    model = _published_model()
 
     def steps():
         deep = DeepFeatures(cache_interval)

@@ -122,9 +122,10 @@ def measure_more(peers=True, sizes=False, accuracy=False, few_steps=0, quality=0
 
         keep("bench_sizes", cost_against_size(on_row), cost_curves)
     if accuracy:
-        from tests.benchmark.accuracy import measure_accuracy
+        from tests.benchmark.accuracy import measure_accuracy, measure_deep_cache
 
         keep("bench_accuracy", measure_accuracy(on_row))
+        keep("bench_deep_cache", measure_deep_cache(on_row))
     if few_steps:
         from tests.benchmark.accuracy import measure_few_steps
 

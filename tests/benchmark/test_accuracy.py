@@ -48,7 +48,7 @@ def test_few_steps_are_judged_with_intervals(monkeypatch):
 
 
 def test_the_more_steps_share_deep_features_the_more_changes(model):
-    rows = {row["cached"]: row for row in accuracy.deep_cache(model, ["rain", "a bell"], 12, (2, 6))}
+    rows = {row["way"]: row for row in accuracy.deep_cache(model, ["rain", "a bell"], 12, (2, 6))}
     assert list(rows) == ["12 steps, DeepCache 2", "12 steps, DeepCache 6", "6 steps", "2 steps"]
-    assert 0 < rows["12 steps, DeepCache 2"]["cache_error"] < rows["12 steps, DeepCache 6"]["cache_error"]
+    assert 0 < rows["12 steps, DeepCache 2"]["latent_error"] < rows["12 steps, DeepCache 6"]["latent_error"]
     assert model.cache_interval == 1

@@ -73,9 +73,10 @@ def test_bench_writes_tables_and_pictures(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("tests.benchmark.against_peers.against_peers", lambda on_row: rows)
     monkeypatch.setattr("tests.benchmark.sizes.cost_against_size", lambda on_row: [size, {**size, "size": 5.12}])
     monkeypatch.setattr("tests.benchmark.accuracy.measure_accuracy", lambda on_row: [{"way": "quick"}])
+    monkeypatch.setattr("tests.benchmark.accuracy.measure_deep_cache", lambda on_row: [{"way": "reused"}])
     monkeypatch.setattr("tests.benchmark.accuracy.measure_few_steps", lambda on_row, clips: [{"clips": clips}])
     main(["--sizes", "--accuracy", "--few-steps", "12", "--out", str(tmp_path), "--json"])
-    assert len(json.loads(capsys.readouterr().out)) == 6
+    assert len(json.loads(capsys.readouterr().out)) == 7
     assert {path.name for path in tmp_path.glob("*.png")} == {"bench.png", "bench_sizes.png"}
     assert (tmp_path / "data" / "bench_few_steps.csv").read_text() == "clips\n12\n"
     assert (tmp_path / "data" / "bench.csv").read_text().splitlines()[2] == "thinking,,others,2.0,3.0"

@@ -1,0 +1,131 @@
+"""Ratios of one run, by CPU seconds of one thread, so that other work on the machine counts little -> docs/speed.md.
+
+python -m tests.benchmark.goals [start] [step] [mel] [train] [--before CHECKOUT]; each replaces its rows of the table.
+"""
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from refined_ldm.conditioning import guided_noise
+from refined_ldm.config import preset
+from refined_ldm.devices import pick_precision
+from refined_ldm.mel import MelSpectrogram
+from refined_ldm.training.muon import Muon, split_parameters
+from refined_ldm.unet import DeepFeatures, UNet
+from tests.benchmark.against_peers import _awake, _published_model, _unet_inputs
+from tests.benchmark.baselines import diffusers_unet, librosa_log_mel
+
+TABLE = Path(__file__).parents[2] / "figures" / "data" / "bench_goals.csv"
+STEPS, INTERVAL = 25, 3  # of sampling; cache_interval
+
+
+def start(before=None):
+    """Whole processes: `generate`, the same of an earlier checkout, `import torch` and --help."""
+    with tempfile.TemporaryDirectory() as folder:
+        generate = ["-m", "refined_ldm", "generate", "a dog barks", "--out", folder]
+        work = "refined-ldm generate, one clip of tiny, a whole process"
+        seconds = process(generate)
+        others = {"import torch, which it needs": (process(["-c", "import torch"]), None)}
+        if before:
+            others["the same before"] = process(generate, before), 2.24
+        return [row("start", work, seconds, other, *found) for other, found in others.items()]
+
+
+def step(before=None):
+    """A guided step of the published U-Net: complete, and the mean of 25 with DeepCache."""
+    z_t, t, c = _unet_inputs()
+    unet, theirs = _published_model().unet, _awake(diffusers_unet())
+    deep = DeepFeatures(INTERVAL)
+    ours = partial(guided_noise, partial(unet, deep=deep), z_t[:1], t[:1], c[:1], c[1], 3.0)
+    with torch.no_grad():
+        found = [(seconds(ours), deep.calls) for _ in range(3 * INTERVAL)]
+        peer = min(seconds(lambda: theirs(z_t, t, None, class_labels=c)) for _ in range(2))
+    complete, reused = (min(s for s, calls in found if (calls == 1) == whole) for whole in (True, False))
+    first = -(-STEPS // INTERVAL)
+    mean = (first * complete + (STEPS - first) * reused) / STEPS
+    work = "U-Net S, one guided step of 10.24 s"
+    cached = f"{work}, mean of {STEPS} with cache_interval={INTERVAL}"
+    return [row("step", work, complete, "diffusers fp32", peer, None),
+            row("step", cached, mean, "diffusers fp32", peer, 3)]  # fmt: skip
+
+
+def mel(before=None):
+    """The log-mel of clips of 10 s."""
+    front, waveform = MelSpectrogram(), 0.1 * torch.randn(10, 160_000, generator=torch.Generator().manual_seed(0))
+    librosa_log_mel(waveform[:1].numpy())
+    with torch.no_grad():
+        ours = min(seconds(lambda: front(waveform)) for _ in range(3))
+    peer = min(seconds(lambda: librosa_log_mel(waveform.numpy())) for _ in range(3))
+    return [row("mel", "log-mel of 10 clips of 10 s", ours, "librosa", peer, 3.5)]
+
+
+def train(before=None):
+    """Muon's update of `tiny`'s U-Net beside forward and backward of a batch of 16."""
+    unet, half = UNet(preset("tiny").unet), pick_precision("cpu") == "bf16"
+    latent, t, c = torch.randn(16, 8, 64, 16), torch.randint(1000, (16,)), torch.randn(16, 256)
+
+    def gradients():
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            loss = unet(latent, t, c).float().square().mean()
+        loss.backward()
+
+    theirs = min(seconds(gradients) for _ in range(2))
+    muon = Muon(split_parameters(unet)[0], dtype=torch.bfloat16 if half else torch.float32)
+    work = "tiny's U-Net, batch 16: Muon's update in a training step"
+    return [row("train", work, min(seconds(muon.step) for _ in range(2)), "forward and backward", theirs, None)]
+
+
+def row(name, work, ours, other, theirs, goal):
+    command = f"python -m tests.benchmark.goals {name}"
+    return {"name": name, "work": work, "seconds": round(ours, 4), "other": other, "other_seconds": round(theirs, 4),
+            "ratio": round(theirs / ours, 2), "goal": goal, "command": command}  # fmt: skip
+
+
+def seconds(work):
+    """CPU seconds of this thread."""
+    begun = time.thread_time()
+    work()
+    return time.thread_time() - begun
+
+
+def process(arguments, path=None):
+    """CPU seconds of a Python process, with the package of the checkout `path` if it is given."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | ({"PYTHONPATH": str(path)} if path else {})
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, *arguments], check=True, env=environment, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+
+def main(arguments=None, table=TABLE) -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmark.goals", description=__doc__)
+    parser.add_argument("names", nargs="*", help="what to measure; nothing: all")
+    parser.add_argument("--before", type=Path, metavar="CHECKOUT", help="an earlier checkout, whose start is measured")
+    options = parser.parse_args(arguments)
+    if unknown := set(options.names) - PARTS.keys():
+        parser.error(f"no part {', '.join(sorted(unknown))}: choose of {', '.join(PARTS)}")
+    torch.set_num_threads(1)
+    for name in options.names or PARTS:
+        found = pd.DataFrame(PARTS[name](options.before))
+        if table.is_file():
+            stored = pd.read_csv(table)
+            found = pd.concat([stored[stored["name"] != name], found])
+        found.to_csv(table, index=False)
+        print(found[found["name"] == name].to_string(index=False))
+
+
+PARTS = {"start": start, "step": step, "mel": mel, "train": train}
+
+
+if __name__ == "__main__":
+    main()
