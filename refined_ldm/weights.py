@@ -45,7 +45,7 @@ def save_weights(
     integers are stored in 16 bits where they fit; `read_weights` widens them again.
     """
     state = module if isinstance(module, dict) else module.state_dict()
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in _packed(state, dtype).items()}
+    tensors = _packed(copy_to_cpu(state), dtype)
     header = {"config": asdict(config) if config is not None else None, **metadata}
     with atomic_write(path) as temporary:
         temporary.touch()

@@ -46,7 +46,7 @@ PEAK = 989e12  # a second: bfloat16 of an H100 SXM without sparsity, as its make
 CAPTION, SECONDS = "a dog barks twice", 480
 SAVED = 120  # seconds between two times that the training writes its weights
 ROOT = Path(__file__).parents[2]
-NOTEBOOKS = ("01", "02", "03", "04", "05", "06")
+NOTEBOOKS = ("03", "04", "05", "07", "08", "09", "02", "01", "06")  # those that train or generate first
 
 
 @dataclass(frozen=True)
@@ -128,13 +128,13 @@ class Machine:
         return torch.autocast(self.device.type, HALF[precision]) if precision in HALF else nullcontext()
 
 
-SECTIONS: dict[str, tuple[Callable[[Machine], list[dict]], int]] = {}
+SECTIONS: dict[str, tuple[Callable[[Machine], Iterator[dict]], int]] = {}  # each yields its rows
 
 
 def section(limit: int) -> Callable:
     """Register a section with its limit in seconds."""
 
-    def register(function: Callable[[Machine], list[dict]]) -> Callable[[Machine], list[dict]]:
+    def register(function: Callable[[Machine], Iterator[dict]]) -> Callable[[Machine], Iterator[dict]]:
         SECTIONS[function.__name__] = function, limit
         return function
 
@@ -142,16 +142,17 @@ def section(limit: int) -> Callable:
 
 
 @section(30)
-def facts(m: Machine) -> list[dict]:
+def facts(m: Machine) -> Iterator[dict]:
     """What the machine can do: products of matrices, copies, launches."""
-    n, rows = m.sizes.product, []
+    n = m.sizes.product
     for name, dtype, exact in (("bfloat16", torch.bfloat16, False), ("float16", torch.float16, False),
                                ("TF32", torch.float32, False), ("float32", torch.float32, True)):  # fmt: skip
         allow_tf32(m.device.type)
-        a = torch.ones(n, n, dtype=dtype, device=m.device)
+        a = torch.randn(n, n, device=m.device).to(dtype)  # equal numbers take less power, so the clock would be higher
         with exact_float32() if exact else nullcontext():
-            rows.append({"what": f"product of two {n:,} x {n:,} matrices in {name}", "unit": "TFLOP/s",
-                         "value": _three(2 * n**3 / m.seconds(lambda a=a: a @ a) / 1e12)})  # fmt: skip
+            seconds = m.seconds(lambda a=a: a @ a)
+        yield {"what": f"product of two {n:,} x {n:,} matrices in {name}", "unit": "TFLOP/s",
+               "value": _three(2 * n**3 / seconds / 1e12)}  # fmt: skip
     there = torch.ones(m.sizes.copied // 4, device=m.device)
     plain = torch.ones(m.sizes.copied // 4)
     copies = {"within the device (read and written)": (lambda: there.clone(), 2), "from the CPU": (
@@ -159,11 +160,11 @@ def facts(m: Machine) -> list[dict]:
     if m.device.type == "cuda":
         pinned = plain.pin_memory()
         copies["from pinned memory"] = lambda: pinned.to(m.device, non_blocking=True), 1
-    rows += [{"what": f"copy {name}", "unit": "GB/s", "value": _three(k * m.sizes.copied / m.seconds(copy) / 1e9)}
-             for name, (copy, k) in copies.items()]  # fmt: skip
+    for name, (copy, k) in copies.items():
+        yield {"what": f"copy {name}", "unit": "GB/s", "value": _three(k * m.sizes.copied / m.seconds(copy) / 1e9)}
     one = torch.ones(1, device=m.device)
     launch = m.seconds(lambda: [one.add_(1) for _ in range(1000)]) / 1000
-    return [*rows, {"what": "one operation on one number", "unit": "µs", "value": _three(launch * 1e6)}]
+    yield {"what": "one operation on one number", "unit": "µs", "value": _three(launch * 1e6)}
 
 
 def _three(x: float) -> float:
@@ -173,28 +174,27 @@ def _three(x: float) -> float:
 
 @section(60)
 @torch.no_grad()
-def against_cpu(m: Machine) -> list[dict]:
+def against_cpu(m: Machine) -> Iterator[dict]:
     """The same numbers as on the CPU, within rounding; one seed twice."""
     cpu, model = m.sizes.shipped("cpu"), m.sizes.shipped(m.device)
     generator, unet = torch.Generator().manual_seed(0), cpu.config.unet
     inputs = (torch.randn(2, *cpu.latent_shape(cpu.config.seconds), generator=generator), torch.tensor([100, 900]),
               torch.randn(2, unet.condition_dim, generator=generator))  # fmt: skip
-    expected, rows = cpu.unet(*inputs), []
+    expected = cpu.unet(*inputs)
 
-    def add(what: str, error: float, goal: float) -> None:
-        rows.append({"what": what, "error": _three(error), "goal": goal, "met": bool(error <= goal)})
+    def row(what: str, error: float, goal: float) -> dict:
+        return {"what": what, "error": _three(error), "goal": goal, "met": bool(error <= goal)}
 
     for name, precision, goal in (("float32", "no", 1e-5), ("TF32", "no", 2e-3), ("bfloat16", "bf16", 2e-2),
                                   ("float16", "fp16", 5e-3)):  # fmt: skip
         allow_tf32(m.device.type)
         with exact_float32() if name == "float32" else nullcontext(), m.autocast(precision):
             found = model.unet(*(x.to(m.device) for x in inputs)).float().cpu()
-        add(f"U-Net in {name}: relative error", ((found - expected).norm() / expected.norm()).item(), goal)
+        yield row(f"U-Net in {name}: relative error", ((found - expected).norm() / expected.norm()).item(), goal)
     make = lambda of: of.generate([CAPTION], steps=m.sizes.steps).cpu()  # noqa: E731
     sound = make(model)
-    add("one seed twice: largest difference", (sound - make(model)).abs().max().item(), 0.0)
-    add("generated from a caption: log-mel L1", (cpu.mel(sound) - cpu.mel(make(cpu))).abs().mean().item(), 0.02)
-    return rows
+    yield row("one seed twice: largest difference", (sound - make(model)).abs().max().item(), 0.0)
+    yield row("generated from a caption: log-mel L1", (cpu.mel(sound) - cpu.mel(make(cpu))).abs().mean().item(), 0.02)
 
 
 def _clips(m: Machine, config: Config, stage: str, count: int) -> list[dict]:
@@ -227,9 +227,9 @@ def _trained(m: Machine, model: RefinedAudioLDM, stage: str, settings: StageConf
 
 
 @section(90)
-def resumed(m: Machine) -> list[dict]:
+def resumed(m: Machine) -> Iterator[dict]:
     """Ten steps of each stage, broken off after five and resumed, beside ten unbroken ones."""
-    rows, half = [], m.sizes.resumed // 2
+    half = m.sizes.resumed // 2
     for stage in TRAINERS:
         settings = StageConfig(2 * half, 4, 1e-4, warmup_steps=2, save_every=half, ema_decay=0.9, crop_frames=32,
                                optimizer="muon" if stage == "ldm" else "adamw", adversarial_weight=0.1)  # fmt: skip
@@ -242,9 +242,8 @@ def resumed(m: Machine) -> list[dict]:
         precision = pick_accelerator(m.device).mixed_precision
         error = max(abs(a - b) / abs(b) for a, b in zip(first + second, losses, strict=True))
         goal = 1e-3 if precision == "no" else 5e-3
-        rows.append({"stage": stage, "precision": precision, "largest relative difference of a loss":
-                     _three(error), "goal": goal, "met": bool(error <= goal)})  # fmt: skip
-    return rows
+        yield {"stage": stage, "precision": precision, "largest relative difference of a loss": _three(error),
+               "goal": goal, "met": bool(error <= goal)}  # fmt: skip
 
 
 @contextmanager
@@ -259,15 +258,14 @@ def _memory(m: Machine, row: dict) -> Iterator[None]:
 
 
 @section(90)
-def unet(m: Machine) -> list[dict]:
+def unet(m: Machine) -> Iterator[dict]:
     """The U-Net at published size: where the time of a step goes, share of the peak, memory."""
-    rows, model = [], m.sizes.published(m.device)
+    model = m.sizes.published(m.device)
     for batch in m.sizes.batches:
         row = {"batch": batch}
         with _memory(m, row):
             row |= _split(m, model, batch)
-        rows.append(row)
-    return rows
+        yield row
 
 
 def _split(m: Machine, model: RefinedAudioLDM, batch: int) -> dict:
@@ -302,9 +300,9 @@ def _split(m: Machine, model: RefinedAudioLDM, batch: int) -> dict:
 
 
 @section(60)
-def vae_and_vocoder(m: Machine) -> list[dict]:
+def vae_and_vocoder(m: Machine) -> Iterator[dict]:
     """Training steps of VAE and vocoder at published size, with their discriminators."""
-    rows, model = [], m.sizes.published(m.device)
+    model = m.sizes.published(m.device)
     for stage in ("vae", "hifigan"):
         for batch in m.sizes.batches[:2]:
             row, settings = {"stage": stage, "batch": batch}, model.config.training[stage]
@@ -313,34 +311,30 @@ def vae_and_vocoder(m: Machine) -> list[dict]:
             with _memory(m, row):
                 run = list(_trained(m, model, stage, settings))[2:]
                 row["whole step, ms"] = round(1e3 * sum(s.seconds for s in run) / len(run), 2)
-            rows.append(row)
-    return rows
+            yield row
 
 
 @section(60)
 @torch.no_grad()
-def sampling(m: Machine) -> list[dict]:
+def sampling(m: Machine) -> Iterator[dict]:
     """From a caption to its sound at published size, and the U-Net's steps alone: eager, and as a CUDA graph."""
     model = m.sizes.published(m.device)
-    precision, rows = optimize_for_inference(model).precision, []
+    precision = optimize_for_inference(model).precision
     for captions in (1, 8):
         row = {"what": f"{captions} captions to sounds of {model.config.seconds:g} s, {m.sizes.steps} steps"}
         with _memory(m, row):
             seconds = m.seconds(lambda n=captions: model.generate([CAPTION] * n, steps=m.sizes.steps).cpu())
             row |= {"precision": precision, "seconds": round(seconds, 4)}
-        rows.append(row)
+        yield row
     shape, width = model.latent_shape(model.config.seconds), model.config.unet.condition_dim
     inputs = (torch.randn(2, *shape, device=m.device), torch.full((2,), 500, device=m.device),
               torch.randn(2, width, device=m.device))  # fmt: skip
-    ways = {"eager": model.unet}
-    if m.device.type == "cuda":
-        ways["as a CUDA graph"] = graphed(model.unet, *inputs)
-    for name, call in ways.items():
+    for name in ("eager", "as a CUDA graph")[: 2 if m.device.type == "cuda" else 1]:
+        call = model.unet if name == "eager" else graphed(model.unet, *inputs)
         row = {"what": f"{m.sizes.steps} guided steps of the U-Net, {name}", "precision": precision}
         with _memory(m, row):
             row["seconds"] = round(m.sizes.steps * m.seconds(lambda call=call: call(*inputs)), 4)
-        rows.append(row)
-    return rows
+        yield row
 
 
 def graphed(module: torch.nn.Module, *inputs: torch.Tensor) -> Callable[..., torch.Tensor]:
@@ -366,24 +360,21 @@ def graphed(module: torch.nn.Module, *inputs: torch.Tensor) -> Callable[..., tor
 
 
 @section(60)
-def half_precision(m: Machine) -> list[dict]:
+def half_precision(m: Machine) -> Iterator[dict]:
     """float16, which a T4 trains in, beside bfloat16 and float32: losses and seconds of the same ten steps."""
-    rows, precisions = [], ("no", "bf16", "fp16") if m.device.type == "cuda" else ("no",)  # fp16 is for GPUs
-    for precision in precisions:
+    for precision in ("no", "bf16", "fp16") if m.device.type == "cuda" else ("no",):  # fp16 is for GPUs
         settings = StageConfig(10, 4, 1e-4, warmup_steps=2, ema_decay=0.9)
         steps = list(_trained(m, m.sizes.shipped(m.device), "ldm", settings, precision))
         mean = sum(step.seconds for step in steps[2:]) / len(steps[2:])
-        rows.append({"precision": precision, "loss of the last step": round(steps[-1].loss, 5), "whole step, ms":
-                     round(1e3 * mean, 2), "overflows": int(steps[-1].losses.get("overflows", 0))})  # fmt: skip
-    return rows
+        last = steps[-1]
+        yield {"precision": precision, "loss of the last step": round(last.loss, 5),
+               "whole step, ms": round(1e3 * mean, 2), "overflows": int(last.losses.get("overflows", 0))}  # fmt: skip
 
 
 @section(60)
 @torch.no_grad()
-def what_helps(m: Machine) -> list[dict]:
+def what_helps(m: Machine) -> Iterator[dict]:
     """The U-Net of a guided step, with one thing changed at a time."""
-    shape = None
-    rows = []
     ways = {"as built": lambda model: None, "channels last": lambda model: model.unet.to(
         memory_format=torch.channels_last)}  # fmt: skip
     ways |= {f"optimize_for_inference, {p}": lambda model, p=p: optimize_for_inference(model, p) for p in ("no", *HALF)}
@@ -392,35 +383,34 @@ def what_helps(m: Machine) -> list[dict]:
     for name, change in ways.items():
         model = m.sizes.published(m.device)
         change(model)
-        shape = shape or model.latent_shape(model.config.seconds)
+        shape = model.latent_shape(model.config.seconds)
         inputs = (torch.randn(2, *shape, device=m.device), torch.full((2,), 500, device=m.device),
                   torch.randn(2, model.config.unet.condition_dim, device=m.device))  # fmt: skip
         row = {"what": name}
         with _memory(m, row):
             row["ms"] = round(1e3 * m.seconds(partial(model.unet, *inputs)), 3)
-        rows.append(row)
-    return rows
+        yield row
 
 
 @section(180)
-def notebooks(m: Machine) -> list[dict]:
-    """The notebooks by papermill, each in its own process."""
-    rows = []
+def notebooks(m: Machine) -> Iterator[dict]:
+    """The notebooks by papermill, each in its own process; their kernels find the package here, installed or not."""
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
     for name in m.sizes.notebooks:
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-m", "refined_ldm", "notebooks", name, "--out", folder]
             start, left = time.perf_counter(), max(1.0, m.ends - time.monotonic())
             try:
-                done = subprocess.run(command, capture_output=True, text=True, timeout=left)
+                done = subprocess.run(command, capture_output=True, text=True, timeout=left, env=environment)
                 ended = "ran" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["failed"])[-1][:200]
             except subprocess.TimeoutExpired:
                 ended = "did not end in time"
-        rows.append({"notebook": name, "ended": ended, "seconds": round(time.perf_counter() - start, 1)})
-    return rows
+        yield {"notebook": name, "ended": ended, "seconds": round(time.perf_counter() - start, 1)}
 
 
 @section(480)
-def training(m: Machine) -> list[dict]:
+def training(m: Machine) -> Iterator[dict]:
     """Training of the U-Net of launch/tiny_details.yaml from the shipped weights, as long as there is time.
 
     Its learning rate falls to zero in any case, since the number of steps is chosen after 30 of them. The averaged
@@ -452,9 +442,9 @@ def training(m: Machine) -> list[dict]:
     some = max(1, count // 10)
     means = (statistics.mean(part) for part in (losses[:some], losses[-some:]))
     first, last = (round(mean, 5) for mean in means)
-    return [{"batch": settings.batch_size, "steps": count, "of": settings.max_steps, "ms a step": _three(1e3 * pace),
+    yield {"batch": settings.batch_size, "steps": count, "of": settings.max_steps, "ms a step": _three(1e3 * pace),
              "clips": config.clips, "rendering and encoding, s": round(prepared, 1), "loss of the first tenth": first,
-             "of the last tenth": last}]  # fmt: skip
+            "of the last tenth": last}  # fmt: skip
 
 
 def draw(rows: list[dict], path: Path) -> None:
@@ -475,12 +465,16 @@ def draw(rows: list[dict], path: Path) -> None:
     plt.close(figure)
 
 
+class OutOfTime(Exception):
+    """A section reached its limit. No OSError, as TimeoutError is, which reading a cache would take for damage."""
+
+
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError within the block after so many seconds."""
+    """Raise OutOfTime within the block after so many seconds."""
 
     def stop(number, frame):
-        raise TimeoutError(f"stopped after {seconds:.0f} s")
+        raise OutOfTime(f"stopped after {seconds:.0f} s")
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)
@@ -492,7 +486,7 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 def measure(m: Machine, names: list[str], on_line: Callable[[str], None] = print) -> dict:
-    """Run sections and write m.out/gpu.json after each -> its contents. A section that fails is recorded as failed."""
+    """Run sections and write m.out/gpu.json after each -> its contents. A section that fails keeps its first rows."""
     cuda = m.device.type == "cuda"
     found = {
         "machine": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
@@ -509,7 +503,7 @@ def measure(m: Machine, names: list[str], on_line: Callable[[str], None] = print
             m.section_ends = time.monotonic() + left
             try:
                 with time_limit(left):
-                    result["rows"] = function(m)
+                    result["rows"].extend(function(m))
             except Exception as fault:  # noqa: BLE001 the other sections are still worth having
                 result["failed"] = f"{type(fault).__name__}: {fault}"[:300]
         result["seconds"] = round(time.perf_counter() - start, 1)

@@ -31,6 +31,15 @@ def test_what_a_linear_layer_takes_is_what_can_be_counted_by_hand():
     assert gpu.hours(3600, 1e12, 1) == pytest.approx(2) and gpu.hours(3600, 1.0, 7000) == pytest.approx(7)
 
 
+def test_in_half_precision_tensors_are_cast_by_the_lists_of_cuda():
+    def network():
+        return nn.Sequential(nn.Linear(1000, 1000), nn.LayerNorm(1000))
+
+    counted = count(network, lambda layers, batch: layers(torch.randn(batch, 1000)))
+    norm = 4 * (1000 + 2)  # in float32, with its mean and deviation; the CPU's own lists leave it in bfloat16
+    assert counted.half_activations == pytest.approx(2 * 1000 + norm, rel=0.01)
+
+
 def test_caches_on_disk_have_the_bytes_of_the_page(tmp_path, monkeypatch):
     small.use_small_clap(monkeypatch)
     model = RefinedAudioLDM(small.config()).eval()

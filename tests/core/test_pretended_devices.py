@@ -13,6 +13,7 @@ from refined_ldm.evaluation.pitch import Crepe
 from refined_ldm.inference import optimize_for_inference
 from refined_ldm.linear_denoiser import ConditionalLinearDenoiser, GaussianDenoiser
 from refined_ldm.published.swap import fit_film
+from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.vae import latent_scale
 from tests.support import small
 from tests.support.pretended_device import pretend
@@ -104,6 +105,29 @@ def test_the_pitch_tracker(kind):
         for place in ("cpu", kind):
             cents, confidence = tracker.to(kind)(waveform.to(place))
             assert (abs(cents - expected[0]) < 0.1).all() and (abs(confidence - expected[1]) < 1e-4).all()
+
+
+def test_the_unet_can_be_recorded_as_a_cuda_graph(model):
+    """Nothing in it waits for the device or copies from the CPU."""
+    with pretend("cuda") as gpu, torch.no_grad():
+        optimize_for_inference(model.to("cuda"))
+        z, c = torch.randn(2, 2, 8, 4, device="cuda"), torch.randn(2, 12, device="cuda")
+        t = torch.full((2,), 500, device="cuda")
+        gpu.forget()
+        model.unet(z, t, c)
+        assert gpu.operators > 50 and not gpu.waits and not gpu.copies, gpu.report(30)
+
+
+def test_a_model_is_read_and_written_with_a_wait_or_two_for_each_part(model, tmp_path):
+    with pretend("cuda") as gpu:
+        model.to("cuda")
+        gpu.forget()
+        model.save(tmp_path)
+        assert gpu.waits.total() <= 10, gpu.report(30)
+        gpu.forget()
+        loaded = RefinedAudioLDM.load(tmp_path, device="cuda")
+        assert gpu.waits.total() <= 10 and loaded.device.type == "cuda", gpu.report(30)
+    assert all(torch.equal(p, q) for p, q in zip(loaded.unet.parameters(), model.unet.parameters(), strict=True))
 
 
 def test_tensors_come_to_the_cpu_with_one_wait():

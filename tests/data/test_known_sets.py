@@ -11,7 +11,7 @@ from refined_ldm.data.known_sets import KNOWN, detect_known_set, letters_and_dig
 from refined_ldm.data.listing import log_once
 from refined_ldm.data.sources import is_there, open_recordings
 from tests.support import known_trees
-from tests.support.known_trees import TREES, sounds, write
+from tests.support.known_trees import TREES, parquet_files, sounds, write
 
 
 def counts(dataset):
@@ -286,22 +286,8 @@ def test_a_split_of_what_has_none_is_refused(tmp_path):
     assert is_there(f"clotho:{tmp_path}") and not is_there(f"clotho:{tmp_path}/gone")
 
 
-def parquet(path, captions, column="text"):
-    pyarrow = pytest.importorskip("pyarrow", exc_type=ImportError)
-    from pyarrow.parquet import write_table
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sounds(path.parent, *(f"{k}.wav" for k in range(len(captions))))
-    files = [path.parent / f"{k}.wav" for k in range(len(captions))]
-    audio = [{"bytes": file.read_bytes(), "path": file.name} for file in files]
-    write_table(pyarrow.table({"audio": audio, column: captions}), path, row_group_size=2)
-    for file in files:
-        file.unlink()
-
-
 def test_parquet_is_read_in_place(tmp_path):
-    parquet(tmp_path / "data/train-00000-of-00001.parquet", ["Rain", "A dog", "A bell"])
-    parquet(tmp_path / "data/test-00000-of-00001.parquet", [["A horn", "It honks"]])
+    parquet_files(tmp_path)
     assert counts(open_recordings(tmp_path, "train", 0.32)) == (3, 3)
     dataset = open_recordings(tmp_path, seconds=0.32)
     assert counts(dataset) == (4, 5) and dataset[0]["captions"] == ("A horn", "It honks")

@@ -13,6 +13,7 @@ class Gaussian:
     """A perfect denoiser of latents with variance 1 (after the scale): eps = sqrt(1 - alpha_bar) z_t."""
 
     schedule, scale = NoiseSchedule.ldm(), torch.tensor(0.5)
+    weight = torch.zeros(3)  # of a caption's embedding
 
     class clap:
         @staticmethod
@@ -20,7 +21,7 @@ class Gaussian:
             return torch.zeros(len(captions), 3)
 
     def denoise(self, z_t, t, c):
-        return (1 - self.schedule.at(t)).sqrt() * z_t
+        return (1 - self.schedule.at(t)).sqrt() * z_t + (c @ self.weight)[:, None, None, None]
 
 
 def data(seed, clips=32):
@@ -43,6 +44,7 @@ def test_on_a_gpu_and_on_a_mac_the_losses_are_those_of_the_cpu(kind):
     expected = ten_ways(Gaussian(), latents, c, seen, d, c, [0.4])
     with pretend(kind):
         there = Gaussian()
+        there.weight = Gaussian.weight.to(kind)
         there.clap = SimpleNamespace(embed_text=lambda captions: torch.zeros(len(captions), 3, device=kind))
         rows = ten_ways(there, latents.to(kind), c, seen, d, c, [0.4])
     assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in expected], rel=1e-4)

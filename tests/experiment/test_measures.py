@@ -1,5 +1,7 @@
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -8,6 +10,8 @@ from refined_ldm.experiment import measures
 from refined_ldm.experiment.arms import ARMS, Arm, Run
 from refined_ldm.experiment.runs import run_arm
 from refined_ldm.experiment.statistics import collect
+from tests.support.pretended_device import pretend
+from tests.support.small import awake_model
 
 TABLES = Path(__file__).parents[2] / "figures" / "data"
 
@@ -69,6 +73,18 @@ def test_missing_runs_are_named(small):
     with pytest.raises(FileNotFoundError, match="none of the runs of this sweep"):
         measures.guidance_sweep(small, 12)
     assert measures.mels_along_training(small, 12) == {}
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_pictures_along_training_come_from_the_device(kind, tmp_path, monkeypatch):
+    model = awake_model(monkeypatch)
+    weights = tmp_path / "runs" / Run("D", ARMS["D"], 12, 0, "arms").name / "ldm.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.touch()
+    with pretend(kind):
+        there = SimpleNamespace(folder=tmp_path, base=model.to(kind), trained=lambda run: model)
+        (mel,) = measures.mels_along_training(there, 12).values()
+    assert mel.dtype == np.float16 and mel.shape == (32, 16)
 
 
 def test_reference_scores_and_the_order_of_an_oracle_are_measured(trained, monkeypatch):

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from tests.support.recordings import record
 
 CAPTION_COLUMNS = ",".join(f"caption_{k}" for k in range(1, 6))
@@ -142,6 +144,35 @@ def audiofolder(root):
     return root
 
 
+def parquet(path, captions, column="text"):
+    """A file of Hugging Face's `datasets`, a sound for each caption."""
+    pyarrow = pytest.importorskip("pyarrow", exc_type=ImportError)
+    from pyarrow.parquet import write_table
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files = [path.parent / f"{k}.wav" for k in range(len(captions))]
+    sounds(path.parent, *(file.name for file in files))
+    audio = [{"bytes": file.read_bytes(), "path": file.name} for file in files]
+    write_table(pyarrow.table({"audio": audio, column: captions}), path, row_group_size=2)
+    for file in files:
+        file.unlink()
+
+
+def parquet_files(root):
+    """Two splits."""
+    parquet(root / "data/train-00000-of-00001.parquet", ["Rain", "A dog", "A bell"])
+    parquet(root / "data/test-00000-of-00001.parquet", [["A horn", "It honks"]])
+    return root
+
+
+def json_lines(root):
+    """A table of three parts of two sounds."""
+    sounds(root, "rain.wav", "dog.wav")
+    return write(root / "captions.jsonl", '{"file": "rain.wav", "caption": ["Rain", "It pours"]}',
+                 '{"file": "dog.wav", "caption": "A dog", "end": 0.2}',
+                 '{"file": "dog.wav", "caption": "It barks again", "start": 0.2}')  # fmt: skip
+
+
 TREES = {  # name: (builder, {split: (clips, captions)})
     "audiocaps": (audiocaps, {"": (4, 5), "train": (3, 3), "val": (1, 2)}),
     "clotho": (clotho, {"": (4, 20), "train": (2, 10), "development": (2, 10), "validation": (1, 5),
@@ -154,3 +185,4 @@ TREES = {  # name: (builder, {split: (clips, captions)})
     "macs": (macs, {"": (2, 5), "train": (2, 5)}),
     "audiofolder": (audiofolder, {"": (3, 4), "train": (2, 2), "test": (1, 2)}),
 }  # fmt: skip
+OTHERS = {"parquet": (parquet_files, {"": (4, 5), "train": (3, 3)}), "json lines": (json_lines, {"": (3, 4)})}

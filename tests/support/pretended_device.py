@@ -10,11 +10,12 @@ the CPU's. A tag on the storage of a tensor, which its views share, says where i
 Python asks of torch (`.to`, `device=`, `.device`, `.numpy()`), another sees every operator, also those of the backward
 pass and of optimisers. A fault is what a real device refuses: an operator on tensors of two devices, `.numpy()` of a
 tensor that is not on the CPU, a generator of another device, a forked process; on MPS also float64 and operators
-without a kernel. `torch.autocast("cuda")` casts by CUDA's own lists, of torch's header. Counted: operators (about
-the kernels to launch), waits of the CPU for the device, bytes copied.
+without a kernel. `torch.autocast("cuda")` casts by CUDA's own lists, of torch's header. With `tf32` products and
+convolutions round float32 as tensor cores do, where torch lets them. Counted: operators (about the kernels to launch),
+waits of the CPU for the device, bytes copied.
 
-Not pretended: memory, speed, rounding, missing kernels of CUDA, `torch.compile`, several GPUs. A process should pretend
-one device only, since code may cache what it found out about it.
+Not pretended: memory, speed, other rounding, missing kernels of CUDA, `torch.compile`, several GPUs. A process should
+pretend one device only, since code may cache what it found out about it.
 """
 
 import functools
@@ -38,6 +39,7 @@ TAKES_SCALARS = {"where", "masked_fill", "fill", "lerp", "index_put", "_index_pu
 TAKES_CPU_INDICES = {"index", "index_put", "_index_put_impl", "_unsafe_index", "_unsafe_index_put"}
 WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "unique_dim", "_unique2", "unique_consecutive", "equal",
          "repeat_interleave"}  # fmt: skip
+PRODUCTS, CONVOLUTIONS = {"mm", "bmm", "addmm", "baddbmm"}, {"convolution", "convolution_backward"}
 NOT_ON_MPS = (torch.float64, torch.complex128)
 FRIENDS = ("/torch/", "/accelerate/", "/transformers/", "/safetensors/", "/unittest/", "/contextlib.py", "<")
 
@@ -60,6 +62,13 @@ def _tensors(tree):
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor) and leaf.layout == torch.strided]
 
 
+def _rounded(x):
+    """A float32 tensor with the 10 bits of mantissa that tensor cores read; anything else as it is."""
+    if not isinstance(x, torch.Tensor) or x.dtype != torch.float32:
+        return x
+    return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
 def _shares(tensor, others):
     return any(tensor.untyped_storage()._cdata == other.untyped_storage()._cdata for other in others)
 
@@ -78,6 +87,7 @@ class Pretended:
     def __init__(self, type, strict):
         self.type, self.strict, self.device = type, strict, torch.device(type, 0)
         self.faults, self.waits, self.copies, self.operators = Counter(), Counter(), Counter(), 0
+        self.tf32 = False
         self.around = ["cpu"]  # where the functions under way make new tensors
         self.casts, self.process = {}, os.getpid()  # weights that autocast has cast
 
@@ -120,6 +130,11 @@ class Pretended:
             found = " and ".join(f"{', '.join(s[:3])}{', …' * (len(s) > 3)} on {tag}" for tag, s in shapes.items())
             self.fault(f"expected all tensors to be on the same device, but found {found} in {func}")
 
+    def rounds(self, name):
+        """Whether the inputs of an operator are rounded to TF32 as torch is set now."""
+        product = name in PRODUCTS and torch.get_float32_matmul_precision() != "highest"
+        return self.tf32 and (product or name in CONVOLUTIONS and torch.backends.cudnn.allow_tf32)
+
     def report(self, most=8):
         """For people: faults first."""
         lines = [f"{len(self.faults)} faults, {self.operators} operators, {self.waits.total()} waits for the device"]
@@ -143,6 +158,8 @@ class _Operators(TorchDispatchMode):
             gpu.check(func, name, given, tags, args)
             if self._waits(name, args):
                 gpu.waits[_where()] += 1
+            if gpu.rounds(name):
+                args = tree_map(_rounded, args)
             gpu.operators += not func.is_view and name not in ("detach", "lift_fresh", "alias")
             tag = gpu.type
         elif given:
@@ -224,16 +241,21 @@ class _Functions(TorchFunctionMode):
 
 
 @contextmanager
-def pretend(type="cuda", capability=(9, 0), strict=True):
+def pretend(type="cuda", capability=(9, 0), strict=True, tf32=False):
     """Inside there is one GPU -> Pretended. capability: CUDA's; from (8, 0) on there are tensor cores for bfloat16."""
     gpu, library = Pretended(type, strict), torch.library.Library("aten", "IMPL")
     clone, start, end = torch.UntypedStorage.clone, torch.autocast.__init__, torch.autocast.__exit__
-    grouped = torch._C._group_tensors_by_device_and_dtype
+    gpu.tf32, grouped, parsed = tf32, torch._C._group_tensors_by_device_and_dtype, torch._C._nn._parse_to
 
     def clone_tagged(storage):  # copy.deepcopy of a tensor
         copied = clone(storage)
         setattr(copied, TAG, getattr(storage, TAG, "cpu"))
         return copied
+
+    def parse_to(*args, **kwargs):  # of Module.to; C++ sees no tags
+        device, *rest = parsed(*args, **kwargs)
+        like = args and isinstance(args[0], torch.Tensor) and tag_of(args[0]) == type
+        return gpu.device if like else device, *rest
 
     def group_by_tag(*args, **kwargs):  # of optimisers and gradient clipping; C++ sees no tags
         groups = grouped(*args, **kwargs)
@@ -260,6 +282,7 @@ def pretend(type="cuda", capability=(9, 0), strict=True):
                "get_rng_state": torch.ByteTensor(16), "memory_allocated": 0, "max_memory_allocated": 0}  # fmt: skip
     patches = [(torch.UntypedStorage, "clone", clone_tagged), (torch.autocast, "__init__", autocast_on_cpu),
                (torch.autocast, "__exit__", autocast_ends), (torch._C, grouped.__name__, group_by_tag),
+               (torch._C._nn, "_parse_to", parse_to),
                (torch.nn.RNNBase, "flatten_parameters", lambda module: None)]  # fmt: skip
     patches += [(torch.optim.Optimizer, check, lambda optimizer: None) for check in dir(torch.optim.Optimizer)
                 if check.endswith("graph_capture_health_check")]  # fmt: skip

@@ -17,7 +17,7 @@ def run(kind: str, notebook: Path, **parameters) -> list[str]:
 
     matplotlib.use("Agg")
     shell = InteractiveShell.instance()
-    with pretend(kind, strict=False) as device:
+    with pretend(kind, strict=False, tf32=kind == "cuda") as device:
         for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
             if cell["cell_type"] == "code":
                 shell.run_cell("".join(cell["source"])).raise_error()

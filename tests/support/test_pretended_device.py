@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from refined_ldm.devices import allow_tf32, exact_float32
 from tests.support.pretended_device import DeviceFault, pretend
 
 
@@ -37,6 +38,7 @@ def test_what_a_gpu_takes(gpu):
     assert x[torch.tensor([2, 0])].tolist() == [2, 0]  # indices on the CPU
     assert x.to(torch.ones(1)).numpy().tolist() == [0, 1, 2]
     assert x.device == torch.device("cuda", 0) and x.is_cuda and not x.cpu().is_cuda
+    assert all(p.is_cuda for p in nn.Linear(3, 2).to(x).parameters())
     assert copy.deepcopy(x).is_cuda and x.view(3, 1).is_cuda and torch.zeros_like(x).is_cuda
     assert not gpu.faults
 
@@ -97,6 +99,26 @@ def test_autocast_casts_by_the_lists_of_cuda(gpu):
         assert nn.functional.layer_norm(linear(x), (4,)).dtype == torch.float32  # on the CPU it would stay bfloat16
         assert linear(x).sum().dtype == torch.float32
     assert linear(x).dtype == torch.float32
+
+
+def test_tensor_cores_round_float32_unless_torch_is_told_not_to():
+    x, before = torch.randn(64, 64), torch.get_float32_matmul_precision()
+
+    def compute(x):
+        return torch.stack([x @ x, nn.functional.conv1d(x, x[:, :, None])]).cpu()
+
+    expected = compute(x)
+    try:
+        with pretend("cuda", tf32=True):
+            allow_tf32("cuda")
+            found = compute(x.to("cuda"))
+            with exact_float32():
+                exact = compute(x.to("cuda"))
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert torch.equal(exact, expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert 1e-4 < (ours - theirs).norm() / theirs.norm() < 1e-3
 
 
 def test_faults_are_all_noted_if_it_is_not_strict():

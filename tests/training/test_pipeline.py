@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from refined_ldm.audio import save_audio
+from refined_ldm.clap import CLAP_PRESETS
 from refined_ldm.cli import commands as cli
 from refined_ldm.conditioning import CaptionMap
 from refined_ldm.data.caches import Cached
@@ -128,6 +129,13 @@ def test_sounds_condition_the_unet_in_their_share(recordings, tmp_path):
     assert sounds.shape == (10, 12) and np.allclose(np.linalg.norm(sounds, axis=1), 1, atol=1e-2)
     shutil.rmtree(run / "checkpoints" / "ldm"), (run / "ldm.safetensors").unlink()
     assert losses != [step.loss for step in train_stage(RefinedAudioLDM(config), "ldm", run)]
+
+
+def test_clips_are_resampled_as_they_are_loaded_for_a_conditioner_of_another_rate(recordings, tmp_path, monkeypatch):
+    monkeypatch.setitem(CLAP_PRESETS, "tiny-gpt2", replace(small.CLAP, sample_rate=22_050))
+    rates = lambda model, batches, **run: next(iter(batches))["sample_rate"]  # noqa: E731 in place of the training
+    monkeypatch.setattr("refined_ldm.training.pipeline.train_clap", rates)
+    assert list(train_stage(RefinedAudioLDM(settings(recordings)), "clap", tmp_path / "run")) == [22_050] * 4
 
 
 def test_latents_have_unit_variance_and_follow_the_vae(recordings, tmp_path):

@@ -9,7 +9,7 @@ import torch
 
 from refined_ldm.config import STAGES, StageConfig
 from refined_ldm.data.batches import loader
-from refined_ldm.devices import pick_precision
+from refined_ldm.devices import pick_accelerator, pick_precision
 from refined_ldm.discriminators import Discriminators
 from refined_ldm.training.contrasts import train_audio_details, train_text_details
 from refined_ldm.training.inputs import Resampled, cached_clips
@@ -70,10 +70,25 @@ def test_a_stage_trains_and_goes_on(stage, kind, capability, monkeypatch, tmp_pa
         assert [step.index for step in going_on] == [4]
 
 
+def test_the_running_average_is_a_few_operators_however_many_weights_there_are(monkeypatch):
+    counts = []
+    for decay in (0.0, 0.99):
+        model = small.awake_model(monkeypatch, training={"ldm": replace(small.STAGE, ema_decay=decay)})
+        with pretend("cuda", capability=(6, 1)) as gpu:
+            steps = begin(model.to("cuda"), "ldm", "cuda", None, max_steps=2)
+            next(steps)
+            gpu.forget()
+            next(steps)
+            counts.append(gpu.operators)
+        forget_accelerators()
+    assert 0 < counts[1] - counts[0] <= 5, counts
+
+
 def test_clips_for_a_conditioner_of_another_rate_are_resampled_before_the_step(monkeypatch):
     monkeypatch.setattr(small, "CLAP", replace(small.CLAP, sample_rate=22_050))
     model, clips = small.awake_model(monkeypatch), small.clips()
-    within = [step.loss for step in train_clap(copy.deepcopy(model), loader(clips, 4), max_steps=2)]
+    cpu = pick_accelerator("cpu", "no")  # in float32, as that GPU
+    within = [step.loss for step in train_clap(copy.deepcopy(model), loader(clips, 4), max_steps=2, accelerator=cpu)]
     before = loader(Resampled(clips, 16_000, 22_050), 4)
     forget_accelerators()
     with pretend("cuda", capability=(6, 1)) as gpu:
