@@ -304,6 +304,26 @@ def speed() -> str:
 
 
 @writer
+def goals() -> str:
+    """Ratios of one run beside their goals, each with its command."""
+    rows = read("bench_goals").astype(object).where(lambda table: table.notna(), None).to_dict("records")
+    return markdown(
+        ["work", "ours", "beside it", "times as fast", "goal", "command"],
+        [
+            [
+                r["work"],
+                f"{r['seconds']:.3g} s",
+                f"{r['other']}: {r['other_seconds']:.3g} s",
+                f"{r['ratio']:.2f}",
+                f"≥ {r['goal']:g}" if r["goal"] else "–",
+                f"`{r['command']}`",
+            ]
+            for r in rows
+        ],
+    )
+
+
+@writer
 def deep_cache() -> str:
     """What DeepCache changes in the sounds of `tiny`, beside fewer steps."""
     return markdown(

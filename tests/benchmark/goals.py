@@ -22,7 +22,6 @@ from refined_ldm.devices import pick_precision
 from refined_ldm.mel import MelSpectrogram
 from refined_ldm.training.muon import Muon, split_parameters
 from refined_ldm.unet import DeepFeatures, UNet
-from tests.benchmark.against_peers import _awake, _published_model, _unet_inputs
 from tests.benchmark.baselines import diffusers_unet, librosa_log_mel
 
 TABLE = Path(__file__).parents[2] / "figures" / "data" / "bench_goals.csv"
@@ -43,6 +42,8 @@ def start(before=None):
 
 def step(before=None):
     """A guided step of the published U-Net: complete, and the mean of 25 with DeepCache."""
+    from tests.benchmark.against_peers import _awake, _published_model, _unet_inputs
+
     z_t, t, c = _unet_inputs()
     unet, theirs = _published_model().unet, _awake(diffusers_unet())
     deep = DeepFeatures(INTERVAL)
@@ -99,10 +100,11 @@ def seconds(work):
 
 
 def process(arguments, path=None):
-    """CPU seconds of a Python process, with the package of the checkout `path` if it is given."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"} | ({"PYTHONPATH": str(path)} if path else {})
+    """CPU seconds of a Python process in a checkout, by default this one."""
+    path = str(Path(path or Path(__file__).parents[2]).resolve())
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, *arguments], check=True, env=environment, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, *arguments], check=True, cwd=path, env=environment, stdout=subprocess.DEVNULL)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 

@@ -8,6 +8,7 @@ everything, so that a trial takes a second or two.
 
 import argparse
 import errno
+import io
 import os
 import random
 import re
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import redirect_stdout
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -39,6 +41,7 @@ from refined_ldm.model_folder import part_path
 from refined_ldm.published.warm_start import PARTS
 from refined_ldm.tokenizer import TOKENIZERS
 from tests.support import small
+from tests.support.accelerators import forget_accelerators
 
 STEPS = 8
 
@@ -125,6 +128,9 @@ class Campaign:
         self.config = small.config(data=str(self.root / "recordings"), training=training,
                                    discriminators=DiscriminatorsConfig(width=4, periods=(2,), scales=1))  # fmt: skip
         self.config.save(self.root / "small.yaml")
+        with redirect_stdout(io.StringIO()):  # once in this process, so that those forked from it need no imports
+            cli.main([str(a) for a in self.command(self.stages[0], self.root / "warm-up", "--max-steps", "1")])
+        forget_accelerators()
         self.seconds = {}
         for stage in self.stages:
             began = time.perf_counter()
