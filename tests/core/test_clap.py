@@ -148,7 +148,7 @@ def test_one_batch_can_be_learned_and_every_weight_takes_part(name):
     waveform = torch.stack([low, high, noise(40_960), 4 * noise(40_960) * (t % 0.5 < 0.01)])
     captions = ["a low tone", "a high tone", "steady noise", "two clicks a second"]
     optimizer = torch.optim.AdamW(clap.parameters(), lr=1e-3)
-    for _ in range(20):
+    for _ in range(40):
         loss = contrastive_loss(*clap(waveform, 16_000, captions), clap.logit_scale)
         optimizer.zero_grad()
         loss.backward()
