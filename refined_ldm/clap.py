@@ -129,18 +129,24 @@ def _mel_bank(config):
 
 
 def contrastive_loss(
-    audio_embedding: torch.Tensor, text_embedding: torch.Tensor, logit_scale: torch.Tensor
+    audio_embedding: torch.Tensor,
+    text_embedding: torch.Tensor,
+    logit_scale: torch.Tensor,
+    also_right: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return the symmetric InfoNCE loss of a batch: each sound against all captions, each caption against all sounds.
 
     audio_embedding, text_embedding: (B, D) unit norm, pairs in the same row; logit_scale: log of 1 / temperature,
-    clamped to log 100 as in CLIP  ->  scalar, log B at chance. Source: CLIP, Radford et al. 2021, fig. 3.
+    clamped to log 100 as in CLIP  ->  scalar, log B at chance. also_right: (B, B), captions that are true of another
+    sound too, which are left out of its comparison. Source: CLIP, Radford et al. 2021, fig. 3.
 
     Notebook: 02
     """
     with torch.autocast(audio_embedding.device.type, enabled=False):  # logits near 100 need float32
         logits = logit_scale.clamp(max=math.log(100)).exp() * audio_embedding.float() @ text_embedding.float().T
     pair = torch.arange(len(logits), device=logits.device)
+    if also_right is not None:
+        logits = logits.masked_fill(also_right & (pair[:, None] != pair), -torch.inf)
     return (F.cross_entropy(logits, pair) + F.cross_entropy(logits.T, pair)) / 2
 
 

@@ -188,20 +188,6 @@ def may_agree(answers: torch.Tensor) -> torch.Tensor:
     return (equal | unnamed).all(2)
 
 
-def kindred_loss(
-    audio: torch.Tensor, text: torch.Tensor, agree: torch.Tensor, logit_scale: torch.Tensor
-) -> torch.Tensor:
-    """Return the `contrastive_loss` without pairs that may be right as well: agree (B, B), of `may_agree`.
-
-    audio, text: (B, D) unit norm, pairs in the same row; logit_scale as in `contrastive_loss`.
-    """
-    scale = logit_scale.clamp(max=math.log(100)).exp()
-    pair = torch.arange(len(text), device=text.device)
-    also_right = agree & (pair[:, None] != pair)
-    logits = (scale * audio.float() @ text.float().T).masked_fill(also_right, -torch.inf)
-    return (F.cross_entropy(logits, pair) + F.cross_entropy(logits.T, pair)) / 2
-
-
 def nearness_loss(text: torch.Tensor, twins: torch.Tensor, row: torch.Tensor, margin: float = MARGIN) -> torch.Tensor:
     """Return the mean excess over `margin` of the cosine of captions and their twins.
 
@@ -309,7 +295,7 @@ def train_audio_details(
         audio, logits = network(batch["waveform"].to(device))
         answers = sorted_overlaps(answers[: len(own)])
         terms = {
-            "pairs": kindred_loss(audio, own, may_agree(answers), clap.logit_scale),
+            "pairs": contrastive_loss(audio, own, clap.logit_scale, may_agree(answers)),
             "twins": twin_loss(audio, own, others, row, clap.logit_scale),
             "read": probe_loss(logits, answers, named=True),
         }

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from refined_ldm import towers
 from refined_ldm.clap import CLAP_PRESETS
 from refined_ldm.cli import commands as cli
 from refined_ldm.training import pipeline
@@ -23,6 +24,7 @@ def use_small_model(setattr=setattr):
     CLAP_PRESETS["tiny-gpt2"] = small.CLAP
     init = nn.Dropout.__init__
     setattr(nn.Dropout, "__init__", lambda self, p=0.5, inplace=False: init(self, 0.0, inplace))
+    setattr(towers, "DROPOUT", 0.0)
     setattr(nn.BatchNorm2d, "forward", lambda self, x: F.batch_norm(x, self.running_mean, self.running_var,
                                                                     self.weight, self.bias))  # fmt: skip
 

@@ -19,7 +19,6 @@ from refined_ldm.training.contrasts import (
     WrittenClips,
     answers_of,
     draw_twins,
-    kindred_loss,
     may_agree,
     nearness_loss,
     probe_loss,
@@ -124,12 +123,13 @@ def test_captions_agree_unless_they_contradict_each_other():
     assert pairs == {(1, 0), (2, 1), (7, 6)} and agree.diagonal().all() and torch.equal(agree, agree.T)
 
 
-def test_the_kindred_loss_is_the_contrastive_loss_without_what_may_agree():
+def test_what_may_agree_is_left_out_of_the_contrastive_loss():
     torch.manual_seed(0)
     audio, text = (F.normalize(torch.randn(3, 8), dim=1) for _ in range(2))
     scale, alone, agree = torch.tensor(1.0), torch.eye(3, dtype=torch.bool), torch.ones(3, 3, dtype=torch.bool)
-    torch.testing.assert_close(kindred_loss(audio, text, alone, scale), contrastive_loss(audio, text, scale))
-    assert kindred_loss(audio, text, agree, scale) == 0
+    known = contrastive_loss(audio, text, scale)
+    torch.testing.assert_close(contrastive_loss(audio, text, scale, alone), known)
+    assert contrastive_loss(audio, text, scale, agree) == 0 < known
 
 
 def test_batches_are_groups_of_kindred_scenes_and_resume():
