@@ -163,8 +163,8 @@ class RefinedAudioLDM(nn.Module):
         """Generate a sound for each of B captions -> waveforms (B, N) in [-1, 1], N = seconds * 16000.
 
         None takes the configuration's value. The noise of a caption depends on `seed` and the caption alone, on every
-        device, so its sound does not depend on the others, up to rounding (mostly below 1e-3 in float32; 1e-2 of its size in half
-        precision or TF32). Line breaks and control characters in a caption count as spaces.
+        device, so its sound does not depend on the others, up to rounding (mostly below 1e-3 in float32; 1e-2 of its
+        size in half precision or TF32). Line breaks and control characters in a caption count as spaces.
 
         negative_caption: the caption that guidance moves away from. sampler: "dpmpp", "ddim" with its `eta`, or
         "student", which takes 4, 2 or 1 `steps` of one evaluation each, by default 4, with the guidance that it was

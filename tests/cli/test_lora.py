@@ -46,7 +46,7 @@ def test_a_lora_is_trained_and_generates(bells, capsys):
     assert not torch.equal(base, changed)
     assert torch.equal(sound(capsys, "c", "--lora", "run/lora.safetensors:0"), base)
     twice = ["--lora", "run/lora.safetensors:0.5", "run/lora.safetensors:0.5"]
-    assert (sound(capsys, "d", *twice) - changed).abs().max() < 1e-2 < (base - changed).abs().max()
+    assert (sound(capsys, "d", *twice) - changed).abs().max() < 1e-2
     assert train(capsys, "--max-steps", 4, "--lr", 0.05, "--device", "cpu", "--resume")[0] == 0
 
 
