@@ -28,12 +28,12 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from refined_ldm.base.files import atomic_write
 from refined_ldm.clap import Clap, ClapConfig
 from refined_ldm.config import Config, StageConfig, load_config, preset
 from refined_ldm.data.batches import loader
 from refined_ldm.devices import HALF, allow_tf32, exact_float32, pick_accelerator, pick_device, synchronize
 from refined_ldm.discriminators import Discriminators
-from refined_ldm.files import atomic_write
 from refined_ldm.inference import optimize_for_inference
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.training.pipeline import train_stage
