@@ -451,8 +451,12 @@ def iteration_cost() -> str:
 
 def _steps(part: str) -> dict[str, int]:
     """Return the steps of the runs of a part of the plan, by label; branches share the trunk of the longest."""
+
+    def arm(run):
+        return run.label, run.seed
+
     steps = {}
-    for (label, _), runs in groupby((r for r in plan() if r.part == part), key=lambda run: (run.label, run.seed)):
+    for (label, _), runs in groupby(sorted((r for r in plan() if r.part == part), key=arm), key=arm):
         lengths = [run.iterations for run in runs]
         trunk = stable_steps(max(lengths))
         shared = trunk + sum(n - stable_steps(n) for n in lengths)
