@@ -133,7 +133,7 @@ def plan(iterations: int = 1500, seeds: int = 3) -> list[Run]:
         runs += [Run("D, wide", wide[1], long // part, seed, "wide") for part in (10, 6, 3)]
         runs.append(Run("B, wide", wide[0], long, seed, "wide"))
     runs += [Run("B, wide", wide[0], 2 * long, 0, "wide"), Run("D, wide", wide[1], 2 * long // 3, 0, "wide")]
-    # Decays that branch off one trunk a seed: time to target as a curve. The table is balanced wherever this is stopped.
+    # Decays that branch off one trunk a seed: time to target as a curve, and a balanced table wherever it is stopped.
     half = max(1, iterations // 2)
     for labels, lengths in (("DEFGB", (half, iterations)), ("C", (half, iterations)), ("B", (2 * iterations, long)),
                             ("CDEFG", (2 * iterations,))):  # fmt: skip
