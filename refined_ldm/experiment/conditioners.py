@@ -92,15 +92,16 @@ def prepare_conditioners(
         if path.is_file() or name in experiment.files:
             continue
         tower, training = experiment.towers[kind], experiment.config.training
-        clap = replace(training["clap"], max_steps=800, batch_size=32, lr=CLAP_RATES[kind])
-        config = replace(experiment.config, clap=tower, training=training | {"clap": clap})
         common = {"seed": seed, "run_dir": path.with_name(path.stem.removeprefix("clap-")), "resume": True}
-        model = RefinedAudioLDM(config, seed).to(experiment.device)
         if history == "details":
-            model.clap = experiment.trained_clap(kind)
-            details = train_text_details(model.clap, experiment.clips, training["details-text"], **common)
+            clap = experiment.trained_clap(kind)
+            details = train_text_details(clap, experiment.clips, training["details-text"], **common)
             steps = (("details-text", step) for step in details)
         else:
+            settings = replace(training["clap"], max_steps=800, batch_size=32, lr=CLAP_RATES[kind])
+            config = replace(experiment.config, clap=tower, training=training | {"clap": settings})
+            model = RefinedAudioLDM(config, seed).to(experiment.device)
+            clap = model.clap
             steps = train_conditioner(model, experiment.clips, None if history else PRETRAINING[tower], **common)
         with ExitStack() as stack:
             logs = {}
@@ -110,7 +111,7 @@ def prepare_conditioners(
                 logs[stage](step)
                 if on_step:
                     on_step(stage, step)
-        model.clap.save(path)
+        clap.save(path)
 
 
 def embedded_captions(folder: Path, clips: Dataset, embed: Callable[[list[str]], torch.Tensor]) -> Dataset:
