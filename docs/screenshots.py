@@ -15,9 +15,9 @@ from urllib.request import urlopen
 
 import websocket  # of JupyterLab's dependencies
 
+from refined_ldm.base.files import atomic_write
 from refined_ldm.display.app import HOST, serve
 from refined_ldm.evaluation.detail_judge import DetailJudge
-from refined_ldm.files import atomic_write
 from refined_ldm.text_to_audio import RefinedAudioLDM
 
 IMAGES = Path(__file__).parent / "images"

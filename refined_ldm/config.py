@@ -14,10 +14,10 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
+from refined_ldm.base.files import atomic_write, errors_at
+from refined_ldm.base.integers import cast_numbers
 from refined_ldm.discriminators import DiscriminatorsConfig
-from refined_ldm.files import atomic_write, errors_at
 from refined_ldm.hifigan import HiFiGANConfig
-from refined_ldm.integers import cast_numbers
 from refined_ldm.mel import MelConfig
 from refined_ldm.unet import UNetConfig
 from refined_ldm.vae import PatchDiscriminatorConfig, VAEConfig

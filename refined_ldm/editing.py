@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from refined_ldm.audio import SILENT
+from refined_ldm.base.integers import whole_rate
 from refined_ldm.diffusion import add_noise, ddim_sample, ddpm_inversion, dpmpp_sample, noise_like
-from refined_ldm.integers import whole_rate
 from refined_ldm.long_sounds import (
     FADE,
     LONGEST,

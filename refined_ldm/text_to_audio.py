@@ -12,15 +12,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from refined_ldm import diffusion, editing, long_sounds, lora, model_folder, student, variations
+from refined_ldm import diffusion, editing, long_sounds, model_folder, variations
+from refined_ldm.adapters import lora, student
 from refined_ldm.audio import are_finite, check_finite, is_constant, is_silent_waveform, warn_of_silence
+from refined_ldm.base.integers import whole, whole_seed
 from refined_ldm.clap import CLAP_PRESETS, Clap
 from refined_ldm.conditioning import guided_noise
 from refined_ldm.config import Config, preset
 from refined_ldm.devices import fitting_threads
 from refined_ldm.diffusion import NoiseSchedule, ddim_sample, dpmpp_sample, jump_sample, noise_like, to_noise
 from refined_ldm.hifigan import HiFiGAN
-from refined_ldm.integers import whole, whole_seed
 from refined_ldm.linear_denoiser import ConditionalLinearDenoiser, GaussianDenoiser
 from refined_ldm.mel import MelSpectrogram, griffin_lim, is_silent_mel
 from refined_ldm.randomness import caption_generators
@@ -37,7 +38,7 @@ class RefinedAudioLDM(nn.Module):
 
     Some methods are functions of other modules: `load`, `save` (model_folder); `edit`, `inpaint`, `extend`, `loop`,
     `super_resolve` (editing); `generate_long` (long_sounds); `variations`, `interpolate` (variations); `load_lora`,
-    `merge_loras`, `remove_loras` (lora); `load_student` (student).
+    `merge_loras`, `remove_loras` (adapters.lora); `load_student` (adapters.student).
 
     Notebook: 05
     """

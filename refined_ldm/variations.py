@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from refined_ldm.base.integers import whole
 from refined_ldm.editing import Sound, check_strength, from_noise, padded_mel, read_sound, render
-from refined_ldm.integers import whole
 from refined_ldm.long_sounds import Settings, decode, encode, prepare, trained_frames, vocode
 from refined_ldm.tokenizer import one_line
 

@@ -13,8 +13,8 @@ from safetensors.torch import load, save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from refined_ldm.base.files import atomic_write
 from refined_ldm.devices import copy_to_cpu
-from refined_ldm.files import atomic_write
 
 STEP = ":step"  # suffix of the name of a matrix in 8 bits: the float32 tensor that multiplies its rows
 EARLIER_NAMES = {  # pattern: name now

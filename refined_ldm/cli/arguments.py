@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from refined_ldm.base.integers import HIGHEST_RATE, LARGEST_SEED, LOWEST_RATE, integer, real
 from refined_ldm.cli import edit
-from refined_ldm.integers import HIGHEST_RATE, LARGEST_SEED, LOWEST_RATE, integer, real
 
 NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|-inf|-nan", re.IGNORECASE)
 EXAMPLES = {

@@ -67,9 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def generate(options: Namespace) -> None:
     """Write one WAV file for each caption."""
     from refined_ldm.audio import is_silent_waveform
+    from refined_ldm.base.files import check_folder
     from refined_ldm.data.names import SoundFolder, caption_name
     from refined_ldm.devices import pick_device
-    from refined_ldm.files import check_folder
 
     stems = [f"{caption_name(caption.lower())}-{options.seed}" for caption in options.captions]
     check_folder(options.out, [f"{stem}.wav" for stem in stems])
@@ -104,10 +104,10 @@ def infer(options: Namespace) -> None:
     """Write one WAV file for each line of a list of captions."""
     from tqdm import tqdm
 
+    from refined_ldm.base.files import check_folder
     from refined_ldm.config import load_config
     from refined_ldm.data.names import SoundFolder
     from refined_ldm.devices import pick_device
-    from refined_ldm.files import check_folder
     from refined_ldm.published import caption_list
 
     left_out = [] if options.skip_bad else None
@@ -219,13 +219,13 @@ def experiment(options: Namespace) -> None:
     """Train and measure the arms of the experiment, and collect their tables."""
     from tqdm import tqdm
 
+    from refined_ldm.base.files import check_folder
     from refined_ldm.devices import pick_device
     from refined_ldm.experiment.arms import STORED, plan
     from refined_ldm.experiment.conditioners import prepare_conditioners
     from refined_ldm.experiment.protocol import open_experiment
     from refined_ldm.experiment.runs import run_arm
     from refined_ldm.experiment.statistics import collect
-    from refined_ldm.files import check_folder
 
     o, runs = options, plan(options.iterations, options.seeds)
     as_stored = all(getattr(o, name) == STORED[name] for name in ("preset", "iterations", "clips"))
@@ -278,6 +278,7 @@ def verify(options: Namespace) -> None:
 
 def notebooks(options: Namespace) -> None:
     """Execute the notebooks with papermill."""
+    from refined_ldm.base.files import check_folder
     from refined_ldm.cli.notebooks import (
         NOTEBOOKS,
         PATHS,
@@ -287,7 +288,6 @@ def notebooks(options: Namespace) -> None:
         paths_from_here,
     )  # fmt: skip
     from refined_ldm.config import preset
-    from refined_ldm.files import check_folder
 
     given = {name: value if name in PATHS else _literal(value) for name, value in options.p}
     wanted = parameters_for(find_notebooks(options.names), options.preset, paths_from_here(given))

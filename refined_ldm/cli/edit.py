@@ -8,8 +8,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from refined_ldm.base.integers import real
 from refined_ldm.cli.sounds import open_model, optimized, progress, say_written, write_picture
-from refined_ldm.integers import real
 
 if TYPE_CHECKING:
     import torch
@@ -118,9 +118,9 @@ def loop(options: Namespace) -> None:
 def _make(options: Namespace, make: Callable[["RefinedAudioLDM", "torch.Tensor | None", dict], "torch.Tensor"]) -> None:
     """Read the sound, have `make` make another of it, and write that."""
     from refined_ldm.audio import audio_info, load_audio
+    from refined_ldm.base.files import check_folder
     from refined_ldm.data.names import SoundFolder, caption_name
     from refined_ldm.devices import pick_device
-    from refined_ldm.files import check_folder
 
     stem = f"{caption_name(options.input.stem if options.input else options.caption)}-{options.command}-{options.seed}"
     check_folder(options.out, [f"{stem}.wav"])

@@ -17,11 +17,11 @@ import pandas as pd
 import torch
 
 from refined_ldm import display
+from refined_ldm.base.integers import integer
 from refined_ldm.editing import differing_stretch, read_sound
 from refined_ldm.evaluation.detail_judge import DetailJudge
 from refined_ldm.evaluation.edits import CUTOFF, RATE, TASKS, counterfactuals, low_passed
 from refined_ldm.inference import optimize_for_inference
-from refined_ldm.integers import integer
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.weights import weights_digest
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import refined_ldm
+from refined_ldm.base.files import check_folder
+from refined_ldm.base.integers import whole, whole_seed
 from refined_ldm.data.known_sets import named_set
-from refined_ldm.files import check_folder
-from refined_ldm.integers import whole, whole_seed
 
 NOTEBOOKS = Path(refined_ldm.__file__).resolve().parent.parent / "notebooks"
 PATHS = {  # parameters that name a file or a folder

@@ -23,6 +23,8 @@ import pandas as pd
 import torch
 
 from refined_ldm import display
+from refined_ldm.adapters.student import STUDENT_FILE
+from refined_ldm.base.files import atomic_write
 from refined_ldm.clap import Clap
 from refined_ldm.discriminators import Discriminators
 from refined_ldm.evaluation.adherence import class_prompt, fit_probe, measure_adherence, rendered_clips
@@ -31,9 +33,7 @@ from refined_ldm.evaluation.details import select_scenes, twin_choices
 from refined_ldm.evaluation.embeddings.aisfx import Aisfx
 from refined_ldm.evaluation.metrics import recall_at_k, zero_shot
 from refined_ldm.evaluation.pitch import Crepe
-from refined_ldm.files import atomic_write
 from refined_ldm.model_folder import WEIGHTS
-from refined_ldm.student import STUDENT_FILE
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.training.pipeline import DISCRIMINATOR_FILES
 from refined_ldm.vae import PatchDiscriminator

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import torch
 
+from refined_ldm.base.integers import integer
 from refined_ldm.data.caches import CACHED_KEYS, cache_clips
 from refined_ldm.durable.csv_log import CsvLogger
 from refined_ldm.evaluation.detail_judge import JUDGE_CLIPS, JUDGE_TRAINING, JUDGE_WEIGHTS, train_judge
 from refined_ldm.evaluation.details import judge_details, select_scenes
-from refined_ldm.integers import integer
 from refined_ldm.scenes.dataset import SoundScenes
 
 RUN = Path("runs/judge")

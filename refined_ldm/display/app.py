@@ -25,12 +25,12 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware  # noqa: E402
 from starlette.types import ASGIApp, Message, Receive, Scope, Send  # noqa: E402
 
 from refined_ldm.audio import audio_info, is_silent_waveform, load_audio  # noqa: E402
+from refined_ldm.base.integers import LARGEST_SEED, integer, real  # noqa: E402
 from refined_ldm.config import Config  # noqa: E402
 from refined_ldm.display.players import players  # noqa: E402
 from refined_ldm.display.spectrograms import plot_waveform_mels  # noqa: E402
 from refined_ldm.evaluation.description import describe  # noqa: E402
 from refined_ldm.evaluation.detail_judge import DetailJudge  # noqa: E402
-from refined_ldm.integers import LARGEST_SEED, integer, real  # noqa: E402
 from refined_ldm.text_to_audio import RefinedAudioLDM  # noqa: E402
 
 HOST = "127.0.0.1"

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from refined_ldm.audio import load_audio
+from refined_ldm.base.integers import whole
 from refined_ldm.data.tables import field, read_rows
 from refined_ldm.evaluation.metrics import (
     LinearProbe,
@@ -29,7 +30,6 @@ from refined_ldm.evaluation.metrics import (
     label_matrix,
     zero_shot,
 )
-from refined_ldm.integers import whole
 from refined_ldm.scenes.classes import CLASSES
 from refined_ldm.scenes.dataset import KINDS, SoundScenes
 

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 
 from refined_ldm.audio import SILENCE
+from refined_ldm.base.integers import whole, whole_numbers
 from refined_ldm.data.sources import open_recordings
 from refined_ldm.discriminators import stft_loss
 from refined_ldm.evaluation.adherence import Judge, rendered_clips
 from refined_ldm.evaluation.metrics import bootstrap_interval, frechet_distance, kernel_distance
 from refined_ldm.evaluation.pitch import Crepe, pitch_errors, played_notes
 from refined_ldm.evaluation.scores import projection
-from refined_ldm.integers import whole, whole_numbers
 from refined_ldm.mel import griffin_lim
 
 if TYPE_CHECKING:

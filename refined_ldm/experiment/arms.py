@@ -6,7 +6,7 @@ Notebook: 06
 import math
 from dataclasses import dataclass, replace
 
-from refined_ldm.integers import whole
+from refined_ldm.base.integers import whole
 
 RENAMED = {  # settings of arms in records that were written before these names
     "wide": "unet", "weighting": "loss_weighting", "extra_drop": "conditioner_dropout",

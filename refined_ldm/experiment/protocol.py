@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from refined_ldm.base.files import atomic_write
+from refined_ldm.base.integers import whole
 from refined_ldm.clap import CLAP_PRESETS, Clap
 from refined_ldm.config import Config, StageConfig, preset
 from refined_ldm.data.batches import loader
@@ -45,8 +47,6 @@ from refined_ldm.experiment.conditioners import (
     no_embedding,
 )
 from refined_ldm.experiment.pretraining import NAMES
-from refined_ldm.files import atomic_write
-from refined_ldm.integers import whole
 from refined_ldm.randomness import step_seed
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.training.inputs import cached_clips, fit_gaussian

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from refined_ldm.base.files import atomic_write
 from refined_ldm.data.batches import loader
 from refined_ldm.devices import synchronize
 from refined_ldm.durable.csv_log import CsvLogger
@@ -20,7 +21,6 @@ from refined_ldm.evaluation.metrics import share
 from refined_ldm.experiment.arms import BRANCH, Arm, Run
 from refined_ldm.experiment.protocol import GRID, Experiment
 from refined_ldm.experiment.statistics import mean_errors
-from refined_ldm.files import atomic_write
 from refined_ldm.training.loop import Step, stable_steps
 from refined_ldm.training.pipeline import accelerator_of
 from refined_ldm.training.stages import train_ldm

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from refined_ldm.base.files import atomic_write, check_place, check_writable, errors_at, sha256
 from refined_ldm.config import Config
-from refined_ldm.files import atomic_write, check_place, check_writable, errors_at, sha256
 from refined_ldm.hifigan import HiFiGAN
 from refined_ldm.published.audioldm_weights import (
     PIPELINE_PARTS,

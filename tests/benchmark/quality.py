@@ -6,11 +6,11 @@ python -m tests.benchmark --no-peers --quality 48 --out figures
 import numpy as np
 import torch
 
+from refined_ldm.adapters.student import STEPS
 from refined_ldm.evaluation.detail_judge import DetailJudge
 from refined_ldm.evaluation.details import judge_details, select_scenes
 from refined_ldm.evaluation.embeddings.aisfx import Aisfx
 from refined_ldm.evaluation.metrics import frechet_distance, share
-from refined_ldm.student import STEPS
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from tests.benchmark.bench import best_of, peak_memory
 

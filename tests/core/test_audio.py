@@ -10,7 +10,7 @@ import soundfile
 import torch
 
 from refined_ldm.audio import audio_seconds, load_audio, normalize, pad_or_trim, save_audio
-from refined_ldm.lengths import parse_frame
+from refined_ldm.base.lengths import parse_frame
 
 
 def tone(rate: int, hertz: float = 440.0, seconds: float = 0.5) -> np.ndarray:

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch
 
+from refined_ldm.adapters.lora import LoraConfig, save_lora
 from refined_ldm.evaluation import lora
 from refined_ldm.evaluation.detail_judge import DetailJudge
 from refined_ldm.evaluation.details import named_details, select_scenes
 from refined_ldm.evaluation.lora import BASE, LORA, LOSS, distances, measure_forgetting, measure_gain
-from refined_ldm.lora import LoraConfig, save_lora
 from tests.support import small
 
 pytest.importorskip("peft")

@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch import nn
 
+from refined_ldm.adapters.student import STEPS, STUDENT_FILE, read_student
 from refined_ldm.audio import save_audio
 from refined_ldm.config import DistillConfig, load_config, preset
 from refined_ldm.data.caches import Cached
 from refined_ldm.diffusion import CLEAN, NoiseSchedule, dpmpp_sample, jump_sample
 from refined_ldm.linear_denoiser import GaussianDenoiser
-from refined_ldm.student import STEPS, STUDENT_FILE, read_student
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.training import distillation
 from refined_ldm.training.distillation import JUMPS, draw_jumps, jump_losses, train_student, trajectories, trajectory

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from refined_ldm.integers import cast_numbers
+from refined_ldm.base.integers import cast_numbers
 from refined_ldm.weights import read_weights, save_weights
 
 # layers without LoRA: timestep, modulation, first and last
