@@ -112,7 +112,7 @@ def adherence() -> str:
 
 @writer
 def details() -> str:
-    """Share of a caption's details that are right in the sound, by the judge of details."""
+    """Share of a caption's details that are right in the sound, by the detail classifier."""
     names = {
         "class": "the kinds of sound", "nothing else": "these kinds and no other",
         "number up to three": "number: once, twice or three times", "number": "number: all, up to six",
@@ -530,9 +530,9 @@ def branch_hours() -> str:
     stored = runs()[(runs()["iterations"] == LENGTHS[1]) & (runs()["precision"] == "bfloat16")]
     each = stored.groupby("label")["seconds"].min() / LENGTHS[1]  # seconds of an iteration
     seconds = sum(steps * each["C" if label[0] in "BC" else "D"] for label, steps in _steps("branches").items())
-    judging = stored["judging_seconds"].mean() * sum(run.part == "branches" for run in plan())
-    return (f"about {(seconds + judging) / 3600:.0f} hours of one core with fast bfloat16, reckoned from the measured "
-            "seconds of C and D, without the training of the conditioners and the judge of details")  # fmt: skip
+    evaluating = stored["judging_seconds"].mean() * sum(run.part == "branches" for run in plan())
+    return (f"about {(seconds + evaluating) / 3600:.0f} hours of one core with fast bfloat16, reckoned from the "
+            "measured seconds of C and D, without training the conditioners and the detail classifier")  # fmt: skip
 
 
 @writer

@@ -19,7 +19,7 @@ from refined_ldm.devices import copy_to_cpu
 STEP = ":step"  # suffix of the name of a matrix in 8 bits: the float32 tensor that multiplies its rows
 EARLIER_NAMES = {  # pattern: name now
     r"\.reading(?=\.|_norm\.)": ".cross_attention", r"\.nothing$": ".null_token",
-    r"^heard(?=\.)": "classifier", r"^narrow(?=\.)": "projection", r"^whole(?=\.)": "context",  # the judge of details
+    r"^heard(?=\.)": "classifier", r"^narrow(?=\.)": "projection", r"^whole(?=\.)": "context",  # the detail classifier
 }  # fmt: skip
 
 

@@ -237,7 +237,7 @@ def _evaluate(sub):
                      help="measure number, pitch, pace, order, loudness and distance on N captions each (200)")
     sub.add_argument("--embedding", default="aisfx",
                      help="one of aisfx, tiny-gpt2, ms-clap-2023, laion-clap, panns, vggish (aisfx)")
-    sub.shared("--checkpoint", metavar="PATH", help="published file of the embedding; with --details the judge's")
+    sub.shared("--checkpoint", metavar="PATH", help="published file of the embedding; with --details the classifier's")
     sub.add_argument("--captions", type=Path, metavar="CSV",
                      help="table with the columns file and caption, for the files of GENERATED")
     sub.shared("--tokenizer", type=Path)

@@ -36,7 +36,7 @@ def run_arm(
     run: Run,
     out: str | Path,
     resume: bool = False,
-    judge: bool = True,
+    evaluate: bool = True,
     on_step: Callable[[Step], None] | None = None,
 ) -> dict:
     """Train and evaluate one run -> its record, which is written to out/NAME.json beside the run's tables.
@@ -53,7 +53,7 @@ def run_arm(
     if kept.is_file():
         record = json.loads(kept.read_text())
         _check_same_training(record, arm, kept)
-        if judge and arm.guidance != record["arm"]["guidance"]:
+        if evaluate and arm.guidance != record["arm"]["guidance"]:
             record |= {"arm": asdict(arm), **_evaluate_sounds(experiment, experiment.trained(run), out / name)}
             _write_record(record, kept)
         return record
@@ -65,7 +65,7 @@ def run_arm(
     record = {"name": name, "label": run.label, "part": run.part, "seed": seed, "iterations": max_steps,
               "seconds": round(seconds, 1), **mean_errors(pd.DataFrame(rows[-len(GRID):])),
               "arm": asdict(arm), "card": asdict(experiment.card(run, model))}  # fmt: skip
-    if judge:
+    if evaluate:
         record |= _evaluate_sounds(experiment, model, out / name)
     model.save_part("ldm", run_dir)
     if max_steps:

@@ -78,7 +78,7 @@ def test_embeddings_of_captions_and_of_sounds_are_kept_in_the_order_of_the_clips
 def test_conditioners_trained_on_details_start_from_those_that_were_not(monkeypatch, tmp_path):
     use_small_clap(monkeypatch)
     settings = config(seconds=1.28, clips=12, vocoder="griffin_lim")
-    shared = Experiment(tmp_path, settings, RefinedAudioLDM(settings, seed=1), held_out=4, judged=4)
+    shared = Experiment(tmp_path, settings, RefinedAudioLDM(settings, seed=1), held_out=4, test_size=4)
     monkeypatch.setattr(conditioners, "train_conditioner", lambda *args, **kwargs: iter(()))
     seen = []
     prepare_conditioners(shared, [Run("F", ARMS["F"], 2, 0, "arms")], on_step=lambda stage, step: seen.append(stage))

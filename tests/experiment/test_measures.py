@@ -115,7 +115,7 @@ def test_a_summary_has_the_interval_over_seeds(ended):
 @pytest.fixture(scope="module")
 def trained(small, tmp_path_factory):
     """The same after the training of an oracle."""
-    run_arm(small, Run("oracle", Arm("oracle"), 4, 0, "controls"), tmp_path_factory.mktemp("out"), judge=False)
+    run_arm(small, Run("oracle", Arm("oracle"), 4, 0, "controls"), tmp_path_factory.mktemp("out"), evaluate=False)
     return small
 
 

@@ -95,9 +95,9 @@ def test_the_arms_train_on_another_models_latents_with_given_conditioners(monkey
     base = RefinedAudioLDM(settings, seed=1)
     base.clap.save(tmp_path / "ms.safetensors")
     shared = Experiment(tmp_path / "run", settings, base, {"laion": "", "ms": tmp_path / "ms.safetensors"}, held_out=4,
-                        judged=4, probe=96)  # fmt: skip
+                        test_size=4, probe=96)  # fmt: skip
     run = Run("C", replace(ARMS["C"], parameterization="caption-gaussian"), 2, 0, "arms")
-    record = run_arm(shared, run, tmp_path / "out", judge=False)
+    record = run_arm(shared, run, tmp_path / "out", evaluate=False)
     assert record["card"]["width"] == 12 and record["card"]["norm"] == pytest.approx(12**0.5)
     assert shared.model(run.arm, 0, 2)[0].config.clap == "ms-clap-2023"
 
