@@ -18,7 +18,7 @@ from refined_ldm.data.batches import loader
 from refined_ldm.devices import synchronize
 from refined_ldm.durable.csv_log import CsvLogger
 from refined_ldm.evaluation.metrics import share
-from refined_ldm.experiment.arms import Arm, Run
+from refined_ldm.experiment.arms import BRANCH, Arm, Run
 from refined_ldm.experiment.protocol import GRID, Experiment
 from refined_ldm.experiment.statistics import mean_errors
 from refined_ldm.training.loop import Step, stable_steps
@@ -41,11 +41,11 @@ def run_arm(
 ) -> dict:
     """Train and evaluate one run -> its record, which is written to out/NAME.json beside the run's tables.
 
-    NAME-steps.csv: the training loss, mean of every 10 iterations; NAME.csv: the noise error at `eval_steps` and GRID;
-    NAME-classes.csv: the classes found in every clip; NAME-details.csv: the share of captions with each detail right. A
-    finished run is not repeated, an interrupted one continues from its checkpoint, and one with the schedule "wsd"
-    branches off the longest trunk of its arm and seed. Where only the guidance of its arm has changed, its sounds are
-    made and evaluated again. Raises ValueError where the record is of another arm.
+    NAME-steps.csv: the training loss, mean of every 10 iterations; NAME.csv: the noise error at GRID, at `eval_steps`
+    (of a branch: at its end); NAME-classes.csv: the classes found in every clip; NAME-details.csv: the share of
+    captions with each detail right. A finished run is not repeated, an interrupted one continues from its checkpoint,
+    and one with the schedule "wsd" branches off the longest trunk of its arm and seed. Where only the guidance of its
+    arm has changed, its sounds are made and evaluated again. Raises ValueError where the record is of another arm.
     """
     name, arm, seed, max_steps = run.name, run.arm, run.seed, run.iterations
     out, run_dir = Path(out), experiment.folder / "runs" / name
@@ -155,7 +155,8 @@ def _trained(experiment, run, run_dir, resume, on_step):
         rows = _error_rows(experiment.noise_error(model), 0, 0.0)
     if not run.iterations:
         return model, rows, 0.0
-    at, seconds = eval_steps(run.iterations), rows[-1]["seconds"] if rows else 0.0
+    at = set() if run.label.endswith(BRANCH) else eval_steps(run.iterations)
+    seconds = rows[-1]["seconds"] if rows else 0.0
     batches = loader(examples, model.config.training["ldm"].batch_size, run.seed)
     steps = train_ldm(model, batches, seed=run.seed, run_dir=run_dir, resume=resume, accelerator=accelerator)
     with CsvLogger(run_dir / "steps.csv", resume) as write:

@@ -65,6 +65,10 @@ def test_the_plan_names_every_run_once_and_gives_every_arm_its_seeds():
         for iterations in (1500, 6000):
             assert {run.seed for run in runs if (run.label, run.iterations) == (arm, iterations)} == {0, 1, 2}
     assert {run.iterations for run in runs if run.label == "D"} == {0, 150, 300, 500, 600, 1500, 6000}
+    branches = [run for run in runs if run.part == "branches"]
+    assert [(run.label, run.iterations, run.seed) for run in branches[:30]] == [
+        (f"{arm}, wsd", n, seed) for seed in range(3) for n in (750, 1500) for arm in "DEFGB"
+    ]  # balanced at every length
 
 
 def test_all_arms_see_the_same_latents_and_noise(small):
