@@ -33,7 +33,8 @@ REDRAWN_BELOW = 0.6  # of the timesteps: a sound is drawn again with guidance be
 
 
 class RefinedAudioLDM(nn.Module):
-    """Text to audio. Parts: `clap`, `unet`, `vae`, `vocoder`, `mel`, `schedule` and the `latent_scale`.
+    """Text to audio. Parts: `clap`, `unet`, `vae`, `vocoder`, `mel`, `schedule`, the `latent_scale` and, if the
+    model has them, `student` and `matcher`.
 
     Some methods are functions of other modules: `load`, `save` (model_folder); `edit`, `inpaint`, `extend`, `loop`,
     `super_resolve` (editing); `generate_long` (long_sounds); `variations`, `interpolate` (variations); `load_lora`,
@@ -70,6 +71,7 @@ class RefinedAudioLDM(nn.Module):
                 f"{config.unet.embedding_dim}: change unet.embedding_dim"
             )
         self.gaussian, self.student = None, None  # student: a U-Net of `load_student`
+        self.matcher = None  # Matcher, of a model folder that has one
         channels, bins = config.vae.latent_channels, config.mel.n_mels // config.vae.downsampling
         if config.parameterization == "gaussian":
             self.gaussian = GaussianDenoiser(channels, bins)
@@ -171,8 +173,9 @@ class RefinedAudioLDM(nn.Module):
         taught; negative captions and other guidance are its teacher's, "dpmpp". Where the configuration's is the
         student, "dpmpp" takes its place for what it was not taught.
         guidance_interval: the first and the last timestep with guidance; the others take half the time.
-        candidates: sounds per caption, of which the one with the nearest CLAP embedding is kept. A CPU computes a few
-        clips of a small model with one thread, which is the fastest (`devices.fitting_threads`).
+        candidates: sounds per caption, of which the one that fits best by the matcher is kept; without a matcher, or at
+        another length than it learned, the one with the nearest CLAP embedding. A CPU computes a few clips of a small
+        model with one thread, which is the fastest (`devices.fitting_threads`).
         on_step: called with (steps done, steps in all); on_note: called with each message, else they are warnings.
         Raises ValueError for an impossible argument, FloatingPointError for a non-finite result.
 
@@ -196,14 +199,16 @@ class RefinedAudioLDM(nn.Module):
         repeated = [caption for caption in captions for _ in range(candidates)]
         embedding, unconditional = self.clap.embed_text(repeated), self.clap.embed_text([negative_caption])[0]
 
-        def draw(rows, seed, interval):
-            some = [repeated[row] for row in rows]
-            generators = caption_generators(some, seed)
-            noise = noise_like(embedding.new_empty(len(some), *self.latent_shape(seconds)), generators)
+        def sample(rows, seed, interval):
+            generators = caption_generators([repeated[row] for row in rows], seed)
+            noise = noise_like(embedding.new_empty(len(rows), *self.latent_shape(seconds)), generators)
             own = embedding if len(rows) == len(repeated) else embedding[rows]
-            latent = self.sample_latent(
+            return self.sample_latent(
                 own, noise, steps, guidance_scale, unconditional, sampler, eta, generators, on_step, interval
             )
+
+        def hear(latent, rows):
+            some = [repeated[row] for row in rows]
             mel = self.decode(latent)
             waveform = self.to_waveform(mel)[:, : round(seconds * self.config.mel.sample_rate)]
             stages = {"latent": latent, "mel": mel, "waveform": waveform}
@@ -214,7 +219,11 @@ class RefinedAudioLDM(nn.Module):
             return waveform, checks[3:]  # (B, N), (3, B)
 
         interval = self.config.guidance_interval if guidance_interval is None else guidance_interval
-        waveform, silent = draw(list(range(len(repeated))), seed, interval)
+        latent = sample(range(len(repeated)), seed, interval)
+        if candidates > 1 and self.matcher is not None and self.matcher.fits(latent):  # before any is decoded
+            kept = self.best_match(latent, embedding, candidates)
+            latent, embedding, repeated, candidates = latent[kept], embedding[kept], captions, 1
+        waveform, silent = hear(latent, range(len(repeated)))
         # Where there is nearly only noise, guidance turns a sound that is mostly silence into silence.
         interval = (interval[0], max(interval[0], min(interval[1], round(REDRAWN_BELOW * self.schedule.steps))))
         for again in range(1, REDRAWN + 1):
@@ -222,12 +231,18 @@ class RefinedAudioLDM(nn.Module):
                 break
             for row in rows:
                 note(f"the sound of {repeated[row]!r:.60} was silent and is drawn again ({again} of {REDRAWN} times)")
-            waveform[rows], silent[:, rows] = draw(rows, f"{seed}, again {again}", interval)
+            waveform[rows], silent[:, rows] = hear(sample(rows, f"{seed}, again {again}", interval), rows)
         for stage, of_stage in zip(("latent", "mel", "waveform"), silent, strict=True):
             warn_of_silence(stage, of_stage, repeated)
         if candidates == 1:
             return waveform
         return self.nearest(waveform, embedding, candidates)
+
+    def best_match(self, latent: torch.Tensor, embedding: torch.Tensor, candidates: int) -> torch.Tensor:
+        """Of every `candidates` latents in (B * candidates, C, T, F), the row that fits its caption best (B,)."""
+        fit = self.matcher(latent, torch.arange(len(latent), device=latent.device), embedding)
+        best = fit.view(-1, candidates).argmax(1)
+        return candidates * torch.arange(len(best), device=best.device) + best
 
     def nearest(self, waveform: torch.Tensor, embedding: torch.Tensor, candidates: int) -> torch.Tensor:
         """Of every `candidates` waveforms in (B * candidates, N), the one nearest to its embedding -> (B, N)."""
