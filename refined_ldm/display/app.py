@@ -63,7 +63,7 @@ def in_one_line(function: Callable) -> Callable:
 
 
 class Functions:
-    """What the buttons do: the values of the fields -> what the page shows.
+    """The functions of the buttons: the values of the fields -> what the page shows.
 
     An empty number takes the model's default, as an option that is not given does in the shell.
     """
@@ -149,7 +149,7 @@ class Functions:
 
     @in_one_line
     def describe_sound(self, sound: str, caption: str) -> Described:
-        """What the detail classifier finds in a sound, and which words of its caption the model does not know."""
+        """Describe a sound by the detail classifier, and name the words of its caption that the model does not know."""
         waveform = self._read(sound, self.classifier.mel.config.sample_rate)
         rows = [[round(one.second, 2), one.name, round(one.probability, 2), one.number, one.pitch, one.pace,
                  "yes" if one.distant else ""] for one in describe(self.classifier, waveform)]  # fmt: skip
