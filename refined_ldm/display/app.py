@@ -28,6 +28,7 @@ from refined_ldm.audio import audio_info, is_silent_waveform, load_audio  # noqa
 from refined_ldm.config import Config  # noqa: E402
 from refined_ldm.display.players import players  # noqa: E402
 from refined_ldm.display.spectrograms import plot_waveform_mels  # noqa: E402
+from refined_ldm.editing import METHODS  # noqa: E402
 from refined_ldm.evaluation.description import describe  # noqa: E402
 from refined_ldm.evaluation.detail_judge import DetailJudge  # noqa: E402
 from refined_ldm.integers import LARGEST_SEED, integer, real  # noqa: E402
@@ -40,7 +41,7 @@ THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monos
 COMPARED = 12  # sounds at most
 COLUMNS = ("at (s)", "sound", "probability", "number", "pitch", "pace", "far")  # of the judge's table
 JUDGE = (
-    "The judge is a small network that learned the 32 classes of the included scenes from rendered sounds of 2.56 s. "
+    "A small network looks for the 32 classes of the included scenes, which it learned from rendered sounds of 2.56 s. "
     "Of other sounds it names the nearest of these classes."
 )
 PROGRESS = gr.Progress()  # as a default it makes gradio hand the page's own to a function
@@ -149,13 +150,13 @@ class Functions:
 
     @in_one_line
     def judge_sound(self, sound: str, caption: str) -> Judged:
-        """What the judge of details finds in a sound, and which words of its caption the model does not know."""
+        """Name the classes and details in a sound, and the words of its caption that the model was not trained on."""
         waveform = self._read(sound, self.judge.mel.config.sample_rate)
         rows = [[round(one.second, 2), one.name, round(one.probability, 2), one.number, one.pitch, one.pace,
                  "yes" if one.distant else ""] for one in describe(self.judge, waveform)]  # fmt: skip
         notes = self.model.unfamiliar([caption]) if caption else []
         if not rows:
-            notes.append("the judge finds none of its 32 classes in this sound")
+            notes.append("none of the 32 classes is in this sound")
         return rows, self._draw({caption: waveform}), _lines(notes)
 
     def _make(self, make, before, title, negative, seed, guidance, steps, candidates, progress):
@@ -227,7 +228,7 @@ def page(functions: Functions) -> gr.Blocks:
                 with gr.Column():
                     made = _made()
                     with gr.Row():
-                        edit_it, judge_it = gr.Button("Edit this sound"), gr.Button("What does the judge hear?")
+                        edit_it, judge_it = gr.Button("Edit this sound"), gr.Button("Analyse this sound")
                 inputs = [caption, seconds, *settings]
                 gr.on([button.click, caption.submit], functions.generate, inputs, made, api_name="generate", **alone)
             with gr.Tab("Edit", id="edit"), gr.Row():
@@ -249,13 +250,13 @@ def page(functions: Functions) -> gr.Blocks:
                 button = gr.Button("Compare", variant="primary")
                 compared = [_plot(), gr.HTML(label="sounds"), _notes()]
                 button.click(functions.compare, asked, compared, api_name="compare", **alone)
-            with gr.Tab("What the judge hears", id="judge"), gr.Row():
+            with gr.Tab("Analyse", id="judge"), gr.Row():
                 with gr.Column():
                     judged, about = _sound(), gr.Textbox("", label="caption it was made from, if any")
-                    button = gr.Button("Judge", variant="primary")
+                    button = gr.Button("Analyse", variant="primary")
                     gr.Markdown(JUDGE)
                 with gr.Column():
-                    found = [gr.Dataframe(headers=list(COLUMNS), label="what it finds", interactive=False),
+                    found = [gr.Dataframe(headers=list(COLUMNS), label="classes in the sound", interactive=False),
                              _plot(), _notes()]  # fmt: skip
                 button.click(functions.judge_sound, [judged, about], found, api_name="judge", **alone)
         edit_it.click(lambda of: (gr.Tabs(selected="edit"), of), made[0], [tabs, sound], **hidden)
@@ -270,9 +271,10 @@ def _edit_tabs(config: Config) -> dict[str, tuple[gr.Button, list]]:
     own = {}
     with gr.Tab("Change"):
         fields = [gr.Slider(0, 1, 0.6, label="strength", info="0 keeps the sound, 1 only its level"),
-                  gr.Radio(["sdedit", "inversion"], value="sdedit", label="method",
-                           info="inversion keeps more of the sound, and takes longer"),
-                  gr.Textbox("", label="caption of the sound as it is, for inversion")]  # fmt: skip
+                  gr.Radio(METHODS, value="sdedit", label="method",
+                           info="inversion keeps more of the sound, and takes longer; diffedit is inversion in the "
+                           "one stretch in which the captions differ"),
+                  gr.Textbox("", label="caption of the sound as it is, for inversion and diffedit")]  # fmt: skip
         own["edit"] = gr.Button("Change", variant="primary"), fields
     with gr.Tab("Redraw"):
         with gr.Row():
