@@ -29,6 +29,7 @@ from refined_ldm.base.integers import LARGEST_SEED, integer, real  # noqa: E402
 from refined_ldm.config import Config  # noqa: E402
 from refined_ldm.display.players import players  # noqa: E402
 from refined_ldm.display.spectrograms import plot_waveform_mels  # noqa: E402
+from refined_ldm.editing import METHODS  # noqa: E402
 from refined_ldm.evaluation.description import describe  # noqa: E402
 from refined_ldm.evaluation.detail_classifier import DetailClassifier  # noqa: E402
 from refined_ldm.text_to_audio import RefinedAudioLDM  # noqa: E402
@@ -40,13 +41,13 @@ THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monos
 COMPARED = 12  # sounds at most
 COLUMNS = ("at (s)", "sound", "probability", "number", "pitch", "pace", "far")  # of the table of a sound's events
 CLASSIFIER = (
-    "A small network finds the sounds. It learned the 32 classes of the included scenes from rendered sounds of "
-    "2.56 s. Of other sounds it names the nearest of these classes."
+    "A small network looks for the 32 classes of the included scenes, which it learned from rendered sounds of 2.56 s. "
+    "Of other sounds it names the nearest of these classes."
 )
 PROGRESS = gr.Progress()  # as a default it makes gradio hand the page's own to a function
 
 Made = tuple[tuple[int, np.ndarray], Figure, str]  # sample rate and 16-bit samples (N,), spectrograms, notes
-Described = tuple[list[list], Figure, str]  # rows of COLUMNS, spectrogram, notes
+Analysed = tuple[list[list], Figure, str]  # rows of COLUMNS, spectrogram, notes
 
 
 def in_one_line(function: Callable) -> Callable:
@@ -148,14 +149,14 @@ class Functions:
         return figure, players(list(made.values()), list(made), self.rate, len(columns)), _lines(notes)
 
     @in_one_line
-    def describe_sound(self, sound: str, caption: str) -> Described:
-        """Describe a sound by the detail classifier, and name the words of its caption that the model does not know."""
+    def analyse_sound(self, sound: str, caption: str) -> Analysed:
+        """Name the classes and details in a sound, and the words of its caption that the model was not trained on."""
         waveform = self._read(sound, self.classifier.mel.config.sample_rate)
         rows = [[round(one.second, 2), one.name, round(one.probability, 2), one.number, one.pitch, one.pace,
                  "yes" if one.distant else ""] for one in describe(self.classifier, waveform)]  # fmt: skip
         notes = self.model.unfamiliar([caption]) if caption else []
         if not rows:
-            notes.append("none of its 32 classes was found in this sound")
+            notes.append("none of the 32 classes is in this sound")
         return rows, self._draw({caption: waveform}), _lines(notes)
 
     def _make(self, make, before, title, negative, seed, guidance, steps, candidates, progress):
@@ -227,7 +228,7 @@ def page(functions: Functions) -> gr.Blocks:
                 with gr.Column():
                     made = _made()
                     with gr.Row():
-                        edit_it, describe_it = gr.Button("Edit this sound"), gr.Button("What is in this sound?")
+                        edit_it, analyse_it = gr.Button("Edit this sound"), gr.Button("Analyse this sound")
                 inputs = [caption, seconds, *settings]
                 gr.on([button.click, caption.submit], functions.generate, inputs, made, api_name="generate", **alone)
             with gr.Tab("Edit", id="edit"), gr.Row():
@@ -249,22 +250,22 @@ def page(functions: Functions) -> gr.Blocks:
                 button = gr.Button("Compare", variant="primary")
                 compared = [_plot(), gr.HTML(label="sounds"), _notes()]
                 button.click(functions.compare, asked, compared, api_name="compare", **alone)
-            with gr.Tab("Describe", id="describe"), gr.Row():
+            with gr.Tab("Analyse", id="analyse"), gr.Row():
                 with gr.Column():
-                    described, about = _sound(), gr.Textbox("", label="caption it was made from, if any")
-                    button = gr.Button("Describe", variant="primary")
+                    analysed, about = _sound(), gr.Textbox("", label="caption it was made from, if any")
+                    button = gr.Button("Analyse", variant="primary")
                     gr.Markdown(CLASSIFIER)
                 with gr.Column():
-                    found = [gr.Dataframe(headers=list(COLUMNS), label="what it finds", interactive=False),
+                    found = [gr.Dataframe(headers=list(COLUMNS), label="classes in the sound", interactive=False),
                              _plot(), _notes()]  # fmt: skip
-                button.click(functions.describe_sound, [described, about], found, api_name="describe", **alone)
+                button.click(functions.analyse_sound, [analysed, about], found, api_name="analyse", **alone)
         edit_it.click(lambda of: (gr.Tabs(selected="edit"), of), made[0], [tabs, sound], **hidden)
-        describe_it.click(
-            lambda of, said: (gr.Tabs(selected="describe"), of, said),
+        analyse_it.click(
+            lambda of, said: (gr.Tabs(selected="analyse"), of, said),
             [made[0], caption],
-            [tabs, described, about],
+            [tabs, analysed, about],
             **hidden,
-        ).then(functions.describe_sound, [described, about], found, api_visibility="private", **alone)
+        ).then(functions.analyse_sound, [analysed, about], found, api_visibility="private", **alone)
     return blocks
 
 
@@ -273,9 +274,10 @@ def _edit_tabs(config: Config) -> dict[str, tuple[gr.Button, list]]:
     own = {}
     with gr.Tab("Change"):
         fields = [gr.Slider(0, 1, 0.6, label="strength", info="0 keeps the sound, 1 only its level"),
-                  gr.Radio(["sdedit", "inversion"], value="sdedit", label="method",
-                           info="inversion keeps more of the sound, and takes longer"),
-                  gr.Textbox("", label="caption of the sound as it is, for inversion")]  # fmt: skip
+                  gr.Radio(METHODS, value="sdedit", label="method",
+                           info="inversion keeps more of the sound, and takes longer; diffedit is inversion in the "
+                           "one stretch in which the captions differ"),
+                  gr.Textbox("", label="caption of the sound as it is, for inversion and diffedit")]  # fmt: skip
         own["edit"] = gr.Button("Change", variant="primary"), fields
     with gr.Tab("Redraw"):
         with gr.Row():

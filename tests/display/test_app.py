@@ -67,6 +67,7 @@ def test_a_sound_made_through_the_api_is_that_of_the_model(served):
 
 @pytest.mark.parametrize("name, arguments, samples", [
     ("edit", ["rain", 0.6, "sdedit", ""], 5120), ("edit", ["rain", 0.6, "inversion", "wind"], 5120),
+    ("edit", ["rain", 0.6, "diffedit", "wind"], 5120),
     ("inpaint", ["rain", "0.1", "", "", ""], 5120), ("inpaint", ["rain", "", "", "2000", ""], 5120),
     ("extend", ["rain", 0.1], 6720), ("upsample", ["rain", "4000"], 5120), ("loop", ["rain", ""], 5120),
 ])  # fmt: skip
@@ -79,7 +80,7 @@ def test_seeds_and_guidances_are_side_by_side_and_the_classifier_answers(served,
     client = served[2]
     picture, sounds, _ = client.predict("rain", "0, 1", "1, 3", 0.3, "", "1", api_name="/compare")
     assert picture["plot"].startswith("data:image/") and sounds.count("<audio") == 4 and "seed 1, guidance 3" in sounds
-    table, picture, _ = client.predict(sound, "", api_name="/describe")
+    table, picture, _ = client.predict(sound, "", api_name="/analyse")
     assert table["headers"] == list(app.COLUMNS) and picture["plot"].startswith("data:image/")
 
 
