@@ -116,7 +116,7 @@ def normalize(waveform: torch.Tensor) -> torch.Tensor:
 def _checked(path: str | Path | PathLike) -> Path | PathLike:
     path = Path(path) if isinstance(path, str) else path
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such sound file")
+        raise FileNotFoundError(f"{path}: {'this is a folder' if path.is_dir() else 'no such sound file'}")
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: the file is empty (0 bytes)")
     return path

@@ -134,7 +134,7 @@ def pick_accelerator(device: torch.device | str, precision: str | None = None) -
     """The Accelerator of this process; it keeps an earlier one's settings and the precision of `accelerate launch`.
 
     precision: that of the run to resume; None: `pick_precision`. In fp16 every `Learner` scales its own loss. Raises
-    ValueError where Accelerate is told to share the weights among processes: shards are not saved.
+    ValueError where Accelerate is configured to share the weights among processes: shards are not saved.
     """
     from accelerate import Accelerator
     from accelerate.state import is_initialized

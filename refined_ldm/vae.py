@@ -193,6 +193,10 @@ class MelVAE(nn.Module):
 
     def __init__(self, config: VAEConfig = VAEConfig()):
         super().__init__()
+        if config.channels % config.norm_groups:
+            raise ValueError(
+                f"a VAE of {config.channels} channels does not divide into {config.norm_groups} norm_groups"
+            )
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)

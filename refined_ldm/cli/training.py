@@ -161,14 +161,14 @@ def _train_student(options, signals):
     from refined_ldm.adapters.student import STUDENT_FILE
     from refined_ldm.config import load_config, preset
     from refined_ldm.published.warm_start import is_model
-    from refined_ldm.training.distillation import STAGE, check_student_run, settings_of, train_student
+    from refined_ldm.training.distillation import STAGE, check_student_run, distill_config, train_student
 
     _refuse_with(options, "distill", "stage", "conditioner", "keep")
     config = load_config(options.config) if options.config else preset(options.preset or "tiny")
     options.reload_from_ckpt = options.reload_from_ckpt or config.start_from
     if not options.data and not is_model(_base_path(options)):
         raise ValueError("--distill samples the captions of a data set: give it with --data")
-    settings = replace(settings_of(config), **_given(options))
+    settings = replace(distill_config(config), **_given(options))
 
     def steps(model, run_dir, on_clips):
         with progress(desc="trajectories") as sampled:

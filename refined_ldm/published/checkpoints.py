@@ -79,7 +79,8 @@ def _tensors(path):
     key = ".".join(keys) or None
     tensors = {str(k): v for k, v in held.items() if isinstance(v, torch.Tensor)} if isinstance(held, dict) else {}
     if not tensors:
-        what = f"a dict of {', '.join(map(str, list(held)[:5]))}" if isinstance(held, dict) else type(held).__name__
+        names = ", ".join(map(str, list(held)[:5])) if isinstance(held, dict) else ""
+        what = f"a dict of {names or 'nothing'}" if isinstance(held, dict) else type(held).__name__
         raise ValueError(f"{path} was refused: it holds {what} where tensors by name were expected")
     return key, tensors
 

@@ -42,7 +42,7 @@ TOGETHER, IN_A_PART = 32, 256  # trajectories sampled at once, and in one part o
 JUMPS = [(0, 1), (1, 2), (2, 3), (3, 4), (0, 2), (2, 4), (0, 4), (0, 4)]
 
 
-def settings_of(config: Config) -> DistillConfig:
+def distill_config(config: Config) -> DistillConfig:
     """Return the settings of the distillation in a configuration."""
     return config.training.get(STAGE, DistillConfig())
 
@@ -183,7 +183,7 @@ def train_student(
     Notebook: 09
     """
     run_dir, seed = Path(run_dir), whole_seed(seed)
-    settings = settings or settings_of(model.config)
+    settings = settings or distill_config(model.config)
     check_student_run(model.config, run_dir, resume)
     model.schedule.timesteps(settings.teacher_steps)  # too many are refused before the clips are rendered
     file, base = run_dir / STUDENT_FILE, model.digest()

@@ -99,6 +99,14 @@ def test_notebooks_end_within_their_section_and_their_kernels_find_the_package(t
     assert seen == [(name, str(ROOT)) for name in ("01", "02", "03")]
 
 
+@pytest.mark.slow
+def test_a_notebook_runs_by_papermill(tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    machine = gpu.Machine(torch.device("cpu"), replace(gpu.SMALL, notebooks=("01",)), time.monotonic() + 1800, tmp_path)
+    (row,) = gpu.notebooks(machine)
+    assert row["ended"] == "ran", row
+
+
 def test_the_training_is_that_of_the_shipped_weights_and_fits_the_time(tmp_path, monkeypatch):
     config = gpu.Sizes().details(tmp_path)
     assert config.start_from and config.training["ldm"].max_steps > 1000 and (ROOT / config.start_from).is_dir()

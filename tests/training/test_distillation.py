@@ -189,10 +189,10 @@ def test_too_many_steps_of_the_teacher_are_refused_before_any_clip_is_made(base,
 def test_settings_come_from_the_configuration(tmp_path):
     file = tmp_path / "own.yaml"
     file.write_text("preset: tiny\ntraining:\n  distill: {max_steps: 7, rank: 3, teacher_steps: 20}\n")
-    settings = distillation.settings_of(load_config(file))
+    settings = distillation.distill_config(load_config(file))
     assert (settings.max_steps, settings.rank, settings.teacher_steps) == (7, 3, 20)
-    assert distillation.settings_of(small.config()) == DistillConfig()
-    assert distillation.settings_of(preset("paper")).trajectories > 0
+    assert distillation.distill_config(small.config()) == DistillConfig()
+    assert distillation.distill_config(preset("paper")).trajectories > 0
     for wrong, message in (
         ("teacher_steps: 10", "multiple of 4"),
         ("rank: 0", "rank"),
