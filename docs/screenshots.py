@@ -15,9 +15,9 @@ from urllib.request import urlopen
 
 import websocket  # of JupyterLab's dependencies
 
+from refined_ldm.base.files import atomic_write
 from refined_ldm.display.app import HOST, serve
-from refined_ldm.evaluation.detail_judge import DetailJudge
-from refined_ldm.files import atomic_write
+from refined_ldm.evaluation.detail_classifier import DetailClassifier
 from refined_ldm.text_to_audio import RefinedAudioLDM
 
 IMAGES = Path(__file__).parent / "images"
@@ -89,7 +89,7 @@ class Browser:
 
 
 def use(browser: Browser, address: str) -> None:
-    """Generate a sound, redraw a part of it, have it judged and compare seeds; a picture of each."""
+    """Generate a sound, redraw a part of it, describe it and compare seeds; a picture of each."""
     browser.send("Page.navigate", url=address)
     browser.wait("all('button.primary', 'Generate').length", 300)
     browser.run(f"fill('steps', '{STEPS}'); click('button.primary', 'Generate')")
@@ -99,15 +99,15 @@ def use(browser: Browser, address: str) -> None:
     browser.wait("all('button', 'Redraw').length")
     browser.run("click('button', 'Redraw')")
     browser.wait("all('label', 'from (s)').length")
-    browser.run("fill('caption of the new sound', 'a dog barks, then a bird chirps'); fill('from (s)', '1.2')")
+    browser.run("fill('caption of the new sound', 'a dog barks, then a bird chirps'); fill('from (s)', '0.9')")
     browser.run(f"fill('steps', '{STEPS}'); click('button.primary', 'Redraw')")
     browser.wait(PICTURE)
     browser.shoot("app_edit")
     browser.run("click('button', 'Generate')")
-    browser.wait("all('button', 'Analyse this sound').length")
-    browser.run("click('button', 'Analyse this sound')")
-    browser.wait(f"all('button.primary', 'Analyse').length && {PICTURE} && all('td').length > 3")
-    browser.shoot("app_judge")
+    browser.wait("all('button', 'What is in this sound').length")
+    browser.run("click('button', 'What is in this sound')")
+    browser.wait(f"all('button.primary', 'Describe').length && {PICTURE} && all('td').length > 3")
+    browser.shoot("app_describe")
     browser.run("click('button', 'Compare')")
     browser.wait("all('button.primary', 'Compare').length")
     browser.run(f"fill('steps', '{STEPS}'); click('button.primary', 'Compare')")
@@ -121,7 +121,7 @@ def main() -> None:
         free.bind((HOST, 0))
         port = free.getsockname()[1]
     with (
-        serve(RefinedAudioLDM.from_preset("tiny"), DetailJudge.load(), port) as address,
+        serve(RefinedAudioLDM.from_preset("tiny"), DetailClassifier.load(), port) as address,
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
     ):
         browser = Browser(folder)

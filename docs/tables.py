@@ -18,7 +18,16 @@ from refined_ldm.config import preset
 from refined_ldm.evaluation.budget import WAYS
 from refined_ldm.experiment.arms import BRANCH, STORED, plan
 from refined_ldm.experiment.ledger import read_ledger
-from refined_ldm.experiment.measures import arms_compared, encoder_effects, ended, targets_reached
+from refined_ldm.experiment.measures import (
+    DETAILS,
+    arms_compared,
+    branch_effects,
+    branches_compared,
+    encoder_effects,
+    ended,
+    plateau,
+    targets_reached,
+)
 from refined_ldm.experiment.statistics import collect, unequal
 from refined_ldm.training.loop import stable_steps
 
@@ -103,7 +112,7 @@ def adherence() -> str:
 
 @writer
 def details() -> str:
-    """Share of a caption's details that are right in the sound, by the judge of details."""
+    """Share of a caption's details that are right in the sound, by the detail classifier."""
     names = {
         "class": "the kinds of sound", "nothing else": "these kinds and no other",
         "number up to three": "number: once, twice or three times", "number": "number: all, up to six",
@@ -372,6 +381,7 @@ ARM_ROWS = {  # conditioner, training
     "G": ("LAION-style, trained on details", "our recipe"),
 }
 MEASURES = {"error_250": ("noise error", 4), "frechet": ("Fréchet distance", 1), "recall": ("class recall", 3)}
+NOT_RUN = "\n\nNot run yet.\n\n"
 LENGTHS = (STORED["iterations"], 4 * STORED["iterations"])
 
 
@@ -391,7 +401,7 @@ def arms() -> str:
         header += [f"{name}, {n:,} iterations ({precision})" for name, _ in MEASURES.values()]
         columns += [(rows, column, decimals) for column, (_, decimals) in MEASURES.items()]
     real = read("06_bounds").set_index("sound").loc["other real clips"]
-    lines = [[label, *names, *(_seeds(label, *of) for of in columns)] for label, names in ARM_ROWS.items()]
+    lines = [[label, *ARM_ROWS[label], *(_seeds(label, *of) for of in columns)] for label in "ABCDE"]
     lines.append(["other real clips", "", "", *2 * ["–", f"{real['frechet']:.1f}", f"{real['recall']:.3f}"]])
     return markdown(header, lines)
 
@@ -405,6 +415,56 @@ def _seeds(label: str, rows: pd.DataFrame, column: str, decimals: int) -> str:
     if len(values) == 1:
         return f"{values.iloc[0]:.{decimals}f}, one seed"
     return spread(values.mean(), values.min(), values.max(), decimals)
+
+
+@writer
+def branches() -> str:
+    """Arms B to G by length, from branches of one trunk a seed: all measures, with the details that are right."""
+    table, decimals = branches_compared(runs()), {name: d for name, (_, d) in MEASURES.items()}
+    lines = [
+        [label, *ARM_ROWS[label], f"{n:,}", len(rows)]
+        + [_seeds(label, rows, column, decimals.get(column, 2)) for column in (*MEASURES, *DETAILS)]
+        for (label, n), rows in table.groupby(["label", "iterations"])
+    ]
+    header = [
+        "arm",
+        "conditioner",
+        "training",
+        "iterations",
+        "seeds",
+        *(name for name, _ in MEASURES.values()),
+        *DETAILS,
+    ]
+    return markdown(header, lines) if lines else NOT_RUN
+
+
+@writer
+def effects() -> str:
+    """What the conditioner changes in every measure, seed by seed, at every length of the branches."""
+    table, decimals, lines = branch_effects(branches_compared(runs())), dict.fromkeys(DETAILS, 2), []
+    decimals |= {name: d + (name == "error_250") for name, (_, d) in MEASURES.items()}
+    for (difference, n), group in table.groupby(["difference", "iterations"], sort=False):
+        cells = {}
+        for r in group.to_dict("records"):
+            low, value, high = (
+                f"{r[k]:+.{decimals[r['measure']]}f}".replace("-", "−") for k in ("low", "mean", "high")
+            )
+            cells[r["measure"]] = value if r["seeds"] == 1 else f"{value} ({low} to {high})"
+        lines.append([difference.replace("-", "minus"), f"{n:,}", group["seeds"].iloc[0], *cells.values()])
+    header = ["arms", "iterations", "seeds", *(name for name, _ in MEASURES.values()), *DETAILS]
+    return markdown(header, lines) if lines else NOT_RUN
+
+
+@writer
+def doublings() -> str:
+    """What each doubling of the baseline's iterations gained, and the factor of the recipe at that length."""
+    lines = []
+    for n, group in plateau(runs()).groupby("iterations"):
+        cells = [
+            f"{r['gained']:+.0%}; {'at least ' * r['at least']}{r['factor']:.1f}" for r in group.to_dict("records")
+        ]
+        lines.append([f"{n // 2:,} to {n:,}", group["seeds"].iloc[0], *cells])
+    return markdown(["iterations of B", "seeds", *(name for name, _ in MEASURES.values())], lines) if lines else NOT_RUN
 
 
 @writer
@@ -451,8 +511,12 @@ def iteration_cost() -> str:
 
 def _steps(part: str) -> dict[str, int]:
     """Return the steps of the runs of a part of the plan, by label; branches share the trunk of the longest."""
+
+    def arm(run):
+        return run.label, run.seed
+
     steps = {}
-    for (label, _), runs in groupby((r for r in plan() if r.part == part), key=lambda run: (run.label, run.seed)):
+    for (label, _), runs in groupby(sorted((r for r in plan() if r.part == part), key=arm), key=arm):
         lengths = [run.iterations for run in runs]
         trunk = stable_steps(max(lengths))
         shared = trunk + sum(n - stable_steps(n) for n in lengths)
@@ -466,9 +530,9 @@ def branch_hours() -> str:
     stored = runs()[(runs()["iterations"] == LENGTHS[1]) & (runs()["precision"] == "bfloat16")]
     each = stored.groupby("label")["seconds"].min() / LENGTHS[1]  # seconds of an iteration
     seconds = sum(steps * each["C" if label[0] in "BC" else "D"] for label, steps in _steps("branches").items())
-    judging = stored["judging_seconds"].mean() * sum(run.part == "branches" for run in plan())
-    return (f"about {(seconds + judging) / 3600:.0f} hours of one core with fast bfloat16, reckoned from the measured "
-            "seconds of C and D, without the training of the conditioners and the judge of details")  # fmt: skip
+    evaluating = stored["judging_seconds"].mean() * sum(run.part == "branches" for run in plan())
+    return (f"about {(seconds + evaluating) / 3600:.0f} hours of one core with fast bfloat16, reckoned from the "
+            "measured seconds of C and D, without training the conditioners and the detail classifier")  # fmt: skip
 
 
 @writer

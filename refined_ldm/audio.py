@@ -18,9 +18,9 @@ import soxr
 import torch
 import torch.nn.functional as F
 
-from refined_ldm.files import atomic_write
-from refined_ldm.integers import HIGHEST_RATE, LOWEST_RATE, whole, whole_rate
-from refined_ldm.lengths import Announced, Mpeg, check_ogg, holds_several, parse_frame, walk_mpeg
+from refined_ldm.base.files import atomic_write
+from refined_ldm.base.integers import HIGHEST_RATE, LOWEST_RATE, whole, whole_rate
+from refined_ldm.base.lengths import Announced, Mpeg, check_ogg, holds_several, parse_frame, walk_mpeg
 
 STREAMED = 0x7F000000  # bytes; headers written before the length was known announce this much or more
 SILENCE = 1e-5  # a third of one 16-bit step: peaks below it are rounding noise, not sound
@@ -116,7 +116,7 @@ def normalize(waveform: torch.Tensor) -> torch.Tensor:
 def _checked(path: str | Path | PathLike) -> Path | PathLike:
     path = Path(path) if isinstance(path, str) else path
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such sound file")
+        raise FileNotFoundError(f"{path}: {'this is a folder' if path.is_dir() else 'no such sound file'}")
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: the file is empty (0 bytes)")
     return path

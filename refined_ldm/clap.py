@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from refined_ldm.integers import cast_numbers, whole_rate
+from refined_ldm.base.integers import cast_numbers, whole_rate
 from refined_ldm.mel import mel_filterbank
 from refined_ldm.tokenizer import TOKENIZERS
 from refined_ldm.towers import HTSAT, TEXT_TOWERS

@@ -5,19 +5,18 @@ Notebook: 03
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import get_type_hints
 
 import yaml
 
+from refined_ldm.base.files import atomic_write, errors_at
+from refined_ldm.base.integers import cast_numbers
+from refined_ldm.base.plain_yaml import cast, leaves, plain, read_yaml
 from refined_ldm.discriminators import DiscriminatorsConfig
-from refined_ldm.files import atomic_write, errors_at
 from refined_ldm.hifigan import HiFiGANConfig
-from refined_ldm.integers import cast_numbers
 from refined_ldm.mel import MelConfig
 from refined_ldm.unet import UNetConfig
 from refined_ldm.vae import PatchDiscriminatorConfig, VAEConfig
@@ -30,7 +29,6 @@ STAGES = ("vae", "clap", "details-text", "details-audio", "ldm", "hifigan")
 LR_SCHEDULES = ("cosine", "wsd", "constant")
 TIMESTEPS = ("stratified", "uniform", "noisy")
 LOSS_WEIGHTINGS = ("prediction", "eps")
-LARGEST_NUMBER = 1e12  # of all settings; larger ones fail later, without the name of the setting
 
 MADE_BY = {  # the settings that the weights of a finished part depend on
     "vae": ("mel", "vae"),
@@ -227,16 +225,7 @@ class Config:
     def save(self, path: str | Path) -> None:
         """Write all fields as YAML; `load_config` returns an equal Config."""
         with atomic_write(path) as temporary:
-            temporary.write_text(yaml.safe_dump(_plain(asdict(self)), sort_keys=False))
-
-
-def leaves(tree: dict, above: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted path, value) of every leaf of nested settings; a list is a leaf."""
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from leaves(value, f"{above}{name}.")
-        else:
-            yield f"{above}{name}", value
+            temporary.write_text(yaml.safe_dump(plain(asdict(self)), sort_keys=False))
 
 
 def _one_of(name, value, choices):
@@ -292,11 +281,6 @@ def preset(name: str, **changes) -> Config:
     return replace(load_config(FOLDER / f"{name}.yaml"), name=name).changed(**changes)
 
 
-LARGEST = 1 << 20  # bytes of a YAML file
-# errors of the YAML library
-YAML_FAULTS = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
-
-
 def load_config(path: str | Path) -> Config:
     """Load a YAML file: all or some fields of a Config, or `preset: NAME` and the fields to change.
 
@@ -308,15 +292,7 @@ def load_config(path: str | Path) -> Config:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no configuration at {path}")
-    if path.stat().st_size > LARGEST:
-        raise ValueError(f"{path} is no configuration: it has {path.stat().st_size} bytes, {LARGEST} are the most")
-    try:
-        written = yaml.safe_load(path.read_text(encoding="utf-8"))
-        _refuse_bomb(written)
-    except (yaml.YAMLError, *YAML_FAULTS) as fault:
-        raise ValueError(f"{path} is not plain YAML: {' '.join(str(fault).split())}") from fault
-    if not isinstance(written, dict):
-        raise ValueError(f"{path} must hold settings by name, got {type(written).__name__}")
+    written = read_yaml(path)
     from refined_ldm.published.audioldm_yaml import convert_config, is_published
 
     if is_published(written):
@@ -326,18 +302,6 @@ def load_config(path: str | Path) -> Config:
     with errors_at(path):
         base = preset(written.pop("preset")) if "preset" in written else Config()
     return _merge(base, written, str(path))
-
-
-def _refuse_bomb(tree, most=10_000, deepest=40):
-    """Raise ValueError if a tree is too large for settings, as nested YAML anchors can make it."""
-    waiting, size = [(tree, 0)], 0
-    while waiting:
-        value, depth = waiting.pop()
-        size += 1 + (len(value) // 64 if isinstance(value, str | bytes) else 0)
-        if size > most or depth > deepest:
-            raise ValueError(f"it has more than {most} values, or values more than {deepest} deep in others")
-        inner = [*value.keys(), *value.values()] if isinstance(value, dict) else value
-        waiting += [(v, depth + 1) for v in inner] if isinstance(inner, list | tuple | set) else []
 
 
 def _merge(base, written, where):
@@ -359,7 +323,7 @@ def _merge(base, written, where):
                 raise ValueError(f"{at}: unknown stage {', '.join(map(str, unknown))}; there are {', '.join(now)}")
             changes[key] = {**now, **{stage: _merge(now[stage], v, f"{at}.{stage}") for stage, v in value.items()}}
         else:
-            changes[key] = _cast(value, kinds[key], at)
+            changes[key] = cast(value, kinds[key], at)
     with errors_at(where):
         return dataclasses.replace(base, **changes)
 
@@ -381,35 +345,3 @@ def _renamed(written, known):
             key, value = RENAMED[key], "prediction" if (key, value) == ("weighting", "own") else value
         now[key] = value
     return now
-
-
-def _cast(value, kind, where):
-    """Return `value` from YAML as `kind`; whole floats and integers are interchangeable, lists become tuples."""
-    if isinstance(kind, UnionType):
-        if value is None:
-            return None
-        kind = next(k for k in get_args(kind) if k is not type(None))
-    if get_origin(kind) is tuple and isinstance(value, list):
-        inner = get_args(kind)
-        inner = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
-        if len(inner) != len(value):
-            raise ValueError(f"{where} must have {len(inner)} values, got {value!r:.80}")
-        return tuple(_cast(v, k, where) for v, k in zip(value, inner, strict=True))
-    if kind in (int, float) and isinstance(value, str):  # YAML reads 1e-4, without a point, as a string
-        with suppress(ValueError):
-            value = float(value)
-    if (
-        kind in (int, float) and type(value) in (int, float) and not abs(value) < LARGEST_NUMBER
-    ):  # also infinity and NaN
-        raise ValueError(f"{where} must be a number below {LARGEST_NUMBER:.0e}, got {value!r:.80}")
-    if kind is float and type(value) is int or kind is int and type(value) is float and value.is_integer():
-        value = kind(value)
-    if type(value) is not kind:
-        raise ValueError(f"{where} must be {getattr(kind, '__name__', kind)}, got {value!r:.80}")
-    return value
-
-
-def _plain(value):
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

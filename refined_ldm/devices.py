@@ -134,7 +134,7 @@ def pick_accelerator(device: torch.device | str, precision: str | None = None) -
     """The Accelerator of this process; it keeps an earlier one's settings and the precision of `accelerate launch`.
 
     precision: that of the run to resume; None: `pick_precision`. In fp16 every `Learner` scales its own loss. Raises
-    ValueError for FSDP, whose shards are not saved.
+    ValueError where Accelerate is configured to share the weights among processes: shards are not saved.
     """
     from accelerate import Accelerator
     from accelerate.state import is_initialized
@@ -152,10 +152,10 @@ def pick_accelerator(device: torch.device | str, precision: str | None = None) -
     batches = DataLoaderConfiguration(split_batches=True, non_blocking=True)
     accelerator = Accelerator(dataloader_config=batches, **settings)
     accelerator.scaler = None
-    if accelerator.distributed_type == DistributedType.FSDP:
+    if accelerator.distributed_type in {DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM}:
         raise ValueError(
-            "training with FSDP is not supported, its shards are not saved: take launch/bf16.yaml, since the published "
-            "U-Net fits on every GPU"
+            f"training with {accelerator.distributed_type.value} is not supported, its shards are not saved: take "
+            "launch/bf16.yaml, since the published U-Net fits on every GPU"
         )
     return accelerator
 

@@ -14,7 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from refined_ldm.integers import whole
+from refined_ldm.base.integers import whole
 from refined_ldm.randomness import draw
 
 Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]  # z_t (B, C, T, F), t (B,), c (B, D) -> eps (B, C, T, F)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from refined_ldm.integers import cast_numbers
+from refined_ldm.base.integers import cast_numbers
 
 Output = tuple[Tensor, list[Tensor]]  # logits (B, L), feature maps of every layer
 

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from refined_ldm.audio import SILENT
+from refined_ldm.base.integers import number, whole_rate
 from refined_ldm.diffusion import add_noise, ddim_sample, ddpm_inversion, dpmpp_sample, noise_like
-from refined_ldm.integers import whole_rate
 from refined_ldm.long_sounds import (
     FADE,
     LONGEST,
@@ -113,11 +113,6 @@ def from_noise(
     )  # fmt: skip
 
 
-def check_strength(strength: float) -> None:
-    if not 0 <= strength <= 1:
-        raise ValueError(f"strength must be between 0, which keeps the sound, and 1, got {strength}")
-
-
 @torch.no_grad()
 def edit(
     model: nn.Module,
@@ -141,7 +136,7 @@ def edit(
     Notebook: 07
     """
     sound = read_sound(model, waveform, sample_rate)
-    check_strength(strength)
+    strength = number("strength", strength, 0, 1)
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     source = one_line(source_caption)
@@ -237,12 +232,14 @@ def inpaint(
     seconds = len(sound.waveform) / rate
     if start is None and end is None and band is None:
         raise ValueError("say what to redraw: start and end in s, a band (low, high) in Hz, or both")
-    start, end = 0.0 if start is None else start, seconds if end is None else end
+    start = number("start and end (s)", 0.0 if start is None else start)
+    end = number("start and end (s)", seconds if end is None else end)
     if not 0 <= start < end <= seconds or round(start * rate) == round(end * rate):
         raise ValueError(
             f"start and end must lie within the sound, 0 to {seconds:g} s, start first, a sample or more apart: "
             f"got {start}, {end}"
         )
+    band = None if band is None else tuple(number("band (Hz)", hz) for hz in band)
     if band is not None and not (len(band) == 2 and 0 <= band[0] < band[1] <= top):
         raise ValueError(f"band must be (low, high) within 0 to {top:g} Hz, got {band}")
     return _redraw(model, sound, caption, round(start * rate), round(end * rate), band, settings)
@@ -322,7 +319,7 @@ def extend(
     """Continue a sound (N,) by `seconds` -> waveform, of which the first N' samples are the sound. See `inpaint`."""
     sound = read_sound(model, waveform, sample_rate)
     samples, rate = len(sound.waveform), model.config.mel.sample_rate
-    if not 1 / rate <= seconds <= LONGEST - samples / rate:
+    if not 1 / rate <= number("seconds", seconds) <= LONGEST - samples / rate:
         raise ValueError(f"seconds, by which the sound is continued, must be above 0, up to {LONGEST} s in all, "
                          f"got {seconds}")  # fmt: skip
     more = samples + round(seconds * rate)
@@ -348,7 +345,7 @@ def super_resolve(
         raise ValueError(f"a sound of {rate} Hz or more may have every frequency that the model makes: give the cutoff "
                          "in Hz above which it has none")  # fmt: skip
     cutoff = 0.45 * sample_rate if cutoff is None else cutoff
-    if not 0 < cutoff < top:
+    if not 0 < number("cutoff", cutoff) < top:
         raise ValueError(f"cutoff must be between 0 and {top:g} Hz, got {cutoff}")
     return inpaint(model, waveform, caption, band=(cutoff, top), sample_rate=sample_rate, **settings)
 

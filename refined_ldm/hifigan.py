@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from refined_ldm.integers import cast_numbers
+from refined_ldm.base.integers import cast_numbers
 from refined_ldm.mel import LDM_MEL, MelConfig, griffin_lim, match_mel
 
 

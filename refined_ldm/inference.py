@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from refined_ldm.base.integers import whole
 from refined_ldm.devices import HALF, allow_tf32, pick_precision
-from refined_ldm.integers import whole
 
 LARGE_MAP = 4096  # positions (T x F) from which Winograd is faster, measured on a CPU without bfloat16
 WIDE = 64  # channels, likewise

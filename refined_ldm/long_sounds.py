@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from refined_ldm.audio import are_finite, check_finite, is_silent_waveform, warn_of_silence
+from refined_ldm.base.integers import number, whole, whole_seed
 from refined_ldm.diffusion import Denoiser, dpmpp_sample, noise_like
-from refined_ldm.integers import whole, whole_seed
 from refined_ldm.randomness import caption_generators
 from refined_ldm.tokenizer import one_line
 
@@ -234,8 +234,7 @@ def generate_long(model: nn.Module, captions: Captions, seconds: float, **settin
     The latent is denoised in overlapping windows of the training's length, so that memory hardly grows with `seconds`.
     One caption and one window give the sound of `generate`.
     """
-    if not 0.01 <= seconds <= LONGEST:
-        raise ValueError(f"seconds must be between 0.01 and {LONGEST}, got {seconds}")
+    seconds = number("seconds", seconds, 0.01, LONGEST)
     _along_time(captions, seconds)
     sampling = prepare(model, captions, model.latent_shape(seconds)[1], **settings)
     denoise = multidiffusion(sampling.denoise, trained_frames(model), sampling.regions)
@@ -257,8 +256,7 @@ def generate_loop(model: nn.Module, caption: str, seconds: float | None = None, 
     seconds, hop = config.seconds if seconds is None else seconds, mel.hop_length * config.vae.downsampling
     unit = config.unet.downsampling
     least = unit * hop / mel.sample_rate
-    if not least <= seconds <= LONGEST:
-        raise ValueError(f"seconds must be between {least:g} and {LONGEST}, got {seconds}")
+    seconds = number("seconds", seconds, least, LONGEST)
     frames = round(seconds * mel.sample_rate / hop)
     sampling = prepare(model, one_line(caption), frames, **settings)
     window = min(trained_frames(model), frames // unit * unit)

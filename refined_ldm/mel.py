@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from refined_ldm.integers import cast_numbers, whole, whole_rate
+from refined_ldm.base.integers import cast_numbers, whole, whole_rate
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,9 @@ class MelConfig:
         cast_numbers(self)
         whole_rate(self.sample_rate)
         if self.hop_length < 1 or self.hop_length > self.n_fft or (self.n_fft - self.hop_length) % 2:
-            raise ValueError(f"n_fft - hop_length must be even and >= 0, got {self.n_fft} - {self.hop_length}")
+            raise ValueError(
+                f"hop_length must be 1 or more, n_fft larger by an even number, got {self.hop_length} and {self.n_fft}"
+            )
         if not 0 <= self.fmin < self.fmax <= self.sample_rate / 2:
             raise ValueError(f"0 <= fmin < fmax <= {self.sample_rate / 2} Hz, got {self.fmin} and {self.fmax}")
 

@@ -3,7 +3,6 @@
 Notebook: 05
 """
 
-import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -12,15 +11,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from refined_ldm import diffusion, editing, long_sounds, lora, model_folder, student, variations
+from refined_ldm import diffusion, editing, long_sounds, model_folder, variations
+from refined_ldm.adapters import lora, student
 from refined_ldm.audio import are_finite, check_finite, is_constant, is_silent_waveform, warn_of_silence
+from refined_ldm.base.integers import number, whole, whole_seed
 from refined_ldm.clap import CLAP_PRESETS, Clap
 from refined_ldm.conditioning import guided_noise
 from refined_ldm.config import Config, preset
 from refined_ldm.devices import fitting_threads
 from refined_ldm.diffusion import NoiseSchedule, ddim_sample, dpmpp_sample, jump_sample, noise_like, to_noise
 from refined_ldm.hifigan import HiFiGAN
-from refined_ldm.integers import whole, whole_seed
 from refined_ldm.linear_denoiser import ConditionalLinearDenoiser, GaussianDenoiser
 from refined_ldm.mel import MelSpectrogram, griffin_lim, is_silent_mel
 from refined_ldm.randomness import caption_generators
@@ -37,7 +37,7 @@ class RefinedAudioLDM(nn.Module):
 
     Some methods are functions of other modules: `load`, `save` (model_folder); `edit`, `inpaint`, `extend`, `loop`,
     `super_resolve` (editing); `generate_long` (long_sounds); `variations`, `interpolate` (variations); `load_lora`,
-    `merge_loras`, `remove_loras` (lora); `load_student` (student).
+    `merge_loras`, `remove_loras` (adapters.lora); `load_student` (adapters.student).
 
     Notebook: 05
     """
@@ -187,10 +187,7 @@ class RefinedAudioLDM(nn.Module):
         sampler = student.pick_sampler(self, sampler, steps, {**taught, "negative_caption": negative_caption or None})
         seconds = self.config.seconds if seconds is None else seconds
         candidates = self.config.candidates if candidates is None else candidates
-        if not 0.01 <= seconds <= 120:
-            raise ValueError(f"seconds must be between 0.01 and 120, got {seconds}")
-        if not 0 <= eta <= 1:
-            raise ValueError(f"eta must be between 0 and 1, got {eta}")
+        seconds, eta = number("seconds", seconds, 0.01, 120), number("eta", eta, 0, 1)
         candidates, seed = whole("candidates", candidates, 1), whole_seed(seed)
         captions, negative_caption = [one_line(caption) for caption in captions], one_line(negative_caption)
         note = on_note or (lambda message: warnings.warn(message, stacklevel=4))
@@ -296,9 +293,7 @@ class RefinedAudioLDM(nn.Module):
         them the CPU waits for the device at each call to read `t`, unless there is guidance at every timestep. deep:
         features that the calls reuse, one sampling's. Raises ValueError for an impossible argument.
         """
-        guidance = self.config.guidance_scale if guidance_scale is None else guidance_scale
-        if not math.isfinite(guidance):
-            raise ValueError(f"guidance_scale must be a finite number, got {guidance}")
+        guidance = number("guidance_scale", self.config.guidance_scale if guidance_scale is None else guidance_scale)
         interval = self.config.guidance_interval if guidance_interval is None else guidance_interval
         interval = tuple(whole("guidance_interval", t, 0) for t in interval)
         if len(interval) != 2 or interval[0] > interval[1]:

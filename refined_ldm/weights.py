@@ -13,13 +13,13 @@ from safetensors.torch import load, save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from refined_ldm.base.files import atomic_write
 from refined_ldm.devices import copy_to_cpu
-from refined_ldm.files import atomic_write
 
 STEP = ":step"  # suffix of the name of a matrix in 8 bits: the float32 tensor that multiplies its rows
 EARLIER_NAMES = {  # pattern: name now
     r"\.reading(?=\.|_norm\.)": ".cross_attention", r"\.nothing$": ".null_token",
-    r"^heard(?=\.)": "classifier", r"^narrow(?=\.)": "projection", r"^whole(?=\.)": "context",  # the judge of details
+    r"^heard(?=\.)": "classifier", r"^narrow(?=\.)": "projection", r"^whole(?=\.)": "context",  # the detail classifier
 }  # fmt: skip
 
 

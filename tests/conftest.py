@@ -21,7 +21,7 @@ torch.set_num_threads(min(2, torch.get_num_threads()))
 def quick():
     """Nothing waits for the disk, as no test cuts the power; the installed vocabulary is read once, not by each model.
 
-    That a file is flushed before it gets its name is tested in tests/core/test_files.py.
+    That a file is flushed before it gets its name is tested in tests/base/test_files.py.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)

@@ -19,11 +19,11 @@ def app(options: Namespace) -> None:
         raise ModuleNotFoundError(
             f"{missing.name} is not installed, which this needs: pip install 'refined-audio-ldm[app]'"
         ) from missing
-    from refined_ldm.evaluation.detail_judge import DetailJudge
+    from refined_ldm.evaluation.detail_classifier import DetailClassifier
 
     page.check_port(options.port)
     model = optimized(open_model(options, pick_device(options.device)), options)
-    with page.serve(model, DetailJudge.load(), options.port) as address:
+    with page.serve(model, DetailClassifier.load(), options.port) as address:
         print(f"{address} (Ctrl+C stops it)", flush=True)
         if not options.no_browser:
             webbrowser.open(address)

@@ -67,9 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def generate(options: Namespace) -> None:
     """Write one WAV file for each caption."""
     from refined_ldm.audio import is_silent_waveform
+    from refined_ldm.base.files import check_folder
     from refined_ldm.data.names import SoundFolder, caption_name
     from refined_ldm.devices import pick_device
-    from refined_ldm.files import check_folder
 
     stems = [f"{caption_name(caption.lower())}-{options.seed}" for caption in options.captions]
     check_folder(options.out, [f"{stem}.wav" for stem in stems])
@@ -104,10 +104,10 @@ def infer(options: Namespace) -> None:
     """Write one WAV file for each line of a list of captions."""
     from tqdm import tqdm
 
+    from refined_ldm.base.files import check_folder
     from refined_ldm.config import load_config
     from refined_ldm.data.names import SoundFolder
     from refined_ldm.devices import pick_device
-    from refined_ldm.files import check_folder
     from refined_ldm.published import caption_list
 
     left_out = [] if options.skip_bad else None
@@ -141,7 +141,7 @@ def evaluate(options: Namespace) -> None:
     from refined_ldm.evaluation.folders import compare_folders
 
     if options.generated is None or options.reference is None:
-        raise ValueError("give two folders, GENERATED and REFERENCE, or --details to judge a model")
+        raise ValueError("give two folders, GENERATED and REFERENCE, or --details to measure a model")
     if options.out:
         check_result(options.out, b'{\n "generated": {')
     bars = {}
@@ -167,22 +167,22 @@ def evaluate(options: Namespace) -> None:
 
 def _evaluate_details(options):
     from refined_ldm.devices import pick_device
-    from refined_ldm.evaluation.detail_judge import DetailJudge
+    from refined_ldm.evaluation.detail_classifier import DetailClassifier
     from refined_ldm.evaluation.details import detail_table, select_scenes, show_table
     from refined_ldm.text_to_audio import RefinedAudioLDM
 
     if options.reference is not None:
-        raise ValueError(f"--details judges one model: leave out {options.reference}, or --details to compare folders")
+        raise ValueError(f"--details measures one model: leave out {options.reference}, or --details to compare")
     if given := [name for name, default in OF_FOLDERS.items() if getattr(options, name) != default]:
         raise ValueError(f"--{given[0].replace('_', '-')} is about two folders: leave it out, or --details")
     if options.out:
         check_result(options.out, b"detail,sound,")
-    judge, device = DetailJudge.load(options.checkpoint), pick_device(options.device)
+    classifier, device = DetailClassifier.load(options.checkpoint), pick_device(options.device)
     folder = options.generated
     model = RefinedAudioLDM.load(folder, device) if folder else RefinedAudioLDM.from_preset("tiny", device)
     with progress(desc="clips") as on_clips:
         scenes = select_scenes(options.details, seconds=model.config.seconds)
-        rows = detail_table(judge, model, scenes, options.seed, on_clips)
+        rows = detail_table(classifier, model, scenes, options.seed, on_clips)
     if options.out:
         write_table(options.out, rows)
     print(json.dumps(rows, indent=1) if options.json else show_table(rows))
@@ -203,10 +203,10 @@ def budget(options: Namespace) -> None:
         check_result(options.out, ",".join(field.name for field in fields(Cost)).encode())
     model = open_model(options, pick_device(options.device))
     recordings = read_recordings(options.recordings, model.config.seconds) if options.recordings else None
-    judge, tracker = Aisfx.load(), None if options.recordings else Crepe.load()
+    embed, tracker = Aisfx.load(), None if options.recordings else Crepe.load()
     with tqdm(total=len(WAYS), unit="way", disable=None) as bar:
         costs = error_budget(
-            model, judge, tracker, options.clips, options.seed, not options.no_whole, recordings,
+            model, embed, tracker, options.clips, options.seed, not options.no_whole, recordings,
             lambda way: bar.update(),
         )  # fmt: skip
     rows = [asdict(cost) for cost in costs]
@@ -219,13 +219,13 @@ def experiment(options: Namespace) -> None:
     """Train and measure the arms of the experiment, and collect their tables."""
     from tqdm import tqdm
 
+    from refined_ldm.base.files import check_folder
     from refined_ldm.devices import pick_device
     from refined_ldm.experiment.arms import STORED, plan
     from refined_ldm.experiment.conditioners import prepare_conditioners
     from refined_ldm.experiment.protocol import open_experiment
     from refined_ldm.experiment.runs import run_arm
     from refined_ldm.experiment.statistics import collect
-    from refined_ldm.files import check_folder
 
     o, runs = options, plan(options.iterations, options.seeds)
     as_stored = all(getattr(o, name) == STORED[name] for name in ("preset", "iterations", "clips"))
@@ -278,6 +278,7 @@ def verify(options: Namespace) -> None:
 
 def notebooks(options: Namespace) -> None:
     """Execute the notebooks with papermill."""
+    from refined_ldm.base.files import check_folder
     from refined_ldm.cli.notebooks import (
         NOTEBOOKS,
         PATHS,
@@ -287,7 +288,6 @@ def notebooks(options: Namespace) -> None:
         paths_from_here,
     )  # fmt: skip
     from refined_ldm.config import preset
-    from refined_ldm.files import check_folder
 
     given = {name: value if name in PATHS else _literal(value) for name, value in options.p}
     wanted = parameters_for(find_notebooks(options.names), options.preset, paths_from_here(given))

@@ -12,9 +12,9 @@ def data(options: Namespace) -> None:
     """Print what a data set holds, and what of it cannot be used and why."""
     from tqdm import tqdm
 
+    from refined_ldm.base.files import check_folder
     from refined_ldm.data.report import report_data
     from refined_ldm.data.sources import open_recordings
-    from refined_ldm.files import check_folder
 
     if options.picture:
         from refined_ldm.display import plot_data_report

@@ -8,13 +8,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from refined_ldm.base.integers import real
+from refined_ldm.cli.parser import Parser
 from refined_ldm.cli.sounds import open_model, optimized, progress, say_written, write_picture
-from refined_ldm.integers import real
 
 if TYPE_CHECKING:
     import torch
 
-    from refined_ldm.cli.arguments import Parser
     from refined_ldm.text_to_audio import RefinedAudioLDM
 
 EXAMPLES = {
@@ -26,10 +26,10 @@ EXAMPLES = {
 }
 
 
-def add_commands(command: Callable[[str, str], "Parser"]) -> None:
+def add_commands(command: Callable[[str, str], Parser]) -> None:
     """Add the commands; command(name, help) makes the parser of one."""
 
-    def sampling(sub: "Parser") -> None:
+    def sampling(sub: Parser) -> None:
         sub.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the WAV file")
         sub.model()
         sub.shared("--steps", "--guidance", "--seed", "--negative")
@@ -37,7 +37,7 @@ def add_commands(command: Callable[[str, str], "Parser"]) -> None:
         sub.add_argument("--picture", action="store_true", help="also write the spectrograms before and after")
         sub.shared("--device", "--precision", "--json")
 
-    def sound(name: str, text: str) -> "Parser":
+    def sound(name: str, text: str) -> Parser:
         sub = command(name, text)
         sub.add_argument(
             "input", type=Path, metavar="FILE", help="a sound file; other rates and channels are converted"
@@ -118,9 +118,9 @@ def loop(options: Namespace) -> None:
 def _make(options: Namespace, make: Callable[["RefinedAudioLDM", "torch.Tensor | None", dict], "torch.Tensor"]) -> None:
     """Read the sound, have `make` make another of it, and write that."""
     from refined_ldm.audio import audio_info, load_audio
+    from refined_ldm.base.files import check_folder
     from refined_ldm.data.names import SoundFolder, caption_name
     from refined_ldm.devices import pick_device
-    from refined_ldm.files import check_folder
 
     stem = f"{caption_name(options.input.stem if options.input else options.caption)}-{options.command}-{options.seed}"
     check_folder(options.out, [f"{stem}.wav"])

@@ -17,11 +17,11 @@ import pandas as pd
 import torch
 
 from refined_ldm import display
+from refined_ldm.base.integers import integer
 from refined_ldm.editing import differing_stretch, read_sound
-from refined_ldm.evaluation.detail_judge import DetailJudge
+from refined_ldm.evaluation.detail_classifier import DetailClassifier
 from refined_ldm.evaluation.edits import CUTOFF, RATE, TASKS, counterfactuals, low_passed
 from refined_ldm.inference import optimize_for_inference
-from refined_ldm.integers import integer
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.weights import weights_digest
 
@@ -51,13 +51,13 @@ def measure(clips: int, tasks: Sequence[str]) -> None:
     if unknown := set(tasks) - TASKS.keys():
         sys.exit(f"no task {', '.join(sorted(unknown))}: there are {', '.join(TASKS)}")
     started = time.perf_counter()
-    model, judge = RefinedAudioLDM.from_preset("tiny"), DetailJudge.load()
+    model, classifier = RefinedAudioLDM.from_preset("tiny"), DetailClassifier.load()
     weights = weights_digest(model)
     optimize_for_inference(model, "no")
     rows = pd.read_csv(path).to_dict("records") if path.is_file() else []
     for task in tasks or TASKS:
         count = max(1, clips // SHORT.get(task, 1))
-        found = TASKS[task](model, judge, count, on_clips=lambda *done: print(*done, file=sys.stderr, flush=True))
+        found = TASKS[task](model, classifier, count, on_clips=lambda *done: print(*done, file=sys.stderr, flush=True))
         found = [row | {"weights": weights} for row in found]
         rows = [row for row in rows if row["task"] != task] + found
         rows.sort(key=lambda row: list(TASKS).index(row["task"]))

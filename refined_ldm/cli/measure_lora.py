@@ -20,13 +20,13 @@ import pandas as pd
 import torch
 
 from refined_ldm import display
+from refined_ldm.base.integers import integer
 from refined_ldm.data.sources import open_recordings
 from refined_ldm.data.tables import write_recordings
-from refined_ldm.evaluation.detail_judge import DetailJudge
+from refined_ldm.evaluation.detail_classifier import DetailClassifier
 from refined_ldm.evaluation.details import DETAILS, select_scenes
 from refined_ldm.evaluation.embeddings import Aisfx
 from refined_ldm.evaluation.lora import BASE, FRECHET, LORA, measure_forgetting, measure_gain
-from refined_ldm.integers import integer
 from refined_ldm.scenes.dataset import SoundScenes
 from refined_ldm.scenes.unheard import frogs
 from refined_ldm.text_to_audio import RefinedAudioLDM
@@ -67,7 +67,7 @@ def measure(clips: int, details: int, data: str) -> None:
         rows = [{"measure": name, "sound": "", "value": value, "clips": len(learned)} for name, value in facts.items()]
         rows += measure_gain(model, file, learned, held_out, Aisfx.load(), on_clips=report)
         scenes = select_scenes(details, seconds=seconds)
-        rows += measure_forgetting(model, file, scenes, DetailJudge.load(), on_clips=report)
+        rows += measure_forgetting(model, file, scenes, DetailClassifier.load(), on_clips=report)
     what = OWN if data else FROGS
     table = pd.DataFrame([{"recordings": what, **row} for row in rows])
     print(table.to_string(index=False))

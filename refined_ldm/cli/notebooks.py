@@ -1,7 +1,6 @@
 """Execute the notebooks with papermill: some or all, with other parameters, several at once."""
 
 import ast
-import math
 import multiprocessing
 import os
 import sys
@@ -13,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import refined_ldm
+from refined_ldm.base.files import check_folder
+from refined_ldm.base.integers import number, whole, whole_seed
 from refined_ldm.data.known_sets import named_set
-from refined_ldm.files import check_folder
-from refined_ldm.integers import whole, whole_seed
 
 NOTEBOOKS = Path(refined_ldm.__file__).resolve().parent.parent / "notebooks"
 PATHS = {  # parameters that name a file or a folder
@@ -62,8 +61,8 @@ def _as_meant(name, value, default):
     kind = type(ast.literal_eval(default))
     if kind is int:
         return whole_seed(value) if name == "seed" else whole(name, value, 0)
-    if kind is float and (isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value)):
-        raise ValueError(f"{name} must be a finite number, got {value!r:.80}")
+    if kind is float:
+        number(name, value)
     if kind is str and not isinstance(value, str):
         raise ValueError(f"{name} must be a text, got {value!r:.80}")
     if kind is bool and not isinstance(value, bool):

@@ -4,7 +4,7 @@ import csv
 import sys
 from pathlib import Path
 
-from refined_ldm.files import atomic_write, check_file
+from refined_ldm.base.files import atomic_write, check_file
 
 
 def check_result(path: Path, begins: bytes) -> None:

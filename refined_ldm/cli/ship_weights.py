@@ -23,6 +23,8 @@ import pandas as pd
 import torch
 
 from refined_ldm import display
+from refined_ldm.adapters.student import STUDENT_FILE
+from refined_ldm.base.files import atomic_write
 from refined_ldm.clap import Clap
 from refined_ldm.discriminators import Discriminators
 from refined_ldm.evaluation.adherence import class_prompt, fit_probe, measure_adherence, rendered_clips
@@ -31,9 +33,7 @@ from refined_ldm.evaluation.details import select_scenes, twin_choices
 from refined_ldm.evaluation.embeddings.aisfx import Aisfx
 from refined_ldm.evaluation.metrics import recall_at_k, zero_shot
 from refined_ldm.evaluation.pitch import Crepe
-from refined_ldm.files import atomic_write
 from refined_ldm.model_folder import WEIGHTS
-from refined_ldm.student import STUDENT_FILE
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.training.pipeline import DISCRIMINATOR_FILES
 from refined_ldm.vae import PatchDiscriminator
@@ -159,10 +159,10 @@ def conditioners() -> dict[str, dict[str, float]]:
     return scores
 
 
-def budget(model: RefinedAudioLDM, judge: Aisfx) -> list[dict]:
+def budget(model: RefinedAudioLDM, embed: Aisfx) -> list[dict]:
     """The error that each stage adds on 250 test clips -> rows; also draws the figure."""
     started = time.perf_counter()
-    costs = [asdict(cost) for cost in error_budget(model, judge, Crepe.load())]
+    costs = [asdict(cost) for cost in error_budget(model, embed, Crepe.load())]
     figure = display.plot_budget(costs, "What each stage costs: 250 test clips, 50 notes; dashed, the clips themselves")
     display.save_figure(figure, "04_budget", costs, {"command": "refined-ldm budget"}, started)
     return costs
@@ -180,11 +180,11 @@ def main(run: Path, parts: Sequence[str]) -> None:
         ship_student(run)
         return
     ship(run)
-    judge, model = Aisfx.load(), RefinedAudioLDM.from_preset("tiny")
+    embed, model = Aisfx.load(), RefinedAudioLDM.from_preset("tiny")
     measure = {
         "conditioners": conditioners,
-        "budget": lambda: budget(model, judge),
-        "adherence": lambda: measure_adherence(fit_probe(judge, 3000), model, 200)[0],
+        "budget": lambda: budget(model, embed),
+        "adherence": lambda: measure_adherence(fit_probe(embed, 3000), model, 200)[0],
     }
     unknown = set(parts) - measure.keys()
     if unknown:

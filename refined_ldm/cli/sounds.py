@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 def open_model(options: Namespace, device: "torch.device") -> "RefinedAudioLDM":
     """The model that --checkpoint or --preset names, with the LoRAs of --lora merged, and the student of --student."""
+    from refined_ldm.adapters.lora import read_lora
+    from refined_ldm.adapters.student import read_student
     from refined_ldm.config import preset
-    from refined_ldm.lora import read_lora
     from refined_ldm.model_folder import shipped_folder
-    from refined_ldm.student import read_student
     from refined_ldm.text_to_audio import RefinedAudioLDM
 
     loras, student = getattr(options, "lora", ()), getattr(options, "student", None)
@@ -86,7 +86,7 @@ def say_written(written: list[dict], start: float, as_json: bool, notes: Sequenc
 
 def write_picture(figure: "Figure", path: Path) -> Path:
     """Write a figure as PNG to `path`, numbered if there is a file already -> its path."""
-    from refined_ldm.files import atomic_write
+    from refined_ldm.base.files import atomic_write
 
     free, number = path, 1
     while True:

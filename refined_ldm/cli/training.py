@@ -135,7 +135,7 @@ def _train_lora(options, signals):
     """Train a LoRA beside the U-Net of a trained model."""
     from dataclasses import replace
 
-    from refined_ldm.lora import read_lora
+    from refined_ldm.adapters.lora import read_lora
     from refined_ldm.training.lora import LORA_FILE, LoraTraining, check_lora_run, train_lora
 
     if not options.data:
@@ -158,17 +158,17 @@ def _train_student(options, signals):
     """Distill a student of a trained model."""
     from dataclasses import replace
 
+    from refined_ldm.adapters.student import STUDENT_FILE
     from refined_ldm.config import load_config, preset
     from refined_ldm.published.warm_start import is_model
-    from refined_ldm.student import STUDENT_FILE
-    from refined_ldm.training.distillation import STAGE, check_student_run, settings_of, train_student
+    from refined_ldm.training.distillation import STAGE, check_student_run, distill_config, train_student
 
     _refuse_with(options, "distill", "stage", "conditioner", "keep")
     config = load_config(options.config) if options.config else preset(options.preset or "tiny")
     options.reload_from_ckpt = options.reload_from_ckpt or config.start_from
     if not options.data and not is_model(_base_path(options)):
         raise ValueError("--distill samples the captions of a data set: give it with --data")
-    settings = replace(settings_of(config), **_given(options))
+    settings = replace(distill_config(config), **_given(options))
 
     def steps(model, run_dir, on_clips):
         with progress(desc="trajectories") as sampled:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from refined_ldm.integers import whole, whole_seed
+from refined_ldm.base.integers import whole, whole_seed
 
 
 def collate(items: list[dict]) -> dict:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from refined_ldm.files import atomic_write
+from refined_ldm.base.files import atomic_write
 
 HOLDS = r"items\.json|made_of\.json|[\w-]+\.npy"  # the files of a cache
 CACHED_KEYS = ("caption", "captions", "id", "kind", "events", "labels", "label")  # of a clip, beside its waveform

@@ -12,6 +12,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from refined_ldm.audio import audio_seconds, load_audio, normalize, pad_or_trim
+from refined_ldm.base.integers import whole, whole_seed
 from refined_ldm.data.audioldm_lists import audioldm_entries, wav_and_captions
 from refined_ldm.data.known_sets import KNOWN, TEMPLATE, known_entries, wanted_splits
 from refined_ldm.data.listing import (
@@ -39,7 +40,6 @@ from refined_ldm.data.tables import (
     span_in,
     text_in,
 )
-from refined_ldm.integers import whole, whole_seed
 
 SAMPLE_RATE = 16_000  # Hz
 FAULTS_SHOWN = 10

@@ -25,13 +25,13 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware  # noqa: E402
 from starlette.types import ASGIApp, Message, Receive, Scope, Send  # noqa: E402
 
 from refined_ldm.audio import audio_info, is_silent_waveform, load_audio  # noqa: E402
+from refined_ldm.base.integers import LARGEST_SEED, integer, real  # noqa: E402
 from refined_ldm.config import Config  # noqa: E402
 from refined_ldm.display.players import players  # noqa: E402
 from refined_ldm.display.spectrograms import plot_waveform_mels  # noqa: E402
 from refined_ldm.editing import METHODS  # noqa: E402
 from refined_ldm.evaluation.description import describe  # noqa: E402
-from refined_ldm.evaluation.detail_judge import DetailJudge  # noqa: E402
-from refined_ldm.integers import LARGEST_SEED, integer, real  # noqa: E402
+from refined_ldm.evaluation.detail_classifier import DetailClassifier  # noqa: E402
 from refined_ldm.text_to_audio import RefinedAudioLDM  # noqa: E402
 
 HOST = "127.0.0.1"
@@ -39,15 +39,15 @@ POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"  # for t
 OUTSIDE = re.compile(rb"https://[\w./-]+")
 THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])  # no web fonts
 COMPARED = 12  # sounds at most
-COLUMNS = ("at (s)", "sound", "probability", "number", "pitch", "pace", "far")  # of the judge's table
-JUDGE = (
-    "A small network looks for the 32 classes of the included scenes, which it learned from rendered sounds of 2.56 s. "
-    "Of other sounds it names the nearest of these classes."
+COLUMNS = ("at (s)", "sound", "probability", "number", "pitch", "pace", "far")  # of the table of a sound's events
+CLASSIFIER = (
+    "A small network finds the sounds. It learned the 32 classes of the included scenes from rendered sounds of "
+    "2.56 s. Of other sounds it names the nearest of these classes."
 )
 PROGRESS = gr.Progress()  # as a default it makes gradio hand the page's own to a function
 
 Made = tuple[tuple[int, np.ndarray], Figure, str]  # sample rate and 16-bit samples (N,), spectrograms, notes
-Judged = tuple[list[list], Figure, str]  # rows of COLUMNS, spectrogram, notes
+Described = tuple[list[list], Figure, str]  # rows of COLUMNS, spectrogram, notes
 
 
 def in_one_line(function: Callable) -> Callable:
@@ -69,8 +69,8 @@ class Functions:
     An empty number takes the model's default, as an option that is not given does in the shell.
     """
 
-    def __init__(self, model: RefinedAudioLDM, judge: DetailJudge):
-        self.model, self.judge, self.rate = model, judge, model.config.mel.sample_rate
+    def __init__(self, model: RefinedAudioLDM, classifier: DetailClassifier):
+        self.model, self.classifier, self.rate = model, classifier, model.config.mel.sample_rate
 
     @in_one_line
     def generate(self, caption: str, seconds: float | None, negative: str, seed: int, guidance: float | None,
@@ -149,14 +149,14 @@ class Functions:
         return figure, players(list(made.values()), list(made), self.rate, len(columns)), _lines(notes)
 
     @in_one_line
-    def judge_sound(self, sound: str, caption: str) -> Judged:
-        """Name the classes and details in a sound, and the words of its caption that the model was not trained on."""
-        waveform = self._read(sound, self.judge.mel.config.sample_rate)
+    def describe_sound(self, sound: str, caption: str) -> Described:
+        """What the detail classifier finds in a sound, and which words of its caption the model does not know."""
+        waveform = self._read(sound, self.classifier.mel.config.sample_rate)
         rows = [[round(one.second, 2), one.name, round(one.probability, 2), one.number, one.pitch, one.pace,
-                 "yes" if one.distant else ""] for one in describe(self.judge, waveform)]  # fmt: skip
+                 "yes" if one.distant else ""] for one in describe(self.classifier, waveform)]  # fmt: skip
         notes = self.model.unfamiliar([caption]) if caption else []
         if not rows:
-            notes.append("none of the 32 classes is in this sound")
+            notes.append("none of its 32 classes was found in this sound")
         return rows, self._draw({caption: waveform}), _lines(notes)
 
     def _make(self, make, before, title, negative, seed, guidance, steps, candidates, progress):
@@ -228,7 +228,7 @@ def page(functions: Functions) -> gr.Blocks:
                 with gr.Column():
                     made = _made()
                     with gr.Row():
-                        edit_it, judge_it = gr.Button("Edit this sound"), gr.Button("Analyse this sound")
+                        edit_it, describe_it = gr.Button("Edit this sound"), gr.Button("What is in this sound?")
                 inputs = [caption, seconds, *settings]
                 gr.on([button.click, caption.submit], functions.generate, inputs, made, api_name="generate", **alone)
             with gr.Tab("Edit", id="edit"), gr.Row():
@@ -250,19 +250,22 @@ def page(functions: Functions) -> gr.Blocks:
                 button = gr.Button("Compare", variant="primary")
                 compared = [_plot(), gr.HTML(label="sounds"), _notes()]
                 button.click(functions.compare, asked, compared, api_name="compare", **alone)
-            with gr.Tab("Analyse", id="judge"), gr.Row():
+            with gr.Tab("Describe", id="describe"), gr.Row():
                 with gr.Column():
-                    judged, about = _sound(), gr.Textbox("", label="caption it was made from, if any")
-                    button = gr.Button("Analyse", variant="primary")
-                    gr.Markdown(JUDGE)
+                    described, about = _sound(), gr.Textbox("", label="caption it was made from, if any")
+                    button = gr.Button("Describe", variant="primary")
+                    gr.Markdown(CLASSIFIER)
                 with gr.Column():
-                    found = [gr.Dataframe(headers=list(COLUMNS), label="classes in the sound", interactive=False),
+                    found = [gr.Dataframe(headers=list(COLUMNS), label="sounds that were found", interactive=False),
                              _plot(), _notes()]  # fmt: skip
-                button.click(functions.judge_sound, [judged, about], found, api_name="judge", **alone)
+                button.click(functions.describe_sound, [described, about], found, api_name="describe", **alone)
         edit_it.click(lambda of: (gr.Tabs(selected="edit"), of), made[0], [tabs, sound], **hidden)
-        judge_it.click(
-            lambda of, said: (gr.Tabs(selected="judge"), of, said), [made[0], caption], [tabs, judged, about], **hidden
-        ).then(functions.judge_sound, [judged, about], found, api_visibility="private", **alone)
+        describe_it.click(
+            lambda of, said: (gr.Tabs(selected="describe"), of, said),
+            [made[0], caption],
+            [tabs, described, about],
+            **hidden,
+        ).then(functions.describe_sound, [described, about], found, api_visibility="private", **alone)
     return blocks
 
 
@@ -370,13 +373,13 @@ def check_port(port: int) -> None:
 
 
 @contextmanager
-def serve(model: RefinedAudioLDM, judge: DetailJudge, port: int) -> Iterator[str]:
+def serve(model: RefinedAudioLDM, classifier: DetailClassifier, port: int) -> Iterator[str]:
     """Serve the page on a port of this machine, and to it alone -> its address, until the block ends."""
     check_port(port)
     plt.switch_backend("agg")  # drawn in threads, without a window
     with tempfile.TemporaryDirectory() as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
-        blocks = page(Functions(model, judge))
+        blocks = page(Functions(model, classifier))
         only_here = [Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"]), Middleware(LocalOnly)]
         try:
             blocks.launch(

@@ -8,9 +8,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from refined_ldm.base.integers import whole
 from refined_ldm.display.figures import Table, table_rows
 from refined_ldm.evaluation.budget import WAYS
-from refined_ldm.integers import whole
 
 
 def loss_curve(

@@ -18,7 +18,7 @@ import torch
 from matplotlib.figure import Figure
 
 import refined_ldm
-from refined_ldm.files import atomic_write
+from refined_ldm.base.files import atomic_write
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from refined_ldm.audio import pad_or_trim
-from refined_ldm.integers import whole
+from refined_ldm.base.integers import whole
 from refined_ldm.mel import LDM_MEL, MelConfig, MelSpectrogram, hz_to_mel
 
 RANGE = 80  # dB below the loudest point that a spectrogram shows

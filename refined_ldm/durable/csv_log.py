@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from refined_ldm.files import atomic_write
+from refined_ldm.base.files import atomic_write
 
 
 class CsvLogger:

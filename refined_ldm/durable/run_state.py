@@ -12,8 +12,8 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from refined_ldm.base.files import atomic_write, remove_leftovers, sha256
 from refined_ldm.devices import copy_to_cpu
-from refined_ldm.files import atomic_write, remove_leftovers, sha256
 from refined_ldm.weights import load_into, present_names, read_weights
 
 HOLDS = r"state\.json|.+\.safetensors"  # the files of a checkpoint

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from refined_ldm.audio import load_audio
+from refined_ldm.base.integers import whole
 from refined_ldm.data.tables import field, read_rows
 from refined_ldm.evaluation.metrics import (
     LinearProbe,
@@ -29,7 +30,6 @@ from refined_ldm.evaluation.metrics import (
     label_matrix,
     zero_shot,
 )
-from refined_ldm.integers import whole
 from refined_ldm.scenes.classes import CLASSES
 from refined_ldm.scenes.dataset import KINDS, SoundScenes
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from refined_ldm.clap import Clap
     from refined_ldm.text_to_audio import RefinedAudioLDM
 
-Judge = Callable[[torch.Tensor, int], torch.Tensor]  # waveform (B, N), sample rate in Hz -> embedding (B, D)
+Embed = Callable[[torch.Tensor, int], torch.Tensor]  # waveform (B, N), sample rate in Hz -> embedding (B, D)
 Progress = Callable[[int, int], None]  # called with the number of clips done and of all clips
 EVENT = ("event",)
 ESC50_PROMPTS = {  # of the authors' own scripts, zero_shot_classification.py and esc50_api.py
@@ -48,14 +48,14 @@ ESC50_ACCURACY = {"ms-clap-2023": 0.939, "laion-clap": 0.910}  # published: Eliz
 
 
 class ProbedEmbedding:
-    """A judge, which embeds waveforms, with a fitted probe, which names the classes in an embedding."""
+    """A embed, which embeds waveforms, with a fitted probe, which names the classes in an embedding."""
 
-    def __init__(self, judge: Judge, probe: LinearProbe, sample_rate: int = 16_000):
-        self.judge, self.probe, self.sample_rate = judge, probe, sample_rate
+    def __init__(self, embed: Embed, probe: LinearProbe, sample_rate: int = 16_000):
+        self.embed, self.probe, self.sample_rate = embed, probe, sample_rate
 
     def embed_audio(self, waveform: torch.Tensor) -> np.ndarray:
         """Waveform (B, N) at `sample_rate` -> embedding (B, D)."""
-        return self.judge(waveform.cpu(), self.sample_rate).cpu().numpy()
+        return self.embed(waveform.cpu(), self.sample_rate).cpu().numpy()
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class AdherenceResult:
 
 
 def fit_probe(
-    judge: Judge,
+    embed: Embed,
     size: int = 1500,
     seed: int = 0,
     seconds: float = 2.56,
@@ -88,12 +88,12 @@ def fit_probe(
     embeddings, labels = [], []
     for start in range(0, size, batch_size):
         items = [scenes[i] for i in range(start, min(start + batch_size, size))]
-        embeddings.append(judge(_waveforms(items), 16_000).cpu().numpy())
+        embeddings.append(embed(_waveforms(items), 16_000).cpu().numpy())
         labels += [item["labels"] for item in items]
         if on_clips:
             on_clips(len(labels), size)
     probe = LinearProbe(scenes.classes, multi_label=True)
-    return ProbedEmbedding(judge, probe.fit(np.concatenate(embeddings), labels))
+    return ProbedEmbedding(embed, probe.fit(np.concatenate(embeddings), labels))
 
 
 def rendered_clips(

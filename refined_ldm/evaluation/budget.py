@@ -15,13 +15,13 @@ import numpy as np
 import torch
 
 from refined_ldm.audio import SILENCE
+from refined_ldm.base.integers import whole, whole_numbers
 from refined_ldm.data.sources import open_recordings
 from refined_ldm.discriminators import stft_loss
-from refined_ldm.evaluation.adherence import Judge, rendered_clips
+from refined_ldm.evaluation.adherence import Embed, rendered_clips
 from refined_ldm.evaluation.metrics import bootstrap_interval, frechet_distance, kernel_distance
 from refined_ldm.evaluation.pitch import Crepe, pitch_errors, played_notes
 from refined_ldm.evaluation.scores import projection
-from refined_ldm.integers import whole, whole_numbers
 from refined_ldm.mel import griffin_lim
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def faults(waveforms: torch.Tensor, originals: torch.Tensor, run: int = 160) -> 
 
 def error_budget(
     model: "RefinedAudioLDM",
-    judge: Judge,
+    embed: Embed,
     tracker: Crepe | None = None,
     clips: int = 250,
     seed: int = 0,
@@ -110,7 +110,7 @@ def error_budget(
 ) -> list[Cost]:
     """Measure every route of WAYS on `clips` scenes of `test`.
 
-    judge: waveform (B, N), sample rate -> embedding (B, D); tracker: None omits pitch; whole: generate from the
+    embed: waveform (B, N), sample rate -> embedding (B, D); tracker: None omits pitch; whole: generate from the
     captions too. recordings: clips (B, N) in place of the scenes, without captions and notes; Fréchet and kernel
     distances are then to these clips themselves. on_way(way) is called after each route.
 
@@ -125,7 +125,7 @@ def error_budget(
         others = torch.stack([item["waveform"] for item in others])
     else:
         items, originals = [], recordings
-    reference = judge(originals if recordings is not None else others, rate).cpu().numpy()
+    reference = embed(originals if recordings is not None else others, rate).cpu().numpy()
     onto = projection(reference, min(64, len(reference) // 2))
     whole, tracker = whole and bool(items), tracker if items else None
     sounds = copies(model, originals)
@@ -153,7 +153,7 @@ def error_budget(
             stft = np.array([stft_loss(a[None], b[None]).item() for a, b in zip(sound, originals, strict=True)])
             for measure, each in (("log-mel L1", l1), ("STFT distance", stft)):
                 add(measure, each.mean(), bootstrap_interval(np.mean, each), len(each))
-        embeddings = judge(sound, rate).cpu().numpy()
+        embeddings = embed(sound, rate).cpu().numpy()
         distances = (
             ("Fréchet distance", frechet_distance, onto(embeddings), onto(reference)),
             ("kernel distance", _kernel, embeddings, reference),

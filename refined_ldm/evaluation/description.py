@@ -1,6 +1,6 @@
-"""What the judge of details finds in a sound that has no caption: which classes, how often, how high, how fast, when.
+"""What the detail classifier finds in a sound that has no caption: which classes, how often, how high, how fast, when.
 
-The judge knows the 32 classes of `SoundScenes` and scenes of 2.56 s; of other sounds it names the nearest classes.
+The classifier knows the 32 classes of `SoundScenes` and scenes of 2.56 s; of other sounds it names the nearest classes.
 """
 
 from dataclasses import dataclass
@@ -8,17 +8,17 @@ from dataclasses import dataclass
 import torch
 
 from refined_ldm.audio import normalize, pad_or_trim
-from refined_ldm.evaluation.detail_judge import CLASS_NAMES, DetailJudge
+from refined_ldm.evaluation.detail_classifier import CLASS_NAMES, DetailClassifier
 from refined_ldm.evaluation.details import SILENT
 from refined_ldm.scenes.classes import CLASSES
 
-SECONDS = 2.56  # of the scenes that the judge learned from; longer sounds are judged in such pieces
+SECONDS = 2.56  # of the scenes that the classifier learned from; longer sounds are cut into such pieces
 UNCOUNTED = {"crickets", "drums", "engine", "explosion", "fire", "glass", "rain", "siren", "thunder", "typing", "wind"}
 
 
 @dataclass(frozen=True)
 class DescribedSound:
-    """One class in one piece of a sound, as the judge describes it; "" where the class has no such detail."""
+    """One class in one piece of a sound, as the classifier describes it; "" where the class has no such detail."""
 
     second: float  # at which it begins
     name: str  # of the class
@@ -30,7 +30,7 @@ class DescribedSound:
 
 
 @torch.no_grad()
-def describe(judge: DetailJudge, waveform: torch.Tensor) -> list[DescribedSound]:
+def describe(classifier: DetailClassifier, waveform: torch.Tensor) -> list[DescribedSound]:
     """Waveform (N,) at 16 kHz -> the classes more likely in it than not, in the order in which they begin.
 
     Raises ValueError for a waveform of another shape, an empty or a silent one.
@@ -38,15 +38,15 @@ def describe(judge: DetailJudge, waveform: torch.Tensor) -> list[DescribedSound]
     if waveform.ndim != 1 or not len(waveform):
         raise ValueError(f"waveform must be (N,) with N >= 1, got {tuple(waveform.shape)}")
     if waveform.abs().max() < SILENT:
-        raise ValueError("the sound is silent: there is nothing to judge")
-    rate, found = judge.mel.config.sample_rate, []
+        raise ValueError("the sound is silent: there is nothing to describe")
+    rate, found = classifier.mel.config.sample_rate, []
     samples = round(SECONDS * rate)
     for k, piece in enumerate(normalize(waveform).split(samples)):
         if piece.abs().max() < SILENT:
             continue
-        mel = judge.mel(pad_or_trim(piece, samples)[None])
+        mel = classifier.mel(pad_or_trim(piece, samples)[None])
         queries = torch.arange(len(CLASS_NAMES))
-        logits, answers = judge(mel, torch.zeros_like(queries), queries)
+        logits, answers = classifier(mel, torch.zeros_like(queries), queries)
         for q in (logits[0] > 0).nonzero()[:, 0].tolist():
             onset = min(max(float(answers["onset"][q]), 0), SECONDS)
             of_class = {answer: value[q] for answer, value in answers.items()}

@@ -1,4 +1,4 @@
-"""Are the details of a caption right in the sound? Captions that name details, and the judge's answers beside them.
+"""Are the details of a caption right in the sound? Captions that name details, and a classifier's answers.
 
 The share of right answers on rendered clips is the upper bound of every table; chance is what the generated clips score
 when they are compared with other captions.
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from refined_ldm.evaluation.detail_judge import CLASS_NAMES, DetailJudge
+from refined_ldm.evaluation.detail_classifier import CLASS_NAMES, DetailClassifier
 from refined_ldm.evaluation.metrics import share
 from refined_ldm.scenes.captions import LOUDLY, Caption
 from refined_ldm.scenes.classes import CLASSES
@@ -83,7 +83,7 @@ def named_details(caption: Caption) -> dict[str, list[tuple[str, int]]]:
 
 
 def _value(detail: str, answers: dict[str, torch.Tensor]) -> int:
-    """The judge's answer for one class in one sound, in the terms of `named_details`; the likelier of two words."""
+    """The answer for one class in one sound, in the terms of `named_details`; the likelier of two words."""
     if detail == "number":
         return int(answers["count"].argmax()) + 1
     if detail in ("pitch", "pace"):
@@ -95,7 +95,7 @@ def _value(detail: str, answers: dict[str, torch.Tensor]) -> int:
 
 @dataclass(frozen=True)
 class DetailAnswers:
-    """The judge's answers for n sounds, each with one caption."""
+    """The classifier's answers for n sounds, each with one caption."""
 
     captions: list[Caption]
     logits: np.ndarray  # (n, K) of the classes
@@ -143,8 +143,10 @@ class DetailAnswers:
 
 
 @torch.no_grad()
-def judge_details(judge: DetailJudge, waveforms: torch.Tensor, captions: Sequence[Caption]) -> DetailAnswers:
-    """Waveforms (n, N) at 16 kHz and the caption of each -> the judge's answers for the classes in the captions.
+def classify_details(
+    classifier: DetailClassifier, waveforms: torch.Tensor, captions: Sequence[Caption]
+) -> DetailAnswers:
+    """Waveforms (n, N) at 16 kHz and the caption of each -> the classifier's answers for the classes in the captions.
 
     Raises ValueError for another number of captions.
     """
@@ -158,8 +160,8 @@ def judge_details(judge: DetailJudge, waveforms: torch.Tensor, captions: Sequenc
         row = torch.tensor([i for i, caption in enumerate(batch) for _ in caption.clauses])
         names = [clause.name for caption in batch for clause in caption.clauses]
         queries = torch.tensor([CLASS_NAMES.index(name) for name in names])
-        sounds = waveforms[start : start + 32].to(judge.device)
-        classes, answers = judge(judge.mel(sounds), row.to(judge.device), queries.to(judge.device))
+        sounds = waveforms[start : start + 32].to(classifier.device)
+        classes, answers = classifier(classifier.mel(sounds), row.to(classifier.device), queries.to(classifier.device))
         answers = {k: v.cpu() for k, v in answers.items()}
         logits.append(classes.cpu().numpy())
         for i in range(len(batch)):
@@ -174,7 +176,7 @@ def judge_details(judge: DetailJudge, waveforms: torch.Tensor, captions: Sequenc
 
 
 def detail_table(
-    judge: DetailJudge,
+    classifier: DetailClassifier,
     model: "RefinedAudioLDM",
     scenes: Sequence[CaptionedScene],
     seed: int = 0,
@@ -197,7 +199,7 @@ def detail_table(
         if on_clips:
             on_clips(min(start + 16, len(scenes)), len(scenes))
     sounds = {"rendered": rendered, "copied": torch.cat(copied), "generated": torch.cat(generated)}
-    return table_of({name: judge_details(judge, waveforms, captions) for name, waveforms in sounds.items()})
+    return table_of({name: classify_details(classifier, waveforms, captions) for name, waveforms in sounds.items()})
 
 
 def table_of(answers: dict[str, DetailAnswers]) -> list[dict[str, Any]]:

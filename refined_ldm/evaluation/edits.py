@@ -1,7 +1,7 @@
 """Edits against the right answer: rendered scenes with one event exchanged or cut out, and the trivial answers beside.
 
 `SoundScenes.exchange` renders a scene and its counterfactual, so what an edit should have kept is known to the sample.
-`detail_judge.py` says which sounds a result has. Rows: {"task", "method", "strength", "measure", "value", "low",
+`detail_classifier.py` says which sounds a result has. Rows: {"task", "method", "strength", "measure", "value", "low",
 "high", "clips"}.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from refined_ldm.editing import differing_stretch, read_sound
-from refined_ldm.evaluation.detail_judge import CLASS_NAMES, DetailJudge
+from refined_ldm.evaluation.detail_classifier import CLASS_NAMES, DetailClassifier
 from refined_ldm.evaluation.metrics import bootstrap_interval, share
 from refined_ldm.mel import hz_to_mel
 from refined_ldm.scenes.classes import CLASSES
@@ -37,6 +37,10 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 Progress = Callable[[str, int, int], None]
 
 
+def quiet(*_: object) -> None:
+    """Report no progress."""
+
+
 def row(task: str, method: str, measure: str, values: Sequence[float], strength: float | None = None) -> dict:
     """A row of the table: the mean of `values` and its 95 % interval; booleans are counted as a share."""
     values = np.asarray(values)
@@ -49,15 +53,15 @@ def row(task: str, method: str, measure: str, values: Sequence[float], strength:
 
 
 @torch.no_grad()
-def class_logits(judge: DetailJudge, waveform: torch.Tensor) -> torch.Tensor:
-    """The judge's logits (classes,), in the order of CLASS_NAMES, for each class to be in a waveform (N,)."""
-    waveform = waveform[: len(waveform) // 160 * 160].to(judge.device)
-    return judge.classifier(judge.frames(judge.mel(waveform[None])).amax(1))[0]
+def class_logits(classifier: DetailClassifier, waveform: torch.Tensor) -> torch.Tensor:
+    """The classifier's logits (classes,), in the order of CLASS_NAMES, for each class to be in a waveform (N,)."""
+    waveform = waveform[: len(waveform) // 160 * 160].to(classifier.device)
+    return classifier.class_logits(classifier.mel(waveform[None]))[0]
 
 
-def has(judge: DetailJudge, waveform: torch.Tensor, name: str, among: int = 2) -> bool:
-    """Whether the judge counts a class among the `among` likeliest of a waveform (N,)."""
-    return CLASS_NAMES.index(name) in class_logits(judge, waveform).topk(among).indices.tolist()
+def has(classifier: DetailClassifier, waveform: torch.Tensor, name: str, among: int = 2) -> bool:
+    """Whether the classifier counts a class among the `among` likeliest of a waveform (N,)."""
+    return CLASS_NAMES.index(name) in class_logits(classifier, waveform).topk(among).indices.tolist()
 
 
 def counterfactuals(count: int, split: str = "test") -> list[tuple[dict, dict, str]]:
@@ -90,8 +94,8 @@ def overlap(one: tuple[float, float], other: tuple[float, float]) -> float:
 
 
 def measure_edit(
-    model: "RefinedAudioLDM", judge: DetailJudge, count: int, seed: int = 0, inversion_steps: int = 15,
-    on_clips: Progress = lambda *_: None,
+    model: "RefinedAudioLDM", classifier: DetailClassifier, count: int, seed: int = 0, inversion_steps: int = 15,
+    on_clips: Progress = quiet,
 ) -> list[dict]:  # fmt: skip
     """ "A then B" -> "A then C": whether C and A are in the result, B not, and the change of A's stretch."""
     pairs = counterfactuals(count)
@@ -120,8 +124,8 @@ def measure_edit(
         for way, make in ways.items():
             result = make(before, after)
             found[way].append((
-                has(judge, result, new), has(judge, result, kept), not has(judge, result, old),
-                has(judge, result, new) and has(judge, result, kept),
+                has(classifier, result, new), has(classifier, result, kept), not has(classifier, result, old),
+                has(classifier, result, new) and has(classifier, result, kept),
                 mel_distance(model, result, before["waveform"], until),
             ))  # fmt: skip
         sound = read_sound(model, before["waveform"], None)
@@ -150,7 +154,7 @@ def jump(model: "RefinedAudioLDM", waveform: torch.Tensor, seconds: float) -> fl
 
 
 def measure_inpaint(
-    model: "RefinedAudioLDM", judge: DetailJudge, count: int, seed: int = 0, on_clips: Progress = lambda *_: None
+    model: "RefinedAudioLDM", classifier: DetailClassifier, count: int, seed: int = 0, on_clips: Progress = quiet
 ) -> list[dict]:
     """ "A then B" with B cut out, redrawn where B was: whether B is in the result, and how smooth the seams are."""
     scenes, source = SoundScenes("test", count, kinds=("sequence",)), np.random.default_rng(seed)
@@ -165,8 +169,8 @@ def measure_inpaint(
         results = (whole["waveform"], gap, model.generate([caption], seed=seed)[0].cpu(),
                    model.inpaint(gap, caption, start, end, seed=seed).cpu())  # fmt: skip
         for way, result in zip(ways, results, strict=True):
-            detected[way].append(has(judge, result, last))
-            kept[way].append(has(judge, result, first))
+            detected[way].append(has(classifier, result, last))
+            kept[way].append(has(classifier, result, first))
             difference = (result - gap).abs()
             outside[way].append(float(torch.cat([difference[: round(start * RATE)],
                                                  difference[round(end * RATE) :]]).max()))  # fmt: skip
@@ -186,7 +190,7 @@ def measure_inpaint(
 
 
 def measure_extend(
-    model: "RefinedAudioLDM", judge: DetailJudge, count: int, seed: int = 0, on_clips: Progress = lambda *_: None
+    model: "RefinedAudioLDM", classifier: DetailClassifier, count: int, seed: int = 0, on_clips: Progress = quiet
 ) -> list[dict]:
     """One event, continued by its own length: whether the new half has the same class, and no click at the join.
 
@@ -202,7 +206,7 @@ def measure_extend(
         results = (extended, sound.repeat(2), torch.cat([sound, made]))
         for way, result in zip(ways, results, strict=True):
             steps = result.diff().abs()
-            detected[way].append(has(judge, result[n:], scenes[index]["labels"][0], 1))
+            detected[way].append(has(classifier, result[n:], scenes[index]["labels"][0], 1))
             clicks[way].append(bool(steps[n - 1] <= steps.quantile(0.99)))
             seams[way].append(jump(model, result, scenes.seconds))
         elsewhere.append(jumps(model, sound).numpy())
@@ -224,7 +228,7 @@ def low_passed(waveform: torch.Tensor) -> torch.Tensor:
 
 
 def measure_upsample(
-    model: "RefinedAudioLDM", judge: DetailJudge, count: int, seed: int = 0, on_clips: Progress = lambda *_: None
+    model: "RefinedAudioLDM", classifier: DetailClassifier, count: int, seed: int = 0, on_clips: Progress = quiet
 ) -> list[dict]:
     """Events without their high frequencies: how near those that are drawn are to the rendered ones."""
     scenes = SoundScenes("test", count, kinds=("event",))
@@ -239,7 +243,7 @@ def measure_upsample(
         mels = model.mel(torch.stack([whole, *results]))[:, 0, :, high:]
         for way, result, mel in zip(ways, results, mels[1:], strict=True):
             distance[way].append(float((mel - mels[0]).abs().mean()))
-            detected[way].append(has(judge, result, scenes[index]["labels"][0], 1))
+            detected[way].append(has(classifier, result, scenes[index]["labels"][0], 1))
             below[way].append(float(low_passed(result - low).norm() / low.norm()))
         on_clips("upsample", index + 1, count)
     return [
@@ -250,7 +254,7 @@ def measure_upsample(
 
 
 def measure_long(
-    model: "RefinedAudioLDM", judge: DetailJudge, count: int, seed: int = 0, on_clips: Progress = lambda *_: None
+    model: "RefinedAudioLDM", classifier: DetailClassifier, count: int, seed: int = 0, on_clips: Progress = quiet
 ) -> list[dict]:
     """`count` sounds of 30 s with six captions: whether each part has its class, and the memory of 10 and of 30 s."""
     part, detected, following, made_alone = 5, [], [], []
@@ -262,9 +266,9 @@ def measure_long(
         waveform, alone = model.generate_long(captions, 6.0 * part, seed=seed), model.generate(texts, seed=seed)
         for k in range(6):
             middle = waveform[round((part * k + 1.22) * RATE) :][: round(2.56 * RATE)]
-            detected.append(has(judge, middle, names[k], 1))
-            following.append(has(judge, middle, names[(k + 1) % 6], 1))
-            made_alone.append(has(judge, alone[k], names[k], 1))
+            detected.append(has(classifier, middle, names[k], 1))
+            following.append(has(classifier, middle, names[(k + 1) % 6], 1))
+            made_alone.append(has(classifier, alone[k], names[k], 1))
         on_clips("long", index + 1, count)
     peaks = {}
     for seconds in (10, 30):
@@ -280,7 +284,7 @@ def measure_long(
 
 
 def measure_loop(
-    model: "RefinedAudioLDM", judge: DetailJudge, count: int, seed: int = 0, on_clips: Progress = lambda *_: None
+    model: "RefinedAudioLDM", classifier: DetailClassifier, count: int, seed: int = 0, on_clips: Progress = quiet
 ) -> list[dict]:
     """Loops of one event: whether the class is there, and the step at the seam beside those within.
 
@@ -292,7 +296,7 @@ def measure_loop(
         caption = scenes[index]["caption"]
         results = model.loop(caption, seed=seed), model.generate([caption], seed=seed)[0]
         for way, waveform in zip(ways, results, strict=True):
-            detected[way].append(has(judge, waveform, scenes[index]["labels"][0], 1))
+            detected[way].append(has(classifier, waveform, scenes[index]["labels"][0], 1))
             turned = waveform.roll(len(waveform) // 2)  # its seam is in the middle
             seams[way].append(jump(model, turned, len(turned) / 2 / RATE))
             within = jumps(model, waveform)

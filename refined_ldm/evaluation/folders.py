@@ -18,12 +18,12 @@ import soxr
 import torch
 
 from refined_ldm.audio import SILENCE, audio_info, load_audio
+from refined_ldm.base.files import atomic_write
+from refined_ldm.base.integers import whole, whole_rate, whole_seed
 from refined_ldm.data.listing import AUDIO_SUFFIXES, find_files, is_sound, pair, unused_files, without_ending
 from refined_ldm.data.tables import clean_caption, field, read_rows
 from refined_ldm.evaluation.embeddings.registry import Embedding, open_embedding
 from refined_ldm.evaluation.scores import METRICS, FolderEmbeddings, Score, compute_scores
-from refined_ldm.files import atomic_write
-from refined_ldm.integers import whole, whole_rate, whole_seed
 
 RESAMPLER = f"soxr HQ {soxr.__version__}"  # what `load_audio` uses, at its default quality
 

@@ -1,7 +1,7 @@
 """What a LoRA gains, and what the model forgets: measured with and without it, on the same captions and seeds.
 
 Gained: the distances of generated sounds to recordings of the same captions that were held out. Forgotten: the details
-of captions that the model knew before, by the judge of details. Rows: {"measure", "sound", "value", "low", "high",
+of captions that the model knew before, by the detail classifier. Rows: {"measure", "sound", "value", "low", "high",
 "clips"}.
 
 Notebook: 08
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from refined_ldm.evaluation.detail_judge import DetailJudge
-from refined_ldm.evaluation.details import DETAILS, CaptionedScene, judge_details, named_details
+from refined_ldm.evaluation.detail_classifier import DetailClassifier
+from refined_ldm.evaluation.details import DETAILS, CaptionedScene, classify_details, named_details
 from refined_ldm.evaluation.metrics import bootstrap_interval, frechet_distance, kernel_distance, share
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def measure_forgetting(
     model: "RefinedAudioLDM",
     lora: str,
     scenes: Sequence[CaptionedScene],
-    judge: DetailJudge,
+    classifier: DetailClassifier,
     seed: int = 0,
     on_clips: Progress = lambda *_: None,
 ) -> list[dict]:
@@ -99,7 +99,7 @@ def measure_forgetting(
         if name == LORA:
             model.load_lora(lora)
         sounds = generate_all(model, texts, seconds, seed, f"{name}, old captions", on_clips)
-        right[name] = judge_details(judge, sounds, captions).correct()
+        right[name] = classify_details(classifier, sounds, captions).correct()
     model.remove_loras()
     for of in right.values():
         of["all details"] = _of_captions(of, scenes)

@@ -18,7 +18,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, log_softmax, softmax
 from scipy.stats import beta
 
-from refined_ldm.integers import whole, whole_seed
+from refined_ldm.base.integers import whole, whole_seed
 
 
 def as_rows(x: ArrayLike, name: str) -> np.ndarray:

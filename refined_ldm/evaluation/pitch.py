@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import nn
 
+from refined_ldm.base.integers import whole, whole_seed
 from refined_ldm.evaluation.wheel_files import wheel_file
-from refined_ldm.integers import whole, whole_seed
 from refined_ldm.scenes.soundfont import flute, piano, soundfont
 
 CREPE_SHA256 = "d4993eea36ed1a0ad9ac549c740dae5265b049ce72004f00c2f59e01c0be8432"

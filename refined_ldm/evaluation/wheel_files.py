@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 from pathlib import Path
 
-from refined_ldm.files import sha256
+from refined_ldm.base.files import sha256
 
 
 def wheel_file(requirement: str, inside: str, digest: str, path: str | Path | None = None) -> Path:

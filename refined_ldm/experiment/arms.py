@@ -6,7 +6,7 @@ Notebook: 06
 import math
 from dataclasses import dataclass, replace
 
-from refined_ldm.integers import whole
+from refined_ldm.base.integers import whole
 
 RENAMED = {  # settings of arms in records that were written before these names
     "wide": "unet", "weighting": "loss_weighting", "extra_drop": "conditioner_dropout",
@@ -133,10 +133,15 @@ def plan(iterations: int = 1500, seeds: int = 3) -> list[Run]:
         runs += [Run("D, wide", wide[1], long // part, seed, "wide") for part in (10, 6, 3)]
         runs.append(Run("B, wide", wide[0], long, seed, "wide"))
     runs += [Run("B, wide", wide[0], 2 * long, 0, "wide"), Run("D, wide", wide[1], 2 * long // 3, 0, "wide")]
-    for seed in range(seeds):  # decays that branch off one trunk a seed, the shortest first: time to target as a curve
-        runs += [Run(f"{label}{BRANCH}", replace(ARMS[label], lr_schedule="wsd"), n * iterations, seed, "branches")
-                 for label in "BCDEFG" for n in (1, 2, 4, 8)]  # fmt: skip
-        runs.append(Run("B, cosine", ARMS["B"], long, seed, "branches"))  # does a branch end as a run of its own?
+    # Decays that branch off one trunk a seed: time to target as a curve, and a balanced table wherever it is stopped.
+    half = max(1, iterations // 2)
+    for labels, lengths in (("DEFGB", (half, iterations)), ("C", (half, iterations)), ("B", (2 * iterations, long)),
+                            ("CDEFG", (2 * iterations,))):  # fmt: skip
+        for seed in range(seeds):
+            runs += [Run(f"{label}{BRANCH}", replace(ARMS[label], lr_schedule="wsd"), n, seed, "branches")
+                     for n in lengths for label in labels]  # fmt: skip
+        if labels == "C":  # does a branch end as a run of its own?
+            runs += [Run("B, cosine", ARMS["B"], iterations, seed, "branches") for seed in range(seeds)]
     return runs
 
 

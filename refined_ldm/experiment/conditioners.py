@@ -19,8 +19,8 @@ from refined_ldm.experiment.pretraining import NAMES, PRETRAINING, train_conditi
 from refined_ldm.experiment.probes import names_in_order
 from refined_ldm.scenes.dataset import KINDS
 from refined_ldm.text_to_audio import RefinedAudioLDM
+from refined_ldm.training.contrasts import train_text_details
 from refined_ldm.training.loop import Step
-from refined_ldm.training.pipeline import DETAILS
 
 if TYPE_CHECKING:
     from refined_ldm.experiment.protocol import Experiment
@@ -81,8 +81,8 @@ def prepare_conditioners(
 ) -> None:
     """Train the conditioners that `runs` need and that neither the folder nor a published file holds yet.
 
-    Those trained on details ("-details") start from the one that was not. on_step(stage, step) is called after every
-    iteration.
+    Those trained on details ("-details") start from the one that was not, and train the text tower alone: no arm with
+    such a conditioner embeds sounds. on_step(stage, step) is called after every iteration.
     """
     names = {run.arm.conditioner for run in runs} - {"random", "oracle"}
     names |= {name.removesuffix("-details") for name in names}
@@ -92,14 +92,16 @@ def prepare_conditioners(
         if path.is_file() or name in experiment.files:
             continue
         tower, training = experiment.towers[kind], experiment.config.training
-        clap = replace(training["clap"], max_steps=800, batch_size=32, lr=CLAP_RATES[kind])
-        config = replace(experiment.config, clap=tower, training=training | {"clap": clap})
         common = {"seed": seed, "run_dir": path.with_name(path.stem.removeprefix("clap-")), "resume": True}
-        model = RefinedAudioLDM(config, seed).to(experiment.device)
         if history == "details":
-            model.clap = experiment.trained_clap(kind)
-            steps = _train_details(model, experiment.clips, **common)
+            clap = experiment.trained_clap(kind)
+            details = train_text_details(clap, experiment.clips, training["details-text"], **common)
+            steps = (("details-text", step) for step in details)
         else:
+            settings = replace(training["clap"], max_steps=800, batch_size=32, lr=CLAP_RATES[kind])
+            config = replace(experiment.config, clap=tower, training=training | {"clap": settings})
+            model = RefinedAudioLDM(config, seed).to(experiment.device)
+            clap = model.clap
             steps = train_conditioner(model, experiment.clips, None if history else PRETRAINING[tower], **common)
         with ExitStack() as stack:
             logs = {}
@@ -109,14 +111,7 @@ def prepare_conditioners(
                 logs[stage](step)
                 if on_step:
                     on_step(stage, step)
-        model.clap.save(path)
-
-
-def _train_details(model, clips, **common):
-    """Train `model.clap` on captions that differ in one detail, one tower after the other -> (stage, Step)."""
-    for stage, train in DETAILS.items():
-        for step in train(model.clap, clips, model.config.training[stage], **common):
-            yield stage, step
+        clap.save(path)
 
 
 def embedded_captions(folder: Path, clips: Dataset, embed: Callable[[list[str]], torch.Tensor]) -> Dataset:

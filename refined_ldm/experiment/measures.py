@@ -21,6 +21,7 @@ from refined_ldm.experiment.runs import iteration_seconds
 from refined_ldm.experiment.statistics import interval, iterations_to, paired, same_machine, times_fewer, unequal
 
 MEASURES = {"error_250": "noise error, t ≥ 250", "frechet": "Fréchet distance, aiSFX", "recall": "class recall"}
+DETAILS = ("number", "pitch", "pace", "order")  # shares of captions in which the detail is right
 GUIDANCES = (1.5, 2.0, 3.0, 4.0, 5.0)  # the same for every run that is compared
 ORDERS = {  # name: (arm, share of the iterations that it was trained for)
     "pooled vector (D)": ("D", 3), "tokens beside it": ("tokens", 3), "the same, three times as long": ("tokens", 1),
@@ -29,22 +30,65 @@ ORDERS = {  # name: (arm, share of the iterations that it was trained for)
 
 
 def ended(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs of the arms themselves whose sounds were evaluated, without ablations, controls and rates."""
-    parts = ["arms", "target", "plateau", "wide", "linear", "branches", "details"]
+    """The runs of the arms themselves whose sounds were evaluated: no ablations, controls, rates and branches."""
+    parts = ["arms", "target", "plateau", "wide", "linear"]
     return runs[runs["part"].isin(parts) & runs["frechet"].notna()]
 
 
 def arms_compared(runs: pd.DataFrame, iterations: int) -> pd.DataFrame:
-    """The runs of arms A to G after `iterations` and four times as many, of each length on the machine of most arms.
+    """The runs of arms A to E after `iterations` and four times as many, of each length on the machine of most arms."""
+    arms = runs[runs["label"].isin(list("ABCDE")) & runs["iterations"].isin([iterations, 4 * iterations])]
+    return pd.concat([next(same_machine(rows))[1] for _, rows in arms.groupby("iterations")])
 
-    As soon as all branches from B to G have run, these are taken, under the names of their arms.
+
+def branches_compared(runs: pd.DataFrame) -> pd.DataFrame:
+    """The branches under the names of their arms: lengths and seeds that D, E, F and G all have, and B and C at these.
+
+    Raises ValueError if their cards differ in more than their lengths.
     """
-    lengths = runs["iterations"].isin([iterations, 4 * iterations])
-    branches = runs[runs["label"].str.endswith(BRANCH) & lengths]
-    branches = branches.assign(label=branches["label"].str.removesuffix(BRANCH))
-    arms = runs[runs["label"].isin(list("ABCDEFG")) & lengths]
-    compared = branches if branches.groupby("label")["iterations"].nunique().eq(2).sum() == 6 else arms
-    return pd.concat([next(same_machine(rows))[1] for _, rows in compared.groupby("iterations")])
+    own = runs[runs["label"].str.endswith(BRANCH)]
+    own = own.assign(label=own["label"].str.removesuffix(BRANCH))
+    complete = own.groupby(["iterations", "seed"])["label"].transform(lambda labels: set("DEFG") <= set(labels))
+    own = own[complete.astype(bool)]
+    if different := unequal(own, but=("iterations",)):
+        raise ValueError(f"these branches do not compare, they differ in {'; '.join(different)}")
+    return own.sort_values(["label", "iterations", "seed"])
+
+
+def branch_effects(branches: pd.DataFrame) -> pd.DataFrame:
+    """Differences of `branches_compared`, seed by seed, in MEASURES and DETAILS, with 95 % intervals."""
+    rows = []
+    for one, other in ("CB", "DE", "FD", "GE"):
+        for at, group in branches[branches["label"].isin([one, other])].groupby("iterations"):
+            if set(group["label"]) == {one, other}:
+                for column in (*MEASURES, *DETAILS):
+                    found = paired(group, column, {"label": one}, {"label": other})
+                    row = {"difference": f"{one} - {other}", "iterations": at, "measure": column, "seeds": len(found)}
+                    rows.append(row | dict(zip(("mean", "low", "high"), interval(found), strict=True)))
+    return pd.DataFrame(rows, columns=["difference", "iterations", "measure", "seeds", "mean", "low", "high"])
+
+
+def plateau(runs: pd.DataFrame) -> pd.DataFrame:
+    """Branches of B, whose lengths double, beside E, the same with the recipe, by measure.
+
+    "gained": what the last doubling of B improved, as a share; "factor": by how much B's iterations can be divided
+    until E is only as good; "at least": whether E's shortest run was better already. Means over common seeds.
+    """
+    rows = []
+    b, e = (runs[runs["label"] == f"{arm}{BRANCH}"] for arm in "BE")
+    for n in sorted(b["iterations"].unique()) if len(e) else ():
+        half, whole = b[b["iterations"] == n // 2], b[b["iterations"] == n]
+        seeds = set(half["seed"]) & set(whole["seed"])
+        if not seeds or unequal(pd.concat([b, e]), but=("iterations",)):
+            continue
+        for column in MEASURES:
+            sign = -1 if column == "recall" else 1  # more recall is better
+            before, after = (sign * part.loc[part["seed"].isin(seeds), column].mean() for part in (half, whole))
+            at = iterations_to(e.assign(measure=sign * e[column]), "measure", after)
+            rows.append({"iterations": n, "measure": column, "seeds": len(seeds), "value": sign * after,
+                         "gained": (before - after) / abs(before), "factor": n / at,
+                         "at least": at <= e["iterations"].min()})  # fmt: skip
+    return pd.DataFrame(rows, columns=["iterations", "measure", "seeds", "value", "gained", "factor", "at least"])
 
 
 def error_curves(folder: Path, runs: pd.DataFrame) -> pd.DataFrame:
@@ -106,18 +150,14 @@ def targets_reached(runs: pd.DataFrame, iterations: int) -> pd.DataFrame:
 
 
 def encoder_effects(runs: pd.DataFrame, iterations: int) -> pd.DataFrame:
-    """C minus B and D minus E, seed by seed, with 95 % intervals, and the same as a factor in iterations; of branches
-    F minus D and G minus E too.
+    """C minus B and D minus E, seed by seed, with 95 % intervals, and the same as a factor in iterations.
 
     Only runs with equal cards are compared. "one law": whether both lengths that the factor rests on have them too.
     """
     short, long, rows = iterations // 10, 4 * iterations, []
     for one, other, at, between in (("C", "B", iterations, (iterations, long)), ("C", "B", long, (iterations, long)),
                                     ("D", "E", short, (short, iterations)), ("D", "E", iterations, (short, iterations)),
-                                    ("D", "E", long, (iterations, long)),
-                                    *((f"{one}{BRANCH}", f"{other}{BRANCH}", at, (iterations, long))
-                                      for one, other in ("CB", "DE", "FD", "GE") for at in (iterations, long))
-                                    ):  # fmt: skip
+                                    ("D", "E", long, (iterations, long))):  # fmt: skip
         for precision, group in same_machine(runs[runs["label"].isin([one, other]) & (runs["iterations"] == at)]):
             ends = runs[(runs["label"] == one) & runs["iterations"].isin(between) & (runs["iterations"] != at)]
             compared = pd.concat([group, ends])

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from refined_ldm.base.integers import whole
 from refined_ldm.clap import Clap
 from refined_ldm.evaluation.adherence import ProbedEmbedding, class_prompt, rendered_clips
 from refined_ldm.evaluation.metrics import found_at_k, share, unit, zero_shot
-from refined_ldm.integers import whole
 from refined_ldm.scenes.captions import NUMBERS, TIMES
 
 COUNTED = re.compile(rf"\b({'|'.join(word for word in NUMBERS[2:])})\b|\b(once|twice)\b")

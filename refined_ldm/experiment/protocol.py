@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from refined_ldm.base.files import atomic_write
+from refined_ldm.base.integers import whole
 from refined_ldm.clap import CLAP_PRESETS, Clap
 from refined_ldm.config import Config, StageConfig, preset
 from refined_ldm.data.batches import loader
@@ -30,8 +32,8 @@ from refined_ldm.evaluation.adherence import (
     fit_probe,
     rendered_clips,
 )
-from refined_ldm.evaluation.detail_judge import DetailJudge
-from refined_ldm.evaluation.details import judge_details, select_scenes
+from refined_ldm.evaluation.detail_classifier import DetailClassifier
+from refined_ldm.evaluation.details import classify_details, select_scenes
 from refined_ldm.evaluation.embeddings.aisfx import Aisfx
 from refined_ldm.evaluation.metrics import LinearProbe, frechet_distance, kernel_distance
 from refined_ldm.experiment.arms import PRECISIONS, Arm, Card, Run
@@ -45,8 +47,6 @@ from refined_ldm.experiment.conditioners import (
     no_embedding,
 )
 from refined_ldm.experiment.pretraining import NAMES
-from refined_ldm.files import atomic_write
-from refined_ldm.integers import whole
 from refined_ldm.randomness import step_seed
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.training.inputs import cached_clips, fit_gaussian
@@ -92,15 +92,15 @@ class Experiment:
 
     base: the model whose VAE and vocoder all arms have; config: that of the arms. files: {"laion": …, "ms": …}, the
     paths of published conditioners; by default folder/clap-NAME.safetensors, with "-plain" for those that were not
-    pretrained (`prepare_conditioners`). held_out, judged, probe: numbers of clips for the noise error, for the sounds,
-    and for the fit of the probe. preset_unet: the U-Net of arms with unet="preset". `open_experiment` makes an
+    pretrained (`prepare_conditioners`). held_out, test_size, probe: numbers of clips for the noise error, for the
+    sounds, and for the fit of the probe. preset_unet: the U-Net of arms with unet="preset". `open_experiment` makes an
     experiment for a preset.
     """
 
     def __init__(self, folder: str | Path, config: Config, base: RefinedAudioLDM, files: dict | None = None,
-                 tokenizer: str | Path | None = None, held_out: int = 64, judged: int = 192, probe: int = 1500,
+                 tokenizer: str | Path | None = None, held_out: int = 64, test_size: int = 192, probe: int = 1500,
                  on_clips: Progress | None = None, preset_unet: UNetConfig | None = None):  # fmt: skip
-        self.judged, self.probe = whole("judged", judged, 2), whole("probe", probe, 2)
+        self.test_size, self.probe = whole("test_size", test_size, 2), whole("probe", probe, 2)
         held_out = whole("held_out", held_out, 2)
         self.folder, self.config, self.base, self.on_clips = Path(folder), config, base.eval(), on_clips
         self.towers = TOWERS["published" if files else "tiny"]
@@ -162,21 +162,21 @@ class Experiment:
     @cached_property
     def test(self) -> list[dict]:
         """The test clips, whose captions every arm makes sounds of."""
-        return rendered_clips(self.judged, seconds=self.config.seconds)
+        return rendered_clips(self.test_size, seconds=self.config.seconds)
 
     def probed(self) -> tuple[ProbedEmbedding, AdherenceResult]:
         """The outside embedding with its probe, and its result on the test clips themselves; both are kept."""
         if not hasattr(self, "_probed"):
-            kept, judge = self.folder / f"probe-{self.probe}-{self.judged}.npz", Aisfx.load().to(self.device)
+            kept, embed = self.folder / f"probe-{self.probe}-{self.test_size}.npz", Aisfx.load().to(self.device)
             names = ("mean", "std", "weight", "bias")
             if kept.is_file():
                 stored = np.load(kept)
                 probe = LinearProbe(NAMES, multi_label=True)
                 for name in names:
                     setattr(probe, name, stored[name])
-                self._probed, real = ProbedEmbedding(judge, probe), stored["real"]
+                self._probed, real = ProbedEmbedding(embed, probe), stored["real"]
             else:
-                self._probed = fit_probe(judge, self.probe, seconds=self.config.seconds)
+                self._probed = fit_probe(embed, self.probe, seconds=self.config.seconds)
                 real = self._probed.embed_audio(torch.stack([item["waveform"] for item in self.test]))
                 with atomic_write(kept) as temporary, temporary.open("wb") as file:
                     np.savez(file, **{name: getattr(self._probed.probe, name) for name in names}, real=real)
@@ -267,14 +267,14 @@ class Experiment:
         return measures | {"recall": result.recall.mean(), "recall_one": result.recall[one].mean()}, result
 
     def details(self, model: RefinedAudioLDM, steps: int = 16) -> dict[str, np.ndarray]:
-        """Sounds made from captions that name details -> {detail: 1 or 0 for each caption that names it}, as judged."""
-        scenes = select_scenes(max(2, self.judged // 3), seconds=self.config.seconds)
+        """Sounds made from captions that name details -> {detail: 1 or 0 for each caption that names it}."""
+        scenes = select_scenes(max(2, self.test_size // 3), seconds=self.config.seconds)
         if isinstance(model.clap, Oracle):
             model.clap.learn(scene.item | {"captions": [str(scene.caption)]} for scene in scenes)
         captions, seconds = [scene.caption for scene in scenes], self.config.seconds
         parts = [[str(caption) for caption in captions[k : k + 16]] for k in range(0, len(captions), 16)]
         made = [model.generate(part, seconds, steps=steps, seed=0).cpu() for part in parts]
-        return judge_details(DetailJudge.load().to(self.device), torch.cat(made), captions).correct()
+        return classify_details(DetailClassifier.load().to(self.device), torch.cat(made), captions).correct()
 
 
 def open_experiment(folder: str | Path, name: str = "tiny", clips: int | None = None, audioldm: str = "",

@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from refined_ldm.base.files import atomic_write
 from refined_ldm.data.batches import loader
 from refined_ldm.devices import synchronize
 from refined_ldm.durable.csv_log import CsvLogger
 from refined_ldm.evaluation.metrics import share
-from refined_ldm.experiment.arms import Arm, Run
+from refined_ldm.experiment.arms import BRANCH, Arm, Run
 from refined_ldm.experiment.protocol import GRID, Experiment
 from refined_ldm.experiment.statistics import mean_errors
-from refined_ldm.files import atomic_write
 from refined_ldm.training.loop import Step, stable_steps
 from refined_ldm.training.pipeline import accelerator_of
 from refined_ldm.training.stages import train_ldm
@@ -36,16 +36,16 @@ def run_arm(
     run: Run,
     out: str | Path,
     resume: bool = False,
-    judge: bool = True,
+    evaluate: bool = True,
     on_step: Callable[[Step], None] | None = None,
 ) -> dict:
     """Train and evaluate one run -> its record, which is written to out/NAME.json beside the run's tables.
 
-    NAME-steps.csv: the training loss, mean of every 10 iterations; NAME.csv: the noise error at `eval_steps` and GRID;
-    NAME-classes.csv: the classes found in every clip; NAME-details.csv: the share of captions with each detail right. A
-    finished run is not repeated, an interrupted one continues from its checkpoint, and one with the schedule "wsd"
-    branches off the longest trunk of its arm and seed. Where only the guidance of its arm has changed, its sounds are
-    made and evaluated again. Raises ValueError where the record is of another arm.
+    NAME-steps.csv: the training loss, mean of every 10 iterations; NAME.csv: the noise error at GRID, at `eval_steps`
+    (of a branch: at its end); NAME-classes.csv: the classes found in every clip; NAME-details.csv: the share of
+    captions with each detail right. A finished run is not repeated, an interrupted one continues from its checkpoint,
+    and one with the schedule "wsd" branches off the longest trunk of its arm and seed. Where only the guidance of its
+    arm has changed, its sounds are made and evaluated again. Raises ValueError where the record is of another arm.
     """
     name, arm, seed, max_steps = run.name, run.arm, run.seed, run.iterations
     out, run_dir = Path(out), experiment.folder / "runs" / name
@@ -53,7 +53,7 @@ def run_arm(
     if kept.is_file():
         record = json.loads(kept.read_text())
         _check_same_training(record, arm, kept)
-        if judge and arm.guidance != record["arm"]["guidance"]:
+        if evaluate and arm.guidance != record["arm"]["guidance"]:
             record |= {"arm": asdict(arm), **_evaluate_sounds(experiment, experiment.trained(run), out / name)}
             _write_record(record, kept)
         return record
@@ -65,7 +65,7 @@ def run_arm(
     record = {"name": name, "label": run.label, "part": run.part, "seed": seed, "iterations": max_steps,
               "seconds": round(seconds, 1), **mean_errors(pd.DataFrame(rows[-len(GRID):])),
               "arm": asdict(arm), "card": asdict(experiment.card(run, model))}  # fmt: skip
-    if judge:
+    if evaluate:
         record |= _evaluate_sounds(experiment, model, out / name)
     model.save_part("ldm", run_dir)
     if max_steps:
@@ -155,7 +155,8 @@ def _trained(experiment, run, run_dir, resume, on_step):
         rows = _error_rows(experiment.noise_error(model), 0, 0.0)
     if not run.iterations:
         return model, rows, 0.0
-    at, seconds = eval_steps(run.iterations), rows[-1]["seconds"] if rows else 0.0
+    at = set() if run.label.endswith(BRANCH) else eval_steps(run.iterations)
+    seconds = rows[-1]["seconds"] if rows else 0.0
     batches = loader(examples, model.config.training["ldm"].batch_size, run.seed)
     steps = train_ldm(model, batches, seed=run.seed, run_dir=run_dir, resume=resume, accelerator=accelerator)
     with CsvLogger(run_dir / "steps.csv", resume) as write:

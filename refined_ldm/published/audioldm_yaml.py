@@ -8,7 +8,7 @@ import re
 from contextlib import suppress
 from typing import Any
 
-from refined_ldm.config import LARGEST_NUMBER, leaves
+from refined_ldm.base.plain_yaml import LARGEST_NUMBER, leaves
 
 AUDIOLDM_TARGETS = {  # place -> how the name of the only part there ends
     "model": "ddpm.LatentDiffusion",

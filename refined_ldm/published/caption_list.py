@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
+from refined_ldm.base.integers import LARGEST_SEED, whole, whole_seed
 from refined_ldm.config import MADE_BY, Config, load_config
 from refined_ldm.data.names import caption_name, name_fault, numbered_name
 from refined_ldm.data.tables import clean_caption
 from refined_ldm.durable.run_state import load_scale
-from refined_ldm.integers import LARGEST_SEED, whole, whole_seed
 from refined_ldm.model_folder import part_path
 from refined_ldm.published.warm_start import load_named_parts
 from refined_ldm.text_to_audio import RefinedAudioLDM

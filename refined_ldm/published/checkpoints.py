@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from refined_ldm.base.files import atomic_write, check_place, check_writable, errors_at, sha256
 from refined_ldm.config import Config
-from refined_ldm.files import atomic_write, check_place, check_writable, errors_at, sha256
 from refined_ldm.hifigan import HiFiGAN
 from refined_ldm.published.audioldm_weights import (
     PIPELINE_PARTS,
@@ -79,7 +79,8 @@ def _tensors(path):
     key = ".".join(keys) or None
     tensors = {str(k): v for k, v in held.items() if isinstance(v, torch.Tensor)} if isinstance(held, dict) else {}
     if not tensors:
-        what = f"a dict of {', '.join(map(str, list(held)[:5]))}" if isinstance(held, dict) else type(held).__name__
+        names = ", ".join(map(str, list(held)[:5])) if isinstance(held, dict) else ""
+        what = f"a dict of {names or 'nothing'}" if isinstance(held, dict) else type(held).__name__
         raise ValueError(f"{path} was refused: it holds {what} where tensors by name were expected")
     return key, tensors
 

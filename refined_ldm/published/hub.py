@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from refined_ldm.files import sha256
+from refined_ldm.base.files import sha256
 
 
 @dataclass(frozen=True)

@@ -89,8 +89,8 @@ def file_format(path: str | Path) -> str:
     if head.startswith((b"PK\x03\x04", b"\x80")):  # torch's zip archive; a bare pickle of protocol 2 or later
         if path.suffix == ".safetensors":
             raise ValueError(f"{path} was refused: it is a pickle under the name of safetensors; such is named .ckpt")
-        if _is_packed(path):
-            raise ValueError(f"{path} was refused: it is a compressed archive, as no checkpoint is: unpack it")
+        if found := _other_archive(path):
+            raise ValueError(f"{path} was refused: it is {found}")
         return "pickle"
     if not head:
         raise ValueError(f"{path} was refused: it is empty (0 bytes): fetch it again")
@@ -99,13 +99,18 @@ def file_format(path: str | Path) -> str:
     raise ValueError(f"{path} was refused: it is {found or ('text' if text else 'of no known format')}, no checkpoint")
 
 
-def _is_packed(path):
-    """Whether it is a zip archive with compressed members, which may grow a thousandfold when they are read."""
+def _other_archive(path):
+    """What a zip archive is that is no checkpoint, None for one. Compressed members may grow a thousandfold."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist())
+            members = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, LookupError):
-        return False
+        return None
+    if any(member.filename.endswith("/constants.pkl") for member in members):
+        return "a program of torch.jit, no checkpoint: save the state_dict of the model"
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        return "a compressed archive, as no checkpoint is: unpack it"
+    return None
 
 
 def unpickle(path: str | Path) -> Any:
@@ -122,6 +127,7 @@ def unpickle(path: str | Path) -> Any:
             options = {"map_location": "cpu", "mmap": zipfile.is_zipfile(path)}
             if _protocol(path) < 3:
                 return torch.load(path, weights_only=True, **options)
+            # torch's own reader of weights knows protocol 2 only; RESTRICTED finds no more than it does.
             return torch.load(path, weights_only=False, pickle_module=RESTRICTED, **options)
     except Exception as fault:  # a damaged file makes torch raise anything, struct.error and MemoryError among it
         names, blocked = forbidden(path), re.search(r"GLOBAL (\S+) ", str(fault))

@@ -15,7 +15,7 @@ import torch
 from scipy.signal import fftconvolve, lfilter
 from torch.utils.data import Dataset
 
-from refined_ldm.integers import whole, whole_seed
+from refined_ldm.base.integers import whole, whole_seed
 from refined_ldm.scenes import soundfont
 from refined_ldm.scenes.captions import Caption, write_captions
 from refined_ldm.scenes.classes import CLASSES, FROM_FONT, Event

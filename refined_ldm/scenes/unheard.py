@@ -6,7 +6,7 @@ Notebook: 08
 import numpy as np
 import torch
 
-from refined_ldm.integers import whole
+from refined_ldm.base.integers import whole
 from refined_ldm.scenes.classes import Event
 from refined_ldm.scenes.dataset import _acoustics, _generator, _loudness, _mix, _trim
 from refined_ldm.scenes.synthesis import SAMPLE_RATE, Sound, log_uniform, place, resonate, rhythm, times

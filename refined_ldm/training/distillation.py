@@ -19,16 +19,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
+from refined_ldm.adapters.lora import LoraConfig
+from refined_ldm.adapters.student import STEPS, STUDENT_FILE, Student, read_student, save_student
+from refined_ldm.base.files import check_folder
+from refined_ldm.base.integers import whole_seed
 from refined_ldm.config import Config, DistillConfig
 from refined_ldm.data.batches import loader
 from refined_ldm.data.caches import Cached, cache_batches
 from refined_ldm.diffusion import CLEAN, Denoiser, NoiseSchedule, dpmpp_sample, jump_noise, noise_like
 from refined_ldm.durable.run_state import refuse_old
-from refined_ldm.files import check_folder
-from refined_ldm.integers import whole_seed
-from refined_ldm.lora import LoraConfig
 from refined_ldm.randomness import draw, step_seed
-from refined_ldm.student import STEPS, STUDENT_FILE, Student, read_student, save_student
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.training.contrasts import WrittenClips
 from refined_ldm.training.inputs import cached_clips
@@ -42,7 +42,7 @@ TOGETHER, IN_A_PART = 32, 256  # trajectories sampled at once, and in one part o
 JUMPS = [(0, 1), (1, 2), (2, 3), (3, 4), (0, 2), (2, 4), (0, 4), (0, 4)]
 
 
-def settings_of(config: Config) -> DistillConfig:
+def distill_config(config: Config) -> DistillConfig:
     """Return the settings of the distillation in a configuration."""
     return config.training.get(STAGE, DistillConfig())
 
@@ -183,7 +183,7 @@ def train_student(
     Notebook: 09
     """
     run_dir, seed = Path(run_dir), whole_seed(seed)
-    settings = settings or settings_of(model.config)
+    settings = settings or distill_config(model.config)
     check_student_run(model.config, run_dir, resume)
     model.schedule.timesteps(settings.teacher_steps)  # too many are refused before the clips are rendered
     file, base = run_dir / STUDENT_FILE, model.digest()

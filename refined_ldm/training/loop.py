@@ -23,12 +23,12 @@ from accelerate.utils import gather, gather_object
 from torch import nn
 from torch.utils.data import DataLoader
 
+from refined_ldm.base.integers import whole_seed
 from refined_ldm.config import StageConfig
 from refined_ldm.devices import pick_accelerator
 from refined_ldm.durable.loss_guard import SpikeWatch
 from refined_ldm.durable.run_state import drop_others, last_checkpoint, load_run, refuse_old, save_run
 from refined_ldm.durable.signals import Stopped, defer_signals
-from refined_ldm.integers import whole_seed
 from refined_ldm.randomness import RankGenerator, step_seed
 from refined_ldm.training.muon import Muon, split_parameters
 

@@ -15,13 +15,13 @@ from pathlib import Path
 import torch
 from torch.utils.data import Dataset, Subset
 
+from refined_ldm.adapters.lora import LoraConfig, LoraUNet, read_lora, save_lora
+from refined_ldm.base.files import atomic_write, check_folder
+from refined_ldm.base.integers import cast_numbers, whole_seed
 from refined_ldm.config import Config, StageConfig
 from refined_ldm.data.batches import collate, loader
 from refined_ldm.data.caches import CACHED_KEYS, cache_clips
 from refined_ldm.durable.run_state import last_checkpoint, refuse_old
-from refined_ldm.files import atomic_write, check_folder
-from refined_ldm.integers import cast_numbers, whole_seed
-from refined_ldm.lora import LoraConfig, LoraUNet, read_lora, save_lora
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.training.inputs import cached_clips, encode_clips
 from refined_ldm.training.loop import Step, optimise

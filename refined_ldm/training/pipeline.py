@@ -18,6 +18,8 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from refined_ldm.base.files import JUNK, check_folder, check_place
+from refined_ldm.base.integers import whole_seed
 from refined_ldm.config import MADE_BY, STAGES, Config, load_config
 from refined_ldm.data.batches import loader
 from refined_ldm.data.caches import HOLDS
@@ -32,8 +34,6 @@ from refined_ldm.durable.run_state import (
     precision_of,
     refuse_old,
 )
-from refined_ldm.files import JUNK, check_folder, check_place
-from refined_ldm.integers import whole_seed
 from refined_ldm.model_folder import part_path
 from refined_ldm.published.hub import CONDITIONERS, fetch
 from refined_ldm.published.warm_start import find_named_files, is_model, keep_captions, load_named_parts, names_files

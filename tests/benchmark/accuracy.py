@@ -102,13 +102,13 @@ def few_steps(model, probed, real, items, samplers=SAMPLERS, guidance=None, on_r
     """
     dimensions, rows = min(64, len(items) // 3, real.shape[1]), []
     for name, how in samplers.items():
-        judged = evaluate_generated(probed, model, items, guidance, batch_size=16, **how)
+        measured = evaluate_generated(probed, model, items, guidance, batch_size=16, **how)
         low, high = bootstrap_interval(
-            lambda a: frechet_distance(a, real, dimensions), judged.embeddings, resamples=100, centre=True
+            lambda a: frechet_distance(a, real, dimensions), measured.embeddings, resamples=100, centre=True
         )
-        adherence = summary(judged)
+        adherence = summary(measured)
         rows.append({
-            "sampler": name, "clips": len(items), "frechet": frechet_distance(judged.embeddings, real, dimensions),
+            "sampler": name, "clips": len(items), "frechet": frechet_distance(measured.embeddings, real, dimensions),
             "low": low, "high": high, "recall": adherence["recall"], "recall_low": adherence["low"],
             "recall_high": adherence["high"],
         })  # fmt: skip

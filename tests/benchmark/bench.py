@@ -95,8 +95,8 @@ def measure_more(peers=True, sizes=False, accuracy=False, few_steps=0, quality=0
     """What takes minutes -> rows; with `out`, tables to out/data and pictures to out.
 
     peers: the same work by other people's code; sizes: cost against size; accuracy: what quick arithmetic and few
-    steps change; few_steps: how many clips of each sampler are judged, 0 for none; quality: how many captions name each
-    detail, 0 for none.
+    steps change; few_steps: how many clips of each sampler are measured, 0 for none; quality: how many captions name
+    each detail, 0 for none.
     """
     rows = []
 

@@ -64,11 +64,11 @@ def trained(model, clips, seconds, settings, discriminators=None):
 
 
 @torch.no_grad()
-def measured(model, waveform, judge, reference):
+def measured(model, waveform, embed, reference):
     sound = torch.cat([model.vocoder(model.mel(part)) for part in waveform.split(25)])
     l1 = (model.mel(sound) - model.mel(waveform)).abs().mean((1, 2, 3)).numpy()
     stft = np.array([stft_loss(a[None], b[None]).item() for a, b in zip(sound, waveform, strict=True)])
-    embedded = judge(sound, 16_000).numpy()
+    embedded = embed(sound, 16_000).numpy()
     distance = frechet_distance(embedded, reference, 32)
     interval = bootstrap_interval(lambda x: frechet_distance(x, reference, 32), embedded, resamples=50, centre=True)
     return {"log-mel L1": (l1.mean(), *bootstrap_interval(np.mean, l1)),
@@ -78,15 +78,15 @@ def measured(model, waveform, judge, reference):
 
 def main(run, seconds):
     torch.set_num_threads(1)
-    judge, tiny = Aisfx.load(), RefinedAudioLDM.from_preset("tiny")
+    embed, tiny = Aisfx.load(), RefinedAudioLDM.from_preset("tiny")
     clips = cached_clips(tiny.config, run)
     waveform = torch.stack([item["waveform"] for item in rendered_clips(100)])
-    reference = judge(torch.stack([item["waveform"] for item in rendered_clips(300, "val")]), 16_000).numpy()
+    reference = embed(torch.stack([item["waveform"] for item in rendered_clips(300, "val")]), 16_000).numpy()
     common = {"batch_size": 8, "betas": (0.8, 0.99), "max_grad_norm": 5.0, "crop_frames": 40, "stft_weight": 0.2}
     table = []
 
     def add(group, name, model, steps):
-        for measure, (value, low, high) in measured(model, waveform, judge, reference).items():
+        for measure, (value, low, high) in measured(model, waveform, embed, reference).items():
             table.append({"group": group, "name": name, "measure": measure, "value": float(value), "low": float(low),
                           "high": float(high), "steps": steps, "cpu_seconds": seconds, "clips": 100})  # fmt: skip
         print(group, name, steps, [round(row["value"], 3) for row in table[-3:]], flush=True)

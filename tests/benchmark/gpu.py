@@ -1,8 +1,8 @@
 """What a GPU does with this project, measured in minutes: `make gpu`.
 
 For a machine with one GPU. Sections run in the order below, the most valuable first, each within its own limit of
-seconds; after each the results so far are in gpu.json, so that nothing is lost when the time is over. docs/gpu.md is
-written from that file once it is copied to docs/gpu.json. `--small` turns all sizes down for a CPU. The last section
+seconds; after each row the results so far are in gpu.json, so that nothing is lost when the time is over. docs/gpu.md
+is written from that file once it is copied to docs/gpu.json. `--small` turns all sizes down for a CPU. The last section
 trains in what time is left; `--only training` gives it all of it.
 """
 
@@ -28,12 +28,12 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from refined_ldm.base.files import atomic_write
 from refined_ldm.clap import Clap, ClapConfig
 from refined_ldm.config import Config, StageConfig, load_config, preset
 from refined_ldm.data.batches import loader
 from refined_ldm.devices import HALF, allow_tf32, exact_float32, pick_accelerator, pick_device, synchronize
 from refined_ldm.discriminators import Discriminators
-from refined_ldm.files import atomic_write
 from refined_ldm.inference import optimize_for_inference
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.training.pipeline import train_stage
@@ -102,6 +102,11 @@ class Machine:
     ends: float = field(default_factory=lambda: time.monotonic() + SECONDS)
     out: Path = Path("runs/gpu")
     section_ends: float = math.inf
+
+    @property
+    def left(self) -> float:
+        """Seconds until the section must end."""
+        return min(self.ends, self.section_ends) - time.monotonic()
 
     def seconds(self, call: Callable[[], object]) -> float:
         """Mean seconds of a call, after two that warm up."""
@@ -260,12 +265,15 @@ def _memory(m: Machine, row: dict) -> Iterator[None]:
 @section(90)
 def unet(m: Machine) -> Iterator[dict]:
     """The U-Net at published size: where the time of a step goes, share of the peak, memory."""
-    model = m.sizes.published(m.device)
+    model, rows = m.sizes.published(m.device), []
     for batch in m.sizes.batches:
         row = {"batch": batch}
         with _memory(m, row):
             row |= _split(m, model, batch)
+        rows.append(row)
         yield row
+    if find_spec("matplotlib"):
+        draw(rows, m.out / "gpu_unet.png")
 
 
 def _split(m: Machine, model: RefinedAudioLDM, batch: int) -> dict:
@@ -400,7 +408,7 @@ def notebooks(m: Machine) -> Iterator[dict]:
     for name in m.sizes.notebooks:
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-m", "refined_ldm", "notebooks", name, "--out", folder]
-            start, left = time.perf_counter(), max(1.0, m.ends - time.monotonic())
+            start, left = time.perf_counter(), max(1.0, m.left - 2)  # for its row to be written
             try:
                 done = subprocess.run(command, capture_output=True, text=True, timeout=left, env=environment)
                 ended = "ran" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["failed"])[-1][:200]
@@ -429,8 +437,7 @@ def training(m: Machine) -> Iterator[dict]:
         with closing(begin(max_steps=10**6)[1]) as steps:
             seconds = [step.seconds for step in islice(steps, 30)]
         prepared, pace = time.perf_counter() - start, statistics.median(seconds)
-        left = 0.9 * (min(m.ends, m.section_ends) - time.monotonic())
-        count = max(2, min(settings.max_steps, int(left / pace)))
+        count = max(2, min(settings.max_steps, int(0.9 * m.left / pace)))
         model, steps = begin(max_steps=count)
         losses, written = [], time.monotonic()
         for step in steps:
@@ -465,19 +472,22 @@ def draw(rows: list[dict], path: Path) -> None:
     plt.close(figure)
 
 
-class OutOfTime(Exception):
-    """A section reached its limit. No OSError, as TimeoutError is, which reading a cache would take for damage."""
+class OutOfTime(BaseException):
+    """A section reached its limit. No Exception, so that no `except` in a section takes it for a fault to mend."""
 
 
 @contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """Raise OutOfTime within the block after so many seconds."""
+def time_limit(seconds: float, again: float = 5.0) -> Iterator[None]:
+    """Raise OutOfTime within the block after so many seconds, and `again` and again until it has ended.
+
+    Python drops what is raised in a destructor, so that once may be lost.
+    """
 
     def stop(number, frame):
         raise OutOfTime(f"stopped after {seconds:.0f} s")
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, again)
     try:
         yield
     finally:
@@ -486,35 +496,37 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 def measure(m: Machine, names: list[str], on_line: Callable[[str], None] = print) -> dict:
-    """Run sections and write m.out/gpu.json after each -> its contents. A section that fails keeps its first rows."""
+    """Run sections -> the contents of m.out/gpu.json, which is written after each row and at each section's end."""
     cuda = m.device.type == "cuda"
     found = {
         "machine": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
         "torch": torch.__version__, "python": platform.python_version(), "cores": os.cpu_count(), "sections": {},
     }  # fmt: skip
     m.out.mkdir(parents=True, exist_ok=True)
+
+    def write():
+        with atomic_write(m.out / "gpu.json") as path:
+            path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
     for name in names:
         function, limit = SECTIONS[name]
         start, left = time.perf_counter(), min(limit, m.ends - time.monotonic())
-        result = {"rows": []}
-        if left < 1:
-            result["failed"] = "no time was left"
-        else:
-            m.section_ends = time.monotonic() + left
-            try:
-                with time_limit(left):
-                    result["rows"].extend(function(m))
-            except Exception as fault:  # noqa: BLE001 the other sections are still worth having
-                result["failed"] = f"{type(fault).__name__}: {fault}"[:300]
+        m.section_ends = time.monotonic() + left
+        found["sections"][name] = result = {"rows": []}
+        on_line(name)
+        try:
+            if left < 1:
+                raise OutOfTime("no time was left")
+            with time_limit(left):
+                for row in function(m):
+                    result["rows"].append(row)
+                    write()
+                    on_line("  " + ", ".join(f"{k} {v}" for k, v in row.items()))
+        except (Exception, OutOfTime) as fault:  # noqa: BLE001 the other sections are still worth having
+            result["failed"] = f"{type(fault).__name__}: {fault}"[:300]
         result["seconds"] = round(time.perf_counter() - start, 1)
-        found["sections"][name] = result
-        with atomic_write(m.out / "gpu.json") as path:
-            path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        if name == "unet" and result["rows"] and find_spec("matplotlib"):
-            draw(result["rows"], m.out / "gpu_unet.png")
-        on_line(f"{name}, {result['seconds']} s{': ' + result['failed'] if 'failed' in result else ''}")
-        for row in result["rows"]:
-            on_line("  " + ", ".join(f"{k} {v}" for k, v in row.items()))
+        write()
+        on_line(f"  {result.get('failed', 'ended')} after {result['seconds']} s")
     return found
 
 
@@ -528,7 +540,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION")
     o = parser.parse_args(arguments)
     machine = Machine(pick_device(o.device), SMALL if o.small else Sizes(), time.monotonic() + o.seconds, o.out)
-    found = measure(machine, o.only)
+    found = measure(machine, o.only, partial(print, flush=True))
     return int(any("failed" in result for result in found["sections"].values()))
 
 

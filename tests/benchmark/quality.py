@@ -6,15 +6,15 @@ python -m tests.benchmark --no-peers --quality 48 --out figures
 import numpy as np
 import torch
 
-from refined_ldm.evaluation.detail_judge import DetailJudge
-from refined_ldm.evaluation.details import judge_details, select_scenes
+from refined_ldm.adapters.student import STEPS
+from refined_ldm.evaluation.detail_classifier import DetailClassifier
+from refined_ldm.evaluation.details import classify_details, select_scenes
 from refined_ldm.evaluation.embeddings.aisfx import Aisfx
 from refined_ldm.evaluation.metrics import frechet_distance, share
-from refined_ldm.student import STEPS
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from tests.benchmark.bench import best_of, peak_memory
 
-QUESTIONS = ("class", "number up to three", "pitch", "pace", "order")  # those that the judge answers well
+QUESTIONS = ("class", "number up to three", "pitch", "pace", "order")  # those that the classifier answers well
 WAYS = {  # name -> settings of `generate`, and cache_interval; candidates: 1 unless stated
     "8 steps, 2 candidates": {"steps": 8, "candidates": 2},
     "8 steps, 3 candidates": {"steps": 8, "candidates": 3},
@@ -30,7 +30,7 @@ STUDENT = {f"student, {steps} steps": {"steps": steps, "sampler": "student"} for
 
 
 @torch.no_grad()
-def quality(model, judge, embed, scenes, ways, on_row=print):
+def quality(model, classifier, embed, scenes, ways, on_row=print):
     """Generate the captions of scenes in each way -> rows of way, evaluations, seconds, memory_gb, details, frechet.
 
     evaluations: of the U-Net for each caption; seconds and memory: of one clip; details: the share of right answers to
@@ -51,7 +51,7 @@ def quality(model, judge, embed, scenes, ways, on_row=print):
         evaluated.clear()
         batches = (texts[start : start + 16] for start in range(0, len(texts), 16))
         sounds = torch.cat([model.generate(batch, **how).cpu() for batch in batches])
-        right = judge_details(judge, sounds, captions).correct()
+        right = classify_details(classifier, sounds, captions).correct()
         asked = {question: right[question] for question in QUESTIONS if len(right.get(question, ()))}
         found = share(np.concatenate([*asked.values()]))
         embeddings = embed(sounds)
@@ -70,7 +70,7 @@ def quality(model, judge, embed, scenes, ways, on_row=print):
 
 def measure_quality(on_row=print, count=48):
     """`quality` of preset `tiny` for captions of the split `test` that name each detail `count` times."""
-    model, judge, aisfx = RefinedAudioLDM.from_preset("tiny"), DetailJudge.load(), Aisfx.load()
+    model, classifier, aisfx = RefinedAudioLDM.from_preset("tiny"), DetailClassifier.load(), Aisfx.load()
     scenes = select_scenes(count, seconds=model.config.seconds)
     ways = WAYS | (STUDENT if model.student is not None else {})
-    return quality(model, judge, lambda sounds: aisfx(sounds, 16_000).numpy(), scenes, ways, on_row)
+    return quality(model, classifier, lambda sounds: aisfx(sounds, 16_000).numpy(), scenes, ways, on_row)

@@ -32,14 +32,14 @@ def test_more_steps_come_nearer_to_the_reference(model):
     assert rows["few"] > rows["many"] > rows["itself"] == 0  # without noise of its own
 
 
-def test_few_steps_are_judged_with_intervals(monkeypatch):
+def test_few_steps_are_measured_with_intervals(monkeypatch):
     generator = np.random.default_rng(0)
     made = {3: generator.normal(size=(30, 6)), 9: 5 + generator.normal(size=(30, 6))}
 
-    def judged(probed, model, items, guidance, batch_size, steps):
+    def measured(probed, model, items, guidance, batch_size, steps):
         return AdherenceResult([{"recall": steps / 9}] * 30, made[steps])
 
-    monkeypatch.setattr(accuracy, "evaluate_generated", judged)
+    monkeypatch.setattr(accuracy, "evaluate_generated", measured)
     real, said = generator.normal(size=(30, 6)), []
     samplers = {"a": {"steps": 3}, "b": {"steps": 9}}
     near, far = accuracy.few_steps(None, None, real, [{}] * 30, samplers, on_row=said.append)

@@ -12,8 +12,8 @@ def test_each_way_has_its_evaluations_seconds_and_answers(monkeypatch):
     items = small.clips(18)
     scenes = [SimpleNamespace(item=item, caption=item["caption"]) for item in items]
     right = {"class": np.ones(18), "pitch": np.array([1.0, 0.0]), "distance": np.zeros(18)}
-    judged = SimpleNamespace(correct=lambda: right)
-    monkeypatch.setattr(quality, "judge_details", lambda judge, sounds, captions: judged)
+    classified = SimpleNamespace(correct=lambda: right)
+    monkeypatch.setattr(quality, "classify_details", lambda classifier, sounds, captions: classified)
     monkeypatch.setattr(quality, "best_of", lambda work: work() is None or 0.5)
     monkeypatch.setattr(quality, "peak_memory", lambda work: 0.1)
     ways = {"guided": {"steps": 3}, "half guided": {"steps": 4, "guidance_interval": (0, 500)},

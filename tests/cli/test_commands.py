@@ -277,7 +277,7 @@ INFER = ["infer", "-c", "checkpoint/config.yaml", "-l", "list.lst", "--reload_fr
     (["convert", "checkpoint/vae.safetensors", "checkpoint/../checkpoint/vae.safetensors", "--force"],
      "vae.safetensors is what is to be converted"),
     (["data", "folder", "--picture", "notes.txt/data.png"], "notes.txt is a file, where a folder is needed"),
-    (["evaluate", "folder", "folder", "--details", "2"], "--details judges one model: leave out folder"),
+    (["evaluate", "folder", "folder", "--details", "2"], "--details measures one model: leave out folder"),
     (["evaluate", "--details", "2", "--captions", "gone.csv"], "--captions is about two folders: leave it out"),
     (["evaluate", "--details", "2", "--skip-bad"], "--skip-bad is about two folders"),
     (["evaluate", "--details", "2", "--pca", "8"], "--pca is about two folders"),

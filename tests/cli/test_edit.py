@@ -138,7 +138,7 @@ def test_a_task_that_the_figure_does_not_show_is_measured_alone(tmp_path, monkey
     for module in ("refined_ldm.display", "refined_ldm.display.figures"):
         monkeypatch.setattr(f"{module}.in_project", lambda folder: tmp_path / folder)
     monkeypatch.setattr(RefinedAudioLDM, "from_preset", lambda name: None)  # nothing is generated
-    monkeypatch.setattr(measure_edits.DetailJudge, "load", lambda: None)
+    monkeypatch.setattr(measure_edits.DetailClassifier, "load", lambda: None)
     monkeypatch.setattr(measure_edits, "optimize_for_inference", lambda *_: None)
     monkeypatch.setattr(measure_edits, "weights_digest", lambda _: "abc")
     found = {"task": "loop", "method": "loop", "strength": None, "measure": "step", "value": 1.0, "clips": 1}

@@ -5,9 +5,9 @@ import pytest
 import soundfile
 import torch
 
+from refined_ldm.adapters.lora import read_lora
 from refined_ldm.audio import save_audio
-from refined_ldm.cli.arguments import lora
-from refined_ldm.lora import read_lora
+from refined_ldm.cli.parser import lora
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.training.lora import LoraTraining
 from tests.support import small

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from refined_ldm.cli import measure_lora, train_judge
+from refined_ldm.cli import measure_lora, train_classifier
 from refined_ldm.cli.measure_lora import FROGS, LEARNED, OWN, draw, recordings
 from refined_ldm.data.sources import open_recordings
 from refined_ldm.data.tables import write_recordings
@@ -41,8 +41,8 @@ def test_each_set_of_recordings_has_its_panel_and_the_details_have_one():
 @pytest.mark.parametrize("module, work, words, message", [
     (measure_lora, "measure", ["1"], "CLIPS: must be a whole number, 2 or more, got 1"),
     (measure_lora, "measure", ["48", "many"], "DETAILS: must be a whole number, 1 or more, got 'many'"),
-    (train_judge, "train", ["-1"], "SCENES: must be a whole number, 1 or more, got -1"),
-    (train_judge, "train", ["1.5"], "SCENES: must be a whole number, 1 or more, got '1.5'"),
+    (train_classifier, "train", ["-1"], "SCENES: must be a whole number, 1 or more, got -1"),
+    (train_classifier, "train", ["1.5"], "SCENES: must be a whole number, 1 or more, got '1.5'"),
 ])  # fmt: skip
 def test_numbers_that_cannot_be_meant_are_refused_before_any_work(monkeypatch, capsys, module, work, words, message):
     monkeypatch.setattr(module, work, lambda *_, **__: pytest.fail("it began"))
@@ -54,6 +54,6 @@ def test_numbers_that_cannot_be_meant_are_refused_before_any_work(monkeypatch, c
 def test_whole_floats_are_the_numbers_they_are(monkeypatch):
     asked = []
     monkeypatch.setattr(measure_lora, "measure", lambda **given: asked.append(given))
-    monkeypatch.setattr(train_judge, "train", asked.append)
-    measure_lora.main(["48.0", "4e1"]), train_judge.main(["100.0"])
+    monkeypatch.setattr(train_classifier, "train", asked.append)
+    measure_lora.main(["48.0", "4e1"]), train_classifier.main(["100.0"])
     assert asked == [{"clips": 48, "details": 40, "data": ""}, 100]

@@ -183,8 +183,8 @@ def test_a_kernel_that_dies_is_reported_in_one_line(two, capsys):
 def test_no_notebook_stops_at_how_good_a_model_is(path):
     """What a weak model does is reported (`display.report_unless`); assertions are of what always holds."""
     code = "\n".join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code")
-    judged = r"generated|shuffled|recall\[|distance\[|score\[|by_name.*(<|>)|shipped|near\[|lower\[|linear formula"
-    assert not [line for line in code.splitlines() if re.search(rf"^\s*assert .*({judged})", line)
+    of_quality = r"generated|shuffled|recall\[|distance\[|score\[|by_name.*(<|>)|shipped|near\[|lower\[|linear formula"
+    assert not [line for line in code.splitlines() if re.search(rf"^\s*assert .*({of_quality})", line)
                 and "and it is the real one" not in line]  # fmt: skip
 
 

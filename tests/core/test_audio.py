@@ -10,7 +10,7 @@ import soundfile
 import torch
 
 from refined_ldm.audio import audio_seconds, load_audio, normalize, pad_or_trim, save_audio
-from refined_ldm.lengths import parse_frame
+from refined_ldm.base.lengths import parse_frame
 
 
 def tone(rate: int, hertz: float = 440.0, seconds: float = 0.5) -> np.ndarray:
@@ -194,6 +194,8 @@ def test_a_recorder_that_did_not_know_the_length_is_no_fault(tmp_path):
 def test_a_missing_file_is_not_found(tmp_path):
     with pytest.raises(FileNotFoundError, match="missing.wav"):
         load_audio(tmp_path / "missing.wav")
+    with pytest.raises(FileNotFoundError, match="this is a folder"):
+        load_audio(tmp_path)
 
 
 def test_what_is_saved_reads_back(tmp_path):

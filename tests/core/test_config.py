@@ -94,6 +94,8 @@ def test_whole_floats_in_settings_are_integers(of):
     (lambda: MelConfig(sample_rate=16), r"sample_rate \(Hz\) must be a whole number between 1000 and 1000000, got 16"),
     (lambda: MelConfig(n_mels=64.5), "n_mels must be a whole number, got 64.5"),
     (lambda: MelConfig(fmax=float("nan")), "fmax must be a finite number, got nan"),
+    (lambda: MelConfig(fmax="8000"), "fmax must be a finite number, got '8000'"),
+    (lambda: MelConfig(hop_length=0), "hop_length must be 1 or more, .* got 0 and 1024"),
     (lambda: VAEConfig(channel_mult=(1, 2.5)), "channel_mult must be a whole number, got 2.5"),
     (lambda: preset("tiny", steps=2.5), "steps must be a whole number, got 2.5"),
     (lambda: preset("tiny", candidates=-1), "candidates must be at least 1, got -1"),

@@ -98,9 +98,10 @@ def test_a_user_who_wants_one_thread_keeps_it(two_threads):
     assert torch.get_num_threads() == 1
 
 
-def test_an_unsupported_way_of_training_is_refused(monkeypatch):
-    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
-    with pytest.raises(ValueError, match="training with FSDP is not supported"):
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
+def test_weights_that_are_shared_among_processes_are_refused(monkeypatch, kind):
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType[kind])
+    with pytest.raises(ValueError, match=f"training with {kind} is not supported, its shards are not saved"):
         pick_accelerator("cpu", precision="no")
 
 

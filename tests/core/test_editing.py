@@ -177,8 +177,16 @@ def test_unusable_sounds_are_refused(model, function, waveform, message):
 
 
 @pytest.mark.parametrize("call, message", [
-    (lambda m, w: m.edit(w, "rain", 1.1), "strength must be between 0, which keeps the sound, and 1, got 1.1"),
+    (lambda m, w: m.edit(w, "rain", 1.1), "strength must be between 0 and 1, got 1.1"),
     (lambda m, w: m.edit(w, "rain", math.nan), "strength must be"),
+    (lambda m, w: m.edit(w, "rain", "0.5"), "strength must be between 0 and 1, got '0.5'"),
+    (lambda m, w: m.variations(w, strength=True), "strength must be between 0 and 1, got True"),
+    (lambda m, w: m.inpaint(w, "rain", "0.1"), r"start and end \(s\) must be a finite number, got '0.1'"),
+    (lambda m, w: m.inpaint(w, "rain", band=("2000", 4000)), r"band \(Hz\) must be a finite number, got '2000'"),
+    (lambda m, w: m.extend(w, "rain", "1"), "seconds must be a finite number, got '1'"),
+    (lambda m, w: m.super_resolve(w, "rain", "4000"), "cutoff must be a finite number, got '4000'"),
+    (lambda m, w: m.loop("rain", "1"), "seconds must be between .* got '1'"),
+    (lambda m, w: m.generate_long("rain", "1"), "seconds must be between 0.01 and 3600, got '1'"),
     (lambda m, w: m.variations(w, strength=-0.1), "strength must be"),
     (lambda m, w: m.edit(w, "rain", method="magic"), "method must be one of sdedit, inversion, diffedit"),
     (lambda m, w: m.edit(w, "rain", method="diffedit", source_caption=" rain"), "source_caption must differ"),

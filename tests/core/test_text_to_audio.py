@@ -194,6 +194,10 @@ def test_files_that_do_not_fit_are_refused(model, monkeypatch, tmp_path):
     ({"seconds": 1e-6}, "seconds must be between"),
     ({"seconds": float("nan")}, "seconds must be between"),
     ({"seconds": 121}, "seconds must be between"),
+    ({"seconds": "2.5"}, "seconds must be between 0.01 and 120, got '2.5'"),
+    ({"seconds": True}, "seconds must be between 0.01 and 120, got True"),
+    ({"guidance_scale": "3"}, "guidance_scale must be a finite number, got '3'"),
+    ({"sampler": "ddim", "eta": "x"}, "eta must be between 0 and 1, got 'x'"),
     ({"steps": 0}, "sampling steps must be a whole number between 1 and 1000, got 0"),
     ({"steps": 1001}, "sampling steps must be a whole number between 1 and 1000, got 1001"),
     ({"guidance_scale": float("inf")}, "guidance_scale must be a finite number, got inf"),
@@ -286,10 +290,11 @@ def test_silence_is_never_without_a_word(model, monkeypatch, stage, part, made):
         hook = model.get_submodule(part).register_forward_hook(lambda module, inputs, out: 0 * out + silence)
     try:
         with pytest.warns(UserWarning, match=f"the {stage} of 'a dog barks', 'rain falls' is silent"):
-            model.generate(CAPTIONS[:2])
+            waveform = model.generate(CAPTIONS[:2])
     finally:
         if hook:
             hook.remove()
+    assert stage != "waveform" or not waveform.any()  # it is returned as it is
 
 
 def test_progress_is_reported(model):

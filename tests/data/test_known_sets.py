@@ -244,10 +244,8 @@ def test_two_copies_of_a_list_are_refused(tmp_path):
 
 
 def test_tables_take_other_columns_lines_of_json_and_times(tmp_path):
-    sounds(tmp_path, "rain.wav", "dog.wav")
-    table = write(tmp_path / "t.csv", "path,said,start,end", '"rain.wav","Rain,\nthen ""thunder""",,',
-                  "rain.wav,The end,0.3,", "rain.wav,Thunder,0.1,0.2")  # fmt: skip
-    dataset = open_recordings(table, seconds=0.32, file="path", caption="said")
+    table = known_trees.other_columns(tmp_path)
+    dataset = open_recordings(table, seconds=0.32, **known_trees.COLUMNS)
     assert said(dataset) == {"rain.wav": ('Rain, then "thunder"',), "rain.wav@0.3-": ("The end",),
                              "rain.wav@0.1-0.2": ("Thunder",)}  # fmt: skip
     whole, end, part = (item["waveform"] for item in dataset)

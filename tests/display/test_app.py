@@ -13,7 +13,7 @@ import torch
 from refined_ldm import display
 from refined_ldm.audio import save_audio
 from refined_ldm.cli import app as command
-from refined_ldm.evaluation.detail_judge import DetailJudge
+from refined_ldm.evaluation.detail_classifier import DetailClassifier
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from tests.support import small
 from tests.support.shell import run
@@ -45,7 +45,7 @@ def served():
 
         patch.setattr(socket.socket, "connect", noted)
         model = small.loud_model(patch)
-        with app.serve(model, DetailJudge.load(), free_port()) as address:
+        with app.serve(model, DetailClassifier.load(), free_port()) as address:
             yield address, model, Client(address, verbose=False), asked
 
 
@@ -76,11 +76,11 @@ def test_every_edit_of_the_shell_is_there(served, sound, name, arguments, sample
     assert soundfile.info(file).frames == samples and picture["plot"].startswith("data:image/")
 
 
-def test_seeds_and_guidances_are_side_by_side_and_the_judge_answers(served, sound):
+def test_seeds_and_guidances_are_side_by_side_and_the_classifier_answers(served, sound):
     client = served[2]
     picture, sounds, _ = client.predict("rain", "0, 1", "1, 3", 0.3, "", "1", api_name="/compare")
     assert picture["plot"].startswith("data:image/") and sounds.count("<audio") == 4 and "seed 1, guidance 3" in sounds
-    table, picture, _ = client.predict(sound, "", api_name="/judge")
+    table, picture, _ = client.predict(sound, "", api_name="/describe")
     assert table["headers"] == list(app.COLUMNS) and picture["plot"].startswith("data:image/")
 
 

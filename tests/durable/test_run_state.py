@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
+from refined_ldm.base.files import PREFIX, _machine
 from refined_ldm.durable import run_state
 from refined_ldm.durable.run_state import drop_others, load_run, precision_of, save_run
-from refined_ldm.files import PREFIX, _machine
 from refined_ldm.training.muon import Muon
 
 

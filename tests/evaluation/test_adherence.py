@@ -24,7 +24,7 @@ from refined_ldm.evaluation.adherence import (
 from tests.support.peers import write_esc50
 
 
-def stub_judge(waveform, sample_rate):
+def stub_embedding(waveform, sample_rate):
     """Log-power in 24 bands, loudest and mean over time: (B, N) -> (B, 48)."""
     spectrum = torch.stft(waveform, 512, 256, window=torch.hann_window(512), return_complex=True).abs() ** 2  # BFT
     bands = torch.stack([part.mean(1) for part in spectrum.split(11, dim=1)], 1)
@@ -51,7 +51,7 @@ class Echo(nn.Module):
 
 @pytest.fixture(scope="module")
 def probed():
-    return fit_probe(stub_judge, size=96, seed=0)
+    return fit_probe(stub_embedding, size=96, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_two_captioned_events_give_half_a_recall_for_one_of_them(probed):
         def logits(self, x):
             return x
 
-    probed = type(probed)(stub_judge, Fixed())
+    probed = type(probed)(stub_embedding, Fixed())
     item = {"id": "x", "kind": "overlap", "caption": "a with b", "labels": ("a", "b")}
     result = evaluate_embeddings(probed, np.array([[3.0, 1, 2], [2, 3, 1]]), [item, item])
     assert result.recall.tolist() == [0.5, 1.0] and result.rows[0]["predicted"] == "a + c"

@@ -18,7 +18,7 @@ def model(monkeypatch):
     return RefinedAudioLDM(small.config()).eval()
 
 
-def judge(waveform, rate):
+def embed(waveform, rate):
     """Levels of 8 pieces of a clip: an embedding of loudness alone."""
     assert rate == 16_000
     return waveform.unflatten(1, (8, -1)).square().mean(2).sqrt()
@@ -50,7 +50,7 @@ def few(monkeypatch):
 
 def test_every_way_is_measured_and_the_original_clips_are_the_baseline(model, few):
     ways = []
-    costs = error_budget(model, judge, tracker, clips=12, on_way=ways.append)
+    costs = error_budget(model, embed, tracker, clips=12, on_way=ways.append)
     assert ways == list(WAYS)
     by = {(cost.way, cost.measure): cost for cost in costs}
     assert len(by) == len(costs) == 6 * 5 + 2  # from captions there is no clip to be near, and no note
@@ -93,7 +93,7 @@ def test_recordings_are_their_own_reference(model, tmp_path):
         save_audio(tmp_path / f"noise-{i}.wav", (0.1 * torch.randn(3000 + 900 * i, generator=generator)), 16_000)
     recordings = read_recordings(tmp_path, 0.32)
     assert recordings.shape == (6, 5120)
-    costs = error_budget(model, judge, tracker, recordings=recordings)
+    costs = error_budget(model, embed, tracker, recordings=recordings)
     assert {cost.way for cost in costs} == set(WAYS) - {"generated"}
     assert {cost.measure for cost in costs} == {"log-mel L1", "STFT distance", "Fréchet distance", "kernel distance"}
     own = next(cost for cost in costs if (cost.way, cost.measure) == ("original", "Fréchet distance"))

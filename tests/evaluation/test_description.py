@@ -1,25 +1,25 @@
-"""What the judge finds in a sound without a caption."""
+"""What the classifier finds in a sound without a caption."""
 
 import numpy as np
 import pytest
 import torch
 
 from refined_ldm.evaluation.description import SECONDS, UNCOUNTED, describe
-from refined_ldm.evaluation.detail_judge import DetailJudge
+from refined_ldm.evaluation.detail_classifier import DetailClassifier
 from refined_ldm.scenes.classes import CLASSES
 from refined_ldm.scenes.dataset import SoundScenes
 
 
 @pytest.fixture(scope="module")
-def judge():
-    return DetailJudge.load()
+def classifier():
+    return DetailClassifier.load()
 
 
-def test_rendered_scenes_are_described_by_their_own_events(judge):
+def test_rendered_scenes_are_described_by_their_own_events(classifier):
     scenes = SoundScenes("test", 12, kinds=("event",))
     found, count = 0, 0
     for scene in scenes:
-        (event,), described = scene["events"], describe(judge, scene["waveform"])
+        (event,), described = scene["events"], describe(classifier, scene["waveform"])
         count += len(described)
         for one in (one for one in described if one.name == event.name):
             found, sound = found + 1, CLASSES[event.name]
@@ -28,10 +28,10 @@ def test_rendered_scenes_are_described_by_their_own_events(judge):
     assert found >= 10 and count <= 18  # and little else is
 
 
-def test_the_second_of_two_pieces_begins_later(judge):
+def test_the_second_of_two_pieces_begins_later(classifier):
     scene = SoundScenes("test", 1, kinds=("event",))[0]
-    once = describe(judge, scene["waveform"])
-    twice = describe(judge, scene["waveform"].repeat(2))
+    once = describe(classifier, scene["waveform"])
+    twice = describe(classifier, scene["waveform"].repeat(2))
     assert len(twice) == 2 * len(once) > 0
     later = [one.second - SECONDS for one in twice[len(once) :]]
     assert later == pytest.approx([one.second for one in once], abs=1e-3)
@@ -45,6 +45,6 @@ def test_classes_without_a_count_are_those_that_are_rendered_without_one():
 @pytest.mark.parametrize("waveform, message", [
     (torch.zeros(16_000), "silent"), (torch.zeros(0), "must be"), (torch.ones(1, 16_000), "must be"),
 ])  # fmt: skip
-def test_what_cannot_be_judged_is_refused(judge, waveform, message):
+def test_what_cannot_be_described_is_refused(classifier, waveform, message):
     with pytest.raises(ValueError, match=message):
-        describe(judge, waveform)
+        describe(classifier, waveform)

@@ -3,11 +3,11 @@ import pytest
 import torch
 
 from refined_ldm.cli import commands as cli
-from refined_ldm.evaluation.detail_judge import CLASS_NAMES, DetailJudge
+from refined_ldm.evaluation.detail_classifier import CLASS_NAMES, DetailClassifier
 from refined_ldm.evaluation.details import (
     DETAILS,
     DetailAnswers,
-    judge_details,
+    classify_details,
     named_details,
     select_scenes,
     show_table,
@@ -37,7 +37,7 @@ def test_selected_captions_name_every_detail():
 
 
 def _answers(captions, silent=()):
-    """A judge that detects exactly what each caption says, in all but the silent ones."""
+    """A classifier that detects exactly what each caption says, in all but the silent ones."""
     classes = np.full((len(captions), len(CLASS_NAMES)), -5.0)
     by_class = []
     for i, caption in enumerate(captions):
@@ -90,9 +90,9 @@ def test_evaluate_wants_folders_or_details(capsys):
     assert cli.main(["evaluate"]) == 2 and "--details" in capsys.readouterr().err
 
 
-def test_the_judge_wants_a_caption_for_each_sound():
+def test_the_classifier_wants_a_caption_for_each_sound():
     with pytest.raises(ValueError, match="one caption for each sound, got 1 captions and 2 sounds"):
-        judge_details(DetailJudge(), torch.zeros(2, 20_480), [THEN])
+        classify_details(DetailClassifier(), torch.zeros(2, 20_480), [THEN])
 
 
 def test_twins_differ_in_one_detail_alone():

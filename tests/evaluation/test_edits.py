@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from refined_ldm.evaluation import edits
-from refined_ldm.evaluation.detail_judge import DetailJudge
+from refined_ldm.evaluation.detail_classifier import DetailClassifier
 from refined_ldm.evaluation.edits import CUTOFF, TASKS, counterfactuals, has, jump, overlap, row
 from refined_ldm.text_to_audio import RefinedAudioLDM
 
@@ -11,8 +11,8 @@ WHOLE = 40_960  # samples of a scene
 
 
 @pytest.fixture(scope="module")
-def judge():
-    return DetailJudge.load()
+def classifier():
+    return DetailClassifier.load()
 
 
 @pytest.fixture(scope="module")
@@ -20,11 +20,11 @@ def pairs():
     return counterfactuals(6)
 
 
-def test_the_judge_tells_a_scene_from_its_counterfactual(judge, pairs):
+def test_the_classifier_tells_a_scene_from_its_counterfactual(classifier, pairs):
     assert len({new for _, _, new in pairs}) > 3
     for before, after, new in pairs:
-        assert has(judge, after["waveform"], new) and not has(judge, before["waveform"], new)
-        assert has(judge, before["waveform"], before["labels"][0])
+        assert has(classifier, after["waveform"], new) and not has(classifier, before["waveform"], new)
+        assert has(classifier, before["waveform"], before["labels"][0])
 
 
 def test_overlaps():
@@ -40,7 +40,7 @@ def test_rows_of_shares_and_of_means():
     assert mean["value"] == 2 and 1 <= mean["low"] < 2 < mean["high"] <= 3
 
 
-def test_a_click_is_a_jump(judge):
+def test_a_click_is_a_jump(classifier):
     model = RefinedAudioLDM.from_preset("tiny")
     waveform = 0.1 * torch.sin(torch.arange(WHOLE) * 0.3)
     smooth = jump(model, waveform, 1.0)
@@ -90,13 +90,13 @@ class Trivial:
     super_resolve = inpaint
 
 
-def of(task, judge, count=2):
+def of(task, classifier, count=2):
     """{(method, measure): value} of a task that is measured with `Trivial`."""
-    return {(r["method"], r["measure"]): r["value"] for r in TASKS[task](Trivial(), judge, count)}
+    return {(r["method"], r["measure"]): r["value"] for r in TASKS[task](Trivial(), classifier, count)}
 
 
-def test_an_unchanged_gap_is_outside_the_mask_itself_and_lacks_the_event(judge):
-    value = of("inpaint", judge)
+def test_an_unchanged_gap_is_outside_the_mask_itself_and_lacks_the_event(classifier):
+    value = of("inpaint", classifier)
     for measure in ("missing event", "largest difference outside the mask", "log-mel jump at the seam"):
         assert value["inpainting", measure] == value["input unchanged", measure]
     assert value["inpainting", "missing event"] == 0 == value["inpainting", "largest difference outside the mask"]
@@ -105,32 +105,32 @@ def test_an_unchanged_gap_is_outside_the_mask_itself_and_lacks_the_event(judge):
     )
 
 
-def test_a_repeated_sound_goes_on_and_silence_with_a_click_joins_badly(judge):
-    value = of("extend", judge)
+def test_a_repeated_sound_goes_on_and_silence_with_a_click_joins_badly(classifier):
+    value = of("extend", classifier)
     assert value["extend", "same class in the new half"] == value["input repeated", "same class in the new half"] > 0
     assert value["caption alone", "log-mel jump at the join"] > value["input repeated", "log-mel jump at the join"]
 
 
-def test_a_click_at_a_loops_seam_is_a_larger_step_than_those_within(judge):
-    value = of("loop", judge)
+def test_a_click_at_a_loops_seam_is_a_larger_step_than_those_within(classifier):
+    value = of("loop", classifier)
     assert value["loop", "log-mel jump at the seam"] > 0
     assert value["loop", "step at the seam no larger than those within"] == 1  # the click itself is within
     turned = Trivial().loop("", 0).roll(WHOLE // 2)
     assert value["loop", "log-mel jump at the seam"] == pytest.approx(jump(Trivial(), turned, WHOLE / 2 / 16_000))
 
 
-def test_a_sound_without_high_frequencies_lacks_them_and_is_unchanged_below(judge):
-    value = of("upsample", judge)
+def test_a_sound_without_high_frequencies_lacks_them_and_is_unchanged_below(classifier):
+    value = of("upsample", classifier)
     above, below = f"log-mel L1 above {CUTOFF} Hz", f"relative change below {CUTOFF} Hz"
     assert value["rendered", above] == 0 < value["input unchanged", above] == value["super-resolution", above]
     assert value["rendered", below] < 1e-3 > value["super-resolution", below] < value["caption alone", below]
 
 
-def test_the_right_answer_scores_as_the_rendered_one_and_the_input_as_nothing(judge, pairs, monkeypatch):
+def test_the_right_answer_scores_as_the_rendered_one_and_the_input_as_nothing(classifier, pairs, monkeypatch):
     monkeypatch.setattr(edits, "counterfactuals", lambda count: pairs)
     monkeypatch.setattr(edits, "differing_stretch", lambda model, sound, *_: (0, len(sound.waveform)))
     done = []
-    rows = TASKS["edit"](Perfect(pairs), judge, len(pairs), on_clips=lambda *step: done.append(step))
+    rows = TASKS["edit"](Perfect(pairs), classifier, len(pairs), on_clips=lambda *step: done.append(step))
     value = {(r["method"], r["strength"], r["measure"]): r["value"] for r in rows}
     for measure in ("new event", "old event gone", "new and kept", "log-mel L1 of the kept stretch"):
         assert value["SDEdit", 0.6, measure] == value["rendered", None, measure]

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from refined_ldm.base.files import sha256
 from refined_ldm.clap import Clap
 from refined_ldm.evaluation.embeddings.aisfx import AISFX, AISFX_SHA256, Aisfx
 from refined_ldm.evaluation.embeddings.panns import FFT, Cnn14
 from refined_ldm.evaluation.embeddings.registry import EMBEDDINGS, open_embedding
 from refined_ldm.evaluation.embeddings.vggish import VGGish
-from refined_ldm.files import sha256
 from tests.support import small
 from tests.support.peers import noise, randomised
 

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch
 
+from refined_ldm.adapters.lora import LoraConfig, save_lora
 from refined_ldm.evaluation import lora
-from refined_ldm.evaluation.detail_judge import DetailJudge
+from refined_ldm.evaluation.detail_classifier import DetailClassifier
 from refined_ldm.evaluation.details import named_details, select_scenes
 from refined_ldm.evaluation.lora import BASE, LORA, LOSS, distances, measure_forgetting, measure_gain
-from refined_ldm.lora import LoraConfig, save_lora
 from tests.support import small
 
 pytest.importorskip("peft")
@@ -45,7 +45,7 @@ def test_a_lora_of_zeros_gains_nothing_and_forgets_nothing(model, tmp_path):
         assert found[measure, LORA] == found[measure, BASE]
         assert found[measure, "recordings trained on"] != found[measure, BASE]
     assert done == [(BASE, 5, 5), (LORA, 5, 5)] and model.loras is None
-    rows = measure_forgetting(model, file, select_scenes(2), DetailJudge.load())
+    rows = measure_forgetting(model, file, select_scenes(2), DetailClassifier.load())
     assert {row["value"] for row in rows if row["sound"] == LOSS} == {0.0}
 
 
@@ -56,7 +56,7 @@ def test_a_lora_changes_what_is_measured(model, tmp_path):
 
 
 def test_the_loss_is_the_difference_of_the_shares(model, tmp_path, monkeypatch):
-    """With a judge for which the base model is right in everything, and the LoRA in nothing but the class."""
+    """With a classifier for which the base model is right in everything, and the LoRA in nothing but the class."""
     asked, answers = select_scenes(3), []
 
     class Answers:
@@ -68,11 +68,11 @@ def test_the_loss_is_the_difference_of_the_shares(model, tmp_path, monkeypatch):
         def correct(self):
             return dict(self.found)
 
-    def judge(*_):
+    def classifier(*_):
         answers.append(Answers(right=not answers))
         return answers[-1]
 
-    monkeypatch.setattr(lora, "judge_details", judge)
+    monkeypatch.setattr(lora, "classify_details", classifier)
     rows = measure_forgetting(model, write(tmp_path / "a.safetensors", model, 0), asked, None)
     found = values(rows)
     assert found["number", BASE] == 1 and found["number", LORA] == 0 and found["number", LOSS] == -1

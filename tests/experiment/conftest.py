@@ -4,7 +4,7 @@ import pytest
 
 from refined_ldm.experiment.protocol import open_experiment
 
-SIZES = {"clips": 24, "held_out": 4, "judged": 6, "probe": 96}
+SIZES = {"clips": 24, "held_out": 4, "test_size": 6, "probe": 96}
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,9 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
+from refined_ldm.clap import CLAP_PRESETS, Clap
 from refined_ldm.data.caches import cache_clips
 from refined_ldm.experiment import conditioners
 from refined_ldm.experiment.arms import ARMS, Run
@@ -75,12 +78,16 @@ def test_embeddings_of_captions_and_of_sounds_are_kept_in_the_order_of_the_clips
 def test_conditioners_trained_on_details_start_from_those_that_were_not(monkeypatch, tmp_path):
     use_small_clap(monkeypatch)
     settings = config(seconds=1.28, clips=12, vocoder="griffin_lim")
-    shared = Experiment(tmp_path, settings, RefinedAudioLDM(settings, seed=1), held_out=4, judged=4)
+    shared = Experiment(tmp_path, settings, RefinedAudioLDM(settings, seed=1), held_out=4, test_size=4)
     monkeypatch.setattr(conditioners, "train_conditioner", lambda *args, **kwargs: iter(()))
     seen = []
     prepare_conditioners(shared, [Run("F", ARMS["F"], 2, 0, "arms")], on_step=lambda stage, step: seen.append(stage))
-    assert seen == ["details-text"] * 6 + ["details-audio"] * 6
+    assert seen == ["details-text"] * 6
     plain, detailed = shared.trained_clap("ms"), shared.conditioner(ARMS["F"])
     assert not torch.equal(plain.embed_text(["a dog barks twice"]), detailed.embed_text(["a dog barks twice"]))
     with pytest.raises(FileNotFoundError, match="clap-tiny-roberta-details"):
         shared.conditioner(ARMS["G"])
+    narrow = replace(CLAP_PRESETS["tiny-gpt2"], embedding_dim=8)  # as LAION-CLAP beside a U-Net for MS-CLAP
+    Clap(narrow).save(shared.clap_path("laion"))
+    prepare_conditioners(shared, [Run("G", ARMS["G"], 2, 0, "arms")])
+    assert shared.conditioner(ARMS["G"]).embedding_dim == 8

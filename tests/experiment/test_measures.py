@@ -57,6 +57,56 @@ def test_a_baseline_that_was_not_run_has_no_row(ended):
     assert set(found["baseline"]) == {"A", "B"} and (found["factor"] >= 1).all()
 
 
+def branch(label, iterations, seed, **values):
+    """A row of `collect`: noise error 1 / iterations, and as it would be with one card of all branches."""
+    kind = "laion" if label in "BEG" else "ms"
+    found = {"error_250": 1 / iterations, "frechet": 100.0, "recall": 0.5, "number": 0.5, "pitch": 0.5, "pace": 0.5,
+             "order": 0.5}  # fmt: skip
+    card = {"precision": "bfloat16", "machine": "a CPU", "lr_schedule": "wsd", "conditioner_weights": f"{kind}, 1"}
+    return {
+        "label": f"{label}, wsd",
+        "iterations": iterations,
+        "seed": seed,
+        "conditioner": kind,
+        **found,
+        **card,
+        **values,
+    }
+
+
+def test_branches_are_compared_where_all_four_arms_have_them():
+    rows = [branch(arm, n, seed) for arm in "DEFG" for n in (750, 1500) for seed in (0, 1)]
+    rows[-1]["iterations"] = 3000  # G has no second seed after 1500 iterations
+    rows += [branch("B", 750, 1), branch("B", 6000, 0)]
+    found = measures.branches_compared(pd.DataFrame(rows))
+    assert set(zip(found["iterations"], found["seed"], strict=True)) == {(750, 0), (750, 1), (1500, 0)}
+    assert list(found["label"].unique()) == ["B", "D", "E", "F", "G"] and len(found) == 13
+    rows[0]["precision"] = "float32"
+    with pytest.raises(
+        ValueError, match="these branches do not compare, they differ in precision: bfloat16 and float32"
+    ):
+        measures.branches_compared(pd.DataFrame(rows))
+
+
+def test_effects_of_branches_are_paired_by_seed_in_every_measure():
+    rows = [branch(arm, 750, seed, pitch=0.5 + 0.1 * seed * (arm == "F")) for arm in "DEFG" for seed in range(3)]
+    effects = measures.branch_effects(measures.branches_compared(pd.DataFrame(rows)))
+    assert set(effects["measure"]) == {"error_250", "frechet", "recall", "number", "pitch", "pace", "order"}
+    pitch = effects[effects["measure"] == "pitch"].set_index("difference")["mean"]
+    assert pitch.to_dict() == pytest.approx({"D - E": 0, "F - D": 0.1, "G - E": 0})
+    assert measures.branch_effects(measures.branches_compared(pd.DataFrame(rows[:3]))).empty
+
+
+def test_the_last_doubling_of_the_baseline_stands_beside_the_factor():
+    rows = [branch("B", n, 0, recall=n / 10_000) for n in (1500, 3000, 6000)]
+    rows += [branch("E", n, 0, recall=2 * n / 10_000, error_250=1e-4) for n in (750, 1500)]
+    found = measures.plateau(pd.DataFrame(rows)).set_index(["iterations", "measure"])
+    assert found["gained"].xs(3000).to_dict() == pytest.approx({"error_250": 0.5, "frechet": 0, "recall": 1.0})
+    assert found.loc[(3000, "recall"), "factor"] == pytest.approx(2) and not found.loc[(3000, "recall"), "at least"]
+    assert found.loc[(6000, "error_250"), "factor"] == 8 and found.loc[(6000, "error_250"), "at least"]
+    assert found.loc[(6000, "recall"), "factor"] == 0  # E has not been trained that far
+
+
 def test_a_summary_has_the_interval_over_seeds(ended):
     row = measures.summary(ended[(ended["label"] == "B") & (ended["iterations"] == 1500)], ["frechet"]).iloc[0]
     assert row["seeds"] == 3 and row["frechet_low"] < row["frechet"] < row["frechet_high"]
@@ -65,7 +115,7 @@ def test_a_summary_has_the_interval_over_seeds(ended):
 @pytest.fixture(scope="module")
 def trained(small, tmp_path_factory):
     """The same after the training of an oracle."""
-    run_arm(small, Run("oracle", Arm("oracle"), 4, 0, "controls"), tmp_path_factory.mktemp("out"), judge=False)
+    run_arm(small, Run("oracle", Arm("oracle"), 4, 0, "controls"), tmp_path_factory.mktemp("out"), evaluate=False)
     return small
 
 

@@ -55,10 +55,10 @@ class _Probe:
 
 
 def test_order_is_found_from_the_halves():
-    def judge(waveform, rate):  # the first class is what is positive, the second what is negative
+    def embed(waveform, rate):  # the first class is what is positive, the second what is negative
         return torch.stack([waveform.clamp(min=0).mean(1), (-waveform).clamp(min=0).mean(1)], 1)
 
-    probed = ProbedEmbedding(judge, _Probe())
+    probed = ProbedEmbedding(embed, _Probe())
     dog_first = torch.cat([torch.ones(100), -torch.ones(100)])
     events = [{"name": "dog", "onset": 0.0}, {"name": "rain", "onset": 1.0}]
     items = [{"id": "a", "events": events}, {"id": "b", "events": events}]

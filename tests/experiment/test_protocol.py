@@ -65,6 +65,10 @@ def test_the_plan_names_every_run_once_and_gives_every_arm_its_seeds():
         for iterations in (1500, 6000):
             assert {run.seed for run in runs if (run.label, run.iterations) == (arm, iterations)} == {0, 1, 2}
     assert {run.iterations for run in runs if run.label == "D"} == {0, 150, 300, 500, 600, 1500, 6000}
+    branches = [run for run in runs if run.part == "branches"]
+    assert [(run.label, run.iterations, run.seed) for run in branches[:30]] == [
+        (f"{arm}, wsd", n, seed) for seed in range(3) for n in (750, 1500) for arm in "DEFGB"
+    ]  # balanced at every length
 
 
 def test_all_arms_see_the_same_latents_and_noise(small):
@@ -91,9 +95,9 @@ def test_the_arms_train_on_another_models_latents_with_given_conditioners(monkey
     base = RefinedAudioLDM(settings, seed=1)
     base.clap.save(tmp_path / "ms.safetensors")
     shared = Experiment(tmp_path / "run", settings, base, {"laion": "", "ms": tmp_path / "ms.safetensors"}, held_out=4,
-                        judged=4, probe=96)  # fmt: skip
+                        test_size=4, probe=96)  # fmt: skip
     run = Run("C", replace(ARMS["C"], parameterization="caption-gaussian"), 2, 0, "arms")
-    record = run_arm(shared, run, tmp_path / "out", judge=False)
+    record = run_arm(shared, run, tmp_path / "out", evaluate=False)
     assert record["card"]["width"] == 12 and record["card"]["norm"] == pytest.approx(12**0.5)
     assert shared.model(run.arm, 0, 2)[0].config.clap == "ms-clap-2023"
 

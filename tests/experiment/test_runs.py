@@ -20,7 +20,7 @@ def test_evaluation_steps_are_even_in_the_logarithm():
     assert np.ptp(np.diff(np.log(found))) < 0.1
 
 
-def test_a_run_is_judged_written_and_not_repeated(small, tmp_path):
+def test_a_run_is_evaluated_written_and_not_repeated(small, tmp_path):
     run = Run("oracle", Arm("oracle"), 4, 0, "controls")
     record = run_arm(small, run, tmp_path)
     assert record["card"]["latent_scale"] == pytest.approx(small.scale, rel=1e-4)
@@ -40,7 +40,7 @@ def test_a_run_is_judged_written_and_not_repeated(small, tmp_path):
     assert {"number", "pitch", "pace", "order"} <= set(details.index) and row["pitch"] == details.loc["pitch", "value"]
 
 
-def test_a_run_is_judged_anew_at_another_guidance_and_refused_with_another_arm(small, tmp_path):
+def test_a_run_is_evaluated_anew_at_another_guidance_and_refused_with_another_arm(small, tmp_path):
     run = Run("B", replace(ARMS["B"], conditioner="oracle", guidance=1.0), 4, 0, "arms")
     first = run_arm(small, run, tmp_path)
     curve = (tmp_path / "B-4-0.csv").read_bytes()
@@ -73,11 +73,11 @@ def test_decays_branch_off_one_trunk_and_end_as_runs_of_their_own(small, tmp_pat
         if step.index == 10:
             raise KeyboardInterrupt
 
-    run_arm(small, runs[0], tmp_path, on_step=lambda step: indices.append(step.index), judge=False)
+    run_arm(small, runs[0], tmp_path, on_step=lambda step: indices.append(step.index), evaluate=False)
     with pytest.raises(KeyboardInterrupt):
-        run_arm(small, runs[1], tmp_path, on_step=lambda step: (indices.append(step.index), stop(step)), judge=False)
+        run_arm(small, runs[1], tmp_path, on_step=lambda step: (indices.append(step.index), stop(step)), evaluate=False)
     assert indices == [1, 2, 3, 4, 5, 5, 6, 7, 8, 9, 10]
-    record = run_arm(small, runs[1], tmp_path, resume=True, judge=False)
+    record = run_arm(small, runs[1], tmp_path, resume=True, evaluate=False)
     steps = pd.read_csv(small.folder / "runs" / runs[1].name / "steps.csv")
     assert list(steps["step"]) == list(range(1, 11)) and record["seconds"] == round(steps["seconds"].sum(), 1)
     alone, examples = small.model(arm, 1, 10)
@@ -97,10 +97,10 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(small, tmp_path):
             if step.index == 3:
                 raise KeyboardInterrupt
 
-        run_arm(small, run, tmp_path / "a", on_step=stop, judge=False)
-    run_arm(small, run, tmp_path / "a", resume=True, judge=False)
+        run_arm(small, run, tmp_path / "a", on_step=stop, evaluate=False)
+    run_arm(small, run, tmp_path / "a", resume=True, evaluate=False)
     again = replace(run, label="again")
-    run_arm(small, again, tmp_path / "b", judge=False)
+    run_arm(small, again, tmp_path / "b", evaluate=False)
     a, b = pd.read_csv(tmp_path / "a" / f"{run.name}.csv"), pd.read_csv(tmp_path / "b" / f"{again.name}.csv")
     last = [table[table["step"] == 6]["error"].to_numpy() for table in (a, b)]
     assert np.array_equal(*last)

@@ -137,7 +137,7 @@ PNG, WAV = b"\x89PNG\r\n\x1a\n" + bytes(60), b"RIFF\x24\x00\x00\x00WAVEfmt " + b
     ("ZIP", "cut, damaged or no checkpoint"), ("PICKLE", "cut, damaged or no checkpoint"),
     ("SAFETENSORS", "cut or damaged safetensors"), ("LIST", "holds list where tensors by name were expected"),
     ("NUMBERS", "holds a dict of epoch, loss where tensors"), ("ARCHIVE", "cut, damaged or no checkpoint"),
-    ("PACKED", "a compressed archive"),
+    ("PACKED", "a compressed archive"), ("PROGRAM", "a program of torch.jit"), ("NOTHING", "holds a dict of nothing"),
 ])  # fmt: skip
 @pytest.mark.parametrize("name", ["a.ckpt", "a.pth", "a.safetensors"])
 def test_what_is_no_checkpoint_gets_one_clear_line(tmp_path, capsys, name, content, message):
@@ -146,10 +146,12 @@ def test_what_is_no_checkpoint_gets_one_clear_line(tmp_path, capsys, name, conte
         torch.save([torch.ones(2)], path)
     elif content == "NUMBERS":
         torch.save({"epoch": 1, "loss": 0.5}, path)
-    elif content in ("ARCHIVE", "PACKED"):
+    elif content == "NOTHING":
+        torch.save({}, path)
+    elif content in ("ARCHIVE", "PACKED", "PROGRAM"):
         kind = zipfile.ZIP_DEFLATED if content == "PACKED" else zipfile.ZIP_STORED
         with zipfile.ZipFile(path, "w", kind) as archive:
-            archive.writestr("notes.txt", "hello")
+            archive.writestr("linear/constants.pkl" if content == "PROGRAM" else "notes.txt", "hello")
     elif isinstance(content, str):
         whole = {"state_dict": {"w": torch.arange(5000.0)}}
         if content == "SAFETENSORS":
@@ -159,7 +161,16 @@ def test_what_is_no_checkpoint_gets_one_clear_line(tmp_path, capsys, name, conte
         path.write_bytes(path.read_bytes()[:-9000])
     else:
         path.write_bytes(content)
-    if name == "a.safetensors" and content in ("ZIP", "PICKLE", "LIST", "NUMBERS", "ARCHIVE", "PACKED"):
+    if name == "a.safetensors" and content in (
+        "ZIP",
+        "PICKLE",
+        "LIST",
+        "NUMBERS",
+        "ARCHIVE",
+        "PACKED",
+        "PROGRAM",
+        "NOTHING",
+    ):
         message = "a pickle under the name of safetensors"
     for read in (read_tensors, read_parts, read_audioldm, inspect_checkpoint):
         with pytest.raises(ValueError, match=f"{name} was refused: it (is )?{message}") as error:
@@ -167,6 +178,12 @@ def test_what_is_no_checkpoint_gets_one_clear_line(tmp_path, capsys, name, conte
         assert "\n" not in str(error.value)
     for command in (["inspect", str(path)], ["convert", str(path), str(tmp_path / "out")]):
         assert cli.main(command) == 2 and len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_first_stage_of_other_sizes_is_refused_by_its_sizes(tmp_path):
+    save_file(MelVAE(VAEConfig(channels=8, norm_groups=4)).state_dict(), tmp_path / "vae.safetensors")
+    with pytest.raises(ValueError, match="vae.safetensors: a VAE of 8 channels does not divide into 32 norm_groups"):
+        convert_checkpoint(tmp_path / "vae.safetensors", tmp_path / "out.safetensors")
 
 
 def test_no_file_and_a_directory_are_reported(tmp_path):

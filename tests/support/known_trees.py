@@ -173,6 +173,16 @@ def json_lines(root):
                  '{"file": "dog.wav", "caption": "It barks again", "start": 0.2}')  # fmt: skip
 
 
+COLUMNS = {"file": "path", "caption": "said"}  # of the next
+
+
+def other_columns(root):
+    """A table of three parts of a sound whose columns have other names; a caption breaks over lines."""
+    sounds(root, "rain.wav", "dog.wav")
+    return write(root / "t.csv", "path,said,start,end", '"rain.wav","Rain,\nthen ""thunder""",,',
+                 "rain.wav,The end,0.3,", "rain.wav,Thunder,0.1,0.2")  # fmt: skip
+
+
 TREES = {  # name: (builder, {split: (clips, captions)})
     "audiocaps": (audiocaps, {"": (4, 5), "train": (3, 3), "val": (1, 2)}),
     "clotho": (clotho, {"": (4, 20), "train": (2, 10), "development": (2, 10), "validation": (1, 5),
@@ -185,4 +195,5 @@ TREES = {  # name: (builder, {split: (clips, captions)})
     "macs": (macs, {"": (2, 5), "train": (2, 5)}),
     "audiofolder": (audiofolder, {"": (3, 4), "train": (2, 2), "test": (1, 2)}),
 }  # fmt: skip
-OTHERS = {"parquet": (parquet_files, {"": (4, 5), "train": (3, 3)}), "json lines": (json_lines, {"": (3, 4)})}
+OTHERS = {"parquet": (parquet_files, {"": (4, 5), "train": (3, 3)}), "json lines": (json_lines, {"": (3, 4)}),
+          "other columns": (other_columns, {"": (3, 3)})}  # fmt: skip

@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch import nn
 
+from refined_ldm.adapters.student import STEPS, STUDENT_FILE, read_student
 from refined_ldm.audio import save_audio
 from refined_ldm.config import DistillConfig, load_config, preset
 from refined_ldm.data.caches import Cached
 from refined_ldm.diffusion import CLEAN, NoiseSchedule, dpmpp_sample, jump_sample
 from refined_ldm.linear_denoiser import GaussianDenoiser
-from refined_ldm.student import STEPS, STUDENT_FILE, read_student
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.training import distillation
 from refined_ldm.training.distillation import JUMPS, draw_jumps, jump_losses, train_student, trajectories, trajectory
@@ -189,10 +189,10 @@ def test_too_many_steps_of_the_teacher_are_refused_before_any_clip_is_made(base,
 def test_settings_come_from_the_configuration(tmp_path):
     file = tmp_path / "own.yaml"
     file.write_text("preset: tiny\ntraining:\n  distill: {max_steps: 7, rank: 3, teacher_steps: 20}\n")
-    settings = distillation.settings_of(load_config(file))
+    settings = distillation.distill_config(load_config(file))
     assert (settings.max_steps, settings.rank, settings.teacher_steps) == (7, 3, 20)
-    assert distillation.settings_of(small.config()) == DistillConfig()
-    assert distillation.settings_of(preset("paper")).trajectories > 0
+    assert distillation.distill_config(small.config()) == DistillConfig()
+    assert distillation.distill_config(preset("paper")).trajectories > 0
     for wrong, message in (
         ("teacher_steps: 10", "multiple of 4"),
         ("rank: 0", "rank"),

@@ -4,9 +4,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from refined_ldm.adapters.lora import read_lora
 from refined_ldm.audio import save_audio
 from refined_ldm.data.captioned_audio import CaptionedAudio
-from refined_ldm.lora import read_lora
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.training import lora
 from refined_ldm.training.inputs import cached_clips, encode_clips

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from transformers.audio_utils import mel_filter_bank
 
+from refined_ldm.base.integers import whole, whole_rate
 from refined_ldm.evaluation.wheel_files import wheel_file
-from refined_ldm.integers import whole, whole_rate
 
 AISFX_SHA256 = "499ea75909c932a2f94c35fa722fa4fabc5bcb7e84917209cc5f7402627b7eb5"
 AISFX = "aisfx==0.1.2"  # installed without its dependencies, which it pins to versions of 2022

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from refined_ldm.base.files import sha256
 from refined_ldm.clap import SHIPPED, Clap
 from refined_ldm.evaluation.embeddings.aisfx import AISFX_SHA256, Aisfx
 from refined_ldm.evaluation.embeddings.panns import PANNS_FILES, Cnn14
 from refined_ldm.evaluation.embeddings.vggish import VGGISH_FILE, VGGish
-from refined_ldm.files import sha256
 from refined_ldm.published.hub import CONDITIONERS, fetch
 
 CLAPS = ("tiny-gpt2", "ms-clap-2023", "laion-clap")

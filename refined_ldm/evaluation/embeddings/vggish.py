@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.audio_utils import mel_filter_bank
 
-from refined_ldm.integers import whole
+from refined_ldm.base.integers import whole
 from refined_ldm.published.checkpoints import read_tensors
 from refined_ldm.weights import load_into
 

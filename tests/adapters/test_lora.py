@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from refined_ldm.lora import LoraConfig, lora_layers, save_lora
+from refined_ldm.adapters.lora import LoraConfig, lora_layers, save_lora
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.weights import save_weights
 from tests.support import small

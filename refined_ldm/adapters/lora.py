@@ -4,7 +4,6 @@ A layer W x becomes W x + weight * B (A x): A maps to `rank` numbers, B back fro
 LoRA changes nothing. `peft`, of the extra `lora`, holds the matrices beside the layers, those of several LoRAs at once.
 """
 
-import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from refined_ldm.integers import cast_numbers
+from refined_ldm.base.integers import cast_numbers, number
 from refined_ldm.weights import read_weights, save_weights
 
 # layers without LoRA: timestep, modulation, first and last
@@ -105,8 +104,7 @@ class Loras:
 
         Raises FileNotFoundError; ValueError for another file, a LoRA of another model, or a weight that is not finite.
         """
-        if not math.isfinite(weight):
-            raise ValueError(f"the weight of {path} must be a finite number, got {weight}")
+        weight = number(f"the weight of {path}", weight)
         state, metadata = read_lora(path)
         if metadata["base"] != self.base:
             raise ValueError(

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from refined_ldm.adapters.lora import LoraConfig, Loras, LoraUNet, add_to_weights, read_adapter
+from refined_ldm.base.integers import whole
 from refined_ldm.config import SAMPLERS
 from refined_ldm.devices import fitting_threads
-from refined_ldm.integers import whole
-from refined_ldm.lora import LoraConfig, Loras, LoraUNet, add_to_weights, read_adapter
 from refined_ldm.unet import UNet
 from refined_ldm.weights import load_into, save_weights
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from refined_ldm.adapters.lora import LoraConfig, save_lora
+from refined_ldm.adapters.student import STEPS, STUDENT_FILE, Student, read_student, save_student
 from refined_ldm.diffusion import CLEAN, NoiseSchedule, add_noise, ddim_step, jump, jump_noise, jump_sample
 from refined_ldm.inference import optimize_for_inference
-from refined_ldm.lora import LoraConfig, save_lora
-from refined_ldm.student import STEPS, STUDENT_FILE, Student, read_student, save_student
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.unet import UNet, UNetConfig
 from tests.support import small

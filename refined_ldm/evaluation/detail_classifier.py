@@ -1,4 +1,4 @@
-"""A judge of details: the number, pitch, pace, order, loudness and distance of the sounds in a clip.
+"""A detail classifier: the number, pitch, pace, order, loudness and distance of the sounds in a clip.
 
 A small convolutional and recurrent network learns them from rendered scenes that no model was trained on, with the
 exact metadata as targets; it shares nothing with the conditioner. It answers for one class of sound at a time, so that
@@ -27,23 +27,23 @@ MAX_COUNT = 7  # the largest count; more count as 7
 ANSWER_SIZES = {  # outputs of the network for each answer
     "count": MAX_COUNT, "pitch": 3, "pace": 3, "distant": 1, "onset": 1, "gain": 1,
 }  # fmt: skip
-JUDGE_TRAINING = StageConfig(4000, 32, 2e-3, weight_decay=0.02, ema_decay=0.999)
-JUDGE_CLIPS = 9000  # rendered scenes to train on
-JUDGE_WEIGHTS = Path(__file__).parents[1] / "weights" / "details.safetensors"
+CLASSIFIER_TRAINING = StageConfig(4000, 32, 2e-3, weight_decay=0.02, ema_decay=0.999)
+CLASSIFIER_CLIPS = 9000  # rendered scenes to train on
+CLASSIFIER_WEIGHTS = Path(__file__).parents[1] / "weights" / "details.safetensors"
 
 
 @dataclass(frozen=True)
-class JudgeConfig:
-    """Sizes of the judge."""
+class ClassifierConfig:
+    """Sizes of the classifier."""
 
     channels: tuple[int, ...] = (24, 48, 96, 128)
     width: int = 128
 
 
-class DetailJudge(nn.Module):
+class DetailClassifier(nn.Module):
     """Log-mel (B, 1, T, F) -> the classes in it and, for one class at a time, its details."""
 
-    def __init__(self, config: JudgeConfig = JudgeConfig()):
+    def __init__(self, config: ClassifierConfig = ClassifierConfig()):
         super().__init__()
         self.config = config
         self.mel = MelSpectrogram(MelConfig())
@@ -65,6 +65,10 @@ class DetailJudge(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.mel.window.device
+
+    def class_logits(self, mel: torch.Tensor) -> torch.Tensor:
+        """Log-mel (B, 1, T, F) -> logits (B, classes) for each class of CLASS_NAMES to be in the clip."""
+        return self.classifier(self.frames(mel).amax(1))
 
     def frames(self, mel: torch.Tensor) -> torch.Tensor:
         """Log-mel (B, 1, T, F) -> features (B, T / 4, 2 * width), 40 ms each."""
@@ -101,16 +105,16 @@ class DetailJudge(nn.Module):
         save_weights(path, self, self.config, dtype)
 
     @classmethod
-    def load(cls, path: str | Path | None = None) -> "DetailJudge":
-        """Read a file written by `save` (None: the shipped one) -> the judge in evaluation mode."""
-        path = JUDGE_WEIGHTS if path is None else Path(path)
+    def load(cls, path: str | Path | None = None) -> "DetailClassifier":
+        """Read a file written by `save` (None: the shipped one) -> the classifier in evaluation mode."""
+        path = CLASSIFIER_WEIGHTS if path is None else Path(path)
         if not path.is_file():
             raise FileNotFoundError(
-                f"no judge of details at {path}: name its file, or train one (python -m refined_ldm.cli.train_judge)"
+                f"no detail classifier at {path}: name its file, or run `python -m refined_ldm.cli.train_classifier`"
             )
         state, metadata = read_weights(path)
         sizes = {k: tuple(v) if isinstance(v, list) else v for k, v in metadata["config"].items()}
-        return load_into(cls(JudgeConfig(**sizes)), state, path).eval()
+        return load_into(cls(ClassifierConfig(**sizes)), state, path).eval()
 
 
 def range_class(value: float | None, limits: tuple[float, float]) -> int:
@@ -141,7 +145,7 @@ def targets_of(items: Sequence[dict]) -> tuple[torch.Tensor, torch.Tensor, torch
     return torch.tensor(row), torch.tensor(name), classes, {k: (numbers[k], known[k]) for k in ANSWER_SIZES}
 
 
-def judge_loss(
+def classifier_loss(
     classes: torch.Tensor, answers: dict[str, torch.Tensor], targets: torch.Tensor, events: dict[str, tuple]
 ) -> dict[str, torch.Tensor]:
     """Sum of the cross-entropies of classes and choices and four times the squared errors of seconds and tens of dB."""
@@ -170,27 +174,29 @@ def augment(mel: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return mel + 0.3 * grain * draw(torch.randn, mel.shape, generator).to(mel)
 
 
-def train_judge(
+def train_classifier(
     clips: Sequence[dict],
-    settings: StageConfig = JUDGE_TRAINING,
+    settings: StageConfig = CLASSIFIER_TRAINING,
     seed: int = 0,
     run_dir: str | Path | None = None,
     resume: bool = False,
     accelerator: Any = None,
     device: str = "cpu",
-) -> Iterator[tuple[DetailJudge, Step]]:
-    """Train a judge on a cache of scenes, which no evaluated model may have seen -> yields (judge, Step)."""
+) -> Iterator[tuple[DetailClassifier, Step]]:
+    """Train on a cache of scenes, which no evaluated model may have seen -> yields (classifier, Step)."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        judge = DetailJudge().to(device)
+        classifier = DetailClassifier().to(device)
 
-    def losses(network: DetailJudge, batch: dict, generator: torch.Generator, index: int) -> dict[str, torch.Tensor]:
+    def losses(
+        network: DetailClassifier, batch: dict, generator: torch.Generator, index: int
+    ) -> dict[str, torch.Tensor]:
         items = [{"events": e, "labels": names} for e, names in zip(batch["events"], batch["labels"], strict=True)]
         row, name, classes, events = targets_of(items)
-        mel = augment(judge.mel(batch["waveform"].to(device)), generator)
+        mel = augment(classifier.mel(batch["waveform"].to(device)), generator)
         logits, answers = network(mel, row.to(device), name.to(device))
-        return judge_loss(logits, answers, classes.to(device), events)
+        return classifier_loss(logits, answers, classes.to(device), events)
 
-    batches, networks = loader(clips, settings.batch_size, seed), {"judge": (judge, losses)}
-    for step in optimise("judge", networks, batches, settings, seed, run_dir, resume, accelerator, device):
-        yield judge, step
+    batches, networks = loader(clips, settings.batch_size, seed), {"classifier": (classifier, losses)}
+    for step in optimise("classifier", networks, batches, settings, seed, run_dir, resume, accelerator, device):
+        yield classifier, step

@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from refined_ldm import files
-from refined_ldm.files import atomic_write, check_file, check_folder, check_place
+from refined_ldm.base import files
+from refined_ldm.base.files import atomic_write, check_file, check_folder, check_place
 from tests.support import faults
 
 
@@ -194,7 +194,7 @@ def test_what_killed_writers_left_is_removed_and_gives_back_what_it_holds(tmp_pa
 WRITER = """
 import sys
 from pathlib import Path
-from refined_ldm import files
+from refined_ldm.base import files
 with files.atomic_write(Path(sys.argv[1])) as temporary:
     temporary.write_text("theirs")
     print("ready", flush=True)

@@ -1,4 +1,4 @@
-"""Checks of integer settings, from Python, YAML, JSON, papermill or a shell.
+"""Checks of numbers, from Python, YAML, JSON, papermill or a shell.
 
 papermill, JSON and forms write 5 as 5.0, which is accepted as 5. Other values are refused, with the parameter's name.
 """
@@ -20,10 +20,10 @@ def whole(name: str, value: Any, least: int | None = None, most: int | None = No
 
     Raises ValueError for a fraction, NaN, infinity, True, a text, and for a number below `least` or above `most`.
     """
-    number = _as_int(value)
-    if number is None or (least is not None and number < least) or (most is not None and number > most):
+    found = _as_int(value)
+    if found is None or (least is not None and found < least) or (most is not None and found > most):
         raise ValueError(f"{name} must be {_expected(least, most)}, got {value!r:.80}")
-    return number
+    return found
 
 
 def whole_numbers(**values: Any) -> tuple[int, ...]:
@@ -44,6 +44,19 @@ def whole_rate(value: Any, name: str = "sample_rate") -> int:
     return whole(f"{name} (Hz)", value, LOWEST_RATE, HIGHEST_RATE)
 
 
+def number(name: str, value: Any, least: float = -math.inf, most: float = math.inf) -> float:
+    """`value` as a finite float: an int, a float, or a number of NumPy or PyTorch. `name`: as in `whole`.
+
+    Raises ValueError for NaN, infinity, True, a text, and for a number below `least` or above `most`.
+    """
+    found = _plain(value)
+    is_number = isinstance(found, int | float) and not isinstance(found, bool) and math.isfinite(found)
+    if not is_number or not least <= found <= most:
+        limits = "a finite number" if math.inf in (-least, most) else f"between {least:g} and {most:g}"
+        raise ValueError(f"{name} must be {limits}, got {value!r:.80}")
+    return float(found)
+
+
 def cast_numbers(settings: Any) -> None:
     """Cast the numbers of a frozen dataclass to the types of its fields; floats must be finite; lists become tuples.
 
@@ -61,20 +74,21 @@ def _cast(name: str, value: Any, kind: Any) -> Any:
         return tuple(_cast(name, item, get_args(kind)[0]) for item in value)
     if kind is int:
         return whole(name, value)
-    if kind is float and type(value) is not bool and not isinstance(value, str):
-        number = value.item() if hasattr(value, "item") else value
-        if not isinstance(number, int | float) or not math.isfinite(number):
-            raise ValueError(f"{name} must be a finite number, got {value!r:.80}")
-        return float(number)
+    if kind is float:
+        return number(name, value)
     return value
 
 
+def _plain(value: Any) -> Any:
+    """A number of NumPy or PyTorch as one of Python, None for several; anything else as it is."""
+    try:
+        return value.item() if hasattr(value, "item") else value
+    except (ValueError, RuntimeError):
+        return None
+
+
 def _as_int(value: Any) -> int | None:
-    if hasattr(value, "item"):
-        try:
-            value = value.item()  # a number of NumPy or PyTorch
-        except (ValueError, RuntimeError):  # more than one
-            return None
+    value = _plain(value)
     if isinstance(value, float):
         return int(value) if value.is_integer() else None
     return value if isinstance(value, int) and not isinstance(value, bool) else None
@@ -96,12 +110,12 @@ def integer(least: int | None = None, most: int | None = None) -> Callable[[str]
 
     def read(text: str) -> int:
         try:
-            number = Decimal(text)
-            is_whole = number.is_finite() and abs(number.adjusted()) < 40 and number == int(number)
+            found = Decimal(text)
+            is_whole = found.is_finite() and abs(found.adjusted()) < 40 and found == int(found)
         except InvalidOperation:
             is_whole = False
         try:
-            return whole("it", int(number) if is_whole else text, least, most)
+            return whole("it", int(found) if is_whole else text, least, most)
         except ValueError as fault:
             raise ArgumentTypeError(str(fault).removeprefix("it ")) from fault
 
@@ -113,13 +127,13 @@ def real(least: float = -math.inf, most: float = math.inf, above: float = -math.
 
     def read(text: str) -> float:
         try:
-            number = float(text)
+            found = float(text)
         except ValueError:
-            number = math.nan
-        if not (math.isfinite(number) and least <= number <= most and number > above):
+            found = math.nan
+        if not (math.isfinite(found) and least <= found <= most and found > above):
             limits = [f"{least:g} or more"] * (least > -math.inf) + [f"above {above:g}"] * (above > -math.inf)
             limits += [f"at most {most:g}"] * (most < math.inf)
             raise ArgumentTypeError(", ".join(["must be a finite number", *limits]) + f", got {text!r:.80}")
-        return number
+        return found
 
     return read

@@ -3,14 +3,14 @@ import torch
 
 from refined_ldm.config import StageConfig
 from refined_ldm.data.caches import CACHED_KEYS, cache_clips
-from refined_ldm.evaluation.detail_judge import (
+from refined_ldm.evaluation.detail_classifier import (
     ANSWER_SIZES,
     CLASS_NAMES,
-    DetailJudge,
+    DetailClassifier,
     augment,
-    judge_loss,
+    classifier_loss,
     targets_of,
-    train_judge,
+    train_classifier,
 )
 from refined_ldm.scenes.dataset import SoundScenes
 from refined_ldm.weights import save_weights
@@ -36,7 +36,7 @@ def test_the_loss_is_zero_for_the_truth():
             answers[key] = 100 * torch.nn.functional.one_hot(value.long(), size).float()
         else:
             answers[key] = (200 * value - 100 if key == "distant" else value)[:, None]
-    assert judge_loss(200 * classes - 100, answers, classes, events)["loss"] < 1e-4
+    assert classifier_loss(200 * classes - 100, answers, classes, events)["loss"] < 1e-4
 
 
 def test_disturbance_keeps_shape_and_changes_each_clip_in_its_own_way():
@@ -47,26 +47,26 @@ def test_disturbance_keeps_shape_and_changes_each_clip_in_its_own_way():
     assert changes.unique().numel() == 3 and changes.abs().max() < 4
 
 
-def test_a_judge_learns_and_comes_back_from_its_file(tmp_path):
+def test_a_classifier_learns_and_comes_back_from_its_file(tmp_path):
     clips = cache_clips(tmp_path / "clips", SoundScenes("val", 8, 1.28), {"kept": list(CACHED_KEYS)})
-    steps = list(train_judge(clips, StageConfig(24, 4, 3e-3, warmup_steps=1)))
+    steps = list(train_classifier(clips, StageConfig(24, 4, 3e-3, warmup_steps=1)))
     losses = [step.loss for _, step in steps]
     assert sum(losses[-4:]) < 0.8 * sum(losses[:4])
-    judge = steps[-1][0].eval()
-    judge.save(tmp_path / "judge.safetensors", torch.float32)
-    again = DetailJudge.load(tmp_path / "judge.safetensors")
-    mel, row, name = judge.mel(clips[0]["waveform"][None]), torch.zeros(1, dtype=torch.long), torch.tensor([3])
-    (classes, answers), (classes_again, answers_again) = judge(mel, row, name), again(mel, row, name)
+    classifier = steps[-1][0].eval()
+    classifier.save(tmp_path / "classifier.safetensors", torch.float32)
+    again = DetailClassifier.load(tmp_path / "classifier.safetensors")
+    mel, row, name = classifier.mel(clips[0]["waveform"][None]), torch.zeros(1, dtype=torch.long), torch.tensor([3])
+    (classes, answers), (classes_again, answers_again) = classifier(mel, row, name), again(mel, row, name)
     torch.testing.assert_close((classes, answers), (classes_again, answers_again), rtol=0, atol=0)
 
 
-def test_a_judge_stored_under_earlier_names_still_loads(tmp_path):
-    judge = DetailJudge().eval()
+def test_a_classifier_stored_under_earlier_names_still_loads(tmp_path):
+    classifier = DetailClassifier().eval()
     earlier = {"classifier": "heard", "projection": "narrow", "context": "whole"}
     state = {
         ".".join([earlier.get(first, first), *rest]): v
-        for (first, *rest), v in ((name.split("."), value) for name, value in judge.state_dict().items())
+        for (first, *rest), v in ((name.split("."), value) for name, value in classifier.state_dict().items())
     }
-    save_weights(tmp_path / "judge.safetensors", state, judge.config)
-    again = DetailJudge.load(tmp_path / "judge.safetensors")
-    torch.testing.assert_close(again.state_dict(), judge.state_dict())
+    save_weights(tmp_path / "classifier.safetensors", state, classifier.config)
+    again = DetailClassifier.load(tmp_path / "classifier.safetensors")
+    torch.testing.assert_close(again.state_dict(), classifier.state_dict())
