@@ -29,6 +29,7 @@ from refined_ldm.unet import DeepFeatures, UNet
 from refined_ldm.vae import MelVAE
 
 REDRAWN = 3  # times that a silent sound is sampled again
+FAINT = 0.01  # of full scale: a sound with a lower peak is not kept while there are other candidates
 REDRAWN_BELOW = 0.6  # of the timesteps: a sound is drawn again with guidance below this one only
 
 
@@ -174,7 +175,8 @@ class RefinedAudioLDM(nn.Module):
         student, "dpmpp" takes its place for what it was not taught.
         guidance_interval: the first and the last timestep with guidance; the others take half the time.
         candidates: sounds per caption, of which the one that fits best by the matcher is kept; without a matcher, or at
-        another length than it learned, the one with the nearest CLAP embedding. A CPU computes a few clips of a small
+        another length than it learned, the one with the nearest CLAP embedding. None: the configuration's, but two at
+        most where another sampler takes the place of the configuration's. A CPU computes a few clips of a small
         model with one thread, which is the fastest (`devices.fitting_threads`).
         on_step: called with (steps done, steps in all); on_note: called with each message, else they are warnings.
         Raises ValueError for an impossible argument, FloatingPointError for a non-finite result.
@@ -189,7 +191,8 @@ class RefinedAudioLDM(nn.Module):
         taught = {"guidance_scale": guidance_scale, "guidance_interval": guidance_interval}
         sampler = student.pick_sampler(self, sampler, steps, {**taught, "negative_caption": negative_caption or None})
         seconds = self.config.seconds if seconds is None else seconds
-        candidates = self.config.candidates if candidates is None else candidates
+        if candidates is None:  # a student's are cheap
+            candidates = self.config.candidates if sampler == self.config.sampler else min(2, self.config.candidates)
         seconds, eta = number("seconds", seconds, 0.01, 120), number("eta", eta, 0, 1)
         candidates, seed = whole("candidates", candidates, 1), whole_seed(seed)
         captions, negative_caption = [one_line(caption) for caption in captions], one_line(negative_caption)
@@ -219,11 +222,16 @@ class RefinedAudioLDM(nn.Module):
             return waveform, checks[3:]  # (B, N), (3, B)
 
         interval = self.config.guidance_interval if guidance_interval is None else guidance_interval
-        latent = sample(range(len(repeated)), seed, interval)
+        latent = drawn = sample(range(len(repeated)), seed, interval)
+        ranked = None
         if candidates > 1 and self.matcher is not None and self.matcher.fits(latent):  # before any is decoded
-            kept = self.best_match(latent, embedding, candidates)
-            latent, embedding, repeated, candidates = latent[kept], embedding[kept], captions, 1
+            ranked = self.rank_matches(latent, embedding, candidates)
+            latent, embedding, repeated, candidates = drawn[ranked[0]], embedding[ranked[0]], captions, 1
         waveform, silent = hear(latent, range(len(repeated)))
+        for following in () if ranked is None else ranked[1:]:  # a faint sound gives way to the next best
+            if not (rows := (waveform.abs().amax(1) < FAINT).nonzero()[:, 0].tolist()):
+                break
+            waveform[rows], silent[:, rows] = hear(drawn[following[rows]], rows)
         # Where there is nearly only noise, guidance turns a sound that is mostly silence into silence.
         interval = (interval[0], max(interval[0], min(interval[1], round(REDRAWN_BELOW * self.schedule.steps))))
         for again in range(1, REDRAWN + 1):
@@ -238,11 +246,12 @@ class RefinedAudioLDM(nn.Module):
             return waveform
         return self.nearest(waveform, embedding, candidates)
 
-    def best_match(self, latent: torch.Tensor, embedding: torch.Tensor, candidates: int) -> torch.Tensor:
-        """Of every `candidates` latents in (B * candidates, C, T, F), the row that fits its caption best (B,)."""
-        fit = self.matcher(latent, torch.arange(len(latent), device=latent.device), embedding)
-        best = fit.view(-1, candidates).argmax(1)
-        return candidates * torch.arange(len(best), device=best.device) + best
+    def rank_matches(self, latent: torch.Tensor, embedding: torch.Tensor, candidates: int) -> torch.Tensor:
+        """Rank every `candidates` of B * candidates latents by the matcher -> their rows (candidates, B), best first."""
+        rows = torch.arange(len(latent), device=latent.device)
+        fit = self.matcher(latent.float(), rows, embedding.float()).view(-1, candidates)
+        order = fit.argsort(1, descending=True)
+        return (order + candidates * torch.arange(len(fit), device=fit.device)[:, None]).T
 
     def nearest(self, waveform: torch.Tensor, embedding: torch.Tensor, candidates: int) -> torch.Tensor:
         """Of every `candidates` waveforms in (B * candidates, N), the one nearest to its embedding -> (B, N)."""

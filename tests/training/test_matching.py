@@ -7,7 +7,7 @@ import torch
 from refined_ldm.evaluation.details import named_details
 from refined_ldm.matcher import MATCHER_FILE, Matcher, MatcherConfig
 from refined_ldm.scenes.dataset import SoundScenes, captions_of
-from refined_ldm.text_to_audio import RefinedAudioLDM
+from refined_ldm.text_to_audio import FAINT, RefinedAudioLDM
 from refined_ldm.training.contrasts import answers_of
 from refined_ldm.training.matching import (
     MATCHING,
@@ -134,6 +134,20 @@ def test_generate_keeps_the_candidate_that_the_matcher_prefers_and_decodes_no_ot
     prefers.asked.clear()
     model.generate(["rain"], candidates=1)
     assert not prefers.asked
+
+
+def test_a_faint_candidate_gives_way_to_the_next_best(monkeypatch):
+    model = small.loud_model(monkeypatch)
+    monkeypatch.setattr(model, "matcher", Prefers(3))
+    to_waveform, heard = model.to_waveform, []
+
+    def first_is_faint(mel):
+        heard.append(len(mel))
+        return to_waveform(mel) * (1.0 if len(heard) > 1 else torch.tensor([[1.0], [1e-3]]))
+
+    monkeypatch.setattr(model, "to_waveform", first_is_faint)
+    found = model.generate(["rain", "a bell"], candidates=3, seed=1)
+    assert heard == [2, 1] and (found.abs().amax(1) > FAINT).all()
 
 
 def test_a_model_is_saved_and_loaded_with_its_matcher(monkeypatch, tmp_path):
