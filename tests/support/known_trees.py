@@ -21,13 +21,13 @@ def sounds(folder, *names: str):
 
 
 def audiocaps(root):
-    """Five listed clips, of which one is missing; files as five downloaders name them."""
+    """Five listed clips, of which one is missing; files as four downloaders name them."""
     header = "audiocap_id,youtube_id,start_time,caption"
     write(root / "dataset/train.csv", header, "91139,r1nicOVtvkQ,130,A woman talks nearby as water pours",
           '58146,-5xOcMJpTUk,70,"Rain falls, then thunder"', "7,Yabcdefghij,0,A dog barks",
           "8,gone_gone_g,30,Lost")  # fmt: skip
     write(root / "dataset/val.csv", header, "9,vfY_TJq7n_U,130,Rustling", "10,vfY_TJq7n_U,130,Birds sing")
-    sounds(root / "train", "Yr1nicOVtvkQ.wav", "-5xOcMJpTUk_70.wav", "Yabcdefghij_0_10000.wav")
+    sounds(root / "train", "Yr1nicOVtvkQ.wav", "58146.wav", "Yabcdefghij_0_10000.wav")
     sounds(root / "val", "vfY_TJq7n_U_130.0-140.0.wav")
     return root
 
