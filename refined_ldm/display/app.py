@@ -41,13 +41,13 @@ THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monos
 COMPARED = 12  # sounds at most
 COLUMNS = ("at (s)", "sound", "probability", "number", "pitch", "pace", "far")  # of the table of a sound's events
 CLASSIFIER = (
-    "A small network looks for the 32 classes of the included scenes, which it learned from rendered sounds of 2.56 s. "
-    "Of other sounds it names the nearest of these classes."
+    "A small network finds the sounds. It learned the 32 classes of the included scenes from rendered sounds of "
+    "2.56 s. Of other sounds it names the nearest of these classes."
 )
 PROGRESS = gr.Progress()  # as a default it makes gradio hand the page's own to a function
 
 Made = tuple[tuple[int, np.ndarray], Figure, str]  # sample rate and 16-bit samples (N,), spectrograms, notes
-Analysed = tuple[list[list], Figure, str]  # rows of COLUMNS, spectrogram, notes
+Described = tuple[list[list], Figure, str]  # rows of COLUMNS, spectrogram, notes
 
 
 def in_one_line(function: Callable) -> Callable:
@@ -149,14 +149,14 @@ class Functions:
         return figure, players(list(made.values()), list(made), self.rate, len(columns)), _lines(notes)
 
     @in_one_line
-    def analyse_sound(self, sound: str, caption: str) -> Analysed:
-        """Name the classes and details in a sound, and the words of its caption that the model was not trained on."""
+    def describe_sound(self, sound: str, caption: str) -> Described:
+        """What the detail classifier finds in a sound, and which words of its caption the model does not know."""
         waveform = self._read(sound, self.classifier.mel.config.sample_rate)
         rows = [[round(one.second, 2), one.name, round(one.probability, 2), one.number, one.pitch, one.pace,
                  "yes" if one.distant else ""] for one in describe(self.classifier, waveform)]  # fmt: skip
         notes = self.model.unfamiliar([caption]) if caption else []
         if not rows:
-            notes.append("none of the 32 classes is in this sound")
+            notes.append("none of its 32 classes was found in this sound")
         return rows, self._draw({caption: waveform}), _lines(notes)
 
     def _make(self, make, before, title, negative, seed, guidance, steps, candidates, progress):
@@ -228,7 +228,7 @@ def page(functions: Functions) -> gr.Blocks:
                 with gr.Column():
                     made = _made()
                     with gr.Row():
-                        edit_it, analyse_it = gr.Button("Edit this sound"), gr.Button("Analyse this sound")
+                        edit_it, describe_it = gr.Button("Edit this sound"), gr.Button("What is in this sound?")
                 inputs = [caption, seconds, *settings]
                 gr.on([button.click, caption.submit], functions.generate, inputs, made, api_name="generate", **alone)
             with gr.Tab("Edit", id="edit"), gr.Row():
@@ -250,22 +250,22 @@ def page(functions: Functions) -> gr.Blocks:
                 button = gr.Button("Compare", variant="primary")
                 compared = [_plot(), gr.HTML(label="sounds"), _notes()]
                 button.click(functions.compare, asked, compared, api_name="compare", **alone)
-            with gr.Tab("Analyse", id="analyse"), gr.Row():
+            with gr.Tab("Describe", id="describe"), gr.Row():
                 with gr.Column():
-                    analysed, about = _sound(), gr.Textbox("", label="caption it was made from, if any")
-                    button = gr.Button("Analyse", variant="primary")
+                    described, about = _sound(), gr.Textbox("", label="caption it was made from, if any")
+                    button = gr.Button("Describe", variant="primary")
                     gr.Markdown(CLASSIFIER)
                 with gr.Column():
-                    found = [gr.Dataframe(headers=list(COLUMNS), label="classes in the sound", interactive=False),
+                    found = [gr.Dataframe(headers=list(COLUMNS), label="sounds that were found", interactive=False),
                              _plot(), _notes()]  # fmt: skip
-                button.click(functions.analyse_sound, [analysed, about], found, api_name="analyse", **alone)
+                button.click(functions.describe_sound, [described, about], found, api_name="describe", **alone)
         edit_it.click(lambda of: (gr.Tabs(selected="edit"), of), made[0], [tabs, sound], **hidden)
-        analyse_it.click(
-            lambda of, said: (gr.Tabs(selected="analyse"), of, said),
+        describe_it.click(
+            lambda of, said: (gr.Tabs(selected="describe"), of, said),
             [made[0], caption],
-            [tabs, analysed, about],
+            [tabs, described, about],
             **hidden,
-        ).then(functions.analyse_sound, [analysed, about], found, api_visibility="private", **alone)
+        ).then(functions.describe_sound, [described, about], found, api_visibility="private", **alone)
     return blocks
 
 

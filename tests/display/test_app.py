@@ -80,7 +80,7 @@ def test_seeds_and_guidances_are_side_by_side_and_the_classifier_answers(served,
     client = served[2]
     picture, sounds, _ = client.predict("rain", "0, 1", "1, 3", 0.3, "", "1", api_name="/compare")
     assert picture["plot"].startswith("data:image/") and sounds.count("<audio") == 4 and "seed 1, guidance 3" in sounds
-    table, picture, _ = client.predict(sound, "", api_name="/analyse")
+    table, picture, _ = client.predict(sound, "", api_name="/describe")
     assert table["headers"] == list(app.COLUMNS) and picture["plot"].startswith("data:image/")
 
 
