@@ -99,7 +99,7 @@ def use(browser: Browser, address: str) -> None:
     browser.wait("all('button', 'Redraw').length")
     browser.run("click('button', 'Redraw')")
     browser.wait("all('label', 'from (s)').length")
-    browser.run("fill('caption of the new sound', 'a dog barks, then a bird chirps'); fill('from (s)', '1.2')")
+    browser.run("fill('caption of the new sound', 'a dog barks, then a bird chirps'); fill('from (s)', '0.9')")
     browser.run(f"fill('steps', '{STEPS}'); click('button.primary', 'Redraw')")
     browser.wait(PICTURE)
     browser.shoot("app_edit")

@@ -14,7 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from refined_ldm.base.integers import whole
+from refined_ldm.base.integers import number, whole
 from refined_ldm.randomness import draw
 
 Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]  # z_t (B, C, T, F), t (B,), c (B, D) -> eps (B, C, T, F)
@@ -207,7 +207,8 @@ def ddim_sample(
     Notebook: 03
     """
     z_t, timesteps, steps = z_T, schedule.timesteps(steps, spacing), whole("steps", steps)
-    for k in range(start, steps):
+    eta = number("eta", eta, 0, 1)
+    for k in range(whole("start", start, 0, steps), steps):
         t = torch.full((len(z_t),), timesteps[k], device=z_t.device)
         following = timesteps[k + 1] if k + 1 < steps else 0  # the last step ends at alpha_bar_0, as published
         z_t, sigma = ddim_step(z_t, denoise(z_t, t, c), timesteps[k], following, schedule, eta)
@@ -272,7 +273,7 @@ def dpmpp_sample(
     z_t, timesteps, steps = z_T, schedule.timesteps(steps, spacing), whole("steps", steps)
     half_log_snr = 0.5 * (schedule.alpha_bar.double() / (1 - schedule.alpha_bar.double())).log()
     previous, h_previous = None, None
-    for k in range(start, steps):
+    for k in range(whole("start", start, 0, steps), steps):
         now = timesteps[k]
         t = torch.full((len(z_t),), now, device=z_t.device)
         z_0 = clean_latent(z_t, denoise(z_t, t, c), t, schedule)

@@ -66,7 +66,8 @@ def interpolate(
     """
     if isinstance(one, str) != isinstance(other, str):
         raise ValueError("one and other must be two captions or two sounds, got one of each")
-    weight = torch.linspace(0, 1, whole("count", count, 2))
+    count = whole("count", count, 2)
+    weight = torch.linspace(0, 1, count)
     down = model.config.vae.downsampling
     if isinstance(one, str):
         frames = trained_frames(model)

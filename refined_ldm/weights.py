@@ -42,8 +42,10 @@ def save_weights(
 
     config: the part's dataclass of settings; metadata: further entries of the header. An interrupted save leaves the
     earlier file intact. dtype torch.int8: matrices in 8 bits with a step for each row, the rest in float16. 64-bit
-    integers are stored in 16 bits where they fit; `read_weights` widens them again.
+    integers are stored in 16 bits where they fit; `read_weights` widens them again. ValueError for another dtype.
     """
+    if not (dtype.is_floating_point or dtype == torch.int8):
+        raise ValueError(f"dtype must be a floating-point type or torch.int8, got {dtype}")
     state = module if isinstance(module, dict) else module.state_dict()
     tensors = _packed(copy_to_cpu(state), dtype)
     header = {"config": asdict(config) if config is not None else None, **metadata}

@@ -1,1 +1,1 @@
-"""What everything stands on: files written atomically, plain YAML, checks of numbers, lengths of sound files."""
+"""The ground of the package: files written atomically, plain YAML, checks of numbers, lengths of sound files."""

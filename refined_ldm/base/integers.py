@@ -70,7 +70,10 @@ def cast_numbers(settings: Any) -> None:
 def _cast(name: str, value: Any, kind: Any) -> Any:
     if isinstance(kind, UnionType):  # int | None
         return None if value is None else _cast(name, value, get_args(kind)[0])
-    if get_origin(kind) is tuple and isinstance(value, list | tuple):
+    if get_origin(kind) is tuple:
+        count = None if get_args(kind)[-1] is Ellipsis else len(get_args(kind))
+        if not isinstance(value, list | tuple) or count not in (None, len(value)):
+            raise ValueError(f"{name} must be a list{f' of {count}' if count else ''}, got {value!r:.80}")
         return tuple(_cast(name, item, get_args(kind)[0]) for item in value)
     if kind is int:
         return whole(name, value)

@@ -63,7 +63,7 @@ def cache_batches(folder: Path, fingerprint: dict, count: int, batches: Iterator
 
 
 def of_before(folder: Path) -> dict:
-    """What the cache in a folder was made of, {} if there is none that can be read."""
+    """Return the record of what a cached folder was made of, {} for no cache or one that cannot be read."""
     try:
         return json.loads((folder / "made_of.json").read_text())
     except (OSError, ValueError):

@@ -12,7 +12,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from refined_ldm.audio import audio_seconds, load_audio, normalize, pad_or_trim
-from refined_ldm.base.integers import whole, whole_seed
+from refined_ldm.base.integers import number, whole, whole_seed
 from refined_ldm.data.audioldm_lists import audioldm_entries, wav_and_captions
 from refined_ldm.data.known_sets import KNOWN, TEMPLATE, known_entries, wanted_splits
 from refined_ldm.data.listing import (
@@ -73,6 +73,7 @@ class CaptionedAudio(Dataset):
     left_out: tuple[str, ...] = ()  # faults
 
     def __init__(self, recordings: list[Recording], seconds: float = 2.56, crop: str = "start", seed: int = 0):
+        seconds = number("seconds", seconds)
         if not 0 < seconds < 86_400:
             raise ValueError(f"seconds must be positive and below a day, got {seconds}")
         if crop not in ("start", "random"):

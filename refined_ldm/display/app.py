@@ -29,6 +29,7 @@ from refined_ldm.base.integers import LARGEST_SEED, integer, real  # noqa: E402
 from refined_ldm.config import Config  # noqa: E402
 from refined_ldm.display.players import players  # noqa: E402
 from refined_ldm.display.spectrograms import plot_waveform_mels  # noqa: E402
+from refined_ldm.editing import METHODS  # noqa: E402
 from refined_ldm.evaluation.description import describe  # noqa: E402
 from refined_ldm.evaluation.detail_classifier import DetailClassifier  # noqa: E402
 from refined_ldm.text_to_audio import RefinedAudioLDM  # noqa: E402
@@ -63,7 +64,7 @@ def in_one_line(function: Callable) -> Callable:
 
 
 class Functions:
-    """What the buttons do: the values of the fields -> what the page shows.
+    """The functions of the buttons: the values of the fields -> what the page shows.
 
     An empty number takes the model's default, as an option that is not given does in the shell.
     """
@@ -255,7 +256,7 @@ def page(functions: Functions) -> gr.Blocks:
                     button = gr.Button("Describe", variant="primary")
                     gr.Markdown(CLASSIFIER)
                 with gr.Column():
-                    found = [gr.Dataframe(headers=list(COLUMNS), label="what it finds", interactive=False),
+                    found = [gr.Dataframe(headers=list(COLUMNS), label="sounds that were found", interactive=False),
                              _plot(), _notes()]  # fmt: skip
                 button.click(functions.describe_sound, [described, about], found, api_name="describe", **alone)
         edit_it.click(lambda of: (gr.Tabs(selected="edit"), of), made[0], [tabs, sound], **hidden)
@@ -273,9 +274,10 @@ def _edit_tabs(config: Config) -> dict[str, tuple[gr.Button, list]]:
     own = {}
     with gr.Tab("Change"):
         fields = [gr.Slider(0, 1, 0.6, label="strength", info="0 keeps the sound, 1 only its level"),
-                  gr.Radio(["sdedit", "inversion"], value="sdedit", label="method",
-                           info="inversion keeps more of the sound, and takes longer"),
-                  gr.Textbox("", label="caption of the sound as it is, for inversion")]  # fmt: skip
+                  gr.Radio(METHODS, value="sdedit", label="method",
+                           info="inversion keeps more of the sound, and takes longer; diffedit is inversion in the "
+                           "one stretch in which the captions differ"),
+                  gr.Textbox("", label="caption of the sound as it is, for inversion and diffedit")]  # fmt: skip
         own["edit"] = gr.Button("Change", variant="primary"), fields
     with gr.Tab("Redraw"):
         with gr.Row():

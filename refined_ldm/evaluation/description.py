@@ -1,4 +1,4 @@
-"""What the detail classifier finds in a sound that has no caption: which classes, how often, how high, how fast, when.
+"""Describe a sound without a caption by the detail classifier: classes, number, pitch, pace and time of its events.
 
 The classifier knows the 32 classes of `SoundScenes` and scenes of 2.56 s; of other sounds it names the nearest classes.
 """

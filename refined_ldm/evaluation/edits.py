@@ -1,7 +1,7 @@
-"""Edits against the right answer: rendered scenes with one event exchanged or cut out, and the trivial answers beside.
+"""Edits compared with the right answer, a scene with one event exchanged or cut out, and with trivial answers.
 
-`SoundScenes.exchange` renders a scene and its counterfactual, so what an edit should have kept is known to the sample.
-`detail_classifier.py` says which sounds a result has. Rows: {"task", "method", "strength", "measure", "value", "low",
+`SoundScenes.exchange` renders a scene and its counterfactual, so the right answer is known sample by sample. The
+detail classifier says which sounds a result has. Rows: {"task", "method", "strength", "measure", "value", "low",
 "high", "clips"}.
 """
 

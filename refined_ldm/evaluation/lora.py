@@ -1,4 +1,4 @@
-"""What a LoRA gains, and what the model forgets: measured with and without it, on the same captions and seeds.
+"""The gain of a LoRA and what the model forgets: measured with and without it, on the same captions and seeds.
 
 Gained: the distances of generated sounds to recordings of the same captions that were held out. Forgotten: the details
 of captions that the model knew before, by the detail classifier. Rows: {"measure", "sound", "value", "low", "high",

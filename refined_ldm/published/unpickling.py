@@ -100,7 +100,7 @@ def file_format(path: str | Path) -> str:
 
 
 def _other_archive(path):
-    """What a zip archive is that is no checkpoint, None for one. Compressed members may grow a thousandfold."""
+    """Name a zip archive that is no checkpoint, None for one. Compressed members may grow a thousandfold."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()

@@ -39,7 +39,7 @@ Losses = Callable[[nn.Module, dict, torch.Generator, int], dict[str, torch.Tenso
 
 
 class RunOptions(TypedDict, total=False):
-    """What every training takes beside its data and its settings."""
+    """The arguments of every training beside its data and its settings."""
 
     seed: int  # of all random numbers (0)
     run_dir: str | Path | None  # folder of the checkpoints; None: there are none

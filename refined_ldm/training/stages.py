@@ -29,7 +29,7 @@ from refined_ldm.vae import patch_loss, vae_loss
 
 
 class StageOptions(RunOptions, total=False):
-    """What every `train_*` takes."""
+    """The arguments of every `train_*`."""
 
     max_steps: int | None  # None: the configuration's
     lr: float | None  # learning rate; None: the configuration's

@@ -1,4 +1,7 @@
 import json
+import re
+import shlex
+from pathlib import Path
 
 import pytest
 import soundfile
@@ -55,6 +58,22 @@ def test_a_command_writes_one_sound_and_says_so_in_json(place, capsys, name):
     info = soundfile.info(path)
     assert (info.frames, info.samplerate, info.channels) == (samples, 16_000, 1)
     assert written["seconds"] == samples / 16_000
+
+
+def test_what_stands_beside_audioldms_functions_runs(place, capsys):
+    page = Path(__file__).parents[2] / "docs" / "editing.md"
+    table = page.read_text(encoding="utf-8").partition("## Coming from AudioLDM")[2]
+    sound = torch.cat([small.clips(1)[0]["waveform"]] * 8)
+    save_audio(place / "dog.wav", sound)
+    names = {"model": RefinedAudioLDM.load("checkpoint"), "sound": sound, "text": "rain falls", "strength": 0.6,
+             "start": 1, "end": 2, "cutoff": 3600, "low": 2000, "high": 4000}  # fmt: skip
+    calls, commands = (re.findall(rf"`({start}[^`]+)`", table) for start in (r"model\.", "refined-ldm "))
+    assert len(calls) == 8 and len(commands) == 6
+    for call in calls:
+        assert eval(call, names).isfinite().all(), call
+    for command in commands:
+        status, _, errors = run(capsys, *shlex.split(command)[1:], *COMMON[:2], *COMMON[4:])
+        assert status == 0, (command, errors)
 
 
 def test_what_is_kept_is_kept_and_the_picture_shows_both(place, capsys):

@@ -308,3 +308,14 @@ def test_what_is_done_after_a_step_replaces_its_latent():
 
     result = dpmpp_sample(uncertain, batch(1, 2, 3, 4, seed=2), batch(1, 2), SCHEDULE, 5, after_step=after_step)
     assert torch.equal(result, z_0) and seen == [*SCHEDULE.timesteps(5, "trailing")[1:], None]
+
+
+@pytest.mark.parametrize("sampler, settings, message", [
+    (ddim_sample, {"eta": -1}, "eta must be between 0 and 1, got -1"),
+    (ddim_sample, {"eta": "x"}, "eta must be between 0 and 1, got 'x'"),
+    (ddim_sample, {"start": 5}, "start must be a whole number between 0 and 4, got 5"),
+    (dpmpp_sample, {"start": -1}, "start must be a whole number between 0 and 4, got -1"),
+])  # fmt: skip
+def test_settings_that_no_sampler_has_are_refused(sampler, settings, message):
+    with pytest.raises(ValueError, match=message):
+        sampler(uncertain, batch(1, 2, 3, 4), batch(1, 2), SCHEDULE, 4, **settings)

@@ -23,7 +23,7 @@ def test_slerp_keeps_the_norm_and_moves_by_equal_angles():
 
 def test_captions_are_interpolated_between_the_sounds_that_generate_makes(model):
     ends = [model.generate([caption], seed=3)[0] for caption in ("a dog barks", "rain falls")]
-    path = model.interpolate("a dog barks", "rain falls", 3, seed=3)
+    path = model.interpolate("a dog barks", "rain falls", 3.0, seed=3)
     assert path.shape == (3, 5120)
     torch.testing.assert_close(path[0], ends[0], atol=1e-4, rtol=0)
     torch.testing.assert_close(path[2], ends[1], atol=1e-4, rtol=0)
@@ -32,7 +32,7 @@ def test_captions_are_interpolated_between_the_sounds_that_generate_makes(model)
 
 def test_sounds_are_interpolated_between_what_edit_makes_of_them(model):
     one, other = (clip["waveform"] for clip in small.clips(2))
-    path = model.interpolate(one, other[:4000], 3, "rain", 0.6, seed=3)
+    path = model.interpolate(one, other[:4000], 3.0, "rain", 0.6, seed=3)
     assert path.shape == (3, 4000)
     torch.testing.assert_close(path[0], model.edit(one[:4000], "rain", 0.6, seed=3), atol=1e-5, rtol=0)
     assert (path[1] - path[0]).abs().max() > 1e-4 < (path[2] - path[1]).abs().max()

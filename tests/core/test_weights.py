@@ -29,6 +29,12 @@ def test_weights_settings_and_notes_come_back_equal(module, tmp_path):
     assert metadata["step"] == 7 and metadata["note"] == "né"
 
 
+def test_weights_are_not_cut_to_integers(module, tmp_path):
+    with pytest.raises(ValueError, match="dtype must be a floating-point type or torch.int8, got torch.int16"):
+        save_weights(tmp_path / "model.safetensors", module, dtype=torch.int16)
+    assert not any(tmp_path.iterdir())
+
+
 def test_half_precision_on_disk_is_float32_in_memory(module, tmp_path):
     path = tmp_path / "model.safetensors"
     save_weights(path, module, dtype=torch.float16)

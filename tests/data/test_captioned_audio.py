@@ -502,6 +502,13 @@ def test_whole_floats_are_integers_and_others_are_refused(tmp_path, make):
             make(tmp_path, wrong)
 
 
+def test_seconds_are_a_number(tmp_path):
+    record(tmp_path / "a.wav")
+    for seconds in ("1", True, float("nan")):
+        with pytest.raises(ValueError, match="seconds must be a finite number, got"):
+            CaptionedAudio.from_folder(tmp_path, seconds)
+
+
 def test_a_whole_float_as_seed_is_the_same_seed(tmp_path):
     record(tmp_path / "a.wav", seconds=2)
     crops = [CaptionedAudio.from_folder(tmp_path, 0.1, "random", seed)[0]["waveform"] for seed in (3, 3.0)]

@@ -67,6 +67,7 @@ def test_a_sound_made_through_the_api_is_that_of_the_model(served):
 
 @pytest.mark.parametrize("name, arguments, samples", [
     ("edit", ["rain", 0.6, "sdedit", ""], 5120), ("edit", ["rain", 0.6, "inversion", "wind"], 5120),
+    ("edit", ["rain", 0.6, "diffedit", "wind"], 5120),
     ("inpaint", ["rain", "0.1", "", "", ""], 5120), ("inpaint", ["rain", "", "", "2000", ""], 5120),
     ("extend", ["rain", 0.1], 6720), ("upsample", ["rain", "4000"], 5120), ("loop", ["rain", ""], 5120),
 ])  # fmt: skip
