@@ -94,7 +94,8 @@ def test_notebooks_end_within_their_section_and_their_kernels_find_the_package(t
             raise subprocess.TimeoutExpired(command, timeout)
         return SimpleNamespace(returncode=int(command[4] == "02"), stderr="a warning\n02_x stopped at cell 3\n")
 
-    monkeypatch.setattr(gpu.subprocess, "run", run), monkeypatch.setitem(gpu.SECTIONS, "notebooks", (gpu.notebooks, 30))
+    monkeypatch.setattr(gpu, "subprocess", SimpleNamespace(run=run, TimeoutExpired=subprocess.TimeoutExpired))
+    monkeypatch.setitem(gpu.SECTIONS, "notebooks", (gpu.notebooks, 30))
     machine = gpu.Machine(torch.device("cpu"), replace(gpu.SMALL, notebooks=("01", "02", "03")), out=tmp_path)
     rows = gpu.measure(machine, ["notebooks"], on_line=lambda line: None)["sections"]["notebooks"]["rows"]
     assert [row["ended"] for row in rows] == ["ran", "02_x stopped at cell 3", "did not end in time"]
