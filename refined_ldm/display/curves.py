@@ -137,6 +137,7 @@ def plot_edits(table, ax: Axes, title: str = "Inversion changes less of what sho
     """
     x, y = "log-mel L1 of the kept stretch", "new event"
     wide = table.fillna({"strength": -1.0}).set_index(["method", "strength", "measure"])[["value", "low", "high"]]
+    drawn = []  # points, below whose labels those of later ones near them stand
     for method in dict.fromkeys(table["method"]):
         of = wide.loc[method].unstack()
         share, change = of.xs(y, axis=1, level=1), of["value"][x]
@@ -147,7 +148,10 @@ def plot_edits(table, ax: Axes, title: str = "Inversion changes less of what sho
         for strength in of.index if len(of) > 1 else ():
             ax.annotate(f"{strength:g}", (change[strength], share["value"][strength]), (5, -11), fontsize=8, **style)
         end = change.iloc[-1], share["value"].iloc[-1]
-        ax.annotate(textwrap.fill(method, 16), end, (6, 4), fontsize=9, **style)
+        near = sum(abs(end[0] - a) < 0.6 and abs(end[1] - b) < 0.12 for a, b in drawn)
+        place, side = ((6, 12 * (1 - near - (len(of) > 1))), "top") if near else ((6, 4), "bottom")
+        ax.annotate(textwrap.fill(method, 16), end, place, fontsize=9, va=side, **style)
+        drawn += zip(change, share["value"], strict=True)
     ax.set(xlabel="log-mel L1 of the kept stretch to the input", ylabel="share with the new event", title=title)
     ax.set(xlim=(-0.1, 1.3 * wide.xs(x, level="measure")["value"].max()), ylim=(-0.05, 1.12))
     return ax

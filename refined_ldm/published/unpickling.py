@@ -127,8 +127,8 @@ def unpickle(path: str | Path) -> Any:
             options = {"map_location": "cpu", "mmap": zipfile.is_zipfile(path)}
             if _protocol(path) < 3:
                 return torch.load(path, weights_only=True, **options)
-            # torch's own reader of weights knows protocol 2 only; RESTRICTED finds no more than it does.
-            return torch.load(path, weights_only=False, pickle_module=RESTRICTED, **options)
+            # torch's own reader knows protocol 2 only; ours takes its place, and finds no more than it does
+            return torch.load(path, pickle_module=RESTRICTED, **options)
     except Exception as fault:  # a damaged file makes torch raise anything, struct.error and MemoryError among it
         names, blocked = forbidden(path), re.search(r"GLOBAL (\S+) ", str(fault))
         if blocked and not names:

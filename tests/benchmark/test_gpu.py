@@ -13,8 +13,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from refined_ldm.devices import pick_precision
 from tests.benchmark import gpu
 from tests.support.accelerators import forget_accelerators
+from tests.support.pretended_device import pretend
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -92,11 +94,28 @@ def test_notebooks_end_within_their_section_and_their_kernels_find_the_package(t
             raise subprocess.TimeoutExpired(command, timeout)
         return SimpleNamespace(returncode=int(command[4] == "02"), stderr="a warning\n02_x stopped at cell 3\n")
 
-    monkeypatch.setattr(gpu.subprocess, "run", run), monkeypatch.setitem(gpu.SECTIONS, "notebooks", (gpu.notebooks, 30))
+    monkeypatch.setattr(gpu, "subprocess", SimpleNamespace(run=run, TimeoutExpired=subprocess.TimeoutExpired))
+    monkeypatch.setitem(gpu.SECTIONS, "notebooks", (gpu.notebooks, 30))
     machine = gpu.Machine(torch.device("cpu"), replace(gpu.SMALL, notebooks=("01", "02", "03")), out=tmp_path)
     rows = gpu.measure(machine, ["notebooks"], on_line=lambda line: None)["sections"]["notebooks"]["rows"]
     assert [row["ended"] for row in rows] == ["ran", "02_x stopped at cell 3", "did not end in time"]
     assert seen == [(name, str(ROOT)) for name in ("01", "02", "03")]
+
+
+@pytest.mark.slow
+def test_every_section_runs_on_a_pretended_gpu(tmp_path, monkeypatch):
+    """But for what is not pretended: pinned memory and CUDA graphs."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    monkeypatch.setattr(gpu, "graphed", lambda module, *inputs: module)
+    monkeypatch.setattr(gpu, "SECTIONS", {name: (function, 3600) for name, (function, _) in gpu.SECTIONS.items()})
+    pick_precision.cache_clear()
+    with pretend("cuda") as device:
+        machine = gpu.Machine(torch.device("cuda"), gpu.SMALL, time.monotonic() + 3600, tmp_path)
+        sections = gpu.measure(machine, list(gpu.SECTIONS))["sections"]
+    pick_precision.cache_clear()
+    assert not device.faults and not [result["failed"] for result in sections.values() if "failed" in result]
+    assert all(row["met"] for name in ("against_cpu", "resumed") for row in sections[name]["rows"])
+    assert [row["precision"] for row in sections["half_precision"]["rows"]] == ["no", "bf16", "fp16"]
 
 
 @pytest.mark.slow

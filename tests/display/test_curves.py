@@ -54,3 +54,8 @@ def test_edits_are_drawn_from_their_weakest_to_their_strongest_with_intervals():
     np.testing.assert_allclose(ax.lines[0].get_xydata(), [(1.0, 0.2), (2.0, 0.5)])
     np.testing.assert_allclose([end[:, 1] for end in ax.collections[0].get_segments()], [(0.1, 0.4), (0.4, 0.7)])
     assert [text.get_text() for text in ax.texts] == ["0.6", "0.8", "SDEdit", "input unchanged"]
+    same = table[table["method"] == "input unchanged"]
+    table = pd.concat([table, same.assign(method="rendered"), same.assign(method="inpainting from the event on")])
+    ax = display.plot_edits(table, plt.figure().subplots())
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])
