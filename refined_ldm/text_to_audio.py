@@ -247,7 +247,7 @@ class RefinedAudioLDM(nn.Module):
         return self.nearest(waveform, embedding, candidates)
 
     def rank_matches(self, latent: torch.Tensor, embedding: torch.Tensor, candidates: int) -> torch.Tensor:
-        """Rank every `candidates` of B * candidates latents by the matcher -> their rows (candidates, B), best first."""
+        """Rank every `candidates` of the latents by the matcher -> their rows (candidates, B), the best first."""
         rows = torch.arange(len(latent), device=latent.device)
         fit = self.matcher(latent.float(), rows, embedding.float()).view(-1, candidates)
         order = fit.argsort(1, descending=True)
