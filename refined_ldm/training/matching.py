@@ -10,7 +10,6 @@ Notebook: 02
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from refined_ldm.diffusion import CLEAN, add_noise, jump, noise_like
 from refined_ldm.durable.run_state import refuse_old
 from refined_ldm.matcher import MATCHER_FILE, Matcher, MatcherConfig
 from refined_ldm.randomness import draw, step_seed
-from refined_ldm.scenes.captions import TEMPLATES, Caption
+from refined_ldm.scenes.captions import Caption
 from refined_ldm.scenes.classes import CLASSES, Event
 from refined_ldm.scenes.dataset import captions_of
 from refined_ldm.text_to_audio import RefinedAudioLDM
@@ -137,19 +136,11 @@ def reading_loss(
     return loss
 
 
-def more_or_less(caption: Caption, other: Caption, source: random.Random) -> Caption:
-    """One of two sounds left out of a caption, or the first sound of another one added to its only one."""
-    if len(caption.clauses) == 2:
-        return replace(caption, kind="event", template="{a}", clauses=(source.choice(caption.clauses),))
-    kind = source.choice(("sequence", "overlap"))
-    return Caption(kind, source.choice(TEMPLATES[kind]), (*caption.clauses, other.clauses[0]), caption.capital)
-
-
 def draw_pairs(written: Sequence[list[Caption]], source: random.Random) -> tuple[list[int], list[str], list[float]]:
     """Captions to compare with each of B latents -> the latent of each, the captions, 1 where they are true, else 0.
 
-    One of the captions written of a scene is true of it. False are its twins, the same with a sound more or less, and
-    those that contradict it of the captions in a group of the same kinds of sound and one drawn at random.
+    One of the captions written of a scene is true of it. False are its twins, and those that contradict it of the
+    captions in a group of the same kinds of sound and one drawn at random.
     """
     own = [source.choice(of) for of in written]
     agree = may_agree(torch.tensor([answers_of(caption) for caption in own]))
@@ -157,8 +148,7 @@ def draw_pairs(written: Sequence[list[Caption]], source: random.Random) -> tuple
     for i, caption in enumerate(own):
         group = range(i // KINDRED * KINDRED, min(i // KINDRED * KINDRED + KINDRED, len(own)))
         others = [own[k] for k in (*group, source.randrange(len(own))) if not agree[i, k]]
-        other = source.choice(own)
-        compared = [caption, *draw_twins(caption, source, TWINS), more_or_less(caption, other, source), *others]
+        compared = [caption, *draw_twins(caption, source, TWINS), *others]
         row += len(compared) * [i]
         captions += map(str, compared)
         true += [1.0] + (len(compared) - 1) * [0.0]

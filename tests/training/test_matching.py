@@ -9,15 +9,7 @@ from refined_ldm.matcher import MATCHER_FILE, Matcher, MatcherConfig
 from refined_ldm.scenes.dataset import SoundScenes, captions_of
 from refined_ldm.text_to_audio import FAINT, RefinedAudioLDM
 from refined_ldm.training.contrasts import answers_of
-from refined_ldm.training.matching import (
-    MATCHING,
-    NAMES,
-    DetailReader,
-    draw_pairs,
-    heard_details,
-    more_or_less,
-    train_matcher,
-)
+from refined_ldm.training.matching import MATCHING, NAMES, DetailReader, draw_pairs, heard_details, train_matcher
 from tests.support import small
 
 SMALL = MatcherConfig(2, 8, 4, embedding_dim=6, width=32, layers=1, questions=2)
@@ -50,15 +42,6 @@ def test_pairs_are_true_for_the_own_caption_and_false_for_twins_and_contradictio
         assert len({text for text, _ in of} & twins) == min(4, len(twins))
         for (other,) in written:  # no caption that says the same is called false
             assert answers_of(other) != answers_of(caption) or str(other) not in [text for text, _ in of[1:]]
-
-
-def test_a_sound_more_or_less():
-    scenes, source = SoundScenes("val", 6, seed=1), random.Random(0)
-    captions = [captions_of(scenes[k])[0] for k in range(6)]
-    for caption in captions:
-        changed = more_or_less(caption, captions[0], source)
-        assert len(changed.clauses) == 3 - len(caption.clauses)
-        assert set(changed.clauses) <= {*caption.clauses, captions[0].clauses[0]} and str(changed) != str(caption)
 
 
 def test_the_matcher_learns_a_count_that_an_average_would_miss():
