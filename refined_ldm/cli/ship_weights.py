@@ -4,7 +4,8 @@
 
 Half precision, refined_ldm/weights/tiny/*.safetensors; card.json and README.md beside them hold the commands, the
 training curves' last values and what was measured on the very files that are shipped. PART, to measure only
-some of it: conditioners, budget, adherence. The folder of `refined-ldm train --distill` ships its student alone.
+some of it: conditioners, budget, adherence. The folder of `refined-ldm train --distill` ships its student alone, that of
+`refined-ldm train --matcher` its matcher.
 """
 
 import json
@@ -33,6 +34,7 @@ from refined_ldm.evaluation.details import select_scenes, twin_choices
 from refined_ldm.evaluation.embeddings.aisfx import Aisfx
 from refined_ldm.evaluation.metrics import recall_at_k, zero_shot
 from refined_ldm.evaluation.pitch import Crepe
+from refined_ldm.matcher import MATCHER_FILE, Matcher
 from refined_ldm.model_folder import WEIGHTS
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.training.pipeline import DISCRIMINATOR_FILES
@@ -178,6 +180,9 @@ def main(run: Path, parts: Sequence[str]) -> None:
     start = time.perf_counter()
     if (run / STUDENT_FILE).is_file() and not (run / "ldm.safetensors").is_file():
         ship_student(run)
+        return
+    if (run / MATCHER_FILE).is_file() and not (run / "ldm.safetensors").is_file():
+        Matcher.load(run / MATCHER_FILE).save(FOLDER / MATCHER_FILE, torch.int8)
         return
     ship(run)
     embed, model = Aisfx.load(), RefinedAudioLDM.from_preset("tiny")
