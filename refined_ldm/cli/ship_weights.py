@@ -4,8 +4,8 @@
 
 Half precision, refined_ldm/weights/tiny/*.safetensors; card.json and README.md beside them hold the commands, the
 training curves' last values and what was measured on the very files that are shipped. PART, to measure only
-some of it: conditioners, budget, adherence. The folder of `refined-ldm train --distill` ships its student alone, that of
-`refined-ldm train --matcher` its matcher.
+some of it: conditioners, budget, adherence. The folder of `refined-ldm train --distill` ships its student alone, and
+that of `refined-ldm train --matcher` its matcher.
 """
 
 import json
