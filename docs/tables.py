@@ -120,20 +120,25 @@ def details() -> str:
     }  # fmt: skip
     kinds = ("rendered", "copied", "generated", "chance")
     table = read("05_details").set_index(["detail", "sound"])
+    teacher = read("05_details_teacher").set_index(["detail", "sound"])  # the same weights, two sounds of 8 steps
     before = read("05_details_before").set_index(["detail", "sound"])  # the weights that had not learned details
-    questions = before.index.get_level_values("detail")
+    others = (teacher, before)
+
+    def generated(of, detail, decimals=2):
+        row = (detail, "generated")
+        return spread(*of.loc[row, ["value", "low", "high"]], decimals) if row in of.index else ""
+
     lines = [
         [name, int(table.loc[(detail, "generated"), "clips"])]
         + [spread(*table.loc[(detail, kind), ["value", "low", "high"]], 2) for kind in kinds]
-        + [spread(*before.loc[(detail, "generated"), ["value", "low", "high"]], 2) if detail in questions else ""]
+        + [generated(of, detail) for of in others]
         for detail, name in names.items()
         if (detail, "generated") in table.index
     ]
-    silent = [of.loc[("silent", "generated")] for of in (table, before)]
-    shares = [spread(*of[["value", "low", "high"]], 3) for of in silent]
-    lines.append(["silent", int(silent[0]["clips"]), "", "", shares[0], "", shares[1]])
+    own, *shares = (generated(of, "silent", 3) for of in (table, *others))
+    lines.append(["silent", int(table.loc[("silent", "generated"), "clips"]), "", "", own, "", *shares])
     header = ["share that is right", "captions", "rendered clips", "through VAE and vocoder", "**generated**", "chance",
-              "generated before details were learned"]  # fmt: skip
+              "by the teacher", "before details were learned"]  # fmt: skip
     return markdown(header, lines)
 
 
