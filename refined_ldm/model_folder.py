@@ -11,11 +11,11 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from refined_ldm.adapters.matcher import MATCHER_FILE, Matcher
 from refined_ldm.adapters.student import STUDENT_FILE, save_again
 from refined_ldm.base.files import atomic_write, check_folder
 from refined_ldm.clap import SHIPPED, Clap
 from refined_ldm.config import Config, load_config
-from refined_ldm.matcher import MATCHER_FILE, Matcher
 from refined_ldm.weights import SkipInit, load_into, read_weights, rounded, save_weights, weights_digest
 
 WEIGHTS = Path(__file__).parent / "weights"  # shipped with the package: weights/tiny

@@ -1,1 +1,1 @@
-"""Small additions to a trained U-Net, each in a file of its own: LoRAs, and the student that needs few steps."""
+"""Small additions to a trained model, each in a file of its own: LoRAs, the student of few steps, and the matcher."""

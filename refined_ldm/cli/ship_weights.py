@@ -24,6 +24,7 @@ import pandas as pd
 import torch
 
 from refined_ldm import display
+from refined_ldm.adapters.matcher import MATCHER_FILE, Matcher
 from refined_ldm.adapters.student import STUDENT_FILE
 from refined_ldm.base.files import atomic_write
 from refined_ldm.clap import Clap
@@ -34,7 +35,6 @@ from refined_ldm.evaluation.details import select_scenes, twin_choices
 from refined_ldm.evaluation.embeddings.aisfx import Aisfx
 from refined_ldm.evaluation.metrics import recall_at_k, zero_shot
 from refined_ldm.evaluation.pitch import Crepe
-from refined_ldm.matcher import MATCHER_FILE, Matcher
 from refined_ldm.model_folder import WEIGHTS
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.training.pipeline import DISCRIMINATOR_FILES

@@ -192,7 +192,7 @@ def _train_matcher(options, signals):
     """Train a matcher for a trained model."""
     from dataclasses import replace
 
-    from refined_ldm.matcher import MATCHER_FILE
+    from refined_ldm.adapters.matcher import MATCHER_FILE
     from refined_ldm.training.matching import MATCHING, STAGE, check_matcher_run, train_matcher
 
     _refuse_with(options, "matcher", "stage", "config", "conditioner", "keep")

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from refined_ldm.adapters.matcher import MATCHER_FILE, Matcher, MatcherConfig
 from refined_ldm.base.files import check_folder
 from refined_ldm.base.integers import whole_seed
 from refined_ldm.config import Config, StageConfig
@@ -25,7 +26,6 @@ from refined_ldm.data.batches import collate
 from refined_ldm.data.caches import Cached, cache_batches
 from refined_ldm.diffusion import CLEAN, add_noise, jump, noise_like
 from refined_ldm.durable.run_state import refuse_old
-from refined_ldm.matcher import MATCHER_FILE, Matcher, MatcherConfig
 from refined_ldm.randomness import draw, step_seed
 from refined_ldm.scenes.captions import Caption
 from refined_ldm.scenes.classes import CLASSES, Event
@@ -47,7 +47,7 @@ DRAWN, TOGETHER = 9600, 48  # scenes whose latents the student draws again, and 
 SOFTER = -3.0  # dB below the other sound: softer ones are soft
 
 
-def heard_details(item: dict) -> list[tuple[str, dict[str, int]]]:
+def audible_details(item: dict) -> list[tuple[str, dict[str, int]]]:
     """[(class, {detail: choice}), …] of the sounds that the captions of an item of `SoundScenes` name, as they begin.
 
     A detail that is not clear is left out. number: one less than it is; pitch and pace: 0 low or slow, 1 high or quick;
@@ -57,23 +57,23 @@ def heard_details(item: dict) -> list[tuple[str, dict[str, int]]]:
     events = sorted((e for e in events if e.name in item["labels"]), key=lambda event: event.onset)
     found = []
     for position, event in enumerate(events):
-        sound, heard = CLASSES[event.name], {"distance": int(event.distant)}
+        sound, audible = CLASSES[event.name], {"distance": int(event.distant)}
         if event.count is not None:
-            heard["number"] = min(event.count, MOST) - 1
+            audible["number"] = min(event.count, MOST) - 1
         if sound.low_high and not sound.pitches[0] <= event.pitch <= sound.pitches[1]:
-            heard["pitch"] = int(event.pitch > sound.pitches[1])
+            audible["pitch"] = int(event.pitch > sound.pitches[1])
         if sound.slow_fast and not sound.rates[0] <= event.rate <= sound.rates[1]:
-            heard["pace"] = int(event.rate > sound.rates[1])
+            audible["pace"] = int(event.rate > sound.rates[1])
         if len(events) == 2 and min(e.gain for e in events) <= SOFTER:
-            heard["loudness"] = int(event.gain > SOFTER)
+            audible["loudness"] = int(event.gain > SOFTER)
         if len(events) == 2 and item["kind"] == "sequence":
-            heard["order"] = position
-        found.append((event.name, heard))
+            audible["order"] = position
+        found.append((event.name, audible))
     return found
 
 
 class MatchedClips(Dataset):
-    """Scenes as items with six "written" captions, what is "heard", "latent" (C, T, F), unscaled, and "drawn".
+    """Scenes as items with six "written" captions, what is "audible", "latent" (C, T, F), unscaled, and "drawn".
 
     drawn: latents of the first scenes as the student draws them again; of the others it is the latent itself.
     """
@@ -91,7 +91,7 @@ class MatchedClips(Dataset):
             self._written[index] = captions_of(item) + captions_of(item, 3, detailed=1.0)
         again = self.drawn is not None and index < len(self.drawn)
         drawn = self.drawn[index]["latent"] if again else latent
-        return {"written": self._written[index], "heard": heard_details(item), "latent": latent, "drawn": drawn}
+        return {"written": self._written[index], "audible": audible_details(item), "latent": latent, "drawn": drawn}
 
 
 class DetailReader(nn.Module):
@@ -124,13 +124,13 @@ class DetailReader(nn.Module):
 
 
 def reading_loss(
-    classes: Tensor, answers: dict[str, Tensor], row: Tensor, name: Tensor, heard: Sequence[dict[str, int]]
+    classes: Tensor, answers: dict[str, Tensor], row: Tensor, name: Tensor, audible: Sequence[dict[str, int]]
 ) -> Tensor:
     """Return ten times the cross-entropy of the classes, and that of each detail over the sounds that have it."""
     present = torch.zeros_like(classes).index_put((row, name), torch.ones_like(row, dtype=classes.dtype))
     loss = 10 * F.binary_cross_entropy_with_logits(classes.float(), present.float())
     for detail, logits in answers.items():
-        right = torch.tensor([of.get(detail, -1) for of in heard], device=logits.device)
+        right = torch.tensor([of.get(detail, -1) for of in audible], device=logits.device)
         total = F.cross_entropy(logits.float(), right, ignore_index=-1, reduction="sum")
         loss = loss + total / (right >= 0).sum().clamp(min=1)
     return loss
@@ -231,7 +231,7 @@ def train_matcher(
         latent = model.latent_scale * torch.where(again, drawn, latent)
         spread = NOISE * draw(torch.rand, (len(latent), 1, 1, 1), generator)
         latent = latent + (spread * draw(torch.randn, tuple(latent.shape), generator)).to(latent)
-        sounds = [(row, NAMES.index(name), heard) for row, of in enumerate(batch["heard"]) for name, heard in of]
+        sounds = [(row, NAMES.index(name), audible) for row, of in enumerate(batch["audible"]) for name, audible in of]
         row, name = torch.tensor([sound[:2] for sound in sounds], device=latent.device).T
         of, captions, true = draw_pairs(batch["written"], source)
         of, true = (torch.tensor(values, device=latent.device) for values in (of, true))

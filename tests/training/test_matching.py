@@ -4,23 +4,23 @@ from dataclasses import replace
 import pytest
 import torch
 
+from refined_ldm.adapters.matcher import MATCHER_FILE, Matcher, MatcherConfig
 from refined_ldm.evaluation.details import named_details
-from refined_ldm.matcher import MATCHER_FILE, Matcher, MatcherConfig
 from refined_ldm.scenes.dataset import SoundScenes, captions_of
 from refined_ldm.text_to_audio import FAINT, RefinedAudioLDM
 from refined_ldm.training.contrasts import answers_of
-from refined_ldm.training.matching import MATCHING, NAMES, DetailReader, draw_pairs, heard_details, train_matcher
+from refined_ldm.training.matching import MATCHING, NAMES, DetailReader, audible_details, draw_pairs, train_matcher
 from tests.support import small
 
 SMALL = MatcherConfig(2, 8, 4, embedding_dim=6, width=32, layers=1, questions=2)
 
 
-def test_what_captions_say_is_what_is_heard():
+def test_what_captions_say_is_audible():
     """Captions tell the truth, so a reader that is right about a scene agrees with every caption of it."""
     scenes, compared = SoundScenes("val", 40, seed=3), 0
     for k in range(len(scenes)):
         item = scenes[k]
-        heard = dict(heard_details(item))
+        heard = dict(audible_details(item))
         for caption in captions_of(item, 3, detailed=1.0):
             assert {clause.name for clause in caption.clauses} == heard.keys()
             for detail, of in named_details(caption).items():
