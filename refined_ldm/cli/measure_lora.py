@@ -98,7 +98,7 @@ def draw(table: pd.DataFrame) -> plt.Figure:
     display.set_style()
     sets = list(table["recordings"].unique())
     figure, axes = plt.subplots(
-        1, 1 + len(sets), figsize=(4 + 3.5 * len(sets), 3.6), width_ratios=[1] * len(sets) + [2]
+        1, 1 + len(sets), figsize=(8 + 4 * len(sets), 3.6), width_ratios=[1] * len(sets) + [2]
     )
     for what, ax in zip(sets, axes, strict=False):
         rows = table[(table["measure"] == FRECHET) & (table["recordings"] == what)]
