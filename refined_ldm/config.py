@@ -153,7 +153,7 @@ class Config:
     steps: int = 25  # of DPM-Solver++ or DDIM
     guidance_scale: float = 3.0
     guidance_interval: tuple[int, int] = (0, 1000)  # first and last timestep with guidance
-    candidates: int = 1  # sounds generated per caption, of which the conditioner keeps the nearest
+    candidates: int = 1  # sounds generated per caption, of which the matcher or the conditioner keeps one
     vocoder: str = "hifigan"  # mel -> waveform; or "griffin_lim", which needs no training
 
     # Published files from which parts are loaded (`published.warm_start`); "": none.

@@ -15,6 +15,7 @@ from refined_ldm.adapters.student import STUDENT_FILE, save_again
 from refined_ldm.base.files import atomic_write, check_folder
 from refined_ldm.clap import SHIPPED, Clap
 from refined_ldm.config import Config, load_config
+from refined_ldm.matcher import MATCHER_FILE, Matcher
 from refined_ldm.weights import SkipInit, load_into, read_weights, rounded, save_weights, weights_digest
 
 WEIGHTS = Path(__file__).parent / "weights"  # shipped with the package: weights/tiny
@@ -34,14 +35,17 @@ def part_path(folder: str | Path, part: str, config: Config) -> Path:
 
 
 def save(model: nn.Module, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write config.yaml and one safetensors file for each part, and for the student, into `folder`."""
+    """Write config.yaml and one safetensors file for each part, and for student and matcher, into `folder`."""
     folder = Path(folder)
-    check_folder(folder, [*(part_path(folder, part, model.config).name for part in PARTS), "config.yaml", STUDENT_FILE])
+    parts = [part_path(folder, part, model.config).name for part in PARTS]
+    check_folder(folder, [*parts, "config.yaml", STUDENT_FILE, MATCHER_FILE])
     folder.mkdir(parents=True, exist_ok=True)
     for part in PARTS:
         save_part(model, part, folder, dtype)
     if model.student_file:
         save_again(model.student_file, folder / STUDENT_FILE, weights_digest(rounded(_ldm_state(model), dtype)))
+    if model.matcher is not None:
+        model.matcher.save(folder / MATCHER_FILE, dtype)
     model.config.save(folder / "config.yaml")
 
 
@@ -99,6 +103,8 @@ def load(cls: type[Model], folder: str | Path, device: torch.device | str = "cpu
         model.load_part(part, folder)
     if (folder / STUDENT_FILE).is_file():
         model.load_student(folder / STUDENT_FILE)
+    if (folder / MATCHER_FILE).is_file():
+        model.matcher = Matcher.load(folder / MATCHER_FILE)
     return model.to(device, non_blocking=True).eval()
 
 

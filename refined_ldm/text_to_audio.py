@@ -29,11 +29,13 @@ from refined_ldm.unet import DeepFeatures, UNet
 from refined_ldm.vae import MelVAE
 
 REDRAWN = 3  # times that a silent sound is sampled again
+FAINT = 0.01  # of full scale: a sound with a lower peak is not kept while there are other candidates
 REDRAWN_BELOW = 0.6  # of the timesteps: a sound is drawn again with guidance below this one only
 
 
 class RefinedAudioLDM(nn.Module):
-    """Text to audio. Parts: `clap`, `unet`, `vae`, `vocoder`, `mel`, `schedule` and the `latent_scale`.
+    """Text to audio. Parts: `clap`, `unet`, `vae`, `vocoder`, `mel`, `schedule`, the `latent_scale` and, if the
+    model has them, `student` and `matcher`.
 
     Some methods are functions of other modules: `load`, `save` (model_folder); `edit`, `inpaint`, `extend`, `loop`,
     `super_resolve` (editing); `generate_long` (long_sounds); `variations`, `interpolate` (variations); `load_lora`,
@@ -70,6 +72,7 @@ class RefinedAudioLDM(nn.Module):
                 f"{config.unet.embedding_dim}: change unet.embedding_dim"
             )
         self.gaussian, self.student = None, None  # student: a U-Net of `load_student`
+        self.matcher = None  # Matcher, of a model folder that has one
         channels, bins = config.vae.latent_channels, config.mel.n_mels // config.vae.downsampling
         if config.parameterization == "gaussian":
             self.gaussian = GaussianDenoiser(channels, bins)
@@ -171,8 +174,10 @@ class RefinedAudioLDM(nn.Module):
         taught; negative captions and other guidance are its teacher's, "dpmpp". Where the configuration's is the
         student, "dpmpp" takes its place for what it was not taught.
         guidance_interval: the first and the last timestep with guidance; the others take half the time.
-        candidates: sounds per caption, of which the one with the nearest CLAP embedding is kept. A CPU computes a few
-        clips of a small model with one thread, which is the fastest (`devices.fitting_threads`).
+        candidates: sounds per caption, of which the one that fits best by the matcher is kept; without a matcher, or at
+        another length than it learned, the one with the nearest CLAP embedding. None: the configuration's, but two at
+        most where another sampler takes the place of the configuration's. A CPU computes a few clips of a small
+        model with one thread, which is the fastest (`devices.fitting_threads`).
         on_step: called with (steps done, steps in all); on_note: called with each message, else they are warnings.
         Raises ValueError for an impossible argument, FloatingPointError for a non-finite result.
 
@@ -186,7 +191,8 @@ class RefinedAudioLDM(nn.Module):
         taught = {"guidance_scale": guidance_scale, "guidance_interval": guidance_interval}
         sampler = student.pick_sampler(self, sampler, steps, {**taught, "negative_caption": negative_caption or None})
         seconds = self.config.seconds if seconds is None else seconds
-        candidates = self.config.candidates if candidates is None else candidates
+        if candidates is None:  # a student's are cheap
+            candidates = self.config.candidates if sampler == self.config.sampler else min(2, self.config.candidates)
         seconds, eta = number("seconds", seconds, 0.01, 120), number("eta", eta, 0, 1)
         candidates, seed = whole("candidates", candidates, 1), whole_seed(seed)
         captions, negative_caption = [one_line(caption) for caption in captions], one_line(negative_caption)
@@ -196,14 +202,16 @@ class RefinedAudioLDM(nn.Module):
         repeated = [caption for caption in captions for _ in range(candidates)]
         embedding, unconditional = self.clap.embed_text(repeated), self.clap.embed_text([negative_caption])[0]
 
-        def draw(rows, seed, interval):
-            some = [repeated[row] for row in rows]
-            generators = caption_generators(some, seed)
-            noise = noise_like(embedding.new_empty(len(some), *self.latent_shape(seconds)), generators)
+        def sample(rows, seed, interval):
+            generators = caption_generators([repeated[row] for row in rows], seed)
+            noise = noise_like(embedding.new_empty(len(rows), *self.latent_shape(seconds)), generators)
             own = embedding if len(rows) == len(repeated) else embedding[rows]
-            latent = self.sample_latent(
+            return self.sample_latent(
                 own, noise, steps, guidance_scale, unconditional, sampler, eta, generators, on_step, interval
             )
+
+        def hear(latent, rows):
+            some = [repeated[row] for row in rows]
             mel = self.decode(latent)
             waveform = self.to_waveform(mel)[:, : round(seconds * self.config.mel.sample_rate)]
             stages = {"latent": latent, "mel": mel, "waveform": waveform}
@@ -214,7 +222,16 @@ class RefinedAudioLDM(nn.Module):
             return waveform, checks[3:]  # (B, N), (3, B)
 
         interval = self.config.guidance_interval if guidance_interval is None else guidance_interval
-        waveform, silent = draw(list(range(len(repeated))), seed, interval)
+        latent = drawn = sample(range(len(repeated)), seed, interval)
+        ranked = None
+        if candidates > 1 and self.matcher is not None and self.matcher.fits(latent):  # before any is decoded
+            ranked = self.rank_matches(latent, embedding, candidates)
+            latent, embedding, repeated, candidates = drawn[ranked[0]], embedding[ranked[0]], captions, 1
+        waveform, silent = hear(latent, range(len(repeated)))
+        for following in () if ranked is None else ranked[1:]:  # a faint sound gives way to the next best
+            if not (rows := (waveform.abs().amax(1) < FAINT).nonzero()[:, 0].tolist()):
+                break
+            waveform[rows], silent[:, rows] = hear(drawn[following[rows]], rows)
         # Where there is nearly only noise, guidance turns a sound that is mostly silence into silence.
         interval = (interval[0], max(interval[0], min(interval[1], round(REDRAWN_BELOW * self.schedule.steps))))
         for again in range(1, REDRAWN + 1):
@@ -222,12 +239,19 @@ class RefinedAudioLDM(nn.Module):
                 break
             for row in rows:
                 note(f"the sound of {repeated[row]!r:.60} was silent and is drawn again ({again} of {REDRAWN} times)")
-            waveform[rows], silent[:, rows] = draw(rows, f"{seed}, again {again}", interval)
+            waveform[rows], silent[:, rows] = hear(sample(rows, f"{seed}, again {again}", interval), rows)
         for stage, of_stage in zip(("latent", "mel", "waveform"), silent, strict=True):
             warn_of_silence(stage, of_stage, repeated)
         if candidates == 1:
             return waveform
         return self.nearest(waveform, embedding, candidates)
+
+    def rank_matches(self, latent: torch.Tensor, embedding: torch.Tensor, candidates: int) -> torch.Tensor:
+        """Rank every `candidates` of the latents by the matcher -> their rows (candidates, B), the best first."""
+        rows = torch.arange(len(latent), device=latent.device)
+        fit = self.matcher(latent.float(), rows, embedding.float()).view(-1, candidates)
+        order = fit.argsort(1, descending=True)
+        return (order + candidates * torch.arange(len(fit), device=fit.device)[:, None]).T
 
     def nearest(self, waveform: torch.Tensor, embedding: torch.Tensor, candidates: int) -> torch.Tensor:
         """Of every `candidates` waveforms in (B * candidates, N), the one nearest to its embedding -> (B, N)."""

@@ -135,6 +135,9 @@ def _train(sub):
                         help="train a student of the U-Net of --from (default: of --preset) that samples in 4, 2 or 1 "
                         "steps, on the captions of --data (default: the model's own); the configuration has its "
                         "settings below training: distill")
+    beside.add_argument("--matcher", action="store_true",
+                        help="train a matcher for the model of --from (default: of --preset), which chooses among "
+                        "candidates, on rendered scenes")
     sub.add_argument("--keep", metavar="PATH",
                      help="LoRA: recordings, as --data, of what the model should not forget; `scenes` for the "
                      "embedded ones, `none` for none (default: scenes if it was trained on them)")

@@ -23,6 +23,8 @@ def train(options: Namespace) -> None:
             _train_lora(options, signals)
         elif options.distill:
             _train_student(options, signals)
+        elif options.matcher:
+            _train_matcher(options, signals)
         else:
             _train(options, signals)
 
@@ -184,6 +186,23 @@ def _train_student(options, signals):
     if run_dir := _train_beside(options, signals, STAGE, settings.max_steps, check_student_run, steps):
         print(f"distill: {settings.max_steps} steps, the student is in {run_dir / STUDENT_FILE}")
         _say_left_out(run_dir)
+
+
+def _train_matcher(options, signals):
+    """Train a matcher for a trained model."""
+    from dataclasses import replace
+
+    from refined_ldm.matcher import MATCHER_FILE
+    from refined_ldm.training.matching import MATCHING, STAGE, check_matcher_run, train_matcher
+
+    _refuse_with(options, "matcher", "stage", "config", "conditioner", "keep")
+    settings = replace(MATCHING, **_given(options))
+
+    def steps(model, run_dir, on_clips):
+        return train_matcher(model, run_dir, settings, options.seed, options.resume, on_clips)
+
+    if run_dir := _train_beside(options, signals, STAGE, settings.max_steps, check_matcher_run, steps):
+        print(f"matcher: {settings.max_steps} steps, it is in {run_dir / MATCHER_FILE}")
 
 
 def _refuse_with(options, this, *others):

@@ -171,9 +171,8 @@ def sounds(
 
     A sound depends on `seed`, its caption and how often that came before, not on the other lines.
     """
-    candidates = whole("candidates", model.config.candidates if candidates is None else candidates, 1)
-    seed = whole_seed(seed)
-    most = max(1, SOUNDS_AT_ONCE // max(1, candidates))
+    candidates, seed = None if candidates is None else whole("candidates", candidates, 1), whole_seed(seed)
+    most = max(1, SOUNDS_AT_ONCE // (candidates or model.config.candidates))
     for repeat, alike in groupby(lines, key=lambda line: line.repeat):
         alike = list(alike)
         for batch in (alike[start : start + most] for start in range(0, len(alike), most)):

@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "pipeline": ["train_stage"],
         "lora": ["train_lora"],
         "distillation": ["train_student"],
+        "matching": ["train_matcher"],
         "muon": ["Muon"],
     },
 )

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from refined_ldm.clap import resample
 from refined_ldm.config import Config
-from refined_ldm.data.caches import CACHED_KEYS, cache_clips, cache_latents, encoded_at_once, of_before
+from refined_ldm.data.caches import CACHED_KEYS, Cached, cache_clips, cache_latents, encoded_at_once, of_before
 from refined_ldm.data.sources import open_recordings
 from refined_ldm.scenes.dataset import SoundScenes
 from refined_ldm.text_to_audio import RefinedAudioLDM
@@ -96,20 +96,10 @@ def encode_clips(
     """
     model.eval()
 
-    def encode(waveform):
-        return model.vae.encode(model.mel(waveform.to(model.device))).mean
-
     def embed_audio(waveform):
         return model.clap.embed_audio(waveform.to(model.device), model.config.mel.sample_rate)
 
-    latents = cache_latents(
-        Path(run_dir) / "latents-train",
-        clips,
-        encode,
-        None,
-        {**clips.made_of, "vae": weights_digest(model.vae)},
-        on_clips,
-    )
+    latents = encode_latents(model, clips, run_dir, on_clips)
     parts, made_of = [latents], {**clips.made_of, "clap": weights_digest(model.clap)}
     if model.config.training["ldm"].audio_share:
         folder = Path(run_dir) / "sounds-train"
@@ -118,6 +108,19 @@ def encode_clips(
         return Joined(*parts, WrittenClips(clips, model.config.more_captions))
     folder = Path(run_dir) / "embeddings-train"
     return Joined(*parts, cache_latents(folder, clips, None, model.clap.embed_text, made_of))
+
+
+@torch.no_grad()
+def encode_latents(
+    model: RefinedAudioLDM, clips: Dataset, run_dir: str | Path, on_clips: Callable[[int, int], None] | None = None
+) -> Cached:
+    """Encode clips once, into run_dir -> items with "latent" (C, T, F), unscaled."""
+
+    def encode(waveform):
+        return model.vae.encode(model.mel(waveform.to(model.device))).mean
+
+    made_of = {**clips.made_of, "vae": weights_digest(model.vae)}
+    return cache_latents(Path(run_dir) / "latents-train", clips, encode, None, made_of, on_clips)
 
 
 class Resampled(Dataset):
