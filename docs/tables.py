@@ -208,6 +208,42 @@ def edits_others() -> str:
     return markdown(["task", "measure", "the function", "rendered", "caption alone", "input", "n"], lines)
 
 
+DISTANCES = ("Fréchet distance", "kernel distance")
+
+
+@writer
+def lora_gain() -> str:
+    """Distances to held-out recordings, with and without a LoRA."""
+    lines = []
+    table = read("lora").query("measure in @DISTANCES")
+    for (recordings, sound), group in table.groupby(["recordings", "sound"], sort=False):
+        own = group.set_index("measure")[["value", "low", "high"]]
+        cells = (spread(*own.loc[measure], 1) for measure in DISTANCES)
+        lines.append([recordings, sound, int(group["clips"].iloc[0]), *cells])
+    return markdown(["recordings", "sounds", "n", *(f"aiSFX {measure}" for measure in DISTANCES)], lines)
+
+
+@writer
+def lora_forgetting() -> str:
+    """The share of right details of old captions, with and without a LoRA."""
+    sounds, lines = ("base", "LoRA", "LoRA minus base"), []
+    table = read("lora").query("sound in @sounds and measure not in @DISTANCES")
+    for (recordings, detail), group in table.groupby(["recordings", "measure"], sort=False):
+        own = group.set_index("sound")[["value", "low", "high"]]
+        cells = (spread(*own.loc[sound], 2) for sound in sounds)
+        lines.append([recordings, detail, int(group["clips"].iloc[0]), *cells])
+    return markdown(["LoRA of", "detail", "captions", *sounds], lines)
+
+
+@writer
+def lora_facts() -> str:
+    """What the training of each measured LoRA took."""
+    facts = {"minutes of a core": 1, "step": 0, "megabytes": 2, "held-out loss, base": 3, "held-out loss, LoRA": 3}
+    wide = read("lora").pivot_table("value", "recordings", "measure")
+    lines = [[name, *(f"{row[fact]:.{n}f}" for fact, n in facts.items())] for name, row in wide.iterrows()]
+    return markdown(["recordings", *facts], lines)
+
+
 @writer
 def budget() -> str:
     """The error of every way back from a mel spectrogram to sound, on rendered clips."""

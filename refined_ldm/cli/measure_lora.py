@@ -97,9 +97,7 @@ def draw(table: pd.DataFrame) -> plt.Figure:
     """Distances to the held-out recordings without and with the LoRA, and the details of old captions."""
     display.set_style()
     sets = list(table["recordings"].unique())
-    figure, axes = plt.subplots(
-        1, 1 + len(sets), figsize=(4 + 3.5 * len(sets), 3.6), width_ratios=[1] * len(sets) + [2]
-    )
+    figure, axes = plt.subplots(1, 1 + len(sets), figsize=(8 + 4 * len(sets), 3.6), width_ratios=[1] * len(sets) + [2])
     for what, ax in zip(sets, axes, strict=False):
         rows = table[(table["measure"] == FRECHET) & (table["recordings"] == what)]
         display.bars(rows, "sound", ylabel=FRECHET, title=what, ax=ax)
