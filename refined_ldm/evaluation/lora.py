@@ -33,7 +33,7 @@ def generate_all(
     sounds = []
     for start in range(0, len(captions), 8):
         part = captions[start : start + 8]
-        sounds.append(model.generate(part, seconds, seed=seed + start, on_note=lambda _: None).cpu())
+        sounds.append(model.generate(part, seconds, seed=seed + start, sampler="dpmpp", on_note=lambda _: None).cpu())
         on_clips(name, min(start + 8, len(captions)), len(captions))
     return torch.cat(sounds)
 
