@@ -1,6 +1,6 @@
 """Ratios of one run, by CPU seconds of one thread, so that other work on the machine counts little -> docs/speed.md.
 
-python -m tests.benchmark.goals [start] [step] [mel] [train] [--before CHECKOUT]; each replaces its rows of the table.
+python -m tests.benchmark.goals [clip] [start] [step] [mel] [train] [--before CHECKOUT]; each replaces its rows.
 """
 
 import argparse
@@ -20,12 +20,31 @@ from refined_ldm.conditioning import guided_noise
 from refined_ldm.config import preset
 from refined_ldm.devices import pick_precision
 from refined_ldm.mel import MelSpectrogram
+from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.training.muon import Muon, split_parameters
 from refined_ldm.unet import DeepFeatures, UNet
 from tests.benchmark.baselines import diffusers_unet, librosa_log_mel
 
 TABLE = Path(__file__).parents[2] / "figures" / "data" / "bench_goals.csv"
 STEPS, INTERVAL = 25, 3  # of sampling; cache_interval
+
+
+def clip(before=None):
+    """Sounds of `tiny` in a warm process: as configured, and one sound of the student, beside 15 guided steps."""
+    model = RefinedAudioLDM.from_preset("tiny")
+    teacher = {"sampler": "dpmpp", "steps": 15, "candidates": 1}
+    rows = []
+    for count, name, today, goal in ((1, "one caption", 0.34, 0.08), (8, "eight captions", 0.19, 0.05)):
+        captions = ["a dog barks twice"] * count
+
+        def best(captions=captions, **how):
+            return min(seconds(lambda: model.generate(captions, **how)) for _ in range(4)) / len(captions)
+
+        theirs = best(**teacher)
+        for way, how in (("the best of eight", {}), ("one sound of the student", {"candidates": 1})):
+            work = f"{name} of tiny in a warm process, each: {way}"
+            rows.append(row("clip", work, best(**how), "15 guided steps", theirs, round(today / goal, 2)))
+    return rows
 
 
 def start(before=None):
@@ -126,7 +145,7 @@ def main(arguments=None, table=TABLE) -> None:
         print(found[found["name"] == name].to_string(index=False))
 
 
-PARTS = {"start": start, "step": step, "mel": mel, "train": train}
+PARTS = {"clip": clip, "start": start, "step": step, "mel": mel, "train": train}
 
 
 if __name__ == "__main__":
