@@ -111,6 +111,14 @@ def adherence() -> str:
 
 
 @writer
+def frechet() -> str:
+    """The Fréchet distance of generated sounds, beside that of the clips through VAE and vocoder."""
+    table = read("05_adherence")
+    of = table[table["clips of"] == "all kinds"].set_index("sound")["frechet"]
+    return f"{of['generated']:.1f}, that of the clips through VAE and vocoder {of['copied']:.1f},"
+
+
+@writer
 def details() -> str:
     """Share of a caption's details that are right in the sound, by the detail classifier."""
     names = {
