@@ -12,7 +12,7 @@ from refined_ldm.cli.parser import Parser
 
 NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|-inf|-nan", re.IGNORECASE)
 EXAMPLES = {
-    "generate": 'refined-ldm generate "rain falls while a bell rings" --out runs/first --seed 1',
+    "generate": 'refined-ldm generate "thunder rolls while a bird chirps" --out runs/first --seed 1',
     "data": "refined-ldm data clotho:/data/clotho --split development --picture clotho.png",
     "train": "refined-ldm train --preset tiny --stage vae clap ldm hifigan --run runs/tiny",
     "inspect": "refined-ldm inspect audioldm-s-full-v2.ckpt",
