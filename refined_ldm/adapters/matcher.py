@@ -5,7 +5,7 @@ A matching head looks at both at once (image-text matching of ALBEF, Li et al. 2
 frames of the latent, and what they answer is summed up, so that it can count. It reads latents, so that only the chosen
 candidate goes through VAE and vocoder.
 
-Notebook: 05
+Notebook: 09
 """
 
 from dataclasses import dataclass

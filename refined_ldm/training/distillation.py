@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,19 +22,17 @@ from torch.utils.data import ConcatDataset
 
 from refined_ldm.adapters.lora import LoraConfig
 from refined_ldm.adapters.student import STEPS, STUDENT_FILE, Student, read_student, save_student
-from refined_ldm.base.files import check_folder
 from refined_ldm.base.integers import whole_seed
 from refined_ldm.config import Config, DistillConfig
 from refined_ldm.data.batches import loader
 from refined_ldm.data.caches import Cached, cache_batches
 from refined_ldm.diffusion import CLEAN, Denoiser, NoiseSchedule, dpmpp_sample, jump_noise, noise_like
-from refined_ldm.durable.run_state import refuse_old
 from refined_ldm.randomness import draw, step_seed
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.training.contrasts import WrittenClips
 from refined_ldm.training.inputs import cached_clips
 from refined_ldm.training.loop import Step, optimise
-from refined_ldm.training.pipeline import accelerator_of, check_files, check_run
+from refined_ldm.training.pipeline import accelerator_of, check_run_beside
 
 STAGE = "distill"  # its name in configurations and runs
 KEPT = max(STEPS)  # jumps of the longest path: a trajectory is kept at KEPT + 1 places
@@ -148,17 +147,7 @@ def jump_losses(model: RefinedAudioLDM) -> Callable[..., dict[str, Tensor]]:
     return losses
 
 
-def check_student_run(config: Config, run_dir: str | Path, resume: bool = False) -> None:
-    """Check, before any work, the recordings and the folder of a run, as `check_files` and `check_run` do."""
-    run_dir = Path(run_dir)
-    check_files(config, (), run_dir)
-    check_folder(run_dir, [STUDENT_FILE, f"{STAGE}.csv"])
-    check_run(config, (), run_dir, resume)
-    if resume:
-        return
-    refuse_old(run_dir / "checkpoints", STAGE)
-    if (run_dir / STUDENT_FILE).is_file():
-        raise FileExistsError(f"{run_dir / STUDENT_FILE} is there already: give another --run, or move the file away")
+check_student_run = partial(check_run_beside, STAGE, [STUDENT_FILE])  # (config, run_dir, resume)
 
 
 def train_student(

@@ -10,22 +10,23 @@ import csv
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch.utils.data import Dataset, Subset
 
 from refined_ldm.adapters.lora import LoraConfig, LoraUNet, read_lora, save_lora
-from refined_ldm.base.files import atomic_write, check_folder
+from refined_ldm.base.files import atomic_write
 from refined_ldm.base.integers import cast_numbers, whole_seed
 from refined_ldm.config import Config, StageConfig
 from refined_ldm.data.batches import collate, loader
 from refined_ldm.data.caches import CACHED_KEYS, cache_clips
-from refined_ldm.durable.run_state import last_checkpoint, refuse_old
+from refined_ldm.durable.run_state import last_checkpoint
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.training.inputs import cached_clips, encode_clips
 from refined_ldm.training.loop import Step, optimise
-from refined_ldm.training.pipeline import accelerator_of, check_files, check_run
+from refined_ldm.training.pipeline import accelerator_of, check_run_beside
 from refined_ldm.training.stages import ldm_losses
 
 LORA_FILE, HELD_OUT_FILE = "lora.safetensors", "held-out.csv"  # of a run
@@ -76,17 +77,7 @@ class LoraTraining:
         )
 
 
-def check_lora_run(config: Config, run_dir: str | Path, resume: bool = False) -> None:
-    """Check, before any work, the recordings and the folder of a run, as `check_files` and `check_run` do."""
-    run_dir = Path(run_dir)
-    check_files(config, (), run_dir)
-    check_folder(run_dir, [LORA_FILE, HELD_OUT_FILE, "lora.csv"])
-    check_run(config, (), run_dir, resume)
-    if resume:
-        return
-    refuse_old(run_dir / "checkpoints", "lora")
-    if (run_dir / LORA_FILE).is_file():
-        raise FileExistsError(f"{run_dir / LORA_FILE} is there already: give another --run, or move the file away")
+check_lora_run = partial(check_run_beside, "lora", [LORA_FILE, HELD_OUT_FILE])  # (config, run_dir, resume)
 
 
 def train_lora(

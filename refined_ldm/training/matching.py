@@ -5,7 +5,7 @@ other scenes with the same kinds of sound contradict each other or not. The netw
 sound, from the metadata of the scene. The latents carry noise, and some went through the student, as those of
 candidates do.
 
-Notebook: 02
+Notebook: 09
 """
 
 import random
@@ -19,13 +19,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from refined_ldm.adapters.matcher import MATCHER_FILE, Matcher, MatcherConfig
-from refined_ldm.base.files import check_folder
 from refined_ldm.base.integers import whole_seed
 from refined_ldm.config import Config, StageConfig
 from refined_ldm.data.batches import collate
 from refined_ldm.data.caches import Cached, cache_batches
 from refined_ldm.diffusion import CLEAN, add_noise, jump, noise_like
-from refined_ldm.durable.run_state import refuse_old
 from refined_ldm.randomness import draw, step_seed
 from refined_ldm.scenes.captions import Caption
 from refined_ldm.scenes.classes import CLASSES, Event
@@ -34,7 +32,7 @@ from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.training.contrasts import KINDRED, KindredSampler, answers_of, draw_twins, may_agree
 from refined_ldm.training.inputs import cached_clips, encode_latents
 from refined_ldm.training.loop import Step, optimise
-from refined_ldm.training.pipeline import accelerator_of, check_files, check_run
+from refined_ldm.training.pipeline import accelerator_of, check_run_beside
 
 STAGE = "matcher"
 TWINS = 4  # captions of a scene with one detail changed
@@ -184,17 +182,10 @@ def drawn_again(model: RefinedAudioLDM, clips: Dataset, latents: Dataset, run_di
 
 
 def check_matcher_run(config: Config, run_dir: str | Path, resume: bool = False) -> None:
-    """Check, before any work, the data and the folder of a run, as `check_files` and `check_run` do."""
-    run_dir = Path(run_dir)
+    """Check, before any work, the data and the folder of a run, as `check_run_beside` does; recordings are refused."""
     if config.data != "scenes":
         raise ValueError("the matcher learns from captions that a grammar changes: it takes scenes, not recordings")
-    check_files(config, (), run_dir)
-    check_folder(run_dir, [MATCHER_FILE, f"{STAGE}.csv"])
-    check_run(config, (), run_dir, resume)
-    if not resume:
-        refuse_old(run_dir / "checkpoints", STAGE)
-        if (run_dir / MATCHER_FILE).is_file():
-            raise FileExistsError(f"{run_dir / MATCHER_FILE} is there already: give another --run, or move it away")
+    check_run_beside(STAGE, [MATCHER_FILE], config, run_dir, resume)
 
 
 def train_matcher(
@@ -210,7 +201,7 @@ def train_matcher(
     At the end run_dir/matcher.safetensors has it, and the model too. Raises ValueError for recordings, FileExistsError
     for a finished run, and as `optimise` does.
 
-    Notebook: 02
+    Notebook: 09
     """
     run_dir, seed = Path(run_dir), whole_seed(seed)
     check_matcher_run(model.config, run_dir, resume)

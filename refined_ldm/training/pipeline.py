@@ -100,6 +100,25 @@ def check_run(config: Config, stages: Sequence[str], run_dir: str | Path, resume
     _refuse_other_settings(config, stages, run_dir)
 
 
+def check_run_beside(
+    stage: str, files: Sequence[str], config: Config, run_dir: str | Path, resume: bool = False
+) -> None:
+    """Check, before any work, the data and the folder of a run that trains what stands beside a model.
+
+    files: those it writes at its end, the result first. Raises as `check_files` and `check_run`, and FileExistsError
+    for a finished run or, without `resume`, one that was begun.
+    """
+    run_dir = Path(run_dir)
+    check_files(config, (), run_dir)
+    check_folder(run_dir, [*files, f"{stage}.csv"])
+    check_run(config, (), run_dir, resume)
+    if resume:
+        return
+    refuse_old(run_dir / "checkpoints", stage)
+    if (run_dir / files[0]).is_file():
+        raise FileExistsError(f"{run_dir / files[0]} is there already: give another --run, or move the file away")
+
+
 def _refuse_no_run(run_dir):
     """Raise FileNotFoundError if a folder is missing or holds no file of a run; an empty folder is accepted."""
     names = [path.name for path in run_dir.iterdir()] if run_dir.is_dir() else ["nothing"]
