@@ -176,8 +176,8 @@ class RefinedAudioLDM(nn.Module):
         guidance_interval: the first and the last timestep with guidance; the others take half the time.
         candidates: sounds per caption, of which the one that fits best by the matcher is kept; without a matcher, or at
         another length than it learned, the one with the nearest CLAP embedding. None: the configuration's, but two at
-        most where another sampler takes the place of the configuration's. A CPU computes a few clips of a small
-        model with one thread, which is the fastest (`devices.fitting_threads`).
+        most at that length, and where another sampler takes the place of the configuration's.
+        A CPU computes a few clips of a small model with one thread, which is the fastest (`devices.fitting_threads`).
         on_step: called with (steps done, steps in all); on_note: called with each message, else they are warnings.
         Raises ValueError for an impossible argument, FloatingPointError for a non-finite result.
 
@@ -191,9 +191,11 @@ class RefinedAudioLDM(nn.Module):
         taught = {"guidance_scale": guidance_scale, "guidance_interval": guidance_interval}
         sampler = student.pick_sampler(self, sampler, steps, {**taught, "negative_caption": negative_caption or None})
         seconds = self.config.seconds if seconds is None else seconds
-        if candidates is None:  # a student's are cheap
-            candidates = self.config.candidates if sampler == self.config.sampler else min(2, self.config.candidates)
         seconds, eta = number("seconds", seconds, 0.01, 120), number("eta", eta, 0, 1)
+        matched = self.matcher is not None and self.matcher.fits(self.latent_shape(seconds))
+        if candidates is None:  # many are drawn where they cost little: by a student, and not decoded to be compared
+            cheap = sampler == self.config.sampler and (matched or self.matcher is None)
+            candidates = self.config.candidates if cheap else min(2, self.config.candidates)
         candidates, seed = whole("candidates", candidates, 1), whole_seed(seed)
         captions, negative_caption = [one_line(caption) for caption in captions], one_line(negative_caption)
         note = on_note or (lambda message: warnings.warn(message, stacklevel=4))
@@ -224,7 +226,7 @@ class RefinedAudioLDM(nn.Module):
         interval = self.config.guidance_interval if guidance_interval is None else guidance_interval
         latent = drawn = sample(range(len(repeated)), seed, interval)
         ranked = None
-        if candidates > 1 and self.matcher is not None and self.matcher.fits(latent):  # before any is decoded
+        if candidates > 1 and matched:  # before any is decoded
             ranked = self.rank_matches(latent, embedding, candidates)
             latent, embedding, repeated, candidates = drawn[ranked[0]], embedding[ranked[0]], captions, 1
         waveform, silent = hear(latent, range(len(repeated)))

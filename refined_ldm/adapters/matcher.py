@@ -8,6 +8,7 @@ candidate goes through VAE and vocoder.
 Notebook: 09
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -94,9 +95,9 @@ class Matcher(nn.Module):
     def forward(self, latent: Tensor, row: Tensor, embedding: Tensor) -> Tensor:
         return self.compare(self.frames(latent), row, embedding)
 
-    def fits(self, latent: Tensor) -> bool:
-        """Whether latents (B, C, T, F) are of the size that this matcher was trained on."""
-        return latent.shape[1:] == (self.config.channels, self.config.frames, self.config.bins)
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Whether latents of this shape (C, T, F) are of the size that the matcher was trained on."""
+        return tuple(shape) == (self.config.channels, self.config.frames, self.config.bins)
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.float16) -> None:
         """Write weights and sizes as safetensors."""

@@ -78,7 +78,7 @@ def test_a_saved_matcher_is_the_same_and_other_files_are_refused(tmp_path):
     matcher.save(tmp_path / "m.safetensors", torch.float32)
     again = Matcher.load(tmp_path / "m.safetensors")
     assert again.config == SMALL and torch.equal(again(z, torch.arange(3), c), matcher(z, torch.arange(3), c))
-    assert matcher.fits(z) and not matcher.fits(z[:, :, :4])
+    assert matcher.fits((2, 8, 4)) and not matcher.fits((2, 4, 4))
     DetailReader(matcher)
     with pytest.raises(FileNotFoundError):
         Matcher.load(tmp_path / "none.safetensors")
@@ -92,8 +92,8 @@ class Prefers:
     def __init__(self, size):
         self.size, self.asked = size, []
 
-    def fits(self, latent):
-        return True
+    def fits(self, shape):
+        return shape[1] == 8
 
     def __call__(self, latent, row, embedding):
         self.asked.append((latent, embedding))
@@ -117,6 +117,18 @@ def test_generate_keeps_the_candidate_that_the_matcher_prefers_and_decodes_no_ot
     prefers.asked.clear()
     model.generate(["rain"], candidates=1)
     assert not prefers.asked
+
+
+def test_few_candidates_are_drawn_where_they_would_all_be_decoded(monkeypatch):
+    model = small.loud_model(monkeypatch, candidates=5)
+    drawn = []
+    sample = model.sample_latent
+    monkeypatch.setattr(model, "sample_latent", lambda c, *given: drawn.append(len(c)) or sample(c, *given))
+    model.generate(["rain"])  # no matcher: as configured
+    monkeypatch.setattr(model, "matcher", Prefers(5))
+    for how in ({}, {"sampler": "ddim"}, {"seconds": 0.64}, {"sampler": "ddim", "candidates": 3}):
+        model.generate(["rain"], **how)
+    assert drawn == [5, 5, 2, 2, 3]
 
 
 def test_a_faint_candidate_gives_way_to_the_next_best(monkeypatch):
