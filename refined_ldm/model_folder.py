@@ -118,6 +118,7 @@ def load_part(model: nn.Module, part: str, folder: str | Path, optional: tuple[s
     path = part_path(folder, part, model.config)
     if part == "clap":
         model.clap = _load_clap(model.config, folder).to(model.device)
+        model.matcher = None  # it knows the embeddings of another
         return
     state, _ = read_weights(path)
     if part != "ldm":

@@ -192,7 +192,8 @@ class RefinedAudioLDM(nn.Module):
         sampler = student.pick_sampler(self, sampler, steps, {**taught, "negative_caption": negative_caption or None})
         seconds = self.config.seconds if seconds is None else seconds
         seconds, eta = number("seconds", seconds, 0.01, 120), number("eta", eta, 0, 1)
-        matched = self.matcher is not None and self.matcher.fits(self.latent_shape(seconds))
+        sizes = self.latent_shape(seconds), self.clap.embedding_dim
+        matched = self.matcher is not None and self.matcher.fits(*sizes)
         if candidates is None:  # many are drawn where they cost little: by a student, and not decoded to be compared
             cheap = sampler == self.config.sampler and (matched or self.matcher is None)
             candidates = self.config.candidates if cheap else min(2, self.config.candidates)

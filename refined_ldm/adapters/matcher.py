@@ -95,9 +95,10 @@ class Matcher(nn.Module):
     def forward(self, latent: Tensor, row: Tensor, embedding: Tensor) -> Tensor:
         return self.compare(self.frames(latent), row, embedding)
 
-    def fits(self, shape: Sequence[int]) -> bool:
-        """Whether latents of this shape (C, T, F) are of the size that the matcher was trained on."""
-        return tuple(shape) == (self.config.channels, self.config.frames, self.config.bins)
+    def fits(self, shape: Sequence[int], embedding_dim: int) -> bool:
+        """Whether latents of this shape (C, T, F) and embeddings are of the sizes that the matcher was trained on."""
+        c = self.config
+        return (*shape, embedding_dim) == (c.channels, c.frames, c.bins, c.embedding_dim)
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.float16) -> None:
         """Write weights and sizes as safetensors."""

@@ -78,7 +78,7 @@ def test_a_saved_matcher_is_the_same_and_other_files_are_refused(tmp_path):
     matcher.save(tmp_path / "m.safetensors", torch.float32)
     again = Matcher.load(tmp_path / "m.safetensors")
     assert again.config == SMALL and torch.equal(again(z, torch.arange(3), c), matcher(z, torch.arange(3), c))
-    assert matcher.fits((2, 8, 4)) and not matcher.fits((2, 4, 4))
+    assert matcher.fits((2, 8, 4), 6) and not matcher.fits((2, 4, 4), 6) and not matcher.fits((2, 8, 4), 12)
     DetailReader(matcher)
     with pytest.raises(FileNotFoundError):
         Matcher.load(tmp_path / "none.safetensors")
@@ -92,7 +92,7 @@ class Prefers:
     def __init__(self, size):
         self.size, self.asked = size, []
 
-    def fits(self, shape):
+    def fits(self, shape, embedding_dim):
         return shape[1] == 8
 
     def __call__(self, latent, row, embedding):
@@ -153,6 +153,8 @@ def test_a_model_is_saved_and_loaded_with_its_matcher(monkeypatch, tmp_path):
     assert (tmp_path / "model" / MATCHER_FILE).is_file()
     assert all(torch.equal(a, b) for a, b in zip(again.matcher.parameters(), model.matcher.parameters(), strict=True))
     assert again.digest() == model.digest()
+    again.load_part("clap", tmp_path / "model")
+    assert again.matcher is None  # another conditioner
 
 
 @pytest.fixture
