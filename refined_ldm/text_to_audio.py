@@ -228,7 +228,7 @@ class RefinedAudioLDM(nn.Module):
         latent = drawn = sample(range(len(repeated)), seed, interval)
         ranked = None
         if candidates > 1 and matched:  # before any is decoded
-            ranked = self.rank_matches(latent, embedding, candidates)
+            ranked = self.matcher.rank(latent, embedding, candidates)
             latent, embedding, repeated, candidates = drawn[ranked[0]], embedding[ranked[0]], captions, 1
         waveform, silent = hear(latent, range(len(repeated)))
         for following in () if ranked is None else ranked[1:]:  # a faint sound gives way to the next best
@@ -248,13 +248,6 @@ class RefinedAudioLDM(nn.Module):
         if candidates == 1:
             return waveform
         return self.nearest(waveform, embedding, candidates)
-
-    def rank_matches(self, latent: torch.Tensor, embedding: torch.Tensor, candidates: int) -> torch.Tensor:
-        """Rank every `candidates` of the latents by the matcher -> their rows (candidates, B), the best first."""
-        rows = torch.arange(len(latent), device=latent.device)
-        fit = self.matcher(latent.float(), rows, embedding.float()).view(-1, candidates)
-        order = fit.argsort(1, descending=True)
-        return (order + candidates * torch.arange(len(fit), device=fit.device)[:, None]).T
 
     def nearest(self, waveform: torch.Tensor, embedding: torch.Tensor, candidates: int) -> torch.Tensor:
         """Of every `candidates` waveforms in (B * candidates, N), the one nearest to its embedding -> (B, N)."""

@@ -95,6 +95,13 @@ class Matcher(nn.Module):
     def forward(self, latent: Tensor, row: Tensor, embedding: Tensor) -> Tensor:
         return self.compare(self.frames(latent), row, embedding)
 
+    def rank(self, latent: Tensor, embedding: Tensor, candidates: int) -> Tensor:
+        """Rank every `candidates` of the latents by their fit to embeddings -> rows (candidates, B), the best first."""
+        rows = torch.arange(len(latent), device=latent.device)
+        fit = self(latent.float(), rows, embedding.float()).view(-1, candidates)
+        order = fit.argsort(1, descending=True)
+        return (order + candidates * torch.arange(len(fit), device=fit.device)[:, None]).T
+
     def fits(self, shape: Sequence[int], embedding_dim: int) -> bool:
         """Whether latents of this shape (C, T, F) and embeddings are of the sizes that the matcher was trained on."""
         c = self.config

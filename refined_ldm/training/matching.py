@@ -33,6 +33,7 @@ from refined_ldm.training.contrasts import KINDRED, KindredSampler, answers_of, 
 from refined_ldm.training.inputs import cached_clips, encode_latents
 from refined_ldm.training.loop import Step, optimise
 from refined_ldm.training.pipeline import accelerator_of, check_run_beside
+from refined_ldm.weights import weights_digest
 
 STAGE = "matcher"
 TWINS = 4  # captions of a scene with one detail changed
@@ -163,7 +164,7 @@ def drawn_again(model: RefinedAudioLDM, clips: Dataset, latents: Dataset, run_di
     if model.student is None:
         return None
     count, places = min(DRAWN, len(latents)), [*model.schedule.timesteps(4)[2:], CLEAN]
-    made_of = {**latents.made_of, "student": model.digest(), "seed": seed, "rows": count}
+    made_of = {**latents.made_of, "student": weights_digest(model.student), "seed": seed, "rows": count}
 
     def rows():
         for start in range(0, count, TOGETHER):

@@ -92,6 +92,8 @@ class Prefers:
     def __init__(self, size):
         self.size, self.asked = size, []
 
+    rank = Matcher.rank
+
     def fits(self, shape, embedding_dim):
         return shape[1] == 8
 
