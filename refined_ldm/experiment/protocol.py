@@ -266,7 +266,7 @@ class Experiment:
         measures = {"frechet": frechet_distance(*made, pca), "kernel": kernel_distance(*made, "gaussian")}
         return measures | {"recall": result.recall.mean(), "recall_one": result.recall[one].mean()}, result
 
-    def details(self, model: RefinedAudioLDM, steps: int = 16) -> dict[str, np.ndarray]:
+    def details(self, model: RefinedAudioLDM, steps: int = 8) -> dict[str, np.ndarray]:
         """Sounds made from captions that name details -> {detail: 1 or 0 for each caption that names it}."""
         scenes = select_scenes(max(2, self.test_size // 3), seconds=self.config.seconds)
         if isinstance(model.clap, Oracle):

@@ -7,10 +7,11 @@ import numpy as np
 import torch
 
 from refined_ldm.adapters.student import STEPS
+from refined_ldm.evaluation.budget import projection
 from refined_ldm.evaluation.detail_classifier import DetailClassifier
 from refined_ldm.evaluation.details import classify_details, select_scenes
 from refined_ldm.evaluation.embeddings.aisfx import Aisfx
-from refined_ldm.evaluation.metrics import frechet_distance, share
+from refined_ldm.evaluation.metrics import bootstrap_interval, frechet_distance, share
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from tests.benchmark.bench import best_of, peak_memory
 
@@ -26,12 +27,13 @@ WAYS = {  # name -> settings of `generate`, and cache_interval; candidates: 1 un
     "15 steps, DeepCache 2": {"steps": 15, "cache_interval": 2},
     "200 steps of DDIM (AudioLDM's)": {"steps": 200, "sampler": "ddim", "eta": 1.0},
 }  # fmt: skip
-STUDENT = {f"student, {steps} steps": {"steps": steps, "sampler": "student"} for steps in STEPS}
+DEFAULT = {"as configured: student, best of eight": {"candidates": None}}
+STUDENT = DEFAULT | {f"student, {steps} steps": {"steps": steps, "sampler": "student"} for steps in STEPS}
 
 
 @torch.no_grad()
 def quality(model, classifier, embed, scenes, ways, on_row=print):
-    """Generate the captions of scenes in each way -> rows of way, evaluations, seconds, memory_gb, details, frechet.
+    """Generate the captions of scenes in each way -> rows of way, evaluations, seconds, memory_gb, details, frechet, with intervals.
 
     evaluations: of the U-Net for each caption; seconds and memory: of one clip; details: the share of right answers to
     QUESTIONS, with its interval, and to each; embed: waveforms (n, N) -> embeddings (n, D), for the distance.
@@ -39,6 +41,7 @@ def quality(model, classifier, embed, scenes, ways, on_row=print):
     captions = [scene.caption for scene in scenes]
     texts = [str(caption) for caption in captions]
     real, rows = embed(torch.stack([scene.item["waveform"] for scene in scenes])), []
+    onto = projection(real, min(64, len(real) // 3, real.shape[1]))
     evaluated = []
     for unet in (model.unet, model.student):
         if unet is not None:
@@ -54,12 +57,15 @@ def quality(model, classifier, embed, scenes, ways, on_row=print):
         right = classify_details(classifier, sounds, captions).correct()
         asked = {question: right[question] for question in QUESTIONS if len(right.get(question, ()))}
         found = share(np.concatenate([*asked.values()]))
-        embeddings = embed(sounds)
+        distance = lambda made: frechet_distance(made, onto(real))  # noqa: E731
+        embeddings = onto(embed(sounds))
+        frechet = dict(zip(("frechet_low", "frechet_high"),
+                           bootstrap_interval(distance, embeddings, resamples=200, centre=True), strict=True))  # fmt: skip
         rows.append({
             "way": name, "evaluations": round(sum(evaluated) / len(texts), 1), "seconds": round(seconds, 4),
             "memory_gb": memory, "details": found["value"], "low": found["low"], "high": found["high"],
             **{question: float(of.mean()) for question, of in asked.items()},
-            "frechet": frechet_distance(embeddings, real, min(64, len(real) // 3, real.shape[1])), "clips": len(texts),
+            "frechet": distance(embeddings), **frechet, "clips": len(texts),
         })  # fmt: skip
         row = rows[-1]
         on_row(f"{name:<32}{row['evaluations']:6.1f} evaluations {seconds:7.3f} s  details {row['details']:.3f} "
