@@ -71,7 +71,8 @@ def quality_dots(rows):
     for number, row in enumerate(rows):
         spread = [[row["details"] - row["low"]], [row["high"] - row["details"]]]
         axes[0].errorbar(row["seconds"], row["details"], yerr=spread, fmt="o", color=f"C{number}", capsize=2)
-        axes[1].plot(row["seconds"], row["frechet"], "o", color=f"C{number}")
+        spread = [[row["frechet"] - row["frechet_low"]], [row["frechet_high"] - row["frechet"]]]
+        axes[1].errorbar(row["seconds"], row["frechet"], yerr=spread, fmt="o", color=f"C{number}", capsize=2)
         for ax, value in zip(axes, (row["details"], row["frechet"]), strict=True):
             label = f"{row['way']} ({row['evaluations']:g})"
             ax.annotate(label, (row["seconds"], value), (5, 3), textcoords="offset points", fontsize=7)

@@ -33,15 +33,17 @@ STUDENT = DEFAULT | {f"student, {steps} steps": {"steps": steps, "sampler": "stu
 
 @torch.no_grad()
 def quality(model, classifier, embed, scenes, ways, on_row=print):
-    """Generate the captions of scenes in each way -> rows of way, evaluations, seconds, memory_gb, details, frechet, with intervals.
+    """Generate the captions of scenes in each way -> rows of way, evaluations, seconds, memory_gb, details, frechet.
 
     evaluations: of the U-Net for each caption; seconds and memory: of one clip; details: the share of right answers to
-    QUESTIONS, with its interval, and to each; embed: waveforms (n, N) -> embeddings (n, D), for the distance.
+    QUESTIONS, and to each; frechet: to the rendered clips; the last two with intervals. embed: waveforms (n, N) ->
+    embeddings (n, D), for the distance.
     """
     captions = [scene.caption for scene in scenes]
     texts = [str(caption) for caption in captions]
     real, rows = embed(torch.stack([scene.item["waveform"] for scene in scenes])), []
     onto = projection(real, min(64, len(real) // 3, real.shape[1]))
+    distance = lambda made: frechet_distance(made, onto(real))  # noqa: E731
     evaluated = []
     for unet in (model.unet, model.student):
         if unet is not None:
@@ -57,15 +59,13 @@ def quality(model, classifier, embed, scenes, ways, on_row=print):
         right = classify_details(classifier, sounds, captions).correct()
         asked = {question: right[question] for question in QUESTIONS if len(right.get(question, ()))}
         found = share(np.concatenate([*asked.values()]))
-        distance = lambda made: frechet_distance(made, onto(real))  # noqa: E731
         embeddings = onto(embed(sounds))
-        frechet = dict(zip(("frechet_low", "frechet_high"),
-                           bootstrap_interval(distance, embeddings, resamples=200, centre=True), strict=True))  # fmt: skip
+        low, high = bootstrap_interval(distance, embeddings, resamples=200, centre=True)
         rows.append({
             "way": name, "evaluations": round(sum(evaluated) / len(texts), 1), "seconds": round(seconds, 4),
             "memory_gb": memory, "details": found["value"], "low": found["low"], "high": found["high"],
             **{question: float(of.mean()) for question, of in asked.items()},
-            "frechet": distance(embeddings), **frechet, "clips": len(texts),
+            "frechet": distance(embeddings), "frechet_low": low, "frechet_high": high, "clips": len(texts),
         })  # fmt: skip
         row = rows[-1]
         on_row(f"{name:<32}{row['evaluations']:6.1f} evaluations {seconds:7.3f} s  details {row['details']:.3f} "
