@@ -5,7 +5,7 @@ LoRA changes nothing. `peft`, of the extra `lora`, holds the matrices beside the
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from refined_ldm.base.integers import cast_numbers, number
 from refined_ldm.weights import read_weights, save_weights
 
+GUIDANCE = 1.5  # of a model with LoRAs, at most: more exaggerates what they learned from few clips
 # layers without LoRA: timestep, modulation, first and last
 UNCHANGED = ("time_embed", "film", "caption_map", "map_in", "conv_in", "conv_out")
 
@@ -69,10 +70,10 @@ def add_to_weights(unet: nn.Module, matrices: dict[str, Tensor], rank: int, sour
 
 
 class Loras:
-    """The LoRAs beside the layers of a U-Net, in place. `base`: digest of the model without them."""
+    """The LoRAs beside the layers of a U-Net, in place. `base`, `config`: digest and settings of the model without."""
 
-    def __init__(self, unet: nn.Module, base: str):
-        self.unet, self.base = unet, base
+    def __init__(self, unet: nn.Module, base: str, config: Any = None):
+        self.unet, self.base, self.config = unet, base, config
         self._tuner, self._count = None, 0
         self._sizes = layer_sizes(unet)
 
@@ -152,10 +153,13 @@ class LoraUNet(nn.Module):
 def load_lora(model: nn.Module, path: str | Path, weight: float = 1.0) -> None:
     """Add a LoRA to the U-Net, beside those already there; `weight` scales it, 0 changes nothing.
 
+    By default the model then generates with at most GUIDANCE, until the LoRAs are removed.
     Raises FileNotFoundError; ValueError for a LoRA of another model, a weight that is not finite, or a U-Net in
     half precision; ModuleNotFoundError without peft.
     """
     with_loras(model).load(path, weight)
+    if weight:
+        model.config = replace(model.config, guidance_scale=min(model.config.guidance_scale, GUIDANCE))
 
 
 def merge_loras(model: nn.Module) -> None:
@@ -172,7 +176,7 @@ def remove_loras(model: nn.Module) -> None:
     """Remove the LoRAs of the U-Net."""
     if model.loras is not None:
         model.loras.remove()
-        model.loras = None
+        model.config, model.loras = model.loras.config, None
 
 
 def with_loras(model: nn.Module) -> Loras:
@@ -180,7 +184,7 @@ def with_loras(model: nn.Module) -> Loras:
     if model.loras is None:
         if any(p.dtype != torch.float32 for p in model.unet.parameters()):
             raise ValueError("the U-Net is not in float32: load LoRAs before optimize_for_inference")
-        model.loras = Loras(model.unet, model.digest())
+        model.loras = Loras(model.unet, model.digest(), model.config)
     return model.loras
 
 

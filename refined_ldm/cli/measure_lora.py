@@ -2,7 +2,7 @@
 
     python -m refined_ldm.cli.measure_lora [CLIPS [DETAILS]] [--data FOLDER]
 
-A LoRA of the shipped model is trained for STEPS steps on 30 recordings of frogs, which no training of this
+A LoRA of the shipped model is trained, as by default, on 30 recordings of frogs, which no training of this
 project has had, and compared with the model itself: by CLIPS (48) other recordings, and by DETAILS (40) captions of
 each detail that the model knew before. --data takes 30 recordings of a folder or table instead, and compares with the
 others. Rows of other recordings stay in the table.
@@ -33,7 +33,6 @@ from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.training.lora import KEPT, LORA_FILE, LoraTraining, read_lora, train_lora
 
 NAME, LEARNED, RANK = "lora", 30, 8
-STEPS = 120  # a minute of a core
 FROGS, OWN = "frogs", "own recordings"
 
 
@@ -55,9 +54,9 @@ def measure(clips: int, details: int, data: str) -> None:
         model = RefinedAudioLDM.from_preset("tiny", data=str(write_recordings(Path(folder) / "recordings", learned)))
         file = Path(folder) / "run" / LORA_FILE
         began = time.process_time()  # of the processor, so that other programs do not count
-        training, kept = LoraTraining(max_steps=STEPS), SoundScenes("train", KEPT, seconds)
+        training, kept = LoraTraining(), SoundScenes("train", KEPT, seconds)
         for step in train_lora(model, file.parent, RANK, training, kept=kept):
-            report("training step", step.index, STEPS)
+            report("training step", step.index, training.max_steps)
         minutes = (time.process_time() - began) / 60
         model.remove_loras()
         about = read_lora(file)[1]

@@ -40,13 +40,13 @@ KEPT = 64  # clips of the old data that are mixed in by default
 class LoraTraining:
     """Settings of the training of a LoRA; the others are those of the model's U-Net."""
 
-    max_steps: int = 300
-    batch_size: int = 8  # clips
+    max_steps: int = 400
+    batch_size: int = 16  # clips
     lr: float = 1e-3  # constant after the warm-up, because early stopping decides on the end
     warmup_steps: int = 20
     held_out: float = 0.2  # share of the clips, none of fewer than FEWEST
     evaluate_every: int = 20  # steps between evaluations on the held-out clips, each followed by a checkpoint
-    patience: int = 3  # evaluations without a lower loss until training stops
+    patience: int = 6  # evaluations without a lower loss until training stops
     kept_share: float = 0.25  # share of the training clips from the old data, if there is any
 
     def __post_init__(self):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from refined_ldm.adapters.lora import LoraConfig, lora_layers, save_lora
+from refined_ldm.adapters.lora import GUIDANCE, LoraConfig, lora_layers, save_lora
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.weights import save_weights
 from tests.support import small
@@ -62,6 +62,19 @@ def test_a_lora_changes_every_layer_it_is_beside_and_removing_it_leaves_no_trace
     model.merge_loras()
     changed = {name for name, w in model.unet.state_dict().items() if not torch.equal(w, weights[name])}
     assert changed == {f"{name}.weight" for name in names}
+
+
+def test_a_model_with_loras_has_less_guidance_until_they_are_removed(model, files):
+    guidance = model.config.guidance_scale
+    model.load_lora(files[0], weight=0)
+    assert model.config.guidance_scale == guidance > GUIDANCE
+    model.load_lora(files[1])
+    assert model.config.guidance_scale == GUIDANCE
+    model.remove_loras()
+    assert model.config.guidance_scale == guidance
+    model.load_lora(files[0])
+    model.merge_loras()
+    assert model.config.guidance_scale == GUIDANCE
 
 
 def test_merged_equals_unmerged(model, files):
