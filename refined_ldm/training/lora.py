@@ -33,7 +33,7 @@ LORA_FILE, HELD_OUT_FILE = "lora.safetensors", "held-out.csv"  # of a run
 DRAWS = 8  # noise levels at which each held-out clip is measured
 MOST = 64  # held-out clips that are measured
 FEWEST = 5  # clips; with fewer, none is held out
-KEPT = 64  # clips of the old data that are mixed in by default
+KEPT = 256  # clips of the old data that are mixed in by default
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class LoraTraining:
     held_out: float = 0.2  # share of the clips, none of fewer than FEWEST
     evaluate_every: int = 20  # steps between evaluations on the held-out clips, each followed by a checkpoint
     patience: int = 6  # evaluations without a lower loss until training stops
-    kept_share: float = 0.25  # share of the training clips from the old data, if there is any
+    kept_share: float = 0.4  # share of the training clips from the old data, if there is any
 
     def __post_init__(self):
         cast_numbers(self)
