@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from refined_ldm.base.integers import cast_numbers, number
 from refined_ldm.weights import read_weights, save_weights
 
-GUIDANCE = 1.5  # of a model with LoRAs, at most: more exaggerates what they learned from few clips
+GUIDANCE = 2.0  # of a model with LoRAs, at most: more exaggerates what they learned from few clips
 # layers without LoRA: timestep, modulation, first and last
 UNCHANGED = ("time_embed", "film", "caption_map", "map_in", "conv_in", "conv_out")
 

@@ -161,13 +161,13 @@ class Functions:
 
     def _make(self, make, before, title, negative, seed, guidance, steps, candidates, progress):
         """Call `make` with the settings that all functions have -> what the page shows of the sound it makes."""
-        notes = []
+        notes, own = [], self.model.config  # a setting that is the model's own is not given: a student would refuse it
         made = make(
             negative_caption=negative,
             seed=_given("seed", seed),
-            guidance_scale=guidance,
+            guidance_scale=None if guidance == own.guidance_scale else guidance,
             steps=_number("steps", steps, integer(1)),
-            candidates=_given("candidates", candidates),
+            candidates=None if before is None and candidates == own.candidates else _given("candidates", candidates),
             on_step=lambda done, total: progress((done, total), unit="steps"),
             on_note=notes.append,
         ).cpu()

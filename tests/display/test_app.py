@@ -65,6 +65,18 @@ def test_a_sound_made_through_the_api_is_that_of_the_model(served):
     assert asked and asked <= {app.HOST, "localhost", "local"}
 
 
+def test_settings_that_stay_as_they_are_shown_are_the_model_s_own(served, monkeypatch):
+    _, model, client, _ = served
+    given, generate = {}, model.generate
+    monkeypatch.setattr(model, "generate", lambda *args, **how: given.update(how) or generate(*args, **how))
+    own = model.config
+    shown = SETTINGS | {"guidance": own.guidance_scale, "steps": "", "candidates": own.candidates}
+    client.predict("rain", 0.3, **shown, api_name="/generate")
+    assert given["guidance_scale"] is given["steps"] is given["candidates"] is None
+    client.predict("rain", 0.3, **SETTINGS | {"candidates": own.candidates + 1}, api_name="/generate")
+    assert (given["guidance_scale"], given["steps"], given["candidates"]) == (2, 2, own.candidates + 1)
+
+
 @pytest.mark.parametrize("name, arguments, samples", [
     ("edit", ["rain", 0.6, "sdedit", ""], 5120), ("edit", ["rain", 0.6, "inversion", "wind"], 5120),
     ("edit", ["rain", 0.6, "diffedit", "wind"], 5120),
