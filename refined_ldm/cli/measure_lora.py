@@ -96,13 +96,15 @@ def draw(table: pd.DataFrame) -> plt.Figure:
     """Distances to the held-out recordings without and with the LoRA, and the details of old captions."""
     display.set_style()
     sets = list(table["recordings"].unique())
-    figure, axes = plt.subplots(1, 1 + len(sets), figsize=(8 + 4 * len(sets), 3.6), width_ratios=[1] * len(sets) + [2])
+    widths, size = [1.3] * len(sets) + [2], (8 + 4.5 * len(sets), 3.6)
+    figure, axes = plt.subplots(1, 1 + len(sets), figsize=size, width_ratios=widths, layout="constrained")
     for what, ax in zip(sets, axes, strict=False):
         rows = table[(table["measure"] == FRECHET) & (table["recordings"] == what)]
         display.bars(rows, "sound", ylabel=FRECHET, title=what, ax=ax)
     kept = table[(table["recordings"] == sets[0]) & table["sound"].isin([BASE, LORA])]
     kept = kept[kept["measure"].isin(["class", *DETAILS, "all details"])]
     display.bars(kept, "measure", group="sound", ylabel="share that is right", title="old captions", ax=axes[-1])
+    axes[-1].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)  # above the bars
     figure.suptitle("A LoRA comes closer to its recordings; what it costs is on the right", x=0.01, ha="left")
     return figure
 

@@ -221,7 +221,7 @@ def page(functions: Functions) -> gr.Blocks:
         with gr.Tabs() as tabs:
             with gr.Tab("Generate", id="generate"), gr.Row():
                 with gr.Column():
-                    caption = gr.Textbox("a dog barks, then a bell rings", label="caption")
+                    caption = gr.Textbox("a dog barks twice", label="caption")
                     seconds = gr.Number(config.seconds, label="seconds")
                     settings = _settings(config, config.candidates)
                     button = gr.Button("Generate", variant="primary")
