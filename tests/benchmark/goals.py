@@ -18,12 +18,9 @@ import pandas as pd
 import torch
 
 from refined_ldm.conditioning import guided_noise
-from refined_ldm.config import preset
-from refined_ldm.devices import pick_precision
 from refined_ldm.mel import MelSpectrogram
 from refined_ldm.text_to_audio import RefinedAudioLDM
-from refined_ldm.training.muon import Muon, split_parameters
-from refined_ldm.unet import DeepFeatures, UNet
+from refined_ldm.unet import DeepFeatures
 from tests.benchmark.baselines import diffusers_unet, librosa_log_mel
 
 TABLE = Path(__file__).parents[2] / "figures" / "data" / "bench_goals.csv"
@@ -95,20 +92,40 @@ def mel(before=None):
     return [*rows, row("mel", work, ours, "librosa", peer, 3.5)]
 
 
+TRAINING = """
+import time, torch
+from refined_ldm.training.muon import Muon, split_parameters
+from refined_ldm.unet import UNet, UNetConfig
+torch.set_num_threads(1)
+torch.manual_seed(0)
+unet = UNet(UNetConfig(model_channels=64, channel_mult=(1, 2, 2), num_res_blocks=1, attention_resolutions=(2, 4),
+                       attention_layers=1, embedding_dim=256, patch_size=2, film_scale=True, norm_groups=16))
+for parameter in unet.parameters():
+    torch.nn.init.normal_(parameter, std=0.02)  # a new one is zero in parts
+latent, t, c = torch.randn(16, 8, 64, 16), torch.randint(1000, (16,)), torch.randn(16, 256)
+half = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+muon = Muon(split_parameters(unet)[0], dtype=torch.bfloat16 if half else torch.float32)
+def gradients():
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        loss = unet(latent, t, c).float().square().mean()
+    loss.backward()
+def seconds(work):
+    begun = time.thread_time()
+    work()
+    return time.thread_time() - begun
+print(*(min(seconds(work) for _ in range(5)) for work in (gradients, muon.step)))
+"""
+
+
 def train(before=None):
-    """Muon's update of `tiny`'s U-Net beside forward and backward of a batch of 16."""
-    unet, half = UNet(preset("tiny").unet), pick_precision("cpu") == "bf16"
-    latent, t, c = torch.randn(16, 8, 64, 16), torch.randint(1000, (16,)), torch.randn(16, 256)
-
-    def gradients():
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            loss = unet(latent, t, c).float().square().mean()
-        loss.backward()
-
-    theirs = min(seconds(gradients) for _ in range(2))
-    muon = Muon(split_parameters(unet)[0], dtype=torch.bfloat16 if half else torch.float32)
-    work = "tiny's U-Net, batch 16: Muon's update in a training step"
-    return [row("train", work, min(seconds(muon.step) for _ in range(2)), "forward and backward", theirs, None)]
+    """A training step of a U-Net of `tiny`'s size on a batch of 16: of an earlier checkout, and Muon's part of it."""
+    gradients, update = map(float, process_output(["-c", TRAINING]).split())
+    work = "training step of a U-Net of tiny's size, batch 16"
+    rows = [row("train", f"{work}: Muon's update in it", update, "forward and backward", gradients, None)]
+    if before:
+        theirs = sum(map(float, process_output(["-c", TRAINING], before).split()))
+        rows.insert(0, row("train", work, gradients + update, "the same before", theirs, 1.9))
+    return rows
 
 
 def row(name, work, ours, other, theirs, goal):
@@ -136,12 +153,18 @@ def all_cores():
 
 def process(arguments, path=None):
     """CPU seconds of a Python process in a checkout, by default this one."""
-    path = str(Path(path or Path(__file__).parents[2]).resolve())
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, *arguments], check=True, cwd=path, env=environment, stdout=subprocess.DEVNULL)
+    process_output(arguments, path)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+
+def process_output(arguments, path=None):
+    """What a Python process with one thread prints, in a checkout, by default this one."""
+    path = str(Path(path or Path(__file__).parents[2]).resolve())
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    ran = subprocess.run([sys.executable, *arguments], check=True, cwd=path, env=environment, capture_output=True)
+    return ran.stdout.decode()
 
 
 def main(arguments=None, table=TABLE) -> None:

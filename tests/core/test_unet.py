@@ -5,7 +5,7 @@ from torch import nn
 
 from refined_ldm.conditioning import drop_condition
 from refined_ldm.diffusion import NoiseSchedule, diffusion_loss, stratified_timesteps
-from refined_ldm.unet import GEGLU, SelfAttention, Transformer, UNet, UNetConfig, timestep_embedding
+from refined_ldm.unet import FEW, GEGLU, SelfAttention, Transformer, UNet, UNetConfig, attend, timestep_embedding
 from refined_ldm.weights import load_into, read_weights, save_weights
 from tests.support.small import UNET, awake, unet_inputs
 
@@ -67,6 +67,20 @@ def test_self_attention_equals_torch():
     theirs.in_proj_bias.zero_()
     theirs.out_proj.load_state_dict(ours.to_out.state_dict())
     torch.testing.assert_close(ours(x), theirs(x, x, x)[0], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("positions", [9, FEW + 1])
+def test_attention_is_the_same_with_gradients_and_without(positions):
+    inputs = torch.randn(3, 2, 4, positions, 8, generator=torch.Generator().manual_seed(0))
+    trained = [x.clone().requires_grad_() for x in inputs]
+    fused = [x.clone().requires_grad_() for x in inputs]
+    found, expected = attend(*trained), nn.functional.scaled_dot_product_attention(*fused)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(attend(*inputs), expected)
+    for out in (found, expected):
+        out.square().sum().backward()
+    for x, y in zip(trained, fused, strict=True):
+        torch.testing.assert_close(x.grad, y.grad)
 
 
 @torch.no_grad()
