@@ -16,7 +16,7 @@ def main(arguments=None) -> None:
         "--few-steps", type=int, default=0, metavar="CLIPS", help="how good few steps are (96: an hour)"
     )
     parser.add_argument(
-        "--quality", type=int, default=0, metavar="N", help="right details against seconds, N captions a detail (48)"
+        "--quality", type=int, default=0, metavar="N", help="right details against seconds, N captions a detail (32)"
     )
     parser.add_argument("--notebooks", action="store_true", help="the notebooks too (minutes)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write pictures and tables there")
