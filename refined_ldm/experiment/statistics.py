@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy.stats import ttest_1samp
+from scipy.stats import t as student
 
 from refined_ldm.experiment.arms import EARLIER_LABELS, EARLIER_PARTS, FOOTING, Card
 
@@ -92,8 +92,8 @@ def interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float, float,
     mean = values.mean()
     if len(values) < 2:
         return mean, mean, mean
-    found = ttest_1samp(values, 0).confidence_interval(confidence)
-    return mean, found.low, found.high
+    half = student.ppf((1 + confidence) / 2, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+    return mean, mean - half, mean + half
 
 
 def paired(table: pd.DataFrame, column: str, one: dict, other: dict, on: str = "seed") -> np.ndarray:
