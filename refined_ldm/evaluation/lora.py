@@ -1,8 +1,8 @@
 """The gain of a LoRA and what the model forgets: measured with and without it, on the same captions and seeds.
 
-Gained: the distances of generated sounds to recordings of the same captions that were held out. Forgotten: the details
-of captions that the model knew before, by the detail classifier. Rows: {"measure", "sound", "value", "low", "high",
-"clips"}.
+Each has its own defaults, so the model with a LoRA has less guidance (`adapters.lora.GUIDANCE`). Gained: the distances
+of generated sounds to recordings of the same captions that were held out. Forgotten: the details of captions that the
+model knew before, by the detail classifier. Rows: {"measure", "sound", "value", "low", "high", "clips"}.
 
 Notebook: 08
 """

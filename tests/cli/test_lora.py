@@ -107,5 +107,5 @@ def test_a_weight_follows_the_last_colon(tmp_path):
 
 def test_the_settings_of_the_loop_are_those_of_the_unet_but_for_the_schedule():
     stage = LoraTraining().stage(small.config())
-    assert (stage.optimizer, stage.lr_schedule, stage.save_every, stage.max_steps) == ("adamw", "constant", 20, 300)
+    assert (stage.optimizer, stage.lr_schedule, stage.save_every, stage.max_steps) == ("adamw", "constant", 20, 400)
     assert stage.timesteps == small.STAGE.timesteps

@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from refined_ldm.adapters.lora import LoraConfig, save_lora
+from refined_ldm.adapters.lora import GUIDANCE, LoraConfig, save_lora
 from refined_ldm.evaluation import lora
 from refined_ldm.evaluation.detail_classifier import DetailClassifier
 from refined_ldm.evaluation.details import named_details, select_scenes
@@ -40,6 +42,7 @@ def values(rows):
 
 def test_a_lora_of_zeros_gains_nothing_and_forgets_nothing(model, tmp_path):
     file, clips, done = write(tmp_path / "zero.safetensors", model, 0), small.clips(10), []
+    model.config = replace(model.config, guidance_scale=GUIDANCE)  # that of a model with LoRAs
     found = values(measure_gain(model, file, clips[:5], clips[5:], embed, on_clips=lambda *a: done.append(a)))
     for measure in (lora.FRECHET, lora.KERNEL):
         assert found[measure, LORA] == found[measure, BASE]
