@@ -163,7 +163,7 @@ def process_output(arguments, path=None):
     """What a Python process with one thread prints, in a checkout, by default this one."""
     path = str(Path(path or Path(__file__).parents[2]).resolve())
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    ran = subprocess.run([sys.executable, *arguments], check=True, cwd=path, env=environment, capture_output=True)
+    ran = subprocess.run([sys.executable, *arguments], check=True, cwd=path, env=environment, stdout=subprocess.PIPE)
     return ran.stdout.decode()
 
 

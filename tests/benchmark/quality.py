@@ -40,7 +40,8 @@ def quality(model, classifier, embed, scenes, ways, on_row=print):
     texts = [str(caption) for caption in captions]
     real, rows = embed(torch.stack([scene.item["waveform"] for scene in scenes])), []
     onto = projection(real, min(64, len(real) // 3, real.shape[1]))
-    distance = lambda made: frechet_distance(made, onto(real))  # noqa: E731
+    reference = onto(real)
+    distance = lambda made: frechet_distance(made, reference)  # noqa: E731
     evaluated = []
     for unet in (model.unet, model.student):
         if unet is not None:
