@@ -181,6 +181,13 @@ GOALS = (  # function, task, sound, measure, decimals, goal
     ("`generate_long`, 30 s", "long", "MultiDiffusion", "class where it was asked for", 2, "≥ 0.8"),
     ("`generate_long`, 30 s", "long", "MultiDiffusion", "peak memory of 30 s, of that of 10 s", 2, "≤ 1.3"),
     ("`loop`", "loop", "loop", "step at the seam no larger than those within", 2, "no larger"),
+    ("`variations`", "variations", "variations", "same class", 2, "≥ 0.8"),
+    ("`variations`", "variations", "variations", "log-mel L1 to the sound", 2, "below the caption's"),
+    ("`variations`", "variations", "variations", "log-mel L1 between two", 2, "above 0"),
+    ("`interpolate`, captions", "interpolate", "captions", "class of each end", 2, "≥ 0.8"),
+    ("`interpolate`, captions", "interpolate", "captions", "steps towards the other class", 2, "above 0.5"),
+    ("`interpolate`, sounds", "interpolate", "sounds", "class of each end", 2, "≥ 0.8"),
+    ("`interpolate`, sounds", "interpolate", "sounds", "steps towards the other class", 2, "above 0.5"),
 )
 
 
@@ -206,9 +213,9 @@ def editing_goals() -> str:
 def edits_others() -> str:
     """Inpainting, continuing, super-resolution, looping and long sounds, each beside the trivial answers."""
     ours = {"inpaint": "inpainting", "extend": "extend", "upsample": "super-resolution", "long": "MultiDiffusion",
-            "loop": "loop"}  # fmt: skip
+            "loop": "loop", "variations": "variations"}  # fmt: skip
     lines = []
-    for (task, measure), group in read("edits").query("task != 'edit'").groupby(["task", "measure"], sort=False):
+    for (task, measure), group in read("edits").query("task in @ours").groupby(["task", "measure"], sort=False):
         cells = {r["method"]: spread(r["value"], r["low"], r["high"], 2) for r in group.to_dict("records")}
         given = cells.get("input unchanged", cells.get("input repeated", "–"))
         others = (cells.get(sound, "–") for sound in (ours[task], "rendered", "caption alone"))

@@ -2,9 +2,10 @@
 
     python -m refined_ldm.cli.measure_edits [CLIPS] [TASK …]
 
-TASK: edit, inpaint, extend, upsample, long, loop (default: all). Tasks that are not measured keep their rows in the
-table, which says of which weights each row is. `gallery` as the only TASK draws figures/editing.png and
-editing_long.png, a sound from each function; `figure` draws figures/edits.png again from its table.
+TASK: edit, inpaint, extend, upsample, long, loop, variations, interpolate (default: all). Tasks that are not measured
+keep their rows in the table, which says of which weights each row is. `gallery` as the only TASK draws
+figures/editing.png and editing_long.png, a sound from each function; `figure` draws figures/edits.png again from its
+table.
 """
 
 import argparse
@@ -27,7 +28,14 @@ from refined_ldm.weights import weights_digest
 
 NAME = "edits"
 GALLERY = 1  # the scene of the gallery
-SHORT = {"extend": 2, "upsample": 2, "loop": 3, "long": 12}  # as many times fewer clips, since each takes longer
+SHORT = {
+    "extend": 2,
+    "upsample": 2,
+    "loop": 3,
+    "variations": 3,
+    "interpolate": 3,
+    "long": 12,
+}  # as many times fewer clips, since each takes longer
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

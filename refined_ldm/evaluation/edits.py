@@ -8,6 +8,7 @@ detail classifier says which sounds a result has. Rows: {"task", "method", "stre
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -313,5 +314,64 @@ def measure_loop(
     ]
 
 
+def measure_variations(
+    model: "RefinedAudioLDM", classifier: DetailClassifier, count: int, seed: int = 0, on_clips: Progress = quiet
+) -> list[dict]:
+    """Four variations of one event: whether the class stays, how near they are to it, and how far from each other.
+
+    Trivial answers: the sound itself, four times, and four sounds of its caption.
+    """
+    scenes, ways = SoundScenes("test", count, kinds=("event",)), ("variations", "input unchanged", "caption alone")
+    detected, distance, apart = ({way: [] for way in ways} for _ in range(3))
+    for index in range(count):
+        sound, caption = scenes[index]["waveform"], scenes[index]["caption"]
+        results = (model.variations(sound, caption, seed=seed), sound.expand(4, -1),
+                   model.generate([caption] * 4, seed=seed))  # fmt: skip
+        for way, made in zip(ways, results, strict=True):
+            detected[way] += [has(classifier, one, scenes[index]["labels"][0], 1) for one in made]
+            distance[way] += [mel_distance(model, one, sound, scenes.seconds) for one in made]
+            pairs = combinations(made, 2)
+            apart[way].append(np.mean([mel_distance(model, *pair, scenes.seconds) for pair in pairs]))
+        on_clips("variations", index + 1, count)
+    return [
+        *(row("variations", way, "same class", values) for way, values in detected.items()),
+        *(row("variations", way, "log-mel L1 to the sound", values) for way, values in distance.items()),
+        *(row("variations", way, "log-mel L1 between two", values) for way, values in apart.items()),
+    ]
+
+
+def measure_interpolate(
+    model: "RefinedAudioLDM", classifier: DetailClassifier, count: int, seed: int = 0, on_clips: Progress = quiet
+) -> list[dict]:
+    """From one event to another in five steps, by captions and by sounds: whether the ends have the two classes, and
+    how often the second gains on the first from one step to the next (chance: half).
+
+    Trivial answer: the two ends mixed in equal steps.
+    """
+    scenes = SoundScenes("test", 2 * count, kinds=("event",))
+    ways = ("captions", "captions, mixed", "sounds", "sounds, mixed")
+    ends, gains = ({way: [] for way in ways} for _ in range(2))
+    weight = torch.linspace(0, 1, 5)[:, None]
+    for index in range(count):
+        items = [scenes[2 * index], scenes[2 * index + 1]]
+        names = [item["labels"][0] for item in items]
+        if names[0] == names[1]:
+            continue
+        sounds, captions = [item["waveform"] for item in items], [item["caption"] for item in items]
+        for way, given in (("captions", captions), ("sounds", sounds)):
+            path = model.interpolate(*given, seed=seed).cpu()
+            for name, made in ((way, path), (f"{way}, mixed", torch.lerp(path[:1], path[-1:], weight))):
+                ends[name] += [has(classifier, made[k], names[k], 1) for k in (0, -1)]
+                logits = torch.stack([class_logits(classifier, one) for one in made])
+                first, second = (logits[:, CLASS_NAMES.index(label)] for label in names)
+                gains[name] += ((second - first).diff() > 0).tolist()
+        on_clips("interpolate", index + 1, count)
+    return [
+        *(row("interpolate", way, "class of each end", values) for way, values in ends.items()),
+        *(row("interpolate", way, "steps towards the other class", values) for way, values in gains.items()),
+    ]
+
+
 TASKS = {"edit": measure_edit, "inpaint": measure_inpaint, "extend": measure_extend, "upsample": measure_upsample,
-         "long": measure_long, "loop": measure_loop}  # fmt: skip
+         "long": measure_long, "loop": measure_loop, "variations": measure_variations,
+         "interpolate": measure_interpolate}  # fmt: skip

@@ -89,6 +89,13 @@ class Trivial:
 
     super_resolve = inpaint
 
+    def variations(self, waveform, caption, seed):
+        return waveform.expand(4, -1)
+
+    def interpolate(self, one, other, seed):
+        one, other = (self.generate([x], 0)[0] if isinstance(x, str) else x for x in (one, other))
+        return torch.stack([one, one, one, other, other])
+
 
 def of(task, classifier, count=2):
     """{(method, measure): value} of a task that is measured with `Trivial`."""
@@ -124,6 +131,22 @@ def test_a_sound_without_high_frequencies_lacks_them_and_is_unchanged_below(clas
     above, below = f"log-mel L1 above {CUTOFF} Hz", f"relative change below {CUTOFF} Hz"
     assert value["rendered", above] == 0 < value["input unchanged", above] == value["super-resolution", above]
     assert value["rendered", below] < 1e-3 > value["super-resolution", below] < value["caption alone", below]
+
+
+def test_variations_that_are_the_sound_itself_are_near_and_alike(classifier):
+    value = of("variations", classifier)
+    for measure in ("same class", "log-mel L1 to the sound", "log-mel L1 between two"):
+        assert value["variations", measure] == value["input unchanged", measure]
+    assert value["variations", "same class"] == 1 and value["variations", "log-mel L1 between two"] == 0
+    assert value["caption alone", "log-mel L1 to the sound"] > 1 > value["variations", "log-mel L1 to the sound"]
+
+
+def test_a_leap_from_one_sound_to_the_other_has_the_ends_and_one_step_of_four(classifier):
+    value = of("interpolate", classifier, 3)
+    assert value["sounds", "class of each end"] == value["sounds, mixed", "class of each end"] == 1
+    assert value["captions", "class of each end"] < 1
+    assert value["sounds", "steps towards the other class"] == 0.25
+    assert value["sounds, mixed", "steps towards the other class"] > 0.7
 
 
 def test_the_right_answer_scores_as_the_rendered_one_and_the_input_as_nothing(classifier, pairs, monkeypatch):

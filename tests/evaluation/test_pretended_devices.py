@@ -72,7 +72,7 @@ def test_the_detail_classifier_answers_as_on_the_cpu(kind, scenes, monkeypatch):
         assert twin_choices(model.clap, scenes) == choices
 
 
-@pytest.mark.parametrize("task", ["edit", "inpaint", "extend", "loop"])
+@pytest.mark.parametrize("task", ["edit", "inpaint", "extend", "loop", "variations", "interpolate"])
 def test_edits_are_measured_with_a_classifier_on_the_cpu_or_the_device(task, monkeypatch):
     model, classifier = (small.awake_model(monkeypatch, seconds=2.56, steps=2), DetailClassifier(SMALL))
     settings = {"inversion_steps": 2} if task == "edit" else {}
