@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from refined_ldm.display.curves import label_lines
 from refined_ldm.display.figures import Table
+from refined_ldm.experiment.arms import BRANCH
 from refined_ldm.experiment.measures import MEASURES
 
 ARM_NAMES = {  # labels of the stored records, in words
@@ -48,14 +49,16 @@ def plot_curves(table: pd.DataFrame, linear: float, column: str = "error_250", a
 
 
 def plot_targets(runs: pd.DataFrame, reached: pd.DataFrame) -> Figure:
-    """Measures at the end of training against its length: a column a measure, a row a U-Net, a line an arm.
+    """Measures at the end of training against its length: a column a measure, a line an arm.
 
-    A line joins runs of one precision; the dots of all but float32 are hollow. runs: finished runs; reached: of
+    The rows: the small U-Net, the one with twice the channels, and the branches (`arms.BRANCH`), also of the small one,
+    which compare with each other alone. A line joins runs of one precision; the dots of all but float32 are hollow. runs: finished runs; reached: of
     `measures.targets_reached`. An arrow leads from the end of a baseline to where D is as good, with the factor between
     their iterations ("≥" where D's shortest run is better already).
     """
-    wide = runs["label"].str.contains("wide")
-    rows = {"small U-Net": runs[~wide], "twice the channels": runs[wide]}
+    wide, branch = runs["label"].str.contains("wide"), runs["label"].str.endswith(BRANCH)
+    rows = {"small U-Net": runs[~wide & ~branch], "twice the channels": runs[wide],
+            "small U-Net, all trained anew": runs[branch]}  # fmt: skip
     rows = {name: part for name, part in rows.items() if len(part)}
     figure, axes = plt.subplots(len(rows), len(MEASURES), figsize=(10.5, 2.9 * len(rows)), sharex=True,
                                 layout="constrained", squeeze=False)  # fmt: skip

@@ -41,12 +41,17 @@ def arms_compared(runs: pd.DataFrame, iterations: int) -> pd.DataFrame:
     return pd.concat([next(same_machine(rows))[1] for _, rows in arms.groupby("iterations")])
 
 
+def branches(runs: pd.DataFrame) -> pd.DataFrame:
+    """The branches of trunks, whatever they are compared with."""
+    return runs[runs["label"].str.endswith(BRANCH)]
+
+
 def branches_compared(runs: pd.DataFrame) -> pd.DataFrame:
     """The branches under the names of their arms: lengths and seeds that D, E, F and G all have, and B and C at these.
 
     Raises ValueError if their cards differ in more than their lengths.
     """
-    own = runs[runs["label"].str.endswith(BRANCH)]
+    own = branches(runs)
     own = own.assign(label=own["label"].str.removesuffix(BRANCH))
     complete = own.groupby(["iterations", "seed"])["label"].transform(lambda labels: set("DEFG") <= set(labels))
     own = own[complete.astype(bool)]

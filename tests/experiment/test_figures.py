@@ -30,6 +30,12 @@ def test_targets_show_a_point_for_every_run_and_leave_out_the_loss_of_another_sc
     assert points == [4, 6, 6, 2, 2, 2]  # A's noise error is at another latent scale; the wide U-Net has its own row
 
 
+def test_branches_have_a_row_of_their_own():
+    more = RUNS[RUNS["label"] == "B"].assign(label="B, wsd")
+    titles = [ax.get_title() for ax in figures.plot_targets(pd.concat([RUNS, more]), REACHED).axes]
+    assert len(titles) == 9 and all("anew" in title for title in titles[6:])
+
+
 def test_a_factor_that_the_shortest_run_sets_is_a_lower_bound():
     texts = [[text.get_text() for text in ax.texts] for ax in figures.plot_targets(RUNS, REACHED).axes]
     assert "≥ 6.7×" in texts[1] and not any("×" in text for text in texts[0] + texts[2])
