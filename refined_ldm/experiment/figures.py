@@ -52,9 +52,9 @@ def plot_targets(runs: pd.DataFrame, reached: pd.DataFrame) -> Figure:
     """Measures at the end of training against its length: a column a measure, a line an arm.
 
     The rows: the small U-Net, the one with twice the channels, and the branches (`arms.BRANCH`), also of the small one,
-    which compare with each other alone. A line joins runs of one precision; the dots of all but float32 are hollow. runs: finished runs; reached: of
-    `measures.targets_reached`. An arrow leads from the end of a baseline to where D is as good, with the factor between
-    their iterations ("≥" where D's shortest run is better already).
+    which compare with each other alone. A line joins runs of one precision; the dots of all but float32 are hollow.
+    runs: finished runs; reached: of `measures.targets_reached`. An arrow leads from the end of a baseline to where D is
+    as good, with the factor between their iterations ("≥" where D's shortest run is better already).
     """
     wide, branch = runs["label"].str.contains("wide"), runs["label"].str.endswith(BRANCH)
     rows = {"small U-Net": runs[~wide & ~branch], "twice the channels": runs[wide],
