@@ -46,7 +46,7 @@ SOUNDS = (
     Sound("bell_dog", "a bell rings, then a dog barks", 0, "right", "the other order"),
     Sound("thunder", "thunder rolls while a bird chirps", 0, "right", "low thunder below high chirps"),
     Sound("dog", "a dog barks twice", 0, "right", "two barks"),
-    Sound("piano", "a piano plays a high note", 0, "partly", "high, but two notes"),
+    Sound("piano", "a piano plays two high notes", 0, "right", "two notes, both high"),
     Sound("flute", "a flute plays three high notes", 0, "wrong", "one gliding tone"),
 )
 ANIMATED = SOUNDS[2]

@@ -513,11 +513,12 @@ def effects() -> str:
 
 @writer
 def doublings() -> str:
-    """What each doubling of the baseline's iterations gained, and the factor of the recipe at that length."""
-    lines = []
+    """What each doubling of the baseline's iterations gained, and the factor of the recipe, also in seconds."""
+    lines, cost = [], read("06_seconds").set_index("label")["times_the_first"]["D"]  # of an iteration, E's too
     for n, group in plateau(runs()).groupby("iterations"):
         cells = [
-            f"{r['gained']:+.0%}; {'at least ' * r['at least']}{r['factor']:.1f}" for r in group.to_dict("records")
+            f"{r['gained']:+.0%}; {'at least ' * r['at least']}{r['factor']:.1f} ({r['factor'] / cost:.1f})"
+            for r in group.to_dict("records")
         ]
         lines.append([f"{n // 2:,} to {n:,}", group["seeds"].iloc[0], *cells])
     return markdown(["iterations of B", "seeds", *(name for name, _ in MEASURES.values())], lines) if lines else NOT_RUN
