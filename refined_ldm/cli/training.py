@@ -193,18 +193,13 @@ def _train_matcher(options, signals):
     from dataclasses import replace
 
     from refined_ldm.adapters.matcher import MATCHER_FILE
-    from refined_ldm.evaluation.hearing import drawn_and_heard, own_classifier
     from refined_ldm.training.matching import MATCHING, STAGE, check_matcher_run, train_matcher
 
     _refuse_with(options, "matcher", "stage", "config", "conditioner", "keep")
     settings = replace(MATCHING, **_given(options))
 
     def steps(model, run_dir, on_clips):
-        def hear(clips):
-            classifier = own_classifier(model, clips, run_dir, options.seed, settings)
-            return drawn_and_heard(model, classifier, clips, run_dir, options.seed, on_clips)
-
-        return train_matcher(model, run_dir, settings, options.seed, options.resume, on_clips, hear)
+        return train_matcher(model, run_dir, settings, options.seed, options.resume, on_clips)
 
     if run_dir := _train_beside(options, signals, STAGE, settings.max_steps, check_matcher_run, steps):
         print(f"matcher: {settings.max_steps} steps, it is in {run_dir / MATCHER_FILE}")

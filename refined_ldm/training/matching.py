@@ -2,16 +2,15 @@
 
 Which captions are not true is known exactly: the grammar writes twins that differ in one detail, and the captions of
 other scenes with the same kinds of sound contradict each other or not. The network also names the details of each
-sound, from the metadata of the scene. The latents carry noise.
-
-Candidates are drawn, and wrong in ways of their own. So the matcher also learns how right a detail classifier finds
-some thousands of drawn sounds (`evaluation/hearing.py`).
+sound, from the metadata of the scene. The latents carry noise, and some went through the student, as those of
+candidates do.
 
 Notebook: 09
 """
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -23,6 +22,8 @@ from refined_ldm.adapters.matcher import MATCHER_FILE, Matcher, MatcherConfig
 from refined_ldm.base.integers import whole_seed
 from refined_ldm.config import Config, StageConfig
 from refined_ldm.data.batches import collate
+from refined_ldm.data.caches import Cached, cache_batches
+from refined_ldm.diffusion import CLEAN, add_noise, jump, noise_like
 from refined_ldm.randomness import draw, step_seed
 from refined_ldm.scenes.captions import Caption
 from refined_ldm.scenes.classes import CLASSES, Event
@@ -32,6 +33,7 @@ from refined_ldm.training.contrasts import KINDRED, KindredSampler, answers_of, 
 from refined_ldm.training.inputs import cached_clips, encode_latents
 from refined_ldm.training.loop import Step, optimise
 from refined_ldm.training.pipeline import accelerator_of, check_run_beside
+from refined_ldm.weights import weights_digest
 
 STAGE = "matcher"
 TWINS = 4  # captions of a scene with one detail changed
@@ -40,6 +42,7 @@ MATCHING = StageConfig(5000, 64, 1e-3, weight_decay=0.05, ema_decay=0.998)
 NAMES = tuple(sorted(CLASSES))
 MOST = 7  # the largest number; more count as 7
 ANSWERS = {"number": MOST, "pitch": 2, "pace": 2, "loudness": 2, "distance": 2, "order": 2}  # choices of each detail
+DRAWN, TOGETHER = 9600, 48  # scenes whose latents the student draws again, and at once
 SOFTER = -3.0  # dB below the other sound: softer ones are soft
 
 
@@ -69,26 +72,25 @@ def audible_details(item: dict) -> list[tuple[str, dict[str, int]]]:
 
 
 class MatchedClips(Dataset):
-    """Scenes as items with six "written" captions, what is "audible", and "latent" (C, T, F), unscaled."""
+    """Scenes as items with six "written" captions, what is "audible", "latent" (C, T, F), unscaled, and "drawn".
 
-    def __init__(self, clips: Dataset, latents: Dataset):
-        self.clips, self.latents = clips, latents
+    drawn: latents of the first scenes as the student draws them again; of the others it is the latent itself.
+    """
+
+    def __init__(self, clips: Dataset, latents: Dataset, drawn: Dataset | None = None):
+        self.clips, self.latents, self.drawn = clips, latents, drawn
         self._written: dict[int, list[Caption]] = {}
 
     def __len__(self) -> int:
         return len(self.latents)
 
     def __getitem__(self, index: int) -> dict:
-        item = self.clips.rest[index]
+        item, latent = self.clips.rest[index], self.latents[index]["latent"]
         if index not in self._written:
-            self._written[index] = six_captions(item)
-        audible = audible_details(item)
-        return {"written": self._written[index], "audible": audible, "latent": self.latents[index]["latent"]}
-
-
-def six_captions(item: dict) -> list[Caption]:
-    """The three captions of a scene, and three with all details."""
-    return captions_of(item) + captions_of(item, 3, detailed=1.0)
+            self._written[index] = captions_of(item) + captions_of(item, 3, detailed=1.0)
+        again = self.drawn is not None and index < len(self.drawn)
+        drawn = self.drawn[index]["latent"] if again else latent
+        return {"written": self._written[index], "audible": audible_details(item), "latent": latent, "drawn": drawn}
 
 
 class DetailReader(nn.Module):
@@ -152,6 +154,34 @@ def draw_pairs(written: Sequence[list[Caption]], source: random.Random) -> tuple
     return row, captions, true
 
 
+@torch.no_grad()
+def drawn_again(model: RefinedAudioLDM, clips: Dataset, latents: Dataset, run_dir: Path, seed: int) -> Cached | None:
+    """Noise the latents of the first DRAWN scenes and let the student draw them again, once, into `run_dir`.
+
+    The noise leaves the events where they are: every second batch is noised to the last place of the student's path,
+    the others to the last but one. Returns items with "latent", unscaled; None without a student.
+    """
+    if model.student is None:
+        return None
+    count, places = min(DRAWN, len(latents)), [*model.schedule.timesteps(4)[2:], CLEAN]
+    made_of = {**latents.made_of, "student": weights_digest(model.student), "seed": seed, "rows": count}
+
+    def rows():
+        for start in range(0, count, TOGETHER):
+            numbers = range(start, min(start + TOGETHER, count))
+            c = model.clap.embed_text([clips.rest[k]["captions"][0] for k in numbers])
+            z_t = model.latent_scale * torch.stack([latents[k]["latent"] for k in numbers]).to(model.device)
+            path = places[start // TOGETHER % 2 :]
+            generators = [torch.Generator().manual_seed(step_seed(seed, k)) for k in numbers]
+            at = [torch.full((len(z_t),), t, device=z_t.device) for t in path]
+            z_t = add_noise(z_t, noise_like(z_t, generators), at[0], model.schedule)
+            for t, s in pairwise(at):
+                z_t = jump(z_t, model.student_noise(z_t, t, s, c), t, s, model.schedule)
+            yield {"latent": (z_t / model.latent_scale).half().cpu().numpy()}, [{} for _ in numbers]
+
+    return cache_batches(run_dir / "drawn-train", made_of, count, rows())
+
+
 def check_matcher_run(config: Config, run_dir: str | Path, resume: bool = False) -> None:
     """Check, before any work, the data and the folder of a run, as `check_run_beside` does; recordings are refused."""
     if config.data != "scenes":
@@ -166,13 +196,11 @@ def train_matcher(
     seed: int = 0,
     resume: bool = False,
     on_clips: Callable[[int, int], None] | None = None,
-    hear: Callable[[Dataset], Dataset] | None = None,
 ) -> Iterator[Step]:
     """Train a matcher for a trained model on the scenes of `model.config`, and yield every Step.
 
-    A model that has one goes on with it. hear: gives for the scenes drawn sounds with "latent" (C, T, F), unscaled,
-    "caption" and "right" in 0 to 1. At the end run_dir/matcher.safetensors has the matcher, and the model too.
-    Raises ValueError for recordings, FileExistsError for a finished run, and as `optimise` does.
+    At the end run_dir/matcher.safetensors has it, and the model too. Raises ValueError for recordings, FileExistsError
+    for a finished run, and as `optimise` does.
 
     Notebook: 09
     """
@@ -182,43 +210,33 @@ def train_matcher(
     with accelerator.main_process_first():  # the other processes then find the caches
         clips = cached_clips(model.config, run_dir, on_clips=on_clips)
         latents = encode_latents(model, clips, run_dir, on_clips)
-        heard = hear(clips) if hear else []
-    shape, embedding_dim = tuple(latents[0]["latent"].shape), model.clap.embedding_dim
+        drawn = drawn_again(model, clips, latents, run_dir, seed)
+    shape = tuple(latents[0]["latent"].shape)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        matcher = Matcher(MatcherConfig(*shape, embedding_dim=embedding_dim))
-        if model.matcher is not None and model.matcher.fits(shape, embedding_dim):
-            matcher.load_state_dict(model.matcher.state_dict())
-        reader = DetailReader(matcher).to(model.device)
+        reader = DetailReader(Matcher(MatcherConfig(*shape, embedding_dim=model.clap.embedding_dim))).to(model.device)
 
     def losses(network: nn.Module, batch: dict, generator: torch.Generator, index: int) -> dict[str, Tensor]:
         source = random.Random(step_seed(seed, index))
-        latent = model.latent_scale * batch["latent"].to(model.device, non_blocking=True)
+        latent, drawn = (batch[name].to(model.device, non_blocking=True) for name in ("latent", "drawn"))
+        again = draw(torch.rand, (len(latent), 1, 1, 1), generator).to(latent) < 0.5
+        latent = model.latent_scale * torch.where(again, drawn, latent)
         spread = NOISE * draw(torch.rand, (len(latent), 1, 1, 1), generator)
         latent = latent + (spread * draw(torch.randn, tuple(latent.shape), generator)).to(latent)
-        some = [heard[k] for k in source.sample(range(len(heard)), min(len(latent), len(heard)))]
-        if some:
-            drawn = torch.stack([item["latent"] for item in some]).to(model.device)
-            latent = torch.cat([latent, model.latent_scale * drawn])
         sounds = [(row, NAMES.index(name), audible) for row, of in enumerate(batch["audible"]) for name, audible in of]
         row, name = torch.tensor([sound[:2] for sound in sounds], device=latent.device).T
         of, captions, true = draw_pairs(batch["written"], source)
-        pairs = torch.tensor(of + [*range(len(latent) - len(some), len(latent))], device=latent.device)
-        true = torch.tensor(true + [item["right"] for item in some], device=latent.device)
+        of, true = (torch.tensor(values, device=latent.device) for values in (of, true))
         with torch.no_grad():
-            embedding = model.clap.embed_text(captions + [item["caption"] for item in some])
-        (classes, answers), logits = network(latent, (row, name), (pairs, embedding))
-        details = reading_loss(classes[: len(batch["latent"])], answers, row, name, [sound[2] for sound in sounds])
+            embedding = model.clap.embed_text(captions)
+        read, logits = network(latent, (row, name), (of, embedding))
+        details = reading_loss(*read, row, name, [sound[2] for sound in sounds])
         more = torch.tensor(3.0, device=latent.device)  # of four or more captions one is true
-        match = F.binary_cross_entropy_with_logits(logits[: len(of)].float(), true[: len(of)], pos_weight=more)
-        found = {"loss": 4 * match + details, "details": details, "match": match}
-        if some:
-            heard_right = F.binary_cross_entropy_with_logits(logits[len(of) :].float(), true[len(of) :])
-            found |= {"loss": found["loss"] + 4 * heard_right, "heard": heard_right}
-        return found
+        match = F.binary_cross_entropy_with_logits(logits.float(), true, pos_weight=more)
+        return {"loss": 4 * match + details, "details": details, "match": match}
 
     sampler = KindredSampler([item["labels"] for item in clips.rest], settings.batch_size, seed)
-    batches = DataLoader(MatchedClips(clips, latents), batch_sampler=sampler, collate_fn=collate)
+    batches = DataLoader(MatchedClips(clips, latents, drawn), batch_sampler=sampler, collate_fn=collate)
     run = {"seed": seed, "run_dir": run_dir / "checkpoints", "resume": resume, "accelerator": accelerator}
     yield from optimise(STAGE, {STAGE: (reader, losses)}, batches, settings, device=model.device, **run)
     if accelerator.is_main_process:
