@@ -28,7 +28,7 @@ help: ## Say what there is
 
 demo: $(READY) ## Sounds for four captions and their spectrograms, then the notebooks, into runs/
 	$(BIN)/refined-ldm generate --out runs/demo --seed 0 --picture \
-		"a dog barks twice" "thunder rolls while a bird chirps" "a piano plays two high notes" "a siren wails"
+		"a dog barks twice" "a clock ticks slowly" "a dog barks, then a bell rings" "thunder rolls while a bird chirps"
 	$(BIN)/refined-ldm notebooks
 
 test: $(READY) ## The tests and the notebooks, several folders at once

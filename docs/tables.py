@@ -223,6 +223,14 @@ def edits_others() -> str:
     return markdown(["task", "measure", "the function", "rendered", "caption alone", "input", "n"], lines)
 
 
+@writer
+def caption_seeds() -> str:
+    """In how many seeds a caption is right in every detail."""
+    lines = [[f"{r['caption']}{' (`make demo`)' * r['demo']}", f"{r['value'] * r['clips']:.0f} of {r['clips']}"]
+             for r in read("captions").sort_values("value", ascending=False, kind="stable").to_dict("records")]  # fmt: skip
+    return markdown(["caption", "seeds in which all is right"], lines)
+
+
 DISTANCES = ("Fréchet distance", "kernel distance")
 
 
