@@ -226,8 +226,9 @@ def edits_others() -> str:
 @writer
 def caption_seeds() -> str:
     """In how many seeds a caption is right in every detail."""
+    rows = read("captions").sort_values("value", ascending=False, kind="stable").to_dict("records")
     lines = [[f"{r['caption']}{' (`make demo`)' * r['demo']}", f"{r['value'] * r['clips']:.0f} of {r['clips']}"]
-             for r in read("captions").sort_values("value", ascending=False, kind="stable").to_dict("records")]  # fmt: skip
+             for r in rows]  # fmt: skip
     return markdown(["caption", "seeds in which all is right"], lines)
 
 

@@ -62,7 +62,10 @@ def measure(clips: int, tasks: Sequence[str]) -> None:
     model, classifier = RefinedAudioLDM.from_preset("tiny"), DetailClassifier.load()
     weights = weights_digest(model)
     optimize_for_inference(model, "no")
-    rows = pd.read_csv(path).to_dict("records") if path.is_file() else []
+    rows = []
+    if path.is_file():
+        table = pd.read_csv(path).astype(object)
+        rows = table.where(table.notna(), None).to_dict("records")
     for task in tasks or TASKS:
         count = max(1, clips // SHORT.get(task, 1))
         found = TASKS[task](model, classifier, count, on_clips=lambda *done: print(*done, file=sys.stderr, flush=True))

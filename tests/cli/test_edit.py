@@ -148,6 +148,10 @@ def test_a_task_that_the_figure_does_not_show_is_measured_alone(tmp_path, monkey
     measure_edits.main(["2", "loop"])
     assert (tmp_path / "figures/data/edits.csv").read_text().splitlines()[1] == "loop,loop,,step,1.0,1,abc"
     assert not (tmp_path / "figures/edits.png").exists()
+    monkeypatch.setitem(measure_edits.TASKS, "long", lambda *_, **__: [found | {"task": "long"}])
+    measure_edits.main(["2", "long"])  # beside the rows of before, which stay as they are
+    lines = (tmp_path / "figures/data/edits.csv").read_text().splitlines()
+    assert lines[1:] == ["long,loop,,step,1.0,1,abc", "loop,loop,,step,1.0,1,abc"]
 
 
 @pytest.mark.parametrize("command", ["edit", "inpaint", "extend", "upsample", "loop"])
