@@ -410,6 +410,18 @@ def deep_cache() -> str:
 
 
 @writer
+def quality() -> str:
+    """Right details and Fréchet distance of every way of sampling, beside its cost."""
+    lines = [
+        [r["way"], f"{r['evaluations']:g}", f"{r['seconds']:.2f}", f"{r['memory_gb']:.2f}",
+         spread(r["details"], r["low"], r["high"], 2), spread(r["frechet"], r["frechet_low"], r["frechet_high"], 1)]
+        for r in read("bench_quality").sort_values("seconds").to_dict("records")
+    ]  # fmt: skip
+    header = ["way of sampling", "evaluations of the U-Net", "seconds", "GB", "details right", "aiSFX Fréchet distance"]
+    return markdown(header, lines)
+
+
+@writer
 def precision() -> str:
     """Changes of the output by `optimize_for_inference`."""
     rows = read("bench_accuracy").dropna(subset="way").to_dict("records")

@@ -24,8 +24,8 @@ WAYS = {  # name -> settings of `generate`, and cache_interval; candidates: 1 un
     "25 steps, DeepCache 3": {"steps": 25, "cache_interval": 3},
     "200 steps of DDIM (AudioLDM's)": {"steps": 200, "sampler": "ddim", "eta": 1.0},
 }  # fmt: skip
-DEFAULT = {"as configured: student, best of eight": {"candidates": None}}
-STUDENT = DEFAULT | {f"student, {steps} steps": {"steps": steps, "sampler": "student"} for steps in STEPS}
+DEFAULT = {"the default: student, best of eight": {"candidates": None}}
+STUDENT = DEFAULT | {f"student, {n} step{'s' * (n > 1)}": {"steps": n, "sampler": "student"} for n in STEPS}
 
 
 @torch.no_grad()
