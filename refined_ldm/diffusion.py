@@ -260,17 +260,20 @@ def dpmpp_sample(
     on_step: Callable[[int, int], None] | None = None,
     start: int = 0,
     after_step: Callable[[Tensor, int | None], Tensor] | None = None,
+    timesteps: Sequence[int] | None = None,
 ) -> Tensor:
     """Noise z_T (B, C, T, F) -> latent, by DPM-Solver++(2M)  (Lu et al. 2022, algorithm 2).
 
     A second-order multistep solver in the log signal-to-noise ratio: 25 steps are as near to the exact solution of the
     sampling equation as about 100 of DDIM. The first and the last step are of first order; the last ends at z_0.
     start: the number of steps left out, as in `ddim_sample`. after_step: called with the latent after each step and its
-    timestep, None after the last; what it returns replaces the latent.
+    timestep, None after the last; what it returns replaces the latent. timesteps: those of the steps, from high to low,
+    in place of `steps` and `spacing`.
 
     Notebook: 03
     """
-    z_t, timesteps, steps = z_T, schedule.timesteps(steps, spacing), whole("steps", steps)
+    z_t, timesteps = z_T, schedule.timesteps(steps, spacing) if timesteps is None else timesteps
+    steps = len(timesteps)
     half_log_snr = 0.5 * (schedule.alpha_bar.double() / (1 - schedule.alpha_bar.double())).log()
     previous, h_previous = None, None
     for k in range(whole("start", start, 0, steps), steps):

@@ -59,7 +59,7 @@ def optimize_for_inference(
     precision = precision or pick_precision(device)
     half, winograd = HALF.get(precision), 0
     decoder = nn.ModuleList([model.vae.decoder, model.vae.post_quant_conv])
-    unets = [unet for unet in (model.unet, model.student) if unet is not None]
+    unets = [unet for unet in (model.unet, model.student, model.refiner and model.refiner.unet) if unet is not None]
     for unet in unets:
         unet.to(memory_format=torch.channels_last)
     if half:

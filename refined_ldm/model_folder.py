@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from refined_ldm.adapters.matcher import MATCHER_FILE, Matcher
+from refined_ldm.adapters.refiner import REFINER_FILE, Refiner
 from refined_ldm.adapters.student import STUDENT_FILE, save_again
 from refined_ldm.base.files import atomic_write, check_folder
 from refined_ldm.clap import SHIPPED, Clap
@@ -35,10 +36,10 @@ def part_path(folder: str | Path, part: str, config: Config) -> Path:
 
 
 def save(model: nn.Module, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write config.yaml and one safetensors file for each part, and for student and matcher, into `folder`."""
+    """Write config.yaml and one safetensors file for each part, and for student, matcher and refiner, into `folder`."""
     folder = Path(folder)
     parts = [part_path(folder, part, model.config).name for part in PARTS]
-    check_folder(folder, [*parts, "config.yaml", STUDENT_FILE, MATCHER_FILE])
+    check_folder(folder, [*parts, "config.yaml", STUDENT_FILE, MATCHER_FILE, REFINER_FILE])
     folder.mkdir(parents=True, exist_ok=True)
     for part in PARTS:
         save_part(model, part, folder, dtype)
@@ -46,6 +47,8 @@ def save(model: nn.Module, folder: str | Path, dtype: torch.dtype = torch.float3
         save_again(model.student_file, folder / STUDENT_FILE, weights_digest(rounded(_ldm_state(model), dtype)))
     if model.matcher is not None:
         model.matcher.save(folder / MATCHER_FILE, dtype)
+    if model.refiner is not None:
+        model.refiner.save(folder / REFINER_FILE, dtype)
     model.config.save(folder / "config.yaml")
 
 
@@ -105,6 +108,8 @@ def load(cls: type[Model], folder: str | Path, device: torch.device | str = "cpu
         model.load_student(folder / STUDENT_FILE)
     if (folder / MATCHER_FILE).is_file():
         model.matcher = Matcher.load(folder / MATCHER_FILE)
+    if (folder / REFINER_FILE).is_file():
+        model.refiner = Refiner.load(folder / REFINER_FILE)
     return model.to(device, non_blocking=True).eval()
 
 
@@ -118,7 +123,7 @@ def load_part(model: nn.Module, part: str, folder: str | Path, optional: tuple[s
     path = part_path(folder, part, model.config)
     if part == "clap":
         model.clap = _load_clap(model.config, folder).to(model.device)
-        model.matcher = None  # it knows the embeddings of another
+        model.matcher = model.refiner = None  # they know the embeddings of another
         return
     state, _ = read_weights(path)
     if part != "ldm":

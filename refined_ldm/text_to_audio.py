@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from refined_ldm import diffusion, editing, long_sounds, model_folder, variations
-from refined_ldm.adapters import lora, student
+from refined_ldm.adapters import lora, refiner, student
 from refined_ldm.audio import are_finite, check_finite, is_constant, is_silent_waveform, warn_of_silence
 from refined_ldm.base.integers import number, whole, whole_seed
 from refined_ldm.clap import CLAP_PRESETS, Clap
@@ -35,7 +35,7 @@ REDRAWN_BELOW = 0.6  # of the timesteps: a sound is drawn again with guidance be
 
 class RefinedAudioLDM(nn.Module):
     """Text to audio. Parts: `clap`, `unet`, `vae`, `vocoder`, `mel`, `schedule`, the `latent_scale` and, if the
-    model has them, `student` and `matcher`.
+    model has them, `student`, `matcher` and `refiner`.
 
     Some methods are functions of other modules: `load`, `save` (model_folder); `edit`, `inpaint`, `extend`, `loop`,
     `super_resolve` (editing); `generate_long` (long_sounds); `variations`, `interpolate` (variations); `load_lora`,
@@ -73,6 +73,7 @@ class RefinedAudioLDM(nn.Module):
             )
         self.gaussian, self.student = None, None  # student: a U-Net of `load_student`
         self.matcher = None  # Matcher, of a model folder that has one
+        self.refiner = None  # Refiner, likewise
         channels, bins = config.vae.latent_channels, config.mel.n_mels // config.vae.downsampling
         if config.parameterization == "gaussian":
             self.gaussian = GaussianDenoiser(channels, bins)
@@ -215,6 +216,7 @@ class RefinedAudioLDM(nn.Module):
 
         def hear(latent, rows):
             some = [repeated[row] for row in rows]
+            latent = self.refine(latent, embedding[list(rows)], caption_generators(some, f"{seed}, refined"))
             mel = self.decode(latent)
             waveform = self.to_waveform(mel)[:, : round(seconds * self.config.mel.sample_rate)]
             stages = {"latent": latent, "mel": mel, "waveform": waveform}
@@ -354,6 +356,7 @@ class RefinedAudioLDM(nn.Module):
     load_lora, merge_loras = lora.load_lora, lora.merge_loras
     remove_loras, with_loras = lora.remove_loras, lora.with_loras
     load_student, student_noise = student.load_student, student.student_noise
+    refine = refiner.refine
 
     @classmethod
     def from_audioldm(

@@ -165,11 +165,11 @@ def load_lora(model: nn.Module, path: str | Path, weight: float = 1.0) -> None:
 def merge_loras(model: nn.Module) -> None:
     """Add the LoRAs to the weights of the U-Net: equal sounds, faster. Afterwards the model can be saved.
 
-    A student was taught by the weights before, so the model then has none.
+    Student and refiner belong to the weights before, so the model then has none.
     """
     if model.loras is not None:
         model.loras.merge()
-        model.loras = model.student = model.student_file = None
+        model.loras = model.student = model.student_file = model.refiner = None
 
 
 def remove_loras(model: nn.Module) -> None:

@@ -138,6 +138,9 @@ def _train(sub):
     beside.add_argument("--matcher", action="store_true",
                         help="train a matcher for the model of --from (default: of --preset), which chooses among "
                         "candidates, on rendered scenes")
+    beside.add_argument("--refiner", action="store_true",
+                        help="train a refiner for the model of --from (default: of --preset), which gives finished "
+                        "latents their texture, on the clips of --data (default: the model's own)")
     sub.add_argument("--keep", metavar="PATH",
                      help="LoRA: recordings, as --data, of what the model should not forget; `scenes` for the "
                      "embedded ones, `none` for none (default: scenes if it was trained on them)")

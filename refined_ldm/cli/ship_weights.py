@@ -5,7 +5,7 @@
 Half precision, refined_ldm/weights/tiny/*.safetensors; card.json and README.md beside them hold the commands, the
 training curves' last values and what was measured on the very files that are shipped. PART, to measure only
 some of it: conditioners, budget, adherence. The folder of `refined-ldm train --distill` ships its student alone, and
-that of `refined-ldm train --matcher` its matcher.
+those of `refined-ldm train --matcher` and `--refiner` matcher and refiner.
 """
 
 import json
@@ -25,6 +25,7 @@ import torch
 
 from refined_ldm import display
 from refined_ldm.adapters.matcher import MATCHER_FILE, Matcher
+from refined_ldm.adapters.refiner import REFINER_FILE, Refiner
 from refined_ldm.adapters.student import STUDENT_FILE
 from refined_ldm.base.files import atomic_write
 from refined_ldm.clap import Clap
@@ -183,6 +184,10 @@ def main(run: Path, parts: Sequence[str]) -> None:
         return
     if (run / MATCHER_FILE).is_file() and not (run / "ldm.safetensors").is_file():
         Matcher.load(run / MATCHER_FILE).save(FOLDER / MATCHER_FILE, torch.int8)
+        return
+    if (run / REFINER_FILE).is_file() and not (run / "ldm.safetensors").is_file():
+        Refiner.load(run / REFINER_FILE).save(FOLDER / REFINER_FILE, torch.int8)
+        check_size()
         return
     ship(run)
     embed, model = Aisfx.load(), RefinedAudioLDM.from_preset("tiny")

@@ -25,6 +25,8 @@ def train(options: Namespace) -> None:
             _train_student(options, signals)
         elif options.matcher:
             _train_matcher(options, signals)
+        elif options.refiner:
+            _train_refiner(options, signals)
         else:
             _train(options, signals)
 
@@ -203,6 +205,24 @@ def _train_matcher(options, signals):
 
     if run_dir := _train_beside(options, signals, STAGE, settings.max_steps, check_matcher_run, steps):
         print(f"matcher: {settings.max_steps} steps, it is in {run_dir / MATCHER_FILE}")
+
+
+def _train_refiner(options, signals):
+    """Train a refiner for a trained model."""
+    from dataclasses import replace
+
+    from refined_ldm.adapters.refiner import REFINER_FILE
+    from refined_ldm.training.refining import REFINING, STAGE, check_refiner_run, train_refiner
+
+    _refuse_with(options, "refiner", "stage", "config", "conditioner", "keep")
+    settings = replace(REFINING, **_given(options))
+
+    def steps(model, run_dir, on_clips):
+        return train_refiner(model, run_dir, settings, options.seed, options.resume, on_clips, options.skip_bad)
+
+    if run_dir := _train_beside(options, signals, STAGE, settings.max_steps, check_refiner_run, steps):
+        print(f"refiner: {settings.max_steps} steps, it is in {run_dir / REFINER_FILE}")
+        _say_left_out(run_dir)
 
 
 def _refuse_with(options, this, *others):

@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "lora": ["train_lora"],
         "distillation": ["train_student"],
         "matching": ["train_matcher"],
+        "refining": ["train_refiner"],
         "muon": ["Muon"],
     },
 )

@@ -60,7 +60,7 @@ NEEDED = {  # parts, by stage
 FITTED = 2000  # captions on which the new input layer of a published U-Net is fitted
 RUN = (  # names of the files in a run's folder
     r"config\.yaml|checkpoints|discriminators|tokenizer|(clips|latents|sounds|embeddings|trajectories|drawn)-.+|"
-    r"left-out\.txt|(vae|clap|ldm|hifigan|distill|matcher)\.csv|.+\.safetensors"
+    r"left-out\.txt|(vae|clap|ldm|hifigan|distill|matcher|refiner)\.csv|.+\.safetensors"
 )
 # the discriminators of a stage, below the folder of a run
 DISCRIMINATOR_FILES = {stage: f"discriminators/{stage}.safetensors" for stage in ("vae", "hifigan")}

@@ -139,17 +139,21 @@ def train_ldm(model: RefinedAudioLDM, loader: DataLoader, **options: Unpack[Stag
 
 
 def ldm_losses(
-    model: RefinedAudioLDM, settings: StageConfig, unconditional_probability: float | None = None
+    model: RefinedAudioLDM,
+    settings: StageConfig,
+    unconditional_probability: float | None = None,
+    draw_timesteps: Callable[..., torch.Tensor] | None = None,
 ) -> Callable[..., dict[str, torch.Tensor]]:
     """Return the loss of the U-Net, as `Learner` takes it; batches as for `train_ldm`.
 
     unconditional_probability: of a clip without its caption, for guidance; None: the configuration's.
+    draw_timesteps: (count, schedule, generator) -> (count,) timesteps; None: as the settings say.
     """
     config, schedule, blank = model.config, model.schedule, unconditional_probability
     blank = config.unconditional_probability if blank is None else blank
     model.unet.gradient_checkpointing = settings.gradient_checkpointing
     samplers = {"stratified": stratified_timesteps, "uniform": uniform_timesteps, "noisy": noisy_timesteps}
-    draw_timesteps = samplers[settings.timesteps]
+    draw_timesteps = draw_timesteps or samplers[settings.timesteps]
     with torch.no_grad():
         unconditional = model.clap.embed_text([""])[0]
 
