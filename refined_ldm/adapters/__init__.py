@@ -1,1 +1,1 @@
-"""Small additions to a trained model, each in a file of its own: LoRAs, the student of few steps, the matcher and the refiner."""
+"""Small additions to a trained model, each in a file of its own: LoRAs, student, matcher and refiner."""

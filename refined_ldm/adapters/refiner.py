@@ -29,7 +29,7 @@ class RefinerConfig:
     """Sizes of a refiner, and how it is used."""
 
     unet: UNetConfig = UNetConfig()
-    learned: int = 300  # it learned the timesteps below
+    learned: int = 500  # it learned the timesteps below
     first: int = 249  # to which a latent is noised before it is refined
     steps: int = 6  # of DPM-Solver++ from there to the clean latent
 

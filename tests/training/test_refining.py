@@ -1,0 +1,144 @@
+"""The refiner: its noise levels, its files, its training, and what `generate` does with one."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from refined_ldm.adapters.refiner import REFINER_FILE, Refiner, RefinerConfig, refiner_config
+from refined_ldm.config import preset
+from refined_ldm.diffusion import NoiseSchedule, add_noise, clean_latent, dpmpp_sample
+from refined_ldm.inference import optimize_for_inference
+from refined_ldm.text_to_audio import RefinedAudioLDM
+from refined_ldm.training.refining import REFINING, low_timesteps, train_refiner
+from tests.support import small
+
+SCHEDULE = NoiseSchedule.ldm()
+
+
+def with_refiner(model, awake=True):
+    model.refiner = Refiner(refiner_config(model.config.unet)).eval()
+    if awake:
+        small.awake(model.refiner)
+    return model
+
+
+def test_it_learns_every_timestep_below_its_limit_equally_often():
+    t = low_timesteps(300, 600, SCHEDULE, torch.Generator().manual_seed(0))
+    assert (t.bincount() - 2).abs().max() <= 1 and t.max() == 299
+
+
+def test_given_timesteps_take_the_place_of_even_ones():
+    asked, z = [], torch.randn(2, 2, 8, 4)
+
+    def denoise(z_t, t, c):
+        asked.append(t[0].item())
+        return torch.zeros_like(z_t)
+
+    dpmpp_sample(denoise, z, None, SCHEDULE, timesteps=[249, 100, 10])
+    assert asked == [249, 100, 10]
+
+
+def test_a_perfect_denoiser_returns_the_clean_latent(monkeypatch):
+    model = with_refiner(small.awake_model(monkeypatch))
+    latent, c = torch.randn(3, *model.latent_shape(model.config.seconds)), model.clap.embed_text(["a", "b", "c"])
+
+    def knows(z_t, t, c, unet):
+        assert unet is model.refiner
+        alpha_bar = SCHEDULE.at(t)
+        return (z_t - alpha_bar.sqrt() * latent) / (1 - alpha_bar).sqrt()
+
+    monkeypatch.setattr(model, "denoise", knows)
+    found = model.refine(latent, c, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(found, latent, atol=1e-4, rtol=1e-4)
+
+
+def test_generate_refines_the_kept_sound_alone_and_it_does_not_depend_on_the_others(monkeypatch):
+    model = with_refiner(small.loud_model(monkeypatch))
+    refined, refine = [], model.refine
+    monkeypatch.setattr(model, "refine", lambda latent, *given: refined.append(len(latent)) or refine(latent, *given))
+    both = model.generate(["rain", "a bell"], candidates=1, seed=3)
+    one = model.generate(["a bell"], candidates=1, seed=3)
+    assert refined == [2, 1]
+    torch.testing.assert_close(both[1:], one, atol=1e-4, rtol=1e-3)
+    monkeypatch.setattr(model, "refine", lambda latent, *given: latent)
+    assert not torch.allclose(model.generate(["a bell"], candidates=1, seed=3), one, atol=1e-3)
+
+
+def test_beside_loras_and_without_a_refiner_latents_stay_as_they_are(monkeypatch):
+    pytest.importorskip("peft")
+    from refined_ldm.adapters.lora import with_loras
+
+    model = small.awake_model(monkeypatch)
+    latent, c = torch.randn(1, *model.latent_shape(model.config.seconds)), model.clap.embed_text(["a"])
+    assert model.refine(latent, c, None) is latent
+    with_refiner(model)
+    with_loras(model).add(2)
+    assert model.refine(latent, c, None) is latent
+    model.merge_loras()
+    assert model.refiner is None  # it belongs to the weights before
+
+
+def test_a_model_is_saved_and_loaded_with_its_refiner(monkeypatch, tmp_path):
+    model = with_refiner(small.awake_model(monkeypatch))
+    model.save(tmp_path / "model")
+    again = RefinedAudioLDM.load(tmp_path / "model")
+    assert again.refiner.config == model.refiner.config and again.digest() == model.digest()
+    pairs = zip(again.refiner.parameters(), model.refiner.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    again.load_part("clap", tmp_path / "model")
+    assert again.refiner is None  # another conditioner
+    with pytest.raises(ValueError, match="is no refiner of"):
+        Refiner.load(tmp_path / "model" / "vae.safetensors")
+    with pytest.raises(FileNotFoundError):
+        Refiner.load(tmp_path / "none.safetensors")
+
+
+def test_it_is_made_faster_with_the_model(monkeypatch):
+    model = with_refiner(small.awake_model(monkeypatch))
+    optimize_for_inference(model, "bf16")
+    assert any(p.dtype == torch.bfloat16 for p in model.refiner.parameters())
+    assert model.generate(["rain"]).isfinite().all()
+
+
+def test_sizes_follow_from_the_unet_and_impossible_ones_are_refused():
+    tiny = refiner_config(preset("tiny").unet)
+    assert tiny.unet.patch_size == 1 and tiny.unet.model_channels == 48 and not tiny.unet.caption_map
+    assert refiner_config(preset("paper").unet).unet.downsampling <= preset("paper").unet.downsampling
+    for sizes in ({"first": 500}, {"steps": 0}, {"first": 4, "steps": 5}):
+        with pytest.raises(ValueError, match="1 <= steps <= first < learned"):
+            RefinerConfig(**sizes)
+
+
+@pytest.fixture
+def base(tmp_path, monkeypatch):
+    """-> a function that returns the same trained model of scenes each time; the shortest scenes last a second."""
+    small.awake_model(monkeypatch, seconds=1.28).save(tmp_path / "model")
+    return lambda: RefinedAudioLDM.load(tmp_path / "model", data="scenes", clips=12)
+
+
+def test_training_resumes_and_gives_the_model_its_refiner(base, tmp_path):
+    settings = replace(REFINING, max_steps=3, batch_size=4, save_every=1)
+    model = base()
+    before = model.digest()
+    steps = list(train_refiner(model, tmp_path / "whole", settings))
+    assert len(steps) == 3 and not model.refiner.training and model.digest() == before
+    stopped = train_refiner(base(), tmp_path / "stopped", settings)
+    next(stopped), next(stopped)
+    stopped.close()
+    list(train_refiner(base(), tmp_path / "stopped", settings, resume=True))
+    one, other = (Refiner.load(tmp_path / name / REFINER_FILE).state_dict() for name in ("whole", "stopped"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    with pytest.raises(FileExistsError, match="is there already"):
+        next(train_refiner(base(), tmp_path / "whole", settings))
+
+
+def test_it_learns_to_denoise(base, tmp_path):
+    model = base()
+    settings = replace(REFINING, max_steps=60, batch_size=8)
+    losses = [step.loss for step in train_refiner(model, tmp_path / "run", settings)]
+    assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
+    z_0, t = torch.randn(2, *model.latent_shape(1.28)), torch.full((2,), 100)
+    z_t = add_noise(z_0, torch.randn_like(z_0), t, SCHEDULE)
+    eps = model.denoise(z_t, t, model.clap.embed_text(["a", "b"]), model.refiner)
+    assert clean_latent(z_t, eps, t, SCHEDULE).shape == z_0.shape
