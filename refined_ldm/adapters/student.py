@@ -53,10 +53,16 @@ class Student(LoraUNet):
 
 
 def save_student(
-    path: str | Path, tensors: dict[str, Tensor], config: LoraConfig, base: str, name: str, **metadata: Any
+    path: str | Path,
+    tensors: dict[str, Tensor],
+    config: LoraConfig,
+    base: str,
+    name: str,
+    dtype: torch.dtype = torch.float16,
+    **metadata: Any,
 ) -> None:
-    """Write a student in half precision. base, name: digest and name of its teacher."""
-    save_weights(path, tensors, config, torch.float16, kind="student", base=base, name=name, **metadata)
+    """Write a student, in half precision unless `dtype` says otherwise. base, name: digest and name of its teacher."""
+    save_weights(path, tensors, config, dtype, kind="student", base=base, name=name, **metadata)
 
 
 def save_again(file: Path, to: Path, base: str) -> None:

@@ -2,10 +2,11 @@
 
     python -m refined_ldm.cli.ship_weights runs/tiny [PART …]
 
-Half precision, refined_ldm/weights/tiny/*.safetensors; card.json and README.md beside them hold the commands, the
-training curves' last values and what was measured on the very files that are shipped. PART, to measure only
-some of it: conditioners, budget, adherence. The folder of `refined-ldm train --distill` ships its student alone, and
-those of `refined-ldm train --matcher` and `--refiner` matcher and refiner.
+refined_ldm/weights/tiny/*.safetensors: half precision; vocoder, conditioners and what stands beside the U-Net in 8 bits.
+card.json and README.md beside them hold the commands, the training curves' last values and what was measured on the
+very files that are shipped. PART, to measure only some of it: conditioners, budget, adherence. The folder of
+`refined-ldm train --distill` ships its student alone, and those of `refined-ldm train --matcher` and `--refiner`
+matcher and refiner.
 """
 
 import json
@@ -26,7 +27,7 @@ import torch
 from refined_ldm import display
 from refined_ldm.adapters.matcher import MATCHER_FILE, Matcher
 from refined_ldm.adapters.refiner import REFINER_FILE, Refiner
-from refined_ldm.adapters.student import STUDENT_FILE
+from refined_ldm.adapters.student import STUDENT_FILE, read_student, save_student
 from refined_ldm.base.files import atomic_write
 from refined_ldm.clap import Clap
 from refined_ldm.discriminators import Discriminators
@@ -73,10 +74,12 @@ TITLES = {"vae": "VAE", "clap": "CLAP, HTS-AT + GPT-2", "ldm": "U-Net", "hifigan
 
 
 def ship(run: Path) -> None:
-    """Write the model's parts and discriminators in float16, and the second conditioner, if there is one, in 8 bits."""
+    """Write the model's parts and discriminators in float16; vocoder, conditioners and adapters in 8 bits."""
     model = RefinedAudioLDM.load(run)
     (FOLDER / STUDENT_FILE).unlink(missing_ok=True)  # that of the weights before
     model.save(FOLDER, torch.float16)
+    for part in ("hifigan", "clap"):
+        model.save_part(part, FOLDER, torch.int8)
     discriminators = {
         "hifigan": Discriminators(model.config.discriminators),
         "vae": PatchDiscriminator(model.config.vae_discriminator),
@@ -92,7 +95,8 @@ def ship(run: Path) -> None:
 
 def ship_student(run: Path) -> None:
     """Ship the student of the run, whose teacher must be the shipped weights."""
-    shutil.copy(run / STUDENT_FILE, FOLDER)
+    tensors, metadata = read_student(run / STUDENT_FILE)
+    save_student(FOLDER / STUDENT_FILE, tensors, dtype=torch.int8, **{k: v for k, v in metadata.items() if k != "kind"})
     RefinedAudioLDM.load(FOLDER)  # refuses a student of other weights
     check_size()
 
