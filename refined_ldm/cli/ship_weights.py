@@ -2,7 +2,7 @@
 
     python -m refined_ldm.cli.ship_weights runs/tiny [PART …]
 
-refined_ldm/weights/tiny/*.safetensors: half precision; vocoder, conditioners and what stands beside the U-Net in 8 bits.
+refined_ldm/weights/tiny/*.safetensors: in half precision, vocoder, conditioners and adapters in 8 bits.
 card.json and README.md beside them hold the commands, the training curves' last values and what was measured on the
 very files that are shipped. PART, to measure only some of it: conditioners, budget, adherence. The folder of
 `refined-ldm train --distill` ships its student alone, and those of `refined-ldm train --matcher` and `--refiner`
