@@ -2,9 +2,8 @@
 
 Which sounds there are and when is decided while there is much noise, their texture while there is little. An expert for
 each (Balaji et al. 2022, eDiff-I) needs not do both: the U-Net of `tiny` looks at blocks of 2 x 2 positions, and the
-refiner, a smaller U-Net, at each of them. It takes the latent of any sampler, adds some noise and removes it again
-(Podell et al. 2024, SDXL, sec. 2.5), the U-Net first, where there is more. Only the latent that is kept of several
-candidates is refined.
+refiner, a smaller U-Net, at each of them. It takes the latent of any sampler, adds a little noise and removes it again
+(Podell et al. 2024, SDXL, sec. 2.5). Only the latent that is kept of several candidates is refined.
 
 Notebook: 09
 """
@@ -31,15 +30,13 @@ class RefinerConfig:
 
     unet: UNetConfig = UNetConfig()
     learned: int = 500  # it learned the timesteps below
-    first: int = 499  # to which a latent is noised before it is refined
-    switch: int = 300  # from here up the guided U-Net removes the noise again, below it the refiner
-    steps: int = 8  # of DPM-Solver++, closer together where there is less noise
-    guidance_scale: float = 2.0  # of the U-Net's
+    first: int = 290  # to which a latent is noised before it is refined; from 400 on numbers change
+    steps: int = 6  # of DPM-Solver++ from there, closer together where there is less noise
 
     def __post_init__(self):
         cast_numbers(self)
-        if not (1 <= self.steps <= self.first and 1 <= self.switch <= self.learned):
-            raise ValueError(f"a refiner needs 1 <= steps <= first and 1 <= switch <= learned, got {self}")
+        if not 1 <= self.steps <= self.first < self.learned:
+            raise ValueError(f"a refiner needs 1 <= steps <= first < learned, got {self}")
 
     @property
     def timesteps(self) -> list[int]:
@@ -101,14 +98,11 @@ def refine(
     refiner = model.refiner
     if refiner is None or model.loras is not None:
         return latent
-    config, at = refiner.config, torch.full((len(latent),), refiner.config.first, device=latent.device)
-    z_t, timesteps = add_noise(latent, noise_like(latent, generator), at, model.schedule), iter(config.timesteps)
-    guided = model.guided(guidance_scale=config.guidance_scale, guidance_interval=(0, model.schedule.steps))
+    at = torch.full((len(latent),), refiner.config.first, device=latent.device)
+    z_t = add_noise(latent, noise_like(latent, generator), at, model.schedule)
 
     def denoise(z_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
-        if next(timesteps) >= config.switch:
-            return guided(z_t, t, c)
         with fitting_threads(refiner.unet, z_t.numel() // z_t.shape[1], model.device):
             return model.denoise(z_t, t, c, refiner)
 
-    return dpmpp_sample(denoise, z_t, embedding, model.schedule, timesteps=config.timesteps)
+    return dpmpp_sample(denoise, z_t, embedding, model.schedule, timesteps=refiner.config.timesteps)
