@@ -54,7 +54,7 @@ ANIMATED = SOUNDS[2]
 
 def shipped_digest() -> str:
     """Return the sha256 of the shipped parts that make a sound: sounds of other weights are stale."""
-    parts = ("clap-tiny-gpt2", "ldm", "student", "matcher", "vae", "hifigan")
+    parts = ("clap-tiny-gpt2", "ldm", "student", "matcher", "refiner", "vae", "hifigan")
     return hashlib.sha256(b"".join((WEIGHTS / "tiny" / f"{p}.safetensors").read_bytes() for p in parts)).hexdigest()
 
 
@@ -100,6 +100,7 @@ def denoising(model: RefinedAudioLDM, sound: Sound, steps: int) -> tuple[torch.T
 
     with fitting_threads(model.unet, z_T.numel() // z_T.shape[1], model.device):  # as generate: the same bits
         result = dpmpp_sample(denoise, z_T, embedding, model.schedule, steps)
+    result = model.refine(result, embedding, caption_generators([sound.caption], f"{sound.seed}, refined"))
     return torch.cat([*noisy, result]), model.decode(torch.cat([*clean, result]))
 
 

@@ -216,7 +216,8 @@ class RefinedAudioLDM(nn.Module):
 
         def hear(latent, rows):
             some = [repeated[row] for row in rows]
-            latent = self.refine(latent, embedding[list(rows)], caption_generators(some, f"{seed}, refined"))
+            own = embedding if len(rows) == len(embedding) else embedding[rows]
+            latent = self.refine(latent, own, caption_generators(some, f"{seed}, refined"))
             mel = self.decode(latent)
             waveform = self.to_waveform(mel)[:, : round(seconds * self.config.mel.sample_rate)]
             stages = {"latent": latent, "mel": mel, "waveform": waveform}

@@ -32,7 +32,8 @@ def test_targets_show_a_point_for_every_run_and_leave_out_the_loss_of_another_sc
 
 def test_branches_have_a_row_of_their_own():
     more = RUNS[RUNS["label"] == "B"].assign(label="B, wsd")
-    titles = [ax.get_title() for ax in figures.plot_targets(pd.concat([RUNS, more]), REACHED).axes]
+    axes = figures.plot_targets(pd.concat([RUNS, more]), REACHED).axes
+    titles = [ax.get_title("left") + ax.get_title() for ax in axes]  # the style of the figures puts them to the left
     assert len(titles) == 9 and all("anew" in title for title in titles[6:])
 
 
