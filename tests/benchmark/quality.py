@@ -37,9 +37,9 @@ STUDENT = (
 def quality(model, classifier, embed, scenes, ways, on_row=print):
     """Generate the captions of scenes in each way -> rows of way, evaluations, seconds, memory_gb, details, frechet.
 
-    evaluations: of the U-Net for each caption, without the refiner's; seconds and memory: of one clip; details: the share of right answers to
-    QUESTIONS, and to each; frechet: to the rendered clips; the last two with intervals. embed: waveforms (n, N) ->
-    embeddings (n, D), for the distance.
+    evaluations: of the U-Net for each caption, without the refiner's; seconds and memory: of one clip; details: the
+    share of right answers to QUESTIONS, and to each; frechet: to the rendered clips; the last two with intervals.
+    embed: waveforms (n, N) -> embeddings (n, D), for the distance.
     """
     captions = [scene.caption for scene in scenes]
     texts = [str(caption) for caption in captions]
