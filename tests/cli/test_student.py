@@ -89,3 +89,13 @@ def test_a_file_of_another_kind_is_refused_before_the_model_is_loaded(bells, cap
     monkeypatch.setattr("refined_ldm.text_to_audio.RefinedAudioLDM.load", None)
     status, printed, errors = generate(capsys, *arguments)
     assert (status, printed, len(errors)) == (2, [], 1) and message in errors[0]
+
+
+def test_a_refiner_is_trained_on_the_same_clips(bells, capsys):
+    train = ("train", "--refiner", "--from", "model", "--data", "bells", "--run", "run", "--device", "cpu")
+    status, printed, errors = run(capsys, *train, "--max-steps", 2)
+    assert status == 0 and printed[-1] == "refiner: 2 steps, it is in run/refiner.safetensors", errors
+    status, printed, errors = run(capsys, *train)
+    assert (status, printed, len(errors)) == (2, [], 1) and "give another --run" in errors[0]
+    status, printed, errors = run(capsys, *train, "--stage", "ldm")
+    assert (status, printed, len(errors)) == (2, [], 1) and "--stage does not go with --refiner" in errors[0]
