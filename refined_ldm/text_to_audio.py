@@ -206,18 +206,19 @@ class RefinedAudioLDM(nn.Module):
         repeated = [caption for caption in captions for _ in range(candidates)]
         embedding, unconditional = self.clap.embed_text(repeated), self.clap.embed_text([negative_caption])[0]
 
+        def of(rows):  # a GPU would wait for an index
+            return embedding if len(rows) == len(repeated) else embedding[rows]
+
         def sample(rows, seed, interval):
             generators = caption_generators([repeated[row] for row in rows], seed)
             noise = noise_like(embedding.new_empty(len(rows), *self.latent_shape(seconds)), generators)
-            own = embedding if len(rows) == len(repeated) else embedding[rows]
             return self.sample_latent(
-                own, noise, steps, guidance_scale, unconditional, sampler, eta, generators, on_step, interval
+                of(rows), noise, steps, guidance_scale, unconditional, sampler, eta, generators, on_step, interval
             )
 
         def hear(latent, rows):
             some = [repeated[row] for row in rows]
-            own = embedding if len(rows) == len(embedding) else embedding[rows]
-            latent = self.refine(latent, own, caption_generators(some, f"{seed}, refined"))
+            latent = self.refine(latent, of(rows), caption_generators(some, f"{seed}, refined"))
             mel = self.decode(latent)
             waveform = self.to_waveform(mel)[:, : round(seconds * self.config.mel.sample_rate)]
             stages = {"latent": latent, "mel": mel, "waveform": waveform}

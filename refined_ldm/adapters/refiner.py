@@ -10,6 +10,7 @@ Notebook: 09
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -75,8 +76,7 @@ class Refiner(nn.Module):
         state, metadata = read_weights(path)
         try:
             config = metadata["config"]
-            sizes = {k: tuple(v) if isinstance(v, list) else v for k, v in config["unet"].items()}
-            config = RefinerConfig(**config | {"unet": UNetConfig(**sizes)})
+            config = RefinerConfig(**config | {"unet": UNetConfig(**config["unet"])})
         except (KeyError, TypeError, AttributeError) as fault:
             raise ValueError(f"{path} is no refiner of `refined-ldm train --refiner` ({fault})") from fault
         return load_into(cls(config), state, path).eval()
@@ -100,9 +100,6 @@ def refine(
         return latent
     at = torch.full((len(latent),), refiner.config.first, device=latent.device)
     z_t = add_noise(latent, noise_like(latent, generator), at, model.schedule)
-
-    def denoise(z_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
-        with fitting_threads(refiner.unet, z_t.numel() // z_t.shape[1], model.device):
-            return model.denoise(z_t, t, c, refiner)
-
-    return dpmpp_sample(denoise, z_t, embedding, model.schedule, timesteps=refiner.config.timesteps)
+    denoise = partial(model.denoise, unet=refiner)
+    with fitting_threads(refiner.unet, z_t.numel() // z_t.shape[1], model.device):
+        return dpmpp_sample(denoise, z_t, embedding, model.schedule, timesteps=refiner.config.timesteps)

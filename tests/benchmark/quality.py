@@ -78,9 +78,9 @@ def quality(model, classifier, embed, scenes, ways, on_row=print):
     return rows
 
 
-def measure_quality(on_row=print, count=48, ways=None):
-    """`quality` of preset `tiny` for captions of `test` that name each detail `count` times; ways: None: all."""
+def measure_quality(on_row=print, count=48):
+    """`quality` of preset `tiny` for captions of `test` that name each detail `count` times."""
     model, classifier, aisfx = RefinedAudioLDM.from_preset("tiny"), DetailClassifier.load(), Aisfx.load()
     scenes = select_scenes(count, seconds=model.config.seconds)
-    ways = ways or WAYS | (STUDENT if model.student is not None else {})
+    ways = WAYS | (STUDENT if model.student is not None else {})
     return quality(model, classifier, lambda sounds: aisfx(sounds, 16_000).numpy(), scenes, ways, on_row)
