@@ -343,14 +343,16 @@ def jump_sample(
     schedule: NoiseSchedule,
     steps: int = 4,
     on_step: Callable[[int, int], None] | None = None,
+    lowest: int = 0,
 ) -> Tensor:
     """Noise z_T (B, C, T, F) -> latent, in `steps` jumps of equal length in the timestep, the last to z_0.
 
-    `jumper` says where each ends, by its eps; one call a jump. on_step(k, steps) is called after each.
+    `jumper` says where each ends, by its eps; one call a jump. on_step(k, steps) is called after each. lowest: jumps
+    that would start below this timestep are left out, and the one before goes to z_0.
 
     Notebook: 09
     """
-    z_t, timesteps = z_T, [*schedule.timesteps(steps), CLEAN]
+    z_t, timesteps = z_T, [*(t for t in schedule.timesteps(steps) if t >= lowest), CLEAN]
     for k, (now, following) in enumerate(pairwise(timesteps)):
         t, s = (torch.full((len(z_t),), n, device=z_t.device) for n in (now, following))
         z_t = jump(z_t, jumper(z_t, t, s, c), t, s, schedule)

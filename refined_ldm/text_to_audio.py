@@ -209,12 +209,11 @@ class RefinedAudioLDM(nn.Module):
         def of(rows):  # a GPU would wait for an index
             return embedding if len(rows) == len(repeated) else embedding[rows]
 
-        def sample(rows, seed, interval):
+        def sample(rows, seed, interval, lowest=0):
             generators = caption_generators([repeated[row] for row in rows], seed)
             noise = noise_like(embedding.new_empty(len(rows), *self.latent_shape(seconds)), generators)
-            return self.sample_latent(
-                of(rows), noise, steps, guidance_scale, unconditional, sampler, eta, generators, on_step, interval
-            )
+            given = unconditional, sampler, eta, generators, on_step, interval, lowest
+            return self.sample_latent(of(rows), noise, steps, guidance_scale, *given)
 
         def hear(latent, rows):
             some = [repeated[row] for row in rows]
@@ -229,10 +228,17 @@ class RefinedAudioLDM(nn.Module):
             return waveform, checks[3:]  # (B, N), (3, B)
 
         interval = self.config.guidance_interval if guidance_interval is None else guidance_interval
-        latent = drawn = sample(range(len(repeated)), seed, interval)
+        mended = matched and sampler == "student" and refiner.restarts(self, candidates, steps)
+        latent = drawn = sample(range(len(repeated)), seed, interval, self.refiner.config.restart if mended else 0)
         ranked = None
         if candidates > 1 and matched:  # before any is decoded
-            ranked = self.matcher.rank(latent, embedding, candidates)
+            ranked = self.matcher.rank(drawn, embedding, candidates)
+            if mended:
+                best = ranked[:mended].T.flatten()
+                drawn, embedding = drawn[best], embedding[best]
+                some = [caption for caption in captions for _ in range(mended)]
+                drawn = self.restart(drawn, embedding, caption_generators(some, f"{seed}, restarted"))
+                ranked = self.matcher.rank(drawn, embedding, mended)
             latent, embedding, repeated, candidates = drawn[ranked[0]], embedding[ranked[0]], captions, 1
         waveform, silent = hear(latent, range(len(repeated)))
         for following in () if ranked is None else ranked[1:]:  # a faint sound gives way to the next best
@@ -283,18 +289,19 @@ class RefinedAudioLDM(nn.Module):
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         on_step: Callable[[int, int], None] | None = None,
         guidance_interval: tuple[int, int] | None = None,
+        lowest: int = 0,
     ) -> torch.Tensor:
         """Sample scaled latents (B, C, T, F) by guided diffusion from embeddings (B, D) and noise z_T (B, C, T, F).
 
         unconditional: the embedding (D,) that guidance moves away from, that of "" if None. generator: of DDIM's noise.
-        guidance_interval: the first and the last timestep with guidance. A "student" has no use for the three. Raises
-        ValueError for an impossible argument.
+        guidance_interval: the first and the last timestep with guidance. A "student" has no use for the three; it alone
+        leaves out jumps from timesteps below `lowest`. Raises ValueError for an impossible argument.
 
         Notebook: 05
         """
         if sampler == "student":
             steps = student.check(self, steps)
-            return jump_sample(self.student_noise, z_T, embedding, self.schedule, steps, on_step)
+            return jump_sample(self.student_noise, z_T, embedding, self.schedule, steps, on_step, lowest)
         steps, spacing = self.config.steps if steps is None else steps, "leading" if sampler == "ddim" else "trailing"
         timesteps = iter(self.schedule.timesteps(steps, spacing))
         deep = DeepFeatures(self.cache_interval) if self.cache_interval > 1 else None
@@ -358,7 +365,7 @@ class RefinedAudioLDM(nn.Module):
     load_lora, merge_loras = lora.load_lora, lora.merge_loras
     remove_loras, with_loras = lora.remove_loras, lora.with_loras
     load_student, student_noise = student.load_student, student.student_noise
-    refine = refiner.refine
+    refine, restart = refiner.refine, refiner.restart
 
     @classmethod
     def from_audioldm(

@@ -5,6 +5,9 @@ each (Balaji et al. 2022, eDiff-I) needs not do both: the U-Net of `tiny` looks 
 refiner, a smaller U-Net, at each of them. It takes the latent of any sampler, adds a little noise and removes it again
 (Podell et al. 2024, SDXL, sec. 2.5). Only the latent that is kept of several candidates is refined.
 
+What the few jumps of a student got wrong is mended in the same way, by its teacher and at more noise: Restart sampling
+(Xu et al. 2023). The candidates that fit their caption best restart, before one of them is kept.
+
 Notebook: 09
 """
 
@@ -16,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from refined_ldm.adapters.student import STEPS
 from refined_ldm.base.integers import cast_numbers
 from refined_ldm.devices import fitting_threads
 from refined_ldm.diffusion import add_noise, dpmpp_sample, noise_like
@@ -33,16 +37,26 @@ class RefinerConfig:
     learned: int = 500  # it learned the timesteps below
     first: int = 290  # to which a latent is noised before it is refined; from 400 on numbers change
     steps: int = 6  # of DPM-Solver++ from there, closer together where there is less noise
+    restarts: int = 3  # of a student's sounds, those of the best fit: its teacher mends them first
+    restart: int = 499  # the timestep to which they are noised for it
+    restart_guidance: float = 2.0  # of its steps
 
     def __post_init__(self):
         cast_numbers(self)
         if not 1 <= self.steps <= self.first < self.learned:
             raise ValueError(f"a refiner needs 1 <= steps <= first < learned, got {self}")
+        if self.restarts < 0 or self.restart <= self.first:
+            raise ValueError(f"a refiner needs restarts >= 0 and restart > first, got {self}")
 
     @property
     def timesteps(self) -> list[int]:
         """Those of its steps, from high to low."""
         return [round(self.first * (1 - k / self.steps) ** 1.5) for k in range(self.steps)]
+
+    @property
+    def restart_timesteps(self) -> list[int]:
+        """Those of the teacher's three steps: the noise below the last is the refiner's."""
+        return [self.restart, (self.restart + self.first) // 2, self.first]
 
 
 def refiner_config(unet: UNetConfig) -> RefinerConfig:
@@ -82,7 +96,7 @@ class Refiner(nn.Module):
         return load_into(cls(config), state, path).eval()
 
 
-# Method of `RefinedAudioLDM`
+# Methods of `RefinedAudioLDM`
 
 
 @torch.no_grad()
@@ -98,8 +112,36 @@ def refine(
     refiner = model.refiner
     if refiner is None or model.loras is not None:
         return latent
-    at = torch.full((len(latent),), refiner.config.first, device=latent.device)
+    with fitting_threads(refiner.unet, latent.numel() // latent.shape[1], model.device):
+        denoise = partial(model.denoise, unet=refiner)
+        return _again(model, denoise, latent, embedding, generator, refiner.config.timesteps)
+
+
+def restarts(model: nn.Module, candidates: int, steps: int | None) -> int:
+    """Return how many of a student's candidates `restart`: none of one, and none where fewer steps are asked for."""
+    if model.refiner is None or candidates == 1 or steps not in (None, max(STEPS)):
+        return 0
+    return min(model.refiner.config.restarts, candidates)
+
+
+@torch.no_grad()
+def restart(
+    model: nn.Module, latent: Tensor, embedding: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None
+) -> Tensor:
+    """Let the U-Net mend latents (B, C, T, F) of a student, of captions with embeddings (B, D), in guided steps.
+
+    It does not remove the last of the noise well, which is the refiner's: the latents are for the matcher and for
+    `refine`. generator: as there.
+
+    Notebook: 09
+    """
+    config = model.refiner.config
+    guided = model.guided(guidance_scale=config.restart_guidance, guidance_interval=(0, model.schedule.steps))
+    return _again(model, guided, latent, embedding, generator, config.restart_timesteps)
+
+
+def _again(model, denoise, latent, embedding, generator, timesteps):
+    """Noise latents to the first of the timesteps, and remove the noise in a step from each of them."""
+    at = torch.full((len(latent),), timesteps[0], device=latent.device)
     z_t = add_noise(latent, noise_like(latent, generator), at, model.schedule)
-    denoise = partial(model.denoise, unet=refiner)
-    with fitting_threads(refiner.unet, z_t.numel() // z_t.shape[1], model.device):
-        return dpmpp_sample(denoise, z_t, embedding, model.schedule, timesteps=refiner.config.timesteps)
+    return dpmpp_sample(denoise, z_t, embedding, model.schedule, timesteps=timesteps)

@@ -5,7 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from refined_ldm.adapters.matcher import Matcher
 from refined_ldm.adapters.refiner import REFINER_FILE, Refiner, RefinerConfig, refiner_config
+from refined_ldm.adapters.student import student_unet
 from refined_ldm.config import preset
 from refined_ldm.diffusion import NoiseSchedule, add_noise, clean_latent, dpmpp_sample
 from refined_ldm.inference import optimize_for_inference
@@ -69,6 +71,84 @@ def test_generate_refines_the_kept_sound_alone_and_it_does_not_depend_on_the_oth
     assert not torch.allclose(model.generate(["a bell"], candidates=1, seed=3), one, atol=1e-3)
 
 
+@pytest.fixture
+def drafting(monkeypatch):
+    """A model with student and refiner, and a matcher that notes the latents it is given and prefers the third."""
+    model = with_refiner(small.loud_model(monkeypatch, candidates=5, sampler="student"))
+    model.student = student_unet(model.unet).eval()
+    monkeypatch.setattr(model, "matcher", Prefers(2))
+    return model
+
+
+class Prefers:
+    """A matcher that prefers the latent in one place, then those before it."""
+
+    def __init__(self, best):
+        self.best, self.given = best, []
+
+    rank = Matcher.rank
+
+    def fits(self, shape, embedding_dim):
+        return True
+
+    def __call__(self, latent, row, embedding):
+        self.given.append(latent)
+        return -(row % self.size(latent) - self.best).abs().float() - 0.1 * (row % self.size(latent) > self.best)
+
+    def size(self, latent):
+        return {10: 5, 5: 5, 6: 3, 3: 3}[len(latent)]
+
+
+def test_a_perfect_teacher_gives_a_restarted_latent_back(drafting, monkeypatch):
+    latent, c = torch.randn(2, *drafting.latent_shape(drafting.config.seconds)), drafting.clap.embed_text(["a", "b"])
+    asked = []
+
+    def guided(guidance_scale, guidance_interval):
+        assert guidance_scale == drafting.refiner.config.restart_guidance and guidance_interval[0] == 0
+
+        def knows(z_t, t, c):
+            asked.append(t[0].item())
+            alpha_bar = SCHEDULE.at(t)
+            return (z_t - alpha_bar.sqrt() * latent) / (1 - alpha_bar).sqrt()
+
+        return knows
+
+    monkeypatch.setattr(drafting, "guided", guided)
+    found = drafting.restart(latent, c, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(found, latent, atol=1e-4, rtol=1e-4)
+    assert asked == [499, 394, 290]
+
+
+def test_the_best_of_a_students_sounds_restart_and_are_compared_again(drafting, monkeypatch):
+    matcher, restarted, refined = drafting.matcher, [], []
+    restart, refine = drafting.restart, drafting.refine
+    monkeypatch.setattr(drafting, "restart", lambda *given: restarted.append(given[0]) or restart(*given))
+    monkeypatch.setattr(drafting, "refine", lambda *given: refined.append(given[0]) or refine(*given))
+    jumps = []
+    both = drafting.generate(["rain", "a bell"], seed=3, on_step=lambda *done: jumps.append(done))
+    assert jumps == [(1, 3), (2, 3), (3, 3)]  # the fourth would start below the restart
+    drawn, mended = matcher.given
+    torch.testing.assert_close(restarted[0], drawn[[2, 1, 3, 7, 6, 8]])  # in the order of their fit
+    torch.testing.assert_close(refined[0], mended[[2, 5]])
+    one = drafting.generate(["a bell"], seed=3)
+    torch.testing.assert_close(both[1:], one, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("how", [{"candidates": 1}, {"steps": 2}, {"sampler": "dpmpp", "candidates": 3}])
+def test_what_is_no_draft_of_the_student_does_not_restart(drafting, monkeypatch, how):
+    drafting.matcher.best = 0
+    monkeypatch.setattr(drafting, "restart", lambda *given: pytest.fail("restarted"))
+    assert drafting.generate(["rain"], **how).isfinite().all()
+
+
+def test_without_restarts_the_student_goes_all_the_way(drafting):
+    refiner = drafting.refiner
+    refiner.config = replace(refiner.config, restarts=0)
+    jumps = []
+    drafting.generate(["rain"], on_step=lambda *done: jumps.append(done))
+    assert len(jumps) == 4 and len(drafting.matcher.given) == 1
+
+
 def test_beside_loras_and_without_a_refiner_latents_stay_as_they_are(monkeypatch):
     pytest.importorskip("peft")
     from refined_ldm.adapters.lora import with_loras
@@ -111,6 +191,9 @@ def test_sizes_follow_from_the_unet_and_impossible_ones_are_refused():
     assert refiner_config(preset("paper").unet).unet.downsampling <= preset("paper").unet.downsampling
     for sizes in ({"first": 500}, {"steps": 0}, {"first": 4, "steps": 5}):
         with pytest.raises(ValueError, match="a refiner needs 1 <= steps <= first < learned"):
+            RefinerConfig(**sizes)
+    for sizes in ({"restarts": -1}, {"restart": 290}):
+        with pytest.raises(ValueError, match="a refiner needs restarts >= 0 and restart > first"):
             RefinerConfig(**sizes)
 
 
