@@ -229,22 +229,21 @@ class RefinedAudioLDM(nn.Module):
 
         interval = self.config.guidance_interval if guidance_interval is None else guidance_interval
         mended = matched and sampler == "student" and refiner.restarts(self, candidates, steps)
-        latent = drawn = sample(range(len(repeated)), seed, interval, self.refiner.config.restart if mended else 0)
-        ranked = None
+        latent = sample(range(len(repeated)), seed, interval, self.refiner.config.restart if mended else 0)
+        choices = [latent]  # each (B, C, T, F), the one of the best fit first
         if candidates > 1 and matched:  # before any is decoded
-            ranked = self.matcher.rank(drawn, embedding, candidates)
+            ranked = self.matcher.rank(latent, embedding, candidates)
+            choices = [latent[rows] for rows in ranked]
             if mended:
-                best = ranked[:mended].T.flatten()
-                drawn, embedding = drawn[best], embedding[best]
-                some = [caption for caption in captions for _ in range(mended)]
-                drawn = self.restart(drawn, embedding, caption_generators(some, f"{seed}, restarted"))
-                ranked = self.matcher.rank(drawn, embedding, mended)
-            latent, embedding, repeated, candidates = drawn[ranked[0]], embedding[ranked[0]], captions, 1
-        waveform, silent = hear(latent, range(len(repeated)))
-        for following in () if ranked is None else ranked[1:]:  # a faint sound gives way to the next best
+                best, some = ranked[:mended].T.flatten(), [caption for caption in captions for _ in range(mended)]
+                again = self.restart(latent[best], embedding[best], caption_generators(some, f"{seed}, restarted"))
+                choices = [*(again[rows] for rows in self.matcher.rank(again, embedding[best], mended)), *choices]
+            embedding, repeated, candidates = embedding[ranked[0]], captions, 1
+        waveform, silent = hear(choices[0], range(len(repeated)))
+        for following in choices[1:]:  # a faint sound gives way to the next best
             if not (rows := (waveform.abs().amax(1) < FAINT).nonzero()[:, 0].tolist()):
                 break
-            waveform[rows], silent[:, rows] = hear(drawn[following[rows]], rows)
+            waveform[rows], silent[:, rows] = hear(following[rows], rows)
         # Where there is nearly only noise, guidance turns a sound that is mostly silence into silence.
         interval = (interval[0], max(interval[0], min(interval[1], round(REDRAWN_BELOW * self.schedule.steps))))
         for again in range(1, REDRAWN + 1):

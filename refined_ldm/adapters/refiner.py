@@ -3,7 +3,8 @@
 Which sounds there are and when is decided while there is much noise, their texture while there is little. An expert for
 each (Balaji et al. 2022, eDiff-I) needs not do both: the U-Net of `tiny` looks at blocks of 2 x 2 positions, and the
 refiner, a smaller U-Net, at each of them. It takes the latent of any sampler, adds a little noise and removes it again
-(Podell et al. 2024, SDXL, sec. 2.5). Only the latent that is kept of several candidates is refined.
+(Podell et al. 2024, SDXL, sec. 2.5). Few steps leave a latent too smooth; somewhat more noise than they expect makes up
+for it (S_noise of Karras et al. 2022, EDM, sec. 4). Only the latent that is kept of several candidates is refined.
 
 What the few jumps of a student got wrong is mended in the same way, by its teacher and at more noise: Restart sampling
 (Xu et al. 2023). The candidates that fit their caption best restart, before one of them is kept.
@@ -37,14 +38,16 @@ class RefinerConfig:
     learned: int = 500  # it learned the timesteps below
     first: int = 290  # to which a latent is noised before it is refined; from 400 on numbers change
     steps: int = 6  # of DPM-Solver++ from there, closer together where there is less noise
+    noise: float = 1.1  # size of what is added: more than the steps expect, since they smooth (EDM's S_noise)
     restarts: int = 3  # of a student's sounds, those of the best fit: its teacher mends them first
     restart: int = 499  # the timestep to which they are noised for it
-    restart_guidance: float = 2.0  # of its steps
 
     def __post_init__(self):
         cast_numbers(self)
         if not 1 <= self.steps <= self.first < self.learned:
             raise ValueError(f"a refiner needs 1 <= steps <= first < learned, got {self}")
+        if not 0.5 <= self.noise <= 2:
+            raise ValueError(f"noise of a refiner must be between 0.5 and 2, got {self.noise}")
         if self.restarts < 0 or self.restart <= self.first:
             raise ValueError(f"a refiner needs restarts >= 0 and restart > first, got {self}")
 
@@ -114,7 +117,7 @@ def refine(
         return latent
     with fitting_threads(refiner.unet, latent.numel() // latent.shape[1], model.device):
         denoise = partial(model.denoise, unet=refiner)
-        return _again(model, denoise, latent, embedding, generator, refiner.config.timesteps)
+        return _again(model, denoise, latent, embedding, generator, refiner.config.timesteps, refiner.config.noise)
 
 
 def restarts(model: nn.Module, candidates: int, steps: int | None) -> int:
@@ -128,20 +131,19 @@ def restarts(model: nn.Module, candidates: int, steps: int | None) -> int:
 def restart(
     model: nn.Module, latent: Tensor, embedding: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None
 ) -> Tensor:
-    """Let the U-Net mend latents (B, C, T, F) of a student, of captions with embeddings (B, D), in guided steps.
+    """Let the U-Net mend latents (B, C, T, F) of a student, of captions with embeddings (B, D), in three guided steps.
 
     It does not remove the last of the noise well, which is the refiner's: the latents are for the matcher and for
     `refine`. generator: as there.
 
     Notebook: 09
     """
-    config = model.refiner.config
-    guided = model.guided(guidance_scale=config.restart_guidance, guidance_interval=(0, model.schedule.steps))
-    return _again(model, guided, latent, embedding, generator, config.restart_timesteps)
+    timesteps = model.refiner.config.restart_timesteps
+    return _again(model, model.guided(), latent, embedding, generator, timesteps)
 
 
-def _again(model, denoise, latent, embedding, generator, timesteps):
-    """Noise latents to the first of the timesteps, and remove the noise in a step from each of them."""
+def _again(model, denoise, latent, embedding, generator, timesteps, size=1.0):
+    """Add noise to latents up to the first of the timesteps, `size` times as much, and remove it in steps from them."""
     at = torch.full((len(latent),), timesteps[0], device=latent.device)
-    z_t = add_noise(latent, noise_like(latent, generator), at, model.schedule)
+    z_t = add_noise(latent, size * noise_like(latent, generator), at, model.schedule)
     return dpmpp_sample(denoise, z_t, embedding, model.schedule, timesteps=timesteps)

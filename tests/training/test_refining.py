@@ -9,7 +9,7 @@ from refined_ldm.adapters.matcher import Matcher
 from refined_ldm.adapters.refiner import REFINER_FILE, Refiner, RefinerConfig, refiner_config
 from refined_ldm.adapters.student import student_unet
 from refined_ldm.config import preset
-from refined_ldm.diffusion import NoiseSchedule, add_noise, clean_latent, dpmpp_sample
+from refined_ldm.diffusion import NoiseSchedule, add_noise, clean_latent, dpmpp_sample, noise_like
 from refined_ldm.inference import optimize_for_inference
 from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.training.refining import REFINING, low_timesteps, train_refiner
@@ -59,6 +59,17 @@ def test_a_perfect_denoiser_returns_the_clean_latent(monkeypatch):
     assert asked == model.refiner.config.timesteps and asked[0] == 290 and len(asked) == 6
 
 
+def test_it_adds_as_much_noise_as_its_settings_say(monkeypatch):
+    model = with_refiner(small.awake_model(monkeypatch))
+    model.refiner.config = replace(model.refiner.config, noise=1.5)
+    latent, c = torch.zeros(1, *model.latent_shape(model.config.seconds)), model.clap.embed_text(["a"])
+    seen = []
+    monkeypatch.setattr(model, "denoise", lambda z_t, t, c, unet: seen.append(z_t) or torch.zeros_like(z_t))
+    model.refine(latent, c, torch.Generator().manual_seed(0))
+    eps = noise_like(latent, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(seen[0], 1.5 * (1 - SCHEDULE.alpha_bar[290]).sqrt() * eps)
+
+
 def test_generate_refines_the_kept_sound_alone_and_it_does_not_depend_on_the_others(monkeypatch):
     model = with_refiner(small.loud_model(monkeypatch))
     refined, refine = [], model.refine
@@ -103,9 +114,7 @@ def test_a_perfect_teacher_gives_a_restarted_latent_back(drafting, monkeypatch):
     latent, c = torch.randn(2, *drafting.latent_shape(drafting.config.seconds)), drafting.clap.embed_text(["a", "b"])
     asked = []
 
-    def guided(guidance_scale, guidance_interval):
-        assert guidance_scale == drafting.refiner.config.restart_guidance and guidance_interval[0] == 0
-
+    def guided():
         def knows(z_t, t, c):
             asked.append(t[0].item())
             alpha_bar = SCHEDULE.at(t)
@@ -192,6 +201,8 @@ def test_sizes_follow_from_the_unet_and_impossible_ones_are_refused():
     for sizes in ({"first": 500}, {"steps": 0}, {"first": 4, "steps": 5}):
         with pytest.raises(ValueError, match="a refiner needs 1 <= steps <= first < learned"):
             RefinerConfig(**sizes)
+    with pytest.raises(ValueError, match="noise of a refiner must be between 0.5 and 2, got 3.0"):
+        RefinerConfig(noise=3)
     for sizes in ({"restarts": -1}, {"restart": 290}):
         with pytest.raises(ValueError, match="a refiner needs restarts >= 0 and restart > first"):
             RefinerConfig(**sizes)
