@@ -25,7 +25,7 @@ WAYS = {  # name -> settings of `generate`, cache_interval, and refined; 1 candi
     "25 steps, DeepCache 3": {"steps": 25, "cache_interval": 3},
     "200 steps of DDIM (AudioLDM's)": {"steps": 200, "sampler": "ddim", "eta": 1.0},
 }  # fmt: skip
-DEFAULT = {"the default: student, best of eight, refined": {"candidates": None, "refined": True}}
+DEFAULT = {"the default: student, best of eight, mended and refined": {"candidates": None, "refined": True}}
 STUDENT = (
     DEFAULT
     | {"student, best of eight": {"candidates": None}}
