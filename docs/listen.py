@@ -46,8 +46,8 @@ SOUNDS = (
     Sound("bell_dog", "a bell rings, then a dog barks", 0, "right", "the other order"),
     Sound("thunder", "thunder rolls while a bird chirps", 0, "right", "low thunder below high chirps"),
     Sound("dog", "a dog barks twice", 0, "right", "two barks"),
-    Sound("piano", "a piano plays two high notes", 0, "right", "two notes, both high"),
-    Sound("flute", "a flute plays three high notes", 0, "wrong", "one gliding tone"),
+    Sound("piano", "a piano plays two high notes", 0, "partly", "a faint third note"),
+    Sound("flute", "a flute plays three high notes", 0, "wrong", "only two notes"),
 )
 ANIMATED = SOUNDS[2]
 
