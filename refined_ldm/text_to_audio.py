@@ -228,7 +228,8 @@ class RefinedAudioLDM(nn.Module):
             return waveform, checks[3:]  # (B, N), (3, B)
 
         interval = self.config.guidance_interval if guidance_interval is None else guidance_interval
-        mended = matched and sampler == "student" and refiner.restarts(self, candidates, steps)
+        drafts = matched and sampler == "student" and steps in (None, max(student.STEPS))
+        mended = refiner.restarts(self, candidates) if drafts else 0
         latent = sample(range(len(repeated)), seed, interval, self.refiner.config.restart if mended else 0)
         choices = [latent]  # each (B, C, T, F), the one of the best fit first
         if candidates > 1 and matched:  # before any is decoded
@@ -236,8 +237,8 @@ class RefinedAudioLDM(nn.Module):
             choices = [latent[rows] for rows in ranked]
             if mended:
                 best, some = ranked[:mended].T.flatten(), [caption for caption in captions for _ in range(mended)]
-                again = self.restart(latent[best], embedding[best], caption_generators(some, f"{seed}, restarted"))
-                choices = [*(again[rows] for rows in self.matcher.rank(again, embedding[best], mended)), *choices]
+                better = self.restart(latent[best], embedding[best], caption_generators(some, f"{seed}, restarted"))
+                choices = [*(better[rows] for rows in self.matcher.rank(better, embedding[best], mended)), *choices]
             embedding, repeated, candidates = embedding[ranked[0]], captions, 1
         waveform, silent = hear(choices[0], range(len(repeated)))
         for following in choices[1:]:  # a faint sound gives way to the next best

@@ -20,7 +20,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from refined_ldm.adapters.student import STEPS
 from refined_ldm.base.integers import cast_numbers
 from refined_ldm.devices import fitting_threads
 from refined_ldm.diffusion import add_noise, dpmpp_sample, noise_like
@@ -120,11 +119,9 @@ def refine(
         return _again(model, denoise, latent, embedding, generator, refiner.config.timesteps, refiner.config.noise)
 
 
-def restarts(model: nn.Module, candidates: int, steps: int | None) -> int:
-    """Return how many of a student's candidates `restart`: none of one, and none where fewer steps are asked for."""
-    if model.refiner is None or candidates == 1 or steps not in (None, max(STEPS)):
-        return 0
-    return min(model.refiner.config.restarts, candidates)
+def restarts(model: nn.Module, candidates: int) -> int:
+    """Return how many of a student's candidates `restart`: of one, among which there is no choice, none."""
+    return 0 if model.refiner is None or candidates == 1 else min(model.refiner.config.restarts, candidates)
 
 
 @torch.no_grad()
