@@ -345,7 +345,7 @@ def test_a_silent_sound_is_drawn_again_with_guidance_where_it_does_no_harm(model
     sample, intervals, notes = model.sample_latent, [], []
 
     def silent_at_first(embedding, z_T, *others):
-        intervals.append((len(embedding), others[-1]))
+        intervals.append((len(embedding), others[-2]))
         latent = sample(embedding, z_T, *others)
         return latent if len(intervals) > 1 else torch.cat([0 * latent[:1], latent[1:]])
 
