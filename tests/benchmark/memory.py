@@ -20,7 +20,7 @@ from refined_ldm.display import save_table
 from refined_ldm.hifigan import HiFiGAN
 from refined_ldm.unet import UNet
 from refined_ldm.vae import MelVAE
-from tests.benchmark.training_costs import FLOAT, TRAINED, conditioner_parameters
+from tests.benchmark.training_costs import FLOAT, TRAINED, conditioner_parameters, fused_attention
 
 PRESETS = ("colab", "paper")
 
@@ -61,7 +61,7 @@ class Alive(TorchDispatchMode):
 
 def peak_of(run: Callable[[], object], grad: bool = False) -> int:
     """Bytes that a call takes at its peak, beside its inputs and weights; with `grad` there and back."""
-    with torch.set_grad_enabled(grad), Alive() as alive:
+    with torch.set_grad_enabled(grad), fused_attention(), Alive() as alive:
         made = run()
         if grad:
             made.float().sum().backward()

@@ -7,12 +7,14 @@ figures/data/training_costs_*.csv, from which the tables of docs/scale.md are wr
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from unittest.mock import patch
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from refined_ldm import unet
 from refined_ldm.clap import CLAP_PRESETS, Clap
 from refined_ldm.config import preset
 from refined_ldm.data.caches import encoded_at_once
@@ -83,6 +85,11 @@ def count(make: Callable, run: Callable) -> Counted:
         return Counted(sum(p.numel() for p in network.parameters()), kept, two[0] - one[0], forward, both, one[3])
 
 
+def fused_attention():
+    """Within this context attention is the fused kernel's everywhere, as on a GPU."""
+    return patch.object(unet, "FEW", 0)
+
+
 class _Launches(TorchDispatchMode):
     """Counts the operations inside that compute: no views, and not the questions that fake tensors ask."""
 
@@ -104,7 +111,7 @@ def _kept(network, run, batch, half):
         return tensor
 
     operations, launches = FlopCounterMode(display=False), _Launches()
-    with operations, launches, cuda_autocast():
+    with operations, launches, cuda_autocast(), fused_attention():
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
                 loss = run(network, batch).float().sum()
