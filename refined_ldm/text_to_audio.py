@@ -178,6 +178,8 @@ class RefinedAudioLDM(nn.Module):
         candidates: sounds per caption, of which the one that fits best by the matcher is kept; without a matcher, or at
         another length than it learned, the one with the nearest CLAP embedding. None: the configuration's, but two at
         most at that length, and where another sampler takes the place of the configuration's.
+        With a refiner a student's candidates are drafts: its teacher mends the best few before one is kept
+        (`adapters.refiner`).
         A CPU computes a few clips of a small model with one thread, which is the fastest (`devices.fitting_threads`).
         on_step: called with (steps done, steps in all); on_note: called with each message, else they are warnings.
         Raises ValueError for an impossible argument, FloatingPointError for a non-finite result.
@@ -237,7 +239,8 @@ class RefinedAudioLDM(nn.Module):
             choices = [latent[rows] for rows in ranked]
             if mended:
                 best, some = ranked[:mended].T.flatten(), [caption for caption in captions for _ in range(mended)]
-                better = self.restart(latent[best], embedding[best], caption_generators(some, f"{seed}, restarted"))
+                generators = caption_generators(some, f"{seed}, restarted")
+                better = self.restart(latent[best], embedding[best], generators, unconditional)
                 choices = [*(better[rows] for rows in self.matcher.rank(better, embedding[best], mended)), *choices]
             embedding, repeated, candidates = embedding[ranked[0]], captions, 1
         waveform, silent = hear(choices[0], range(len(repeated)))

@@ -126,17 +126,21 @@ def restarts(model: nn.Module, candidates: int) -> int:
 
 @torch.no_grad()
 def restart(
-    model: nn.Module, latent: Tensor, embedding: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None
+    model: nn.Module,
+    latent: Tensor,
+    embedding: Tensor,
+    generator: torch.Generator | Sequence[torch.Generator] | None,
+    unconditional: Tensor | None = None,
 ) -> Tensor:
     """Let the U-Net mend latents (B, C, T, F) of a student, of captions with embeddings (B, D), in three guided steps.
 
     It does not remove the last of the noise well, which is the refiner's: the latents are for the matcher and for
-    `refine`. generator: as there.
+    `refine`. generator: as there. unconditional: the embedding (D,) of "", computed here if None.
 
     Notebook: 09
     """
     timesteps = model.refiner.config.restart_timesteps
-    return _again(model, model.guided(), latent, embedding, generator, timesteps)
+    return _again(model, model.guided(unconditional), latent, embedding, generator, timesteps)
 
 
 def _again(model, denoise, latent, embedding, generator, timesteps, size=1.0):

@@ -11,7 +11,7 @@ from refined_ldm.adapters.student import student_unet
 from refined_ldm.config import preset
 from refined_ldm.diffusion import NoiseSchedule, add_noise, clean_latent, dpmpp_sample, noise_like
 from refined_ldm.inference import optimize_for_inference
-from refined_ldm.text_to_audio import RefinedAudioLDM
+from refined_ldm.text_to_audio import FAINT, RefinedAudioLDM
 from refined_ldm.training.refining import REFINING, low_timesteps, train_refiner
 from tests.support import small
 
@@ -97,24 +97,24 @@ class Prefers:
     def __init__(self, best):
         self.best, self.given = best, []
 
-    rank = Matcher.rank
+    def rank(self, latent, embedding, candidates):
+        self.size = candidates
+        return Matcher.rank(self, latent, embedding, candidates)
 
     def fits(self, shape, embedding_dim):
         return True
 
     def __call__(self, latent, row, embedding):
         self.given.append(latent)
-        return -(row % self.size(latent) - self.best).abs().float() - 0.1 * (row % self.size(latent) > self.best)
-
-    def size(self, latent):
-        return {10: 5, 5: 5, 6: 3, 3: 3}[len(latent)]
+        place = row % self.size
+        return -(place - self.best).abs().float() - 0.1 * (place > self.best)
 
 
 def test_a_perfect_teacher_gives_a_restarted_latent_back(drafting, monkeypatch):
     latent, c = torch.randn(2, *drafting.latent_shape(drafting.config.seconds)), drafting.clap.embed_text(["a", "b"])
     asked = []
 
-    def guided():
+    def guided(unconditional):
         def knows(z_t, t, c):
             asked.append(t[0].item())
             alpha_bar = SCHEDULE.at(t)
@@ -141,6 +141,15 @@ def test_the_best_of_a_students_sounds_restart_and_are_compared_again(drafting, 
     torch.testing.assert_close(refined[0], mended[[2, 5]])
     one = drafting.generate(["a bell"], seed=3)
     torch.testing.assert_close(both[1:], one, atol=1e-4, rtol=1e-3)
+
+
+def test_where_all_that_restarted_are_faint_the_drafts_follow(drafting, monkeypatch):
+    refined, refine, to_waveform = [], drafting.refine, drafting.to_waveform
+    monkeypatch.setattr(drafting, "refine", lambda *given: refined.append(given[0]) or refine(*given))
+    monkeypatch.setattr(drafting, "to_waveform", lambda mel: to_waveform(mel) * (1e-3 if len(refined) < 4 else 1.0))
+    assert (drafting.generate(["rain"], seed=3).abs().amax() > FAINT).all()
+    drawn, mended = drafting.matcher.given
+    torch.testing.assert_close(torch.cat(refined), torch.cat([mended[[2, 1, 0]], drawn[[2]]]))
 
 
 @pytest.mark.parametrize("how", [{"candidates": 1}, {"steps": 2}, {"sampler": "dpmpp", "candidates": 3}])
