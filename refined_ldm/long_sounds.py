@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from refined_ldm.audio import are_finite, check_finite, is_silent_waveform, warn_of_silence
 from refined_ldm.base.integers import number, whole, whole_seed
+from refined_ldm.candidates import nearest
 from refined_ldm.diffusion import Denoiser, dpmpp_sample, noise_like
 from refined_ldm.randomness import caption_generators
 from refined_ldm.tokenizer import one_line
@@ -224,7 +225,7 @@ def choose(model: nn.Module, waveforms: Tensor, sampling: Sampling) -> Tensor:
     if len(waveforms) == 1:
         return waveforms[0]
     embedding = F.normalize(sampling.embedding.mean(1), dim=1)
-    return model.nearest(waveforms.to(model.device), embedding, len(waveforms))[0].cpu()
+    return nearest(model, waveforms.to(model.device), embedding, len(waveforms))[0].cpu()
 
 
 @torch.no_grad()

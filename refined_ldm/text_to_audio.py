@@ -13,24 +13,20 @@ from torch import nn
 
 from refined_ldm import diffusion, editing, long_sounds, model_folder, variations
 from refined_ldm.adapters import lora, refiner, student
-from refined_ldm.audio import are_finite, check_finite, is_constant, is_silent_waveform, warn_of_silence
 from refined_ldm.base.integers import number, whole, whole_seed
+from refined_ldm.candidates import Drawing, has_matcher
 from refined_ldm.clap import CLAP_PRESETS, Clap
 from refined_ldm.conditioning import guided_noise
 from refined_ldm.config import Config, preset
 from refined_ldm.devices import fitting_threads
-from refined_ldm.diffusion import NoiseSchedule, ddim_sample, dpmpp_sample, jump_sample, noise_like, to_noise
+from refined_ldm.diffusion import NoiseSchedule, ddim_sample, dpmpp_sample, jump_sample, to_noise
 from refined_ldm.hifigan import HiFiGAN
 from refined_ldm.linear_denoiser import ConditionalLinearDenoiser, GaussianDenoiser
-from refined_ldm.mel import MelSpectrogram, griffin_lim, is_silent_mel
+from refined_ldm.mel import MelSpectrogram, griffin_lim
 from refined_ldm.randomness import caption_generators
 from refined_ldm.tokenizer import one_line
 from refined_ldm.unet import DeepFeatures, UNet
 from refined_ldm.vae import MelVAE
-
-REDRAWN = 3  # times that a silent sound is sampled again
-FAINT = 0.01  # of full scale: a sound with a lower peak is not kept while there are other candidates
-REDRAWN_BELOW = 0.6  # of the timesteps: a sound is drawn again with guidance below this one only
 
 
 class RefinedAudioLDM(nn.Module):
@@ -195,78 +191,27 @@ class RefinedAudioLDM(nn.Module):
         sampler = student.pick_sampler(self, sampler, steps, {**taught, "negative_caption": negative_caption or None})
         seconds = self.config.seconds if seconds is None else seconds
         seconds, eta = number("seconds", seconds, 0.01, 120), number("eta", eta, 0, 1)
-        sizes = self.latent_shape(seconds), self.clap.embedding_dim
-        matched = self.matcher is not None and self.matcher.fits(*sizes)
         if candidates is None:  # many are drawn where they cost little: by a student, and not decoded to be compared
-            cheap = sampler == self.config.sampler and (matched or self.matcher is None)
+            cheap = sampler == self.config.sampler and (self.matcher is None or has_matcher(self, seconds))
             candidates = self.config.candidates if cheap else min(2, self.config.candidates)
         candidates, seed = whole("candidates", candidates, 1), whole_seed(seed)
         captions, negative_caption = [one_line(caption) for caption in captions], one_line(negative_caption)
         note = on_note or (lambda message: warnings.warn(message, stacklevel=4))
         for message in self.unfamiliar(captions):
             note(message)
-        repeated = [caption for caption in captions for _ in range(candidates)]
-        embedding, unconditional = self.clap.embed_text(repeated), self.clap.embed_text([negative_caption])[0]
-
-        def of(rows):  # a GPU would wait for an index
-            return embedding if len(rows) == len(repeated) else embedding[rows]
-
-        def sample(rows, seed, interval, lowest=0):
-            generators = caption_generators([repeated[row] for row in rows], seed)
-            noise = noise_like(embedding.new_empty(len(rows), *self.latent_shape(seconds)), generators)
-            given = unconditional, sampler, eta, generators, on_step, interval, lowest
-            return self.sample_latent(of(rows), noise, steps, guidance_scale, *given)
-
-        def hear(latent, rows):
-            some = [repeated[row] for row in rows]
-            latent = self.refine(latent, of(rows), caption_generators(some, f"{seed}, refined"))
-            mel = self.decode(latent)
-            waveform = self.to_waveform(mel)[:, : round(seconds * self.config.mel.sample_rate)]
-            stages = {"latent": latent, "mel": mel, "waveform": waveform}
-            silent = [is_constant(latent), is_silent_mel(mel, self.config.mel.floor), is_silent_waveform(waveform)]
-            checks = torch.stack([*map(are_finite, stages.values()), *silent]).cpu()  # (6, B): the device is asked once
-            for (stage, batch), finite in zip(stages.items(), checks, strict=False):
-                check_finite(stage, finite, some, batch.dtype)
-            return waveform, checks[3:]  # (B, N), (3, B)
-
+        unconditional = self.clap.embed_text([negative_caption])[0]
+        settings = {
+            "steps": steps,
+            "guidance_scale": guidance_scale,
+            "sampler": sampler,
+            "eta": eta,
+            "on_step": on_step,
+        }
+        sample = partial(self.sample_latent, unconditional=unconditional, **settings)
+        drawing = Drawing(self, captions, candidates, seconds, seed, unconditional, sample)
+        drafts = sampler == "student" and steps in (None, max(student.STEPS))
         interval = self.config.guidance_interval if guidance_interval is None else guidance_interval
-        drafts = matched and sampler == "student" and steps in (None, max(student.STEPS))
-        mended = refiner.restarts(self, candidates) if drafts else 0
-        latent = sample(range(len(repeated)), seed, interval, self.refiner.config.restart if mended else 0)
-        choices = [latent]  # each (B, C, T, F), the one of the best fit first
-        if candidates > 1 and matched:  # before any is decoded
-            ranked = self.matcher.rank(latent, embedding, candidates)
-            choices = [latent[rows] for rows in ranked]
-            if mended:
-                best, some = ranked[:mended].T.flatten(), [caption for caption in captions for _ in range(mended)]
-                generators = caption_generators(some, f"{seed}, restarted")
-                better = self.restart(latent[best], embedding[best], generators, unconditional)
-                choices = [*(better[rows] for rows in self.matcher.rank(better, embedding[best], mended)), *choices]
-            embedding, repeated, candidates = embedding[ranked[0]], captions, 1
-        waveform, silent = hear(choices[0], range(len(repeated)))
-        for following in choices[1:]:  # a faint sound gives way to the next best
-            if not (rows := (waveform.abs().amax(1) < FAINT).nonzero()[:, 0].tolist()):
-                break
-            waveform[rows], silent[:, rows] = hear(following[rows], rows)
-        # Where there is nearly only noise, guidance turns a sound that is mostly silence into silence.
-        interval = (interval[0], max(interval[0], min(interval[1], round(REDRAWN_BELOW * self.schedule.steps))))
-        for again in range(1, REDRAWN + 1):
-            if not (rows := silent.any(0).nonzero()[:, 0].tolist()):
-                break
-            for row in rows:
-                note(f"the sound of {repeated[row]!r:.60} was silent and is drawn again ({again} of {REDRAWN} times)")
-            waveform[rows], silent[:, rows] = hear(sample(rows, f"{seed}, again {again}", interval), rows)
-        for stage, of_stage in zip(("latent", "mel", "waveform"), silent, strict=True):
-            warn_of_silence(stage, of_stage, repeated)
-        if candidates == 1:
-            return waveform
-        return self.nearest(waveform, embedding, candidates)
-
-    def nearest(self, waveform: torch.Tensor, embedding: torch.Tensor, candidates: int) -> torch.Tensor:
-        """Of every `candidates` waveforms in (B * candidates, N), the one nearest to its embedding -> (B, N)."""
-        nearness = (self.clap.embed_audio(waveform, self.config.mel.sample_rate) * embedding).sum(1)
-        best = nearness.view(-1, candidates).argmax(1)
-        return waveform.view(len(best), candidates, -1)[torch.arange(len(best), device=best.device), best]
+        return drawing.best(interval, drafts, note)
 
     def unfamiliar(self, captions: Sequence[str]) -> list[str]:
         """Return a message for each caption with words from no training caption; it names the nearest known captions.

@@ -283,7 +283,7 @@ def test_a_stage_that_gives_no_numbers_is_named(model, stage, part, precision):
                                                ("waveform", "vocoder", "zeros")])  # fmt: skip
 def test_silence_is_never_without_a_word(model, monkeypatch, stage, part, made):
     if stage == "latent":
-        monkeypatch.setattr(model, "sample_latent", lambda embedding, z_T, *_: 0 * z_T)
+        monkeypatch.setattr(model, "sample_latent", lambda embedding, z_T, **_: 0 * z_T)
         hook = None
     else:
         silence = math.log(1e-5) if made == "floor" else 0.0
@@ -344,9 +344,9 @@ def test_a_vocabulary_is_copied_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_a_silent_sound_is_drawn_again_with_guidance_where_it_does_no_harm(model, monkeypatch):
     sample, intervals, notes = model.sample_latent, [], []
 
-    def silent_at_first(embedding, z_T, *others):
-        intervals.append((len(embedding), others[-2]))
-        latent = sample(embedding, z_T, *others)
+    def silent_at_first(embedding, z_T, **others):
+        intervals.append((len(embedding), others["guidance_interval"]))
+        latent = sample(embedding, z_T, **others)
         return latent if len(intervals) > 1 else torch.cat([0 * latent[:1], latent[1:]])
 
     monkeypatch.setattr(model, "sample_latent", silent_at_first)

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from refined_ldm.adapters.matcher import MATCHER_FILE, Matcher, MatcherConfig
+from refined_ldm.candidates import FAINT
 from refined_ldm.evaluation.details import named_details
 from refined_ldm.scenes.dataset import SoundScenes, captions_of
-from refined_ldm.text_to_audio import FAINT, RefinedAudioLDM
+from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.training.contrasts import answers_of
 from refined_ldm.training.matching import MATCHING, NAMES, DetailReader, audible_details, draw_pairs, train_matcher
 from tests.support import small
@@ -125,7 +126,7 @@ def test_few_candidates_are_drawn_where_they_would_all_be_decoded(monkeypatch):
     model = small.loud_model(monkeypatch, candidates=5)
     drawn = []
     sample = model.sample_latent
-    monkeypatch.setattr(model, "sample_latent", lambda c, *given: drawn.append(len(c)) or sample(c, *given))
+    monkeypatch.setattr(model, "sample_latent", lambda c, *z, **given: drawn.append(len(c)) or sample(c, *z, **given))
     model.generate(["rain"])  # no matcher: as configured
     monkeypatch.setattr(model, "matcher", Prefers(5))
     for how in ({}, {"sampler": "ddim"}, {"seconds": 0.64}, {"sampler": "ddim", "candidates": 3}):

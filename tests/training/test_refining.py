@@ -8,10 +8,11 @@ import torch
 from refined_ldm.adapters.matcher import Matcher
 from refined_ldm.adapters.refiner import REFINER_FILE, Refiner, RefinerConfig, refiner_config
 from refined_ldm.adapters.student import student_unet
+from refined_ldm.candidates import FAINT
 from refined_ldm.config import preset
 from refined_ldm.diffusion import NoiseSchedule, add_noise, clean_latent, dpmpp_sample, noise_like
 from refined_ldm.inference import optimize_for_inference
-from refined_ldm.text_to_audio import FAINT, RefinedAudioLDM
+from refined_ldm.text_to_audio import RefinedAudioLDM
 from refined_ldm.training.refining import REFINING, low_timesteps, train_refiner
 from tests.support import small
 
