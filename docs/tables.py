@@ -125,6 +125,7 @@ def details() -> str:
         "class": "the kinds of sound", "nothing else": "these kinds and no other",
         "number up to three": "number: once, twice or three times", "number": "number: all, up to six",
         "pitch": "pitch: low or high", "pace": "pace: slow or quick", "order": "order of two sounds",
+        "loudness": "loudness beside another sound", "distance": "in the distance",
     }  # fmt: skip
     kinds = ("rendered", "copied", "generated", "chance")
     table = read("05_details").set_index(["detail", "sound"])

@@ -28,7 +28,7 @@ ANSWER_SIZES = {  # outputs of the network for each answer
     "count": MAX_COUNT, "pitch": 3, "pace": 3, "distant": 1, "onset": 1, "gain": 1,
 }  # fmt: skip
 CLASSIFIER_TRAINING = StageConfig(4000, 32, 2e-3, weight_decay=0.02, ema_decay=0.999)
-CLASSIFIER_CLIPS = 9000  # rendered scenes to train on
+CLASSIFIER_CLIPS = 16_000  # rendered scenes to train on
 CLASSIFIER_WEIGHTS = Path(__file__).parents[1] / "weights" / "details.safetensors"
 
 
