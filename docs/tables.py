@@ -298,24 +298,29 @@ def _budget(table: pd.DataFrame, measures: tuple[str, ...] | None = None) -> str
 
 @writer
 def conditioners() -> str:
-    """Retrieval and zero-shot classification of the two shipped conditioners."""
-    found = card()["conditioners"]
-    measures = [name for name in next(iter(found.values())) if name != "twins"]
-    return markdown(
-        ["conditioner", *measures], [[f"`{n}`", *(f"{v[m]:.3f}" for m in measures)] for n, v in found.items()]
-    )
+    """Retrieval and zero-shot classification of the two conditioners, before details were learned and as shipped."""
+    before = read("conditioners_before").set_index(["conditioner", "measure"])["value"]
+    lines = []
+    for name, found in card()["conditioners"].items():
+        measures = [measure for measure in found if measure != "twins"]
+        lines.append([f"`{name}`", "before", *(f"{before[name, m]:.3f}" for m in measures)])
+        lines.append([f"`{name}`", "as shipped", *(f"{found[m]:.3f}" for m in measures)])
+    return markdown(["conditioner", "details", *measures], lines)
 
 
 @writer
 def twins() -> str:
-    """Share of sounds nearer to their caption than to one with one detail changed, for each shipped conditioner."""
-    found = {name: scores["twins"] for name, scores in card()["conditioners"].items()}
-    details = ("number", "pitch", "pace", "order", "other scene")
-    lines = [
-        [f"`{name}`", *(spread(of[d]["value"], of[d]["low"], of[d]["high"], 2) for d in details)]
-        for name, of in found.items()
-    ]
-    return markdown(["conditioner", *details], lines)
+    """Share of sounds nearer to their caption than to one with one detail changed, before and as shipped."""
+    before = read("conditioners_before").set_index(["conditioner", "measure"])
+    details = ("number", "pitch", "pace", "loudness", "order", "other scene")
+    lines = []
+    for name, found in card()["conditioners"].items():
+        states = {"before": before.loc[name].to_dict("index"), "as shipped": found["twins"]}
+        lines += [
+            [f"`{name}`", state, *(spread(of[d]["value"], of[d]["low"], of[d]["high"], 2) for d in details)]
+            for state, of in states.items()
+        ]
+    return markdown(["conditioner", "details", *details], lines)
 
 
 @writer

@@ -53,10 +53,15 @@ COMMANDS = {
     "details-text": "refined-ldm train -c launch/tiny_details.yaml --stage details-text --run runs/tiny-details",
     "details-audio": "refined-ldm train -c launch/tiny_details.yaml --stage details-audio --run runs/tiny-details",
     "ldm-details": "refined-ldm train -c launch/tiny_details.yaml --stage ldm --run runs/tiny-details",
-}
+    "roberta-details-text": "refined-ldm train -c launch/tiny_details.yaml --conditioner tiny-roberta "
+                            "--stage details-text --max-steps 3000 --run runs/roberta-details",
+    "roberta-details-audio": "refined-ldm train -c launch/tiny_details.yaml --conditioner tiny-roberta "
+                             "--stage details-audio --max-steps 2200 --run runs/roberta-details",
+}  # fmt: skip
 TABLES = {  # of a stage whose losses are not in RUN/STAGE.csv, from the folder that holds the runs
     "clap-tiny-roberta": "tiny-roberta/clap.csv", "ldm-details": "tiny-details/ldm.csv",
     **{stage: f"tiny-details/{stage}.csv" for stage in ("details-text", "details-audio")},
+    **{f"roberta-{stage}": f"roberta-details/{stage}.csv" for stage in ("details-text", "details-audio")},
 }  # fmt: skip
 SHOWN = {  # losses drawn, and what to call them
     "vae": {"vae/l1": "mel L1 (nats)", "vae/perceptual": "perceptual"},
@@ -66,11 +71,14 @@ SHOWN = {  # losses drawn, and what to call them
     "ldm": {"loss": "denoising loss (MSE)"},
     "details-text": {"loss": "loss (nats)", "pairs": "contrastive", "read": "probe"},
     "details-audio": {"pairs": "contrastive", "twins": "twins", "read": "probe"},
+    "roberta-details-text": {"loss": "loss (nats)", "pairs": "contrastive", "read": "probe"},
+    "roberta-details-audio": {"pairs": "contrastive", "twins": "twins", "read": "probe"},
     "ldm-details": {"loss": "denoising loss (MSE)"},
 }
 TITLES = {"vae": "VAE", "clap": "CLAP, HTS-AT + GPT-2", "ldm": "U-Net", "hifigan": "vocoder",
           "clap-tiny-roberta": "CLAP, HTS-AT + RoBERTa", "details-text": "details, GPT-2",
-          "details-audio": "details, HTS-AT", "ldm-details": "U-Net, more noise"}  # fmt: skip
+          "details-audio": "details, HTS-AT", "ldm-details": "U-Net, more noise",
+          "roberta-details-text": "details, RoBERTa", "roberta-details-audio": "details, its HTS-AT"}  # fmt: skip
 
 
 def ship(run: Path) -> None:
@@ -87,7 +95,7 @@ def ship(run: Path) -> None:
     for stage, name in DISCRIMINATOR_FILES.items():
         load_into(discriminators[stage], read_weights(run / name)[0], run / name)
         save_weights(FOLDER / name, discriminators[stage], discriminators[stage].config, torch.float16)
-    other = run.parent / "tiny-roberta" / "clap-tiny-roberta.safetensors"
+    other = run.parent / "roberta-details" / "clap-tiny-roberta.safetensors"
     if other.is_file():
         Clap.load("tiny-roberta", other).save(FOLDER / other.name, torch.int8)  # for notebook 02 alone
     check_size()
@@ -126,8 +134,8 @@ def curves(run: Path) -> dict[str, dict]:
 def draw_curves(tables: dict[str, pd.DataFrame]) -> plt.Figure:
     """{stage: its CSV table} -> figure: a panel a stage, losses over steps, with their running mean over 200 steps."""
     display.set_style()
-    figure = plt.figure(figsize=(14, 5), layout="constrained")
-    for ax, (stage, table) in zip(figure.subplots(2, 4).flat, tables.items(), strict=False):
+    figure = plt.figure(figsize=(17, 5), layout="constrained")
+    for ax, (stage, table) in zip(figure.subplots(2, 5).flat, tables.items(), strict=False):
         shown = SHOWN.get(stage, {"loss": "loss"})
         minutes = table["seconds"].sum() / 60
         for column, label in shown.items():
