@@ -2,7 +2,8 @@
 
 Of eight sounds one is right far more often than the first. With a matcher they are compared as latents, so that only
 one of them is refined and decoded; without one all are, and the nearest CLAP embedding decides. The best of a student's
-sounds restart first (`adapters.refiner`). A faint sound gives way to the next best, and a silent one is drawn again.
+sounds restart first (`adapters.refiner`). A faint sound gives way to the next best, and where none is left, or a sound
+is silent, it is drawn again.
 
 Notebook: 09
 """
@@ -19,7 +20,7 @@ from refined_ldm.mel import is_silent_mel
 from refined_ldm.randomness import caption_generators
 
 REDRAWN = 3  # times that a silent sound is sampled again
-FAINT = 0.01  # of full scale: a sound with a lower peak is not kept while there are other candidates
+FAINT = 0.02  # of full scale: a sound with a lower peak, 28 dB below that of a training clip, gives way to another
 REDRAWN_BELOW = 0.6  # of the timesteps: a sound is drawn again with guidance below this one only
 
 
@@ -56,21 +57,21 @@ class Drawing:
         lowest = self.model.refiner.config.restart if mended else 0  # the jumps below are the restart's
         choices = self.ranked(self.sample(range(len(self.captions)), self.seed, interval, lowest), mended)
         waveform, silent = self.hear(choices[0], range(len(self.captions)))
-        for following in choices[1:]:  # a faint sound gives way to the next best
-            if not (rows := (waveform.abs().amax(1) < FAINT).nonzero()[:, 0].tolist()):
+        for following in choices[1:]:  # those mended, then the drafts
+            if not (rows := is_faint(waveform).nonzero()[:, 0].tolist()):
                 break
-            waveform[rows], silent[:, rows] = self.hear(following[rows], rows)
+            self._replace(waveform, silent, rows, following[rows])
         # Where there is nearly only noise, guidance turns a sound that is mostly silence into silence.
         highest = round(REDRAWN_BELOW * self.model.schedule.steps)
         interval = (interval[0], max(interval[0], min(interval[1], highest)))
         for again in range(1, REDRAWN + 1):
-            if not (rows := silent.any(0).nonzero()[:, 0].tolist()):
+            weak = silent.any(0) | is_faint(waveform).cpu() if len(choices) > 1 else silent.any(0)
+            if not (rows := weak.nonzero()[:, 0].tolist()):
                 break
             for row in rows:
-                caption = self.captions[row]
-                note(f"the sound of {caption!r:.60} was silent and is drawn again ({again} of {REDRAWN} times)")
-            redrawn = self.sample(rows, f"{self.seed}, again {again}", interval)
-            waveform[rows], silent[:, rows] = self.hear(redrawn, rows)
+                caption, was = self.captions[row], "silent" if silent[:, row].any() else "faint"
+                note(f"the sound of {caption!r:.60} was {was} and is drawn again ({again} of {REDRAWN} times)")
+            self._replace(waveform, silent, rows, self.sample(rows, f"{self.seed}, again {again}", interval))
         for stage, of_stage in zip(("latent", "mel", "waveform"), silent, strict=True):
             warn_of_silence(stage, of_stage, self.captions)
         return waveform if self.count == 1 else nearest(self.model, waveform, self.embedding, self.count)
@@ -117,9 +118,21 @@ class Drawing:
             check_finite(stage, finite, some, batch.dtype)
         return waveform, checks[3:]
 
+    def _replace(self, waveform, silent, rows, latent):
+        """Replace the rows of waveforms (B, N), and of `silent` (3, B), that latents make louder or that are silent."""
+        other, of_other = self.hear(latent, rows)
+        better = (other.abs().amax(1) > waveform[rows].abs().amax(1)).cpu() | silent[:, rows].any(0)
+        for row, k in [(row, k) for k, row in enumerate(rows) if better[k]]:
+            waveform[row], silent[:, row] = other[k], of_other[:, k]
+
     def _of(self, rows):
         """The embeddings of rows; a GPU would wait for an index."""
         return self.embedding if len(rows) == len(self.captions) else self.embedding[rows]
+
+
+def is_faint(waveform: Tensor) -> Tensor:
+    """Whether each of waveforms (B, N) is too faint to be kept while there are others -> (B,) bool."""
+    return waveform.abs().amax(1) < FAINT
 
 
 def has_matcher(model: nn.Module, seconds: float) -> bool:

@@ -274,8 +274,10 @@ class RefinedAudioLDM(nn.Module):
         """
         guidance = number("guidance_scale", self.config.guidance_scale if guidance_scale is None else guidance_scale)
         interval = self.config.guidance_interval if guidance_interval is None else guidance_interval
+        if not isinstance(interval, tuple | list) or len(interval) != 2:
+            raise ValueError(f"guidance_interval must be two timesteps, the lower first, got {interval!r}")
         interval = tuple(whole("guidance_interval", t, 0) for t in interval)
-        if len(interval) != 2 or interval[0] > interval[1]:
+        if interval[0] > interval[1]:
             raise ValueError(f"guidance_interval must be two timesteps, the lower first, got {interval}")
         if unconditional is None:
             unconditional = self.clap.embed_text([""])[0]

@@ -113,8 +113,14 @@ class DetailClassifier(nn.Module):
                 f"no detail classifier at {path}: name its file, or run `python -m refined_ldm.cli.train_classifier`"
             )
         state, metadata = read_weights(path)
-        sizes = {k: tuple(v) if isinstance(v, list) else v for k, v in metadata["config"].items()}
-        return load_into(cls(ClassifierConfig(**sizes)), state, path).eval()
+        try:
+            sizes = {k: tuple(v) if isinstance(v, list) else v for k, v in metadata["config"].items()}
+            config = ClassifierConfig(**sizes)
+        except (KeyError, TypeError, AttributeError) as fault:
+            raise ValueError(
+                f"{path} is no detail classifier of `python -m refined_ldm.cli.train_classifier` ({fault})"
+            ) from fault
+        return load_into(cls(config), state, path).eval()
 
 
 def range_class(value: float | None, limits: tuple[float, float]) -> int:

@@ -35,9 +35,10 @@ def unseen_words(clap: Clap, caption: str, unseen: torch.Tensor | None = None) -
     if not unseen.any():
         return words
     for match in re.finditer(r"\S+", caption):
-        word = caption[max(0, match.start() - 1) : match.end()]  # a token includes the space before it
+        own = match.group().rstrip(".!?") or match.group()  # no training caption ends with a full stop
+        word = caption[max(0, match.start() - 1) : match.start() + len(own)]  # a token includes the space before it
         if unseen[clap.tokenizer.encode(word)].any():
-            words.append(match.group())
+            words.append(own)
     return words
 
 

@@ -215,6 +215,7 @@ def test_files_that_do_not_fit_are_refused(model, monkeypatch, tmp_path):
     ({"sampler": "ddim", "eta": float("nan")}, "eta must be between 0 and 1, got nan"),
     ({"guidance_interval": (0, 10.5)}, "guidance_interval must be a whole number, 0 or more, got 10.5"),
     ({"guidance_interval": (900, 100)}, r"guidance_interval must be two timesteps, the lower first, got \(900, 100\)"),
+    ({"guidance_interval": 5}, "guidance_interval must be two timesteps, the lower first, got 5"),
     ({"guidance_interval": (0,)}, r"guidance_interval must be two timesteps, the lower first, got \(0,\)"),
     ({"captions": [3]}, "a caption must be a string, got 3"),
     ({"captions": ["rain \ud83d"]}, r"the caption 'rain \\ud83d' is no text"),

@@ -12,6 +12,7 @@ from refined_ldm.evaluation.detail_classifier import (
     targets_of,
     train_classifier,
 )
+from refined_ldm.model_folder import WEIGHTS
 from refined_ldm.scenes.dataset import SoundScenes
 from refined_ldm.weights import save_weights
 
@@ -70,3 +71,8 @@ def test_a_classifier_stored_under_earlier_names_still_loads(tmp_path):
     save_weights(tmp_path / "classifier.safetensors", state, classifier.config)
     again = DetailClassifier.load(tmp_path / "classifier.safetensors")
     torch.testing.assert_close(again.state_dict(), classifier.state_dict())
+
+
+def test_another_model_is_no_classifier():
+    with pytest.raises(ValueError, match="vae.safetensors is no detail classifier of"):
+        DetailClassifier.load(WEIGHTS / "tiny" / "vae.safetensors")

@@ -16,6 +16,7 @@ def clap(request):
 def test_words_that_no_scene_is_captioned_with_are_found(clap):
     assert unseen_words(clap, "a cat meows, then a dog barks") == ["cat", "meows,"]
     assert not any(unseen_words(clap, caption) for caption in known_captions())
+    assert unseen_words(clap, "A dog barks twice.") == [] and unseen_words(clap, "a cow moos!") == ["cow", "moos"]
 
 
 def test_the_nearest_captions_are_of_the_same_sound(clap):

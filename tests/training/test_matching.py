@@ -148,6 +148,25 @@ def test_a_faint_candidate_gives_way_to_the_next_best(monkeypatch):
     assert heard == [2, 1] and (found.abs().amax(1) > FAINT).all()
 
 
+def test_where_all_candidates_are_faint_one_is_drawn_again_and_the_loudest_is_kept(monkeypatch):
+    model, notes = small.loud_model(monkeypatch), []
+    monkeypatch.setattr(model, "matcher", Prefers(3))
+    to_waveform, peaks = model.to_waveform, iter([0.004, 0.009, 0.002, 0.011, 0.006, 0.3])
+
+    def of_these_peaks(mel):
+        waveform = to_waveform(mel)
+        return waveform / waveform.abs().amax() * next(peaks)
+
+    monkeypatch.setattr(model, "to_waveform", of_these_peaks)
+    found = model.generate(["rain"], candidates=3, seed=1, on_note=notes.append)
+    assert found.abs().amax().item() == pytest.approx(0.3)
+    assert [note[note.index("faint") :] for note in notes] == [
+        f"faint and is drawn again ({k} of 3 times)" for k in (1, 2, 3)
+    ]
+    peaks = iter([0.004, 0.009, 0.002, 0.008, 0.006, 0.003])
+    assert model.generate(["rain"], candidates=3, seed=1).abs().amax().item() == pytest.approx(0.009)
+
+
 def test_a_model_is_saved_and_loaded_with_its_matcher(monkeypatch, tmp_path):
     model = small.awake_model(monkeypatch)
     model.matcher = Matcher(replace(SMALL, embedding_dim=12)).eval()
