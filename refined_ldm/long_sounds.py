@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from refined_ldm.adapters.candidates import nearest
 from refined_ldm.audio import are_finite, check_finite, is_silent_waveform, warn_of_silence
 from refined_ldm.base.integers import number, whole, whole_seed
-from refined_ldm.candidates import nearest
 from refined_ldm.diffusion import Denoiser, dpmpp_sample, noise_like
 from refined_ldm.randomness import caption_generators
 from refined_ldm.tokenizer import one_line

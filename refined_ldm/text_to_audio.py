@@ -13,8 +13,8 @@ from torch import nn
 
 from refined_ldm import diffusion, editing, long_sounds, model_folder, variations
 from refined_ldm.adapters import lora, refiner, student
+from refined_ldm.adapters.candidates import Drawing, has_matcher
 from refined_ldm.base.integers import number, whole, whole_seed
-from refined_ldm.candidates import Drawing, has_matcher
 from refined_ldm.clap import CLAP_PRESETS, Clap
 from refined_ldm.conditioning import guided_noise
 from refined_ldm.config import Config, preset

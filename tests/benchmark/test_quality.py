@@ -18,7 +18,7 @@ def test_each_way_has_its_evaluations_seconds_and_answers(monkeypatch):
     monkeypatch.setattr(quality, "peak_memory", lambda work: 0.1)
     ways = {"guided": {"steps": 3}, "half guided": {"steps": 4, "guidance_interval": (0, 500)},
             "reused": {"steps": 3, "cache_interval": 3}}  # fmt: skip
-    monkeypatch.setattr("refined_ldm.candidates.REDRAWN", 0)
+    monkeypatch.setattr("refined_ldm.adapters.candidates.REDRAWN", 0)
     rows = quality.quality(model, None, lambda sounds: sounds.numpy()[:, :4], scenes, ways, lambda line: None)
     assert [row["evaluations"] for row in rows] == [6, 6, 6] and model.cache_interval == 1
     assert all(row["details"] == pytest.approx(19 / 20) and row["pitch"] == 0.5 for row in rows)

@@ -13,7 +13,7 @@ WINGS = {"scenes", "data", "training", "durable", "published", "evaluation", "ex
 BELOW = {"base", "adapters"}  # folders that the core imports
 CORE = set(
     "audio mel clap towers tokenizer vae conditioning unet diffusion linear_denoiser hifigan discriminators "
-    "long_sounds editing variations candidates text_to_audio "
+    "long_sounds editing variations text_to_audio "
     "config weights model_folder inference devices randomness "
     "__init__ __main__".split()
 )

@@ -2,8 +2,8 @@
 
 Of eight sounds one is right far more often than the first. With a matcher they are compared as latents, so that only
 one of them is refined and decoded; without one all are, and the nearest CLAP embedding decides. The best of a student's
-sounds restart first (`adapters.refiner`). A faint sound gives way to the next best, and where none is left, or a sound
-is silent, it is drawn again.
+sounds restart first (`adapters.refiner`). A quiet sound is replaced by the next best; one that stays quiet, or is
+silent, is drawn again.
 
 Notebook: 09
 """
@@ -20,7 +20,7 @@ from refined_ldm.mel import is_silent_mel
 from refined_ldm.randomness import caption_generators
 
 REDRAWN = 3  # times that a silent sound is sampled again
-FAINT = 0.02  # of full scale: a sound with a lower peak, 28 dB below that of a training clip, gives way to another
+QUIET = 0.02  # of full scale: a sound with a lower peak, 28 dB below that of a training clip, is replaced
 REDRAWN_BELOW = 0.6  # of the timesteps: a sound is drawn again with guidance below this one only
 
 
@@ -50,26 +50,26 @@ class Drawing:
         """Draw the sounds and keep one for each caption -> waveforms (B, N).
 
         interval: the timesteps with guidance. drafts: they come from a student's four jumps, which a refiner's restart
-        can mend. note: called with a message for each silent sound that is drawn again.
+        can improve. note: called with a message for each silent sound that is drawn again.
         """
         can_choose = drafts and has_matcher(self.model, self.seconds)
-        mended = refiner.restarts(self.model, self.count) if can_choose else 0
-        lowest = self.model.refiner.config.restart if mended else 0  # the jumps below are the restart's
-        choices = self.ranked(self.sample(range(len(self.captions)), self.seed, interval, lowest), mended)
-        waveform, silent = self.hear(choices[0], range(len(self.captions)))
-        for following in choices[1:]:  # those mended, then the drafts
-            if not (rows := is_faint(waveform).nonzero()[:, 0].tolist()):
+        restarted = refiner.restarts(self.model, self.count) if can_choose else 0
+        lowest = self.model.refiner.config.restart if restarted else 0  # the jumps below are the restart's
+        choices = self.ranked(self.sample(range(len(self.captions)), self.seed, interval, lowest), restarted)
+        waveform, silent = self.decode(choices[0], range(len(self.captions)))
+        for following in choices[1:]:  # the restarted sounds, then the drafts
+            if not (rows := is_quiet(waveform).nonzero()[:, 0].tolist()):
                 break
             self._replace(waveform, silent, rows, following[rows])
         # Where there is nearly only noise, guidance turns a sound that is mostly silence into silence.
         highest = round(REDRAWN_BELOW * self.model.schedule.steps)
         interval = (interval[0], max(interval[0], min(interval[1], highest)))
         for again in range(1, REDRAWN + 1):
-            weak = silent.any(0) | is_faint(waveform).cpu() if len(choices) > 1 else silent.any(0)
+            weak = silent.any(0) | is_quiet(waveform).cpu() if len(choices) > 1 else silent.any(0)
             if not (rows := weak.nonzero()[:, 0].tolist()):
                 break
             for row in rows:
-                caption, was = self.captions[row], "silent" if silent[:, row].any() else "faint"
+                caption, was = self.captions[row], "silent" if silent[:, row].any() else "too quiet"
                 note(f"the sound of {caption!r:.60} was {was} and is drawn again ({again} of {REDRAWN} times)")
             self._replace(waveform, silent, rows, self.sample(rows, f"{self.seed}, again {again}", interval))
         for stage, of_stage in zip(("latent", "mel", "waveform"), silent, strict=True):
@@ -83,10 +83,10 @@ class Drawing:
         noise = noise_like(embedding.new_empty(len(rows), *self.model.latent_shape(self.seconds)), generators)
         return self._sample(embedding, noise, generator=generators, guidance_interval=interval, lowest=lowest)
 
-    def ranked(self, latent: Tensor, mended: int = 0) -> list[Tensor]:
+    def ranked(self, latent: Tensor, restarted: int = 0) -> list[Tensor]:
         """Rank latents (B * count, C, T, F) by the matcher -> latents (B, C, T, F), those of the best fit first.
 
-        The best `mended` of each caption restart and are compared again; the others follow as they are. From here on
+        The best `restarted` of each caption restart and are compared again; the others follow as they are. From here on
         there is one sound for each caption. Without a choice, or a matcher for this length, all stay: one entry.
         """
         matcher, captions = self.model.matcher, self.captions[:: self.count]
@@ -94,15 +94,15 @@ class Drawing:
             return [latent]
         ranks = matcher.rank(latent, self.embedding, self.count)
         choices = [latent[rows] for rows in ranks]
-        if mended:
-            best, some = ranks[:mended].T.flatten(), [caption for caption in captions for _ in range(mended)]
+        if restarted:
+            best, some = ranks[:restarted].T.flatten(), [caption for caption in captions for _ in range(restarted)]
             generators = caption_generators(some, f"{self.seed}, restarted")
             better = self.model.restart(latent[best], self.embedding[best], generators, self.unconditional)
-            choices = [*(better[rows] for rows in matcher.rank(better, self.embedding[best], mended)), *choices]
+            choices = [*(better[rows] for rows in matcher.rank(better, self.embedding[best], restarted)), *choices]
         self.embedding, self.captions, self.count = self.embedding[ranks[0]], captions, 1
         return choices
 
-    def hear(self, latent: Tensor, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def decode(self, latent: Tensor, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Refine and decode latents (len(rows), C, T, F) -> waveforms (len(rows), N), silent (3, len(rows)).
 
         silent: whether latent, mel spectrogram and waveform are. Raises FloatingPointError for a non-finite one.
@@ -120,7 +120,7 @@ class Drawing:
 
     def _replace(self, waveform, silent, rows, latent):
         """Replace the rows of waveforms (B, N), and of `silent` (3, B), that latents make louder or that are silent."""
-        other, of_other = self.hear(latent, rows)
+        other, of_other = self.decode(latent, rows)
         better = (other.abs().amax(1) > waveform[rows].abs().amax(1)).cpu() | silent[:, rows].any(0)
         for row, k in [(row, k) for k, row in enumerate(rows) if better[k]]:
             waveform[row], silent[:, row] = other[k], of_other[:, k]
@@ -130,9 +130,9 @@ class Drawing:
         return self.embedding if len(rows) == len(self.captions) else self.embedding[rows]
 
 
-def is_faint(waveform: Tensor) -> Tensor:
-    """Whether each of waveforms (B, N) is too faint to be kept while there are others -> (B,) bool."""
-    return waveform.abs().amax(1) < FAINT
+def is_quiet(waveform: Tensor) -> Tensor:
+    """Whether each of waveforms (B, N) is too quiet to be kept while there are others -> (B,) bool."""
+    return waveform.abs().amax(1) < QUIET
 
 
 def has_matcher(model: nn.Module, seconds: float) -> bool:
