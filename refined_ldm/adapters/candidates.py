@@ -19,7 +19,7 @@ from refined_ldm.diffusion import noise_like
 from refined_ldm.mel import is_silent_mel
 from refined_ldm.randomness import caption_generators
 
-REDRAWN = 3  # times that a silent sound is sampled again
+REDRAWN = 3  # times that a silent or quiet sound is sampled again
 QUIET = 0.02  # of full scale: a sound with a lower peak, 28 dB below that of a training clip, is replaced
 REDRAWN_BELOW = 0.6  # of the timesteps: a sound is drawn again with guidance below this one only
 
@@ -50,7 +50,7 @@ class Drawing:
         """Draw the sounds and keep one for each caption -> waveforms (B, N).
 
         interval: the timesteps with guidance. drafts: they come from a student's four jumps, which a refiner's restart
-        can improve. note: called with a message for each silent sound that is drawn again.
+        can improve. note: called with a message for each silent or quiet sound that is drawn again.
         """
         can_choose = drafts and has_matcher(self.model, self.seconds)
         restarted = refiner.restarts(self.model, self.count) if can_choose else 0
